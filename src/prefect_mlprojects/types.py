@@ -1,0 +1,96 @@
+"""The typing names that users annotate with, and small values that every layer shares."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, TypeAlias
+
+RunStatus: TypeAlias = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+"""What ``SubmittedRun.get_status()`` answers; the names are MLflow's."""
+
+EnvironmentManagerName: TypeAlias = Literal["local", "virtualenv", "uv", "conda"]
+"""The environment managers, as ``--env-manager`` names them."""
+
+StreamName: TypeAlias = Literal["stdout", "stderr"]
+
+DockerArgs: TypeAlias = Mapping[str, Any]
+"""Arguments for the container, in MLflow's flag form or as a mapping."""
+
+BackendConfig: TypeAlias = Mapping[str, Any]
+"""A backend's configuration as users write it."""
+
+
+class OutputSink(Protocol):
+    """Takes what a program prints, as it prints it."""
+
+    def write(self, stream: StreamName, data: bytes) -> None:
+        """Takes the next bytes of a stream, exactly as they came; may block for a while to slow the program down."""
+
+
+class StopSignal:
+    """Tells one run to end; thread-safe, and may be requested more than once.
+
+    The first request wins: its reason stays. Callbacks run once, in the requesting thread (at once when the request
+    was made already), so they must be quick and must not raise.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], None]] = []
+        self._reason: str | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run was told to end."""
+        return self._event.is_set()
+
+    @property
+    def reason(self) -> str | None:
+        """Who or what asked for the end, for people to read; None before a request."""
+        return self._reason
+
+    def request(self, reason: str) -> None:
+        """Tells the run to end.
+
+        Args:
+            reason: Who or what asks, for people to read.
+        """
+        with self._lock:
+            if self._event.is_set():
+                return
+            self._reason = reason
+            self._event.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Blocks until the request comes.
+
+        Args:
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Returns:
+            Whether the request has come.
+        """
+        return self._event.wait(timeout)
+
+    def on_request(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls ``callback`` once when the request comes, or now when it has come.
+
+        Returns:
+            A function that takes the callback back; calling it late or twice does nothing.
+        """
+        with self._lock:
+            if not self._event.is_set():
+                self._callbacks.append(callback)
+                return lambda: self._forget(callback)
+        callback()
+        return lambda: None
+
+    def _forget(self, callback: Callable[[], None]) -> None:
+        with self._lock:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
