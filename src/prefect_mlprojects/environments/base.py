@@ -59,11 +59,18 @@ class EnvironmentManager(Protocol):
         """Finds out which environment the project will get; builds nothing and asks no network.
 
         Raises:
-            EnvironmentBuildError: A file that the project names is missing or malformed, or no fitting Python was found.
+            EnvironmentBuildError: A file that the project names is missing or malformed, or no fitting Python was
+                found.
         """
 
     def prepare(
-        self, project: Project, plan: EnvironmentPlan, report: Callable[[str], None], stop: StopSignal, *, rebuild: bool = False
+        self,
+        project: Project,
+        plan: EnvironmentPlan,
+        report: Callable[[str], None],
+        stop: StopSignal,
+        *,
+        rebuild: bool = False,
     ) -> PreparedEnvironment:
         """Returns the environment, building it when it is not there; two processes that want the same build it once.
 

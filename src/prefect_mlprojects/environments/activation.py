@@ -1,0 +1,91 @@
+"""The variables that a program sees: an environment as activated, and nothing of the one that runs this package."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+# What tells a Python, or a tool such as uv, pip or cmake, which environment it is in.
+_ENVIRONMENT_MARKERS = frozenset(
+    (
+        "PYTHONHOME",
+        "PYTHONPATH",
+        "PYTHONEXECUTABLE",
+        "__PYVENV_LAUNCHER__",
+        "VIRTUAL_ENV",
+        "VIRTUAL_ENV_PROMPT",
+        "CONDA_DEFAULT_ENV",
+        "CONDA_PROMPT_MODIFIER",
+        "CONDA_SHLVL",
+        "PYENV_VERSION",
+        "PYENV_VIRTUAL_ENV",
+        "PIPENV_ACTIVE",
+        "POETRY_ACTIVE",
+        "UV_PROJECT_ENVIRONMENT",
+        "UV_RUN_RECURSION_DEPTH",
+    )
+)
+_CONDA_PREFIX = re.compile(r"^CONDA_PREFIX(_\d+)?$")
+
+# Prefect's own variables for the process of a flow run; a flow that the project starts is not that flow run.
+_INTERNAL_PREFIX = "PREFECT__"
+_LAUNCHER_MARKER = "__PYVENV_LAUNCHER__"
+
+
+def local_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a program that runs in the caller's own environment.
+
+    As with ``mlflow run --env-manager local``, it is the environment of the shell that counts: ``python`` is what PATH
+    says.
+
+    Args:
+        environ: The environment variables of this process.
+
+    Returns:
+        The same without what is internal to this process.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(_INTERNAL_PREFIX) and name != _LAUNCHER_MARKER
+    }
+
+
+def activated_variables(environ: Mapping[str, str], location: Path, own_prefix: Path | None = None) -> dict[str, str]:
+    """The variables of a program that runs in a virtual environment, as its ``activate`` script would set them.
+
+    The environment that runs this package, and the one that the caller's shell has activated, are taken off PATH: else
+    their ``pip`` or ``mlflow`` would be found where the new environment has none, and work on the wrong one.
+
+    Args:
+        environ: The environment variables of this process.
+        location: The virtual environment's folder.
+        own_prefix: The virtual environment that runs this package, or None when none does.
+
+    Returns:
+        The whole environment of the program.
+    """
+    variables = {
+        name: value
+        for name, value in local_variables(environ).items()
+        if name not in _ENVIRONMENT_MARKERS and not _CONDA_PREFIX.match(name)
+    }
+    active = environ.get("VIRTUAL_ENV")
+    hidden = {
+        os.path.realpath(prefix / "bin")
+        for prefix in (own_prefix, Path(active) if active else None)
+        if prefix is not None
+    }
+    folders = (environ.get("PATH") or os.defpath).split(os.pathsep)
+    kept = [folder for folder in folders if not folder or os.path.realpath(folder) not in hidden]
+    variables["PATH"] = os.pathsep.join([str(location / "bin"), *kept])
+    variables["VIRTUAL_ENV"] = str(location)
+    return variables
+
+
+def own_environment() -> Path | None:
+    """The virtual environment that runs this process, or None when it is not run by one."""
+    return Path(sys.prefix) if sys.prefix != sys.base_prefix else None

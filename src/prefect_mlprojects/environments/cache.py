@@ -1,0 +1,349 @@
+"""The cache of built environments: one folder for each content key, complete or not there at all.
+
+Layout below ``<cache directory>/environments``::
+
+    <key>/environment.json   which build is the current one; written last, at once, so that it never names half a build
+    <key>/<number>/          a build. Environments can't be moved (their scripts hold absolute paths), so each is made
+                             where it stays, and a new build never touches an older one that a run may be using
+    <key>/used               its time of change is the time of the last use
+    .locks/<key>.lock        held while a build is made, or the folder removed
+    .locks/<key>.<n>.use     held, shared, by every process that uses build n
+
+Locks are the operating system's, so they end with the process that holds them, however it ends. Lock files are never
+removed, since another process may be about to lock the file that would be removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from prefect_mlprojects.environments.errors import cache_errors, stopped_error
+from prefect_mlprojects.environments.files import disk_usage, remove_tree, write_atomically
+from prefect_mlprojects.environments.pins import open_lock_file, pin, release_pin
+from prefect_mlprojects.types import StopSignal
+
+FORMAT = 1
+"""The version of this layout; environments of another one are not seen."""
+
+_RECORD = "environment.json"
+_USED = "used"
+_POLL_SECONDS = 0.2
+_REMOVED_PREFIX = ".removed-"
+
+
+@dataclass(frozen=True)
+class EnvironmentRecord:
+    """What the cache knows of a complete environment.
+
+    Attributes:
+        key: The content hash that names it.
+        build: The number of the build that is used.
+        manager: The environment manager that made it.
+        description: For people to read.
+        python_version: Its Python's version.
+        created: When the build ended, seconds since the epoch.
+        size: Bytes it takes on the disk.
+        facts: What else is worth knowing, such as the project it was made for.
+    """
+
+    key: str
+    build: int
+    manager: str
+    description: str
+    python_version: str
+    created: float
+    size: int
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+class EnvironmentCache:
+    """The built environments below one folder; safe to use from many threads and processes.
+
+    Args:
+        root: The cache directory, as the settings have it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "environments"
+        self._locks = self.folder / ".locks"
+
+    def find(self, key: str) -> EnvironmentRecord | None:
+        """The complete environment of a key, or None; reads one small file and looks for its Python.
+
+        Args:
+            key: The content hash.
+        """
+        record = self.read(key)
+        if record is None or not (self.location(record) / "bin" / "python").exists():
+            return None
+        return record
+
+    def read(self, key: str) -> EnvironmentRecord | None:
+        """What is recorded of a key, whether or not its Python still works.
+
+        Args:
+            key: The content hash.
+        """
+        try:
+            data = json.loads((self.folder / key / _RECORD).read_text(encoding="utf-8"))
+            if data.pop("format") != FORMAT or data.get("key") != key:
+                return None
+            return EnvironmentRecord(**data)
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            return None
+
+    def location(self, record: EnvironmentRecord) -> Path:
+        """The folder of an environment.
+
+        Args:
+            record: The environment.
+        """
+        return self.folder / record.key / str(record.build)
+
+    def next_location(self, key: str) -> Path:
+        """Where the next build of a key will lie.
+
+        Args:
+            key: The content hash.
+        """
+        return self.folder / key / str(max(self._builds(key), default=0) + 1)
+
+    def use(self, key: str, token: str) -> EnvironmentRecord | None:
+        """Finds the complete environment of a key and keeps it from being removed.
+
+        It is kept until the token is released, or this process ends.
+
+        Args:
+            key: The content hash.
+            token: Names the use; pass it to ``release_pin``.
+
+        Returns:
+            The environment; None when there is none, and then nothing is kept.
+        """
+        record = self.find(key)
+        while record is not None:
+            pin(self._use_file(key, record.build), token)
+            # Another process may have removed or replaced it before the lock was ours.
+            again = self.find(key)
+            if again == record:
+                with contextlib.suppress(OSError):
+                    os.utime(self.folder / key / _USED)
+                return record
+            release_pin(token)
+            record = again
+        return None
+
+    def last_used(self, key: str) -> float | None:
+        """When an environment was last used, seconds since the epoch; None when that is not known.
+
+        Args:
+            key: The content hash.
+        """
+        try:
+            return (self.folder / key / _USED).stat().st_mtime
+        except OSError:
+            return None
+
+    @contextlib.contextmanager
+    def lock(self, key: str, manager: str, report: Callable[[str], None], stop: StopSignal) -> Iterator[None]:
+        """Keeps other processes and threads from building or removing an environment.
+
+        Args:
+            key: The content hash.
+            manager: The environment manager, for errors.
+            report: Is told when there is someone to wait for.
+            stop: Ends the waiting.
+
+        Yields:
+            When it is this caller's turn.
+
+        Raises:
+            EnvironmentBuildError: The cache can't be written, or the waiting was stopped.
+        """
+        from filelock import FileLock, Timeout
+
+        holder = self._locks / f"{key}.builder"
+        with cache_errors(self.root, manager):
+            self._locks.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self._locks / f"{key}.lock")
+            waiting = False
+            while True:
+                try:
+                    lock.acquire(timeout=0 if not waiting else 5 * _POLL_SECONDS, poll_interval=_POLL_SECONDS)
+                    break
+                except Timeout:
+                    if not waiting:
+                        report(f"Waiting for {_describe_holder(holder)}, which is building this environment")
+                    waiting = True
+                    if stop.requested:
+                        raise stopped_error(manager, stop) from None
+        try:
+            with contextlib.suppress(OSError):
+                holder.write_text(str(os.getpid()), encoding="utf-8")
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, key: str) -> Path:
+        """Removes what dead builds left and returns the folder for a new build; call it with the lock held.
+
+        Args:
+            key: The content hash.
+
+        Returns:
+            A folder that is not there yet; its parent is.
+
+        Raises:
+            OSError: The cache can't be written.
+        """
+        (self.folder / key).mkdir(parents=True, exist_ok=True)
+        location = self.next_location(key)
+        self._remove_stale_builds(key, self.read(key))
+        return location
+
+    def complete(self, record: EnvironmentRecord) -> EnvironmentRecord:
+        """Makes a build the one that is used; call it with the lock held, when nothing is left to do.
+
+        Args:
+            record: The environment; its size is filled in.
+
+        Returns:
+            The record as written.
+
+        Raises:
+            OSError: It can't be written; the environment stays unused.
+        """
+        location = self.location(record)
+        data = {**asdict(record), "format": FORMAT, "size": disk_usage(location)}
+        (self.folder / record.key / _USED).touch()
+        write_atomically(self.folder / record.key / _RECORD, json.dumps(data, indent=1))
+        self._remove_stale_builds(record.key, record)
+        del data["format"]
+        return EnvironmentRecord(**data)
+
+    def abandon(self, key: str, location: Path) -> None:
+        """Removes a build that failed; call it with the lock held.
+
+        Args:
+            key: The content hash.
+            location: What ``begin`` returned.
+        """
+        remove_tree(location)
+        with contextlib.suppress(OSError):
+            (self.folder / key).rmdir()
+
+    def list_keys(self) -> tuple[str, ...]:
+        """The keys that have a folder, complete or not."""
+        try:
+            entries = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
+        except OSError:
+            return ()
+        return tuple(name for name in entries if not name.startswith("."))
+
+    def in_use(self, key: str) -> bool:
+        """Whether a live process uses any build of a key.
+
+        Args:
+            key: The content hash.
+        """
+        with self._unused_builds(key, self._builds(key)) as unused:
+            return len(unused) < len(self._builds(key))
+
+    def remove(self, key: str) -> bool:
+        """Removes everything of a key, unless it is in use or being built.
+
+        Args:
+            key: The content hash.
+
+        Returns:
+            Whether it is gone.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self._locks / f"{key}.lock")
+        try:
+            self._locks.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):
+            return False
+        try:
+            builds = self._builds(key)
+            with self._unused_builds(key, builds) as unused:
+                if len(unused) < len(builds):
+                    return False
+                # Gone in one step for everyone else; taking it to pieces may take a while.
+                grave = self.folder / f"{_REMOVED_PREFIX}{uuid.uuid4().hex}"
+                try:
+                    (self.folder / key).rename(grave)
+                except FileNotFoundError:
+                    return True
+                except OSError:
+                    return False
+        finally:
+            lock.release()
+        remove_tree(grave)
+        return True
+
+    def remove_graves(self) -> None:
+        """Removes what an interrupted removal left."""
+        with contextlib.suppress(OSError):
+            for entry in list(os.scandir(self.folder)):
+                if entry.name.startswith(_REMOVED_PREFIX):
+                    remove_tree(Path(entry.path))
+
+    def _use_file(self, key: str, build: int) -> Path:
+        return self._locks / f"{key}.{build}.use"
+
+    def _builds(self, key: str) -> tuple[int, ...]:
+        try:
+            return tuple(sorted(int(entry.name) for entry in os.scandir(self.folder / key) if entry.name.isdecimal()))
+        except OSError:
+            return ()
+
+    @contextlib.contextmanager
+    def _unused_builds(self, key: str, builds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        """Locks, for the time of the block, those builds that no process uses, so that none can begin to."""
+        handles: dict[int, int] = {}
+        try:
+            for build in builds:
+                handle = open_lock_file(self._use_file(key, build))
+                if handle is None:
+                    continue
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    os.close(handle)
+                else:
+                    handles[build] = handle
+            yield tuple(handles)
+        finally:
+            for handle in handles.values():
+                os.close(handle)
+
+    def _remove_stale_builds(self, key: str, current: EnvironmentRecord | None) -> None:
+        stale = tuple(build for build in self._builds(key) if current is None or build != current.build)
+        with self._unused_builds(key, stale) as unused:
+            for build in unused:
+                remove_tree(self.folder / key / str(build))
+
+
+def _describe_holder(file: Path) -> str:
+    try:
+        pid = int(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "another process"
+    return "another run of this process" if pid == os.getpid() else f"another process ({pid})"
+
+
+def now() -> float:
+    """The time, seconds since the epoch."""
+    return time.time()

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from prefect_mlprojects.environments.detection import choose_manager, uv_lock_of
+from prefect_mlprojects.exceptions import EnvironmentBuildError
+from prefect_mlprojects.spec.project import (
+    CondaEnvironment,
+    DockerEnvironment,
+    NoEnvironment,
+    Project,
+    ProjectEnvironment,
+    PythonEnvironment,
+)
+
+PYTHON = PythonEnvironment(Path("/p/python_env.yaml"))
+CONDA = CondaEnvironment(Path("/p/conda.yaml"))
+DOCKER = DockerEnvironment("python:3.11")
+NONE = NoEnvironment()
+
+
+def project(environment: ProjectEnvironment) -> Project:
+    return Project(Path("/p"), None, "demo", {}, environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "requested", "expected"),
+    [
+        (PYTHON, None, "uv"),
+        (NONE, None, "uv"),
+        (CONDA, None, "conda"),
+        (DOCKER, None, "local"),
+        (PYTHON, "virtualenv", "virtualenv"),
+        (PYTHON, "local", "local"),
+        (CONDA, "uv", "uv"),
+        (CONDA, "virtualenv", "virtualenv"),
+        (CONDA, "local", "local"),
+        (CONDA, "conda", "conda"),
+        (NONE, "local", "local"),
+        (DOCKER, "uv", "local"),
+        (DOCKER, "conda", "local"),
+    ],
+)
+def test_the_manager_follows_from_the_environment_unless_one_is_asked_for(
+    environment: ProjectEnvironment, requested: str | None, expected: str
+) -> None:
+    assert choose_manager(project(environment), requested) == expected
+
+
+@pytest.mark.parametrize("environment", [PYTHON, NONE])
+def test_conda_makes_no_environment_from_python_files(environment: ProjectEnvironment) -> None:
+    with pytest.raises(
+        EnvironmentBuildError, match=r"'demo' can't be run with --env-manager conda.*uv, virtualenv or local"
+    ):
+        choose_manager(project(environment), "conda")
+
+
+@pytest.mark.parametrize("requested", ["UV", "poetry", "", "uv "])
+@pytest.mark.parametrize("environment", [PYTHON, DOCKER])
+def test_an_unknown_manager_lists_the_four(environment: ProjectEnvironment, requested: str) -> None:
+    with pytest.raises(EnvironmentBuildError) as caught:
+        choose_manager(project(environment), requested)
+    assert "local, virtualenv, uv, conda" in str(caught.value)
+    assert caught.value.manager == requested
+    assert pickle.loads(pickle.dumps(caught.value)).manager == requested
+
+
+def test_a_misspelt_manager_gets_the_nearest() -> None:
+    with pytest.raises(EnvironmentBuildError, match="Did you mean 'virtualenv'"):
+        choose_manager(project(PYTHON), "virtual-env")
+
+
+def test_a_lock_counts_only_beside_a_pyproject_and_without_an_environment_file(tmp_path: Path) -> None:
+    bare = Project(tmp_path, None, None, {}, NONE)
+    assert uv_lock_of(bare) is None
+    (tmp_path / "uv.lock").touch()
+    assert uv_lock_of(bare) is None
+    (tmp_path / "pyproject.toml").touch()
+    assert uv_lock_of(bare) == tmp_path / "uv.lock"
+    assert uv_lock_of(Project(tmp_path, None, None, {}, PYTHON)) is None

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefect_mlprojects.environments.python_files import RequirementEntry
+from prefect_mlprojects.environments.requirements import LocalPackage, RequirementSet, expand_requirements
+from prefect_mlprojects.exceptions import Problem
+
+
+def expand(project: Path, *lines: str, source: str = "python_env.yaml") -> RequirementSet | tuple[Problem, ...]:
+    entries = [RequirementEntry(line, number) for number, line in enumerate(lines, start=2)]
+    return expand_requirements(entries, project / source, project)
+
+
+def good(project: Path, *lines: str, source: str = "python_env.yaml") -> RequirementSet:
+    result = expand(project, *lines, source=source)
+    assert isinstance(result, RequirementSet), [str(problem) for problem in result]
+    return result
+
+
+def bad(project: Path, *lines: str) -> list[str]:
+    result = expand(project, *lines)
+    assert isinstance(result, tuple)
+    return [str(problem) for problem in result]
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_files_are_followed_and_handed_on_with_absolute_paths(tmp_path: Path) -> None:
+    main = write(tmp_path / "requirements.txt", "six==1.16\n-r deps/more.txt  # more\n-c limits.txt\n")
+    more = write(tmp_path / "deps/more.txt", "attrs\n-r last.txt\n")
+    last = write(tmp_path / "deps/last.txt", "h11\n")
+    limits = write(tmp_path / "limits.txt", "attrs<26\n")
+    result = good(tmp_path, "-r requirements.txt", "iniconfig")
+    assert result.lines == ("iniconfig",)
+    assert result.arguments == ("-r", str(main))
+    assert set(result.files) == {main, more, last, limits}
+    assert result.count == 4
+
+
+@pytest.mark.parametrize("line", ["-rr.txt", "-r r.txt", "-r  'r.txt'", "--requirement r.txt", "--requirement=r.txt"])
+def test_every_spelling_of_the_option(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path / "r.txt", "six\n")
+    assert good(tmp_path, line).arguments == ("-r", str(path))
+
+
+def test_a_file_is_looked_for_in_the_project_and_then_beside_the_environment_file(tmp_path: Path) -> None:
+    beside = write(tmp_path / "envs/requirements.txt", "six\n")
+    assert good(tmp_path, "-r requirements.txt", source="envs/python_env.yaml").arguments == ("-r", str(beside))
+    first = write(tmp_path / "requirements.txt", "attrs\n")
+    assert good(tmp_path, "-r requirements.txt", source="envs/python_env.yaml").arguments == ("-r", str(first))
+
+
+def test_what_a_reader_would_not_notice_makes_the_same_environment(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "Scikit_Learn ==1.5.2 # why\n\n# nothing\nsix \\\n  >=1\n")
+    write(tmp_path / "b.txt", "scikit-learn==1.5.2\r\nsix>=1\n")
+    assert good(tmp_path, "-r a.txt").facts == good(tmp_path, "-r b.txt").facts
+
+
+@pytest.mark.parametrize(
+    "changed", ["six==1.17\n", "six==1.16\nattrs\n", "six==1.16 ; python_version > '3'\n", "--pre\nsix==1.16\n", ""]
+)
+def test_a_changed_file_makes_another_environment(tmp_path: Path, changed: str) -> None:
+    write(tmp_path / "r.txt", "six==1.16\n")
+    before = good(tmp_path, "-r r.txt")
+    write(tmp_path / "r.txt", changed)
+    after = good(tmp_path, "-r r.txt")
+    assert before.facts != after.facts
+    assert before.text_facts != after.text_facts
+
+
+def test_a_requirement_and_a_constraint_are_not_the_same(tmp_path: Path) -> None:
+    write(tmp_path / "r.txt", "six\n")
+    assert good(tmp_path, "-r r.txt").facts != good(tmp_path, "-c r.txt").facts
+    assert good(tmp_path, "-c r.txt").count == 0
+
+
+def test_lines_that_only_the_installer_understands_pass(tmp_path: Path) -> None:
+    lines = (
+        "--index-url https://example.org/simple",
+        "--no-binary :all:",
+        "--pre",
+        "-r https://example.org/requirements.txt",
+        "demo @ https://example.org/demo-1.0.zip",
+        "git+https://example.org/demo.git@main#egg=demo",
+        "-e git+https://example.org/demo.git#egg=demo",
+        "six==1.16.0 --hash=sha256:1e61c37477a1626458e36f7b1d82aa5c9b094fa4802892072e49de9c60c4c926",
+        "secret==${VERSION_OF_SECRET}",
+        "uvicorn[standard]>=0.30; python_version >= '3.10'",
+    )
+    assert good(tmp_path, *lines).lines == lines
+
+
+def test_local_packages_are_relative_to_the_project(tmp_path: Path) -> None:
+    write(
+        tmp_path / "pkg/pyproject.toml",
+        '[build-system]\nrequires = []\n[project]\nversion = "1"\nname = "my-pkg"\n[tool]\nname="x"\n',
+    )
+    write(tmp_path / "nested/requirements.txt", "./pkg\n")
+    result = good(
+        tmp_path, "-r nested/requirements.txt", "-e ./pkg", "./pkg[extra]", "my-pkg @ file:pkg", "my-pkg @ ./pkg"
+    )
+    package = tmp_path / "pkg"
+    assert result.local_packages == (
+        LocalPackage(package, editable=False),
+        LocalPackage(package, editable=True),
+        LocalPackage(package, editable=False),
+        LocalPackage(package, editable=False),
+        LocalPackage(package, editable=False),
+    )
+    assert result.local_packages[0].name == "my-pkg"
+    assert LocalPackage(tmp_path / "nested", editable=False).name is None
+
+
+def test_code_of_a_copied_package_counts_and_of_an_editable_one_does_not(tmp_path: Path) -> None:
+    write(tmp_path / "pkg/pyproject.toml", "[project]\nname = 'pkg'\n")
+    code = write(tmp_path / "pkg/src/pkg.py", "X = 1\n")
+    copied, editable = good(tmp_path, "./pkg"), good(tmp_path, "-e ./pkg")
+    code.write_text("X = 2\n")
+    assert good(tmp_path, "./pkg").facts != copied.facts
+    assert good(tmp_path, "./pkg").text_facts == copied.text_facts
+    assert good(tmp_path, "-e ./pkg").facts == editable.facts
+    write(tmp_path / "pkg/pyproject.toml", "[project]\nname = 'pkg'\ndependencies = ['six']\n")
+    assert good(tmp_path, "-e ./pkg").facts != editable.facts
+
+
+def test_a_copied_package_is_the_same_in_another_working_copy_but_an_editable_one_is_not(tmp_path: Path) -> None:
+    for copy in ("one", "two"):
+        write(tmp_path / copy / "pkg/pyproject.toml", "[project]\nname = 'pkg'\n")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert good(one, "./pkg").facts == good(two, "./pkg").facts
+    assert good(one, "-e ./pkg").facts != good(two, "-e ./pkg").facts
+
+
+def test_a_wheel_file_and_a_folder_of_links_count_by_content(tmp_path: Path) -> None:
+    wheel = write(tmp_path / "wheels/demo-1.0-py3-none-any.whl", "one")
+    lines = ("--find-links wheels", "demo")
+    by_link, by_file = good(tmp_path, *lines), good(tmp_path, "wheels/demo-1.0-py3-none-any.whl")
+    assert by_link.arguments == ("-f", str(tmp_path / "wheels"))
+    wheel.write_text("two")
+    assert good(tmp_path, *lines).facts != by_link.facts
+    assert good(tmp_path, "wheels/demo-1.0-py3-none-any.whl").facts != by_file.facts
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("-r none.txt", "requirements file {project}/none.txt, but there is no such file"),
+        ("-c none.txt", "constraints file {project}/none.txt, but there is no such file"),
+        ("-r .", "but it is a folder"),
+        ("./none", "local package './none', but there is no {project}/none"),
+        ("-e ./none", "local package './none', but there is no {project}/none"),
+        ("none-1.0-py3-none-any.whl", "there is no {project}/none-1.0-py3-none-any.whl"),
+        ("demo @ file:///none/demo", "there is no /none/demo"),
+        ("six=1.16", "'six=1.16' is not a requirement"),
+        ("six=1.16", "write == for an exact version"),
+        ("six 1.16", "is not a requirement"),
+        ("; six", "is not a requirement"),
+        ("six==1.16; python_version", "is not a requirement"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, line: str, words: str) -> None:
+    (problem,) = bad(tmp_path, line)
+    assert problem.startswith(f"{tmp_path}/python_env.yaml:2: ")
+    assert words.format(project=tmp_path) in problem
+
+
+def test_problems_of_nested_files_name_those_files_and_all_come_at_once(tmp_path: Path) -> None:
+    write(tmp_path / "r.txt", "six\n\n-r none.txt\nattrs \\\n  !! 3\n")
+    (tmp_path / "latin.txt").write_bytes(b"six # caf\xe9\n")
+    first, second, third = bad(tmp_path, "-r r.txt", "-r latin.txt")
+    assert first.startswith(f"{tmp_path}/r.txt:3: it names the requirements file {tmp_path}/none.txt")
+    assert second.startswith(f"{tmp_path}/r.txt:4: ")
+    assert third.startswith(f"{tmp_path}/python_env.yaml:3: it names the requirements file {tmp_path}/latin.txt")
+    assert "not UTF-8" in third
+
+
+def test_a_file_that_includes_itself_ends(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "-r b.txt\n")
+    write(tmp_path / "b.txt", "-r a.txt\n")
+    (problem,) = bad(tmp_path, "-r a.txt")
+    assert problem.startswith(f"{tmp_path}/b.txt:1: ")
+    assert "includes itself" in problem
+
+
+def test_variables_in_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "elsewhere/r.txt", "six\n")
+    monkeypatch.setenv("WHERE_REQUIREMENTS_ARE", str(path.parent))
+    assert good(tmp_path, "-r ${WHERE_REQUIREMENTS_ARE}/r.txt").arguments == ("-r", str(path))
