@@ -21,12 +21,12 @@ class WorkingCopy:
         directory: The project's folder with the ``#subdirectory`` applied, absolute.
         uri: What was asked for, with any password in it masked.
         kind: Where it came from.
-        source_name: What MLflow shows as the run's source (``mlflow.source.name``), passwords masked: for a folder inside a
-            git repository ``file://<repository>#<subdirectory>``, as MLflow writes it.
+        source_name: What MLflow shows as the run's source (``mlflow.source.name``), passwords masked: for a folder
+            inside a git repository ``file://<repository>#<subdirectory>``, as MLflow writes it.
         commit: The full SHA of the commit that is checked out, when the files are under git's control.
         branch: The branch that is checked out; None when no branch is, or outside git.
         repository_url: The URL of the repository's first remote, passwords masked; None without one.
-        dirty: Whether tracked files differ from ``commit`` or there are untracked ones that git does not ignore.
+        dirty: Whether tracked files differ from ``commit``; untracked ones do not count.
         temporary: Whether the copy belongs to one run and is to be removed when the run has ended.
     """
 

@@ -1,0 +1,52 @@
+"""Folders of a project: the subdirectory that a URI names, and what to say of one that is not there."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path, PurePosixPath
+
+from prefect_mlprojects.exceptions import FetchError
+
+
+def apply_subdirectory(root: Path, subdirectory: str, uri: str) -> Path:
+    """Returns the folder ``subdirectory`` below ``root``.
+
+    Args:
+        root: The folder of the whole project, absolute.
+        subdirectory: What stood after the ``#``; empty for ``root`` itself.
+        uri: The project's URI for error messages, passwords masked.
+
+    Raises:
+        FetchError: It leads out of ``root`` (also through a symbolic link), or there is no such folder.
+    """
+    parts = PurePosixPath(subdirectory)
+    folder = root / parts
+    if parts.is_absolute() or ".." in parts.parts or not folder.resolve().is_relative_to(root.resolve()):
+        raise FetchError(
+            f"The subdirectory {subdirectory!r} of {uri!r} leads out of the project. Name a folder inside it.", uri=uri
+        )
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise FetchError(f"The subdirectory {subdirectory!r} of {uri!r} {what}: {folder}{nearest(folder)}", uri=uri)
+    return folder
+
+
+def nearest(folder: Path) -> str:
+    """Returns the end of a "does not exist" sentence.
+
+    It names the sibling whose name is most like the missing one, or the last parent that exists.
+
+    Args:
+        folder: The absolute path that does not exist.
+    """
+    parent = folder.parent
+    if not parent.is_dir():
+        existing = next((ancestor for ancestor in parent.parents if ancestor.is_dir()), None)
+        return f" (of its path only {str(existing)!r} is there)." if existing is not None else "."
+    try:
+        siblings = [entry.name for entry in os.scandir(parent) if entry.is_dir()]
+    except OSError:
+        return "."
+    close = difflib.get_close_matches(folder.name, siblings, n=1)
+    return f". Did you mean {str(parent / close[0])!r}?" if close else "."

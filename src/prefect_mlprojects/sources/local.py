@@ -1,0 +1,71 @@
+"""Projects that are folders of this machine: they run in place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.sources.base import SourceKind, WorkingCopy
+from prefect_mlprojects.sources.folders import apply_subdirectory
+from prefect_mlprojects.sources.git_facts import read_git_facts
+from prefect_mlprojects.types import StopSignal
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """A local folder.
+
+    Attributes:
+        folder: The folder before the ``#``, absolute.
+        subdirectory: What stood after the ``#``; empty for the folder itself.
+        uri: What was asked for, passwords masked.
+    """
+
+    folder: Path
+    subdirectory: str
+    uri: str
+
+    @property
+    def kind(self) -> SourceKind:
+        """Where it is: ``local``."""
+        return "local"
+
+    def fetch(self, stop: StopSignal, report: Callable[[str], None]) -> WorkingCopy:
+        """Returns the folder itself, with what git says about it when it is inside a repository.
+
+        Git is asked, not needed: when it is missing or refuses, the reason is reported and the copy has no commit.
+
+        Args:
+            stop: Asks for the end.
+            report: Takes what people should know, a line each.
+
+        Raises:
+            FetchError: The folder is gone, can't be read, or the subdirectory leads out of it; or the run was stopped.
+        """
+        if stop.requested:
+            raise FetchError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
+        directory = apply_subdirectory(self.folder, self.subdirectory, self.uri)
+        if not directory.is_dir():
+            raise FetchError(f"The project folder {str(directory)!r} does not exist any more.", uri=self.uri)
+        if not os.access(directory, os.R_OK | os.X_OK):
+            raise FetchError(
+                f"The project folder {str(directory)!r} can't be read: permission denied. Check its owner and mode.",
+                uri=self.uri,
+            )
+        facts = read_git_facts(directory, report, stop)
+        return WorkingCopy(
+            directory=directory,
+            uri=self.uri,
+            kind="local",
+            source_name=facts.source_name if facts else str(directory),
+            commit=facts.commit if facts else None,
+            branch=facts.branch if facts else None,
+            repository_url=facts.repository_url if facts else None,
+            dirty=facts.dirty if facts else False,
+        )
+
+    def remove(self, copy: WorkingCopy) -> None:
+        """Does nothing: the folder is the user's own."""
