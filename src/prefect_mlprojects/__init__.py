@@ -1,1 +1,67 @@
-"""."""
+"""Run any MLflow-Projects project ("MLproject") as a Prefect 3 flow.
+
+Importing this package is cheap: each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect_mlprojects.backends.base import Backend
+    from prefect_mlprojects.environments.base import EnvironmentManager
+    from prefect_mlprojects.exceptions import ExecutionException
+    from prefect_mlprojects.flows.run_project import run_project
+    from prefect_mlprojects.projects import run
+    from prefect_mlprojects.spec import Project, ProjectParameter, load_project
+    from prefect_mlprojects.submitted_run import LocalSubmittedRun, SubmittedRun
+    from prefect_mlprojects.tasks.session import RunResult
+    from prefect_mlprojects.types import BackendConfig, DockerArgs, RunStatus
+
+_HOMES = {
+    "Backend": "backends.base",
+    "BackendConfig": "types",
+    "DockerArgs": "types",
+    "EnvironmentManager": "environments.base",
+    "ExecutionException": "exceptions",
+    "LocalSubmittedRun": "submitted_run",
+    "Project": "spec",
+    "ProjectParameter": "spec",
+    "RunResult": "tasks.session",
+    "RunStatus": "types",
+    "SubmittedRun": "submitted_run",
+    "load_project": "spec",
+    "run": "projects",
+    "run_project": "flows.run_project",
+}
+
+__all__ = [
+    "Backend",
+    "BackendConfig",
+    "DockerArgs",
+    "EnvironmentManager",
+    "ExecutionException",
+    "LocalSubmittedRun",
+    "Project",
+    "ProjectParameter",
+    "RunResult",
+    "RunStatus",
+    "SubmittedRun",
+    "load_project",
+    "run",
+    "run_project",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,113 @@
+"""Notices that somebody cancels a flow run through Prefect's API or UI.
+
+Prefect's engine does not look at its flow run's state while the flow's code runs, so a run in a thread or a script would go on
+and stay in Cancelling. One subscription to Prefect's events serves all runs of an event loop; a slow poll behind it
+catches what an interrupted websocket missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_API_URL
+
+from prefect_mlprojects.types import StopSignal
+
+_logger = logging.getLogger(__name__)
+
+# Most runs are over before a websocket would pay off; the first poll catches a cancellation that came before it stood.
+_SECONDS_BEFORE_SUBSCRIBING = 0.3
+_SECONDS_BETWEEN_POLLS = 10.0
+_SECONDS_BETWEEN_SUBSCRIPTIONS = 2.0
+
+REASON = "it was cancelled in Prefect"
+
+
+class _Watcher:
+    """Watches the flow runs of one event loop on one Prefect API."""
+
+    def __init__(self) -> None:
+        self._stops: dict[UUID, StopSignal] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def add(self, flow_run_id: UUID, stop: StopSignal) -> None:
+        self._stops[flow_run_id] = stop
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._subscribe()), asyncio.create_task(self._poll_slowly())]
+
+    async def remove(self, flow_run_id: UUID) -> None:
+        self._stops.pop(flow_run_id, None)
+        if self._stops:
+            return
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+
+    async def _poll(self) -> None:
+        if not self._stops:
+            return
+        async with get_client() as client:
+            cancelled = await client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(
+                    id=FlowRunFilterId(any_=list(self._stops)),
+                    state=FlowRunFilterState(
+                        type=FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])
+                    ),
+                )
+            )
+        for flow_run in cancelled:
+            self._request_stop(flow_run.id)
+
+    def _request_stop(self, flow_run_id: UUID) -> None:
+        stop = self._stops.get(flow_run_id)
+        if stop is not None:
+            stop.request(REASON)
+
+    async def _poll_slowly(self) -> None:
+        while True:
+            await asyncio.sleep(_SECONDS_BETWEEN_POLLS)
+            try:
+                await self._poll()
+            except Exception as error:  # noqa: BLE001 - the server may be away for a while; the next poll tries again
+                _logger.debug("Could not ask for cancelled flow runs: %s", error)
+
+    async def _subscribe(self) -> None:
+        from prefect.events.clients import get_events_subscriber
+        from prefect.events.filters import EventFilter, EventNameFilter
+
+        await asyncio.sleep(_SECONDS_BEFORE_SUBSCRIBING)
+        names = EventNameFilter(name=["prefect.flow-run.Cancelling", "prefect.flow-run.Cancelled"])
+        while True:
+            try:
+                async with get_events_subscriber(filter=EventFilter(event=names)) as events:
+                    await self._poll()
+                    async for event in events:
+                        prefix, _, identifier = event.resource.id.rpartition(".")
+                        if prefix == "prefect.flow-run":
+                            self._request_stop(UUID(identifier))
+            except Exception as error:  # noqa: BLE001 - a lost websocket is opened again; the poll works meanwhile
+                _logger.debug("Lost the subscription to Prefect's events: %s", error)
+            await asyncio.sleep(_SECONDS_BETWEEN_SUBSCRIPTIONS)
+
+
+_watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Watcher]] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def watch_cancellation(flow_run_id: UUID, stop: StopSignal) -> AsyncIterator[None]:
+    """Requests ``stop`` as soon as the flow run is cancelled in Prefect, for as long as the context lasts."""
+    watchers = _watchers.setdefault(asyncio.get_running_loop(), {})
+    watcher = watchers.setdefault(str(PREFECT_API_URL.value()), _Watcher())
+    watcher.add(flow_run_id, stop)
+    try:
+        yield
+    finally:
+        await watcher.remove(flow_run_id)

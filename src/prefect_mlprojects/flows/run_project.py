@@ -1,0 +1,333 @@
+"""The flow ``run_project``: one run of a project is one run of this flow."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import Any, Literal
+
+import anyio
+from prefect import flow, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelled, Failed, State
+from prefect.utilities.urls import url_for
+
+from prefect_mlprojects._redaction import mask_uri
+from prefect_mlprojects.backends import get_backend
+from prefect_mlprojects.backends.base import RunIdentity
+from prefect_mlprojects.environments import release_environment
+from prefect_mlprojects.environments.base import PreparedEnvironment
+from prefect_mlprojects.exceptions import ExecutionException, RunCancelled, RunFailed, RunTimedOut, TrackingError
+from prefect_mlprojects.flows.cancellation import watch_cancellation
+from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
+from prefect_mlprojects.submitted_run import EXPERIMENT_ID_LABEL, RUN_ID_LABEL, TRACKING_URI_LABEL
+from prefect_mlprojects.tasks.call import ProjectCall
+from prefect_mlprojects.tasks.execute import Target, execute
+from prefect_mlprojects.tasks.fetch import fetch
+from prefect_mlprojects.tasks.resolve_env import resolve_env
+from prefect_mlprojects.tasks.session import RunResult, RunSession, current_session
+from prefect_mlprojects.tasks.steps import install_plain_errors
+from prefect_mlprojects.tasks.validate_params import CheckedCall, Invocation, validate_params
+from prefect_mlprojects.tracking import TrackedRun, TrackingRequest, child_variables, resolve_tracking_uri
+from prefect_mlprojects.types import StopSignal
+
+_logger = logging.getLogger(__name__)
+
+FLOW_NAME = "run_project"
+FLOW_RUN_ID_VARIABLE = "PREFECT_MLPROJECTS_FLOW_RUN_ID"
+
+install_plain_errors()
+
+
+@flow(name=FLOW_NAME, persist_result=False, validate_parameters=True)
+async def run_project(
+    uri: str,
+    entry_point: str = "main",
+    version: str | None = None,
+    parameters: dict[str, Any] | None = None,
+    docker_args: dict[str, Any] | None = None,
+    experiment_name: str | None = None,
+    experiment_id: str | None = None,
+    backend: str = "local",
+    backend_config: dict[str, Any] | str | None = None,
+    storage_dir: str | None = None,
+    run_id: str | None = None,
+    run_name: str | None = None,
+    env_manager: str | None = None,
+    build_image: bool = False,
+    timeout: float | None = None,
+    retries: int = 0,
+) -> RunResult | State[Any]:
+    """Runs an MLflow-Projects project.
+
+    Args:
+        uri: The project's folder or URI, with an optional ``#sub/directory``.
+        entry_point: The entry point's name, or a script's.
+        version: The version of a git project: a branch, a tag or a commit.
+        parameters: Values by parameter name; undeclared ones are appended to the command.
+        docker_args: Arguments for the container of a Docker project.
+        experiment_name: The MLflow experiment by name; created when it is missing.
+        experiment_id: The MLflow experiment by id.
+        backend: Where the command runs.
+        backend_config: The backend's configuration.
+        storage_dir: Where remote ``path`` parameters are downloaded to.
+        run_id: The MLflow run to go on with; None for a new one.
+        run_name: The MLflow run's name.
+        env_manager: ``local``, ``virtualenv``, ``uv`` or ``conda``; None chooses by the project.
+        build_image: Whether an image is built for the project.
+        timeout: Seconds that the command may take; None for no limit.
+        retries: How often a failed command is tried again.
+
+    Returns:
+        How the run ended; for one that did not finish, the state that says why.
+    """
+    call = ProjectCall(
+        uri=uri,
+        entry_point=entry_point,
+        version=version,
+        parameters=parameters,
+        docker_args=docker_args,
+        experiment_name=experiment_name,
+        experiment_id=experiment_id,
+        backend=backend,
+        backend_config=backend_config,
+        storage_dir=storage_dir,
+        run_id=run_id,
+        run_name=run_name,
+        env_manager=env_manager,
+        build_image=build_image,
+        timeout=timeout,
+        retries=retries,
+    )
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run is not None
+    session = current_session()
+    session.set_flow_run_id(str(context.flow_run.id))
+    async with watch_cancellation(context.flow_run.id, session.stop):
+        return await _ProjectRun(call, session, context.flow_run).run()
+
+
+class _ProjectRun:
+    """One run on its way through the four steps."""
+
+    def __init__(self, call: ProjectCall, session: RunSession, flow_run: FlowRun) -> None:
+        self._call = call
+        self._session = session
+        self._flow_run = flow_run
+        self._source: Source | None = None
+        self._working_copy: WorkingCopy | None = None
+        self._environment: PreparedEnvironment | None = None
+        self._announcement: asyncio.Task[None] | None = None
+
+    async def run(self) -> RunResult | State[Any]:
+        """Goes through the steps; whatever happens, the MLflow run ends as the flow run does."""
+        try:
+            exit_code = await self._steps()
+        except ExecutionException as error:
+            return await self._ended_by(error)
+        except Exception as error:
+            await self._finish("FAILED", f"{type(error).__name__}: {error}")
+            raise
+        except BaseException:
+            # Our process is being told to end. What Prefect is about to report, MLflow reports too.
+            with anyio.CancelScope(shield=True):
+                await self._finish(await self._status_of_teardown(), "The process that ran it was told to end.")
+            raise
+        return await self._finish("FINISHED", "", exit_code=exit_code)
+
+    async def _ended_by(self, error: ExecutionException) -> State[Any]:
+        stop = self._session.stop
+        if stop.requested and not isinstance(error, RunTimedOut):
+            tracked = self._session.tracked_run
+            cancelled = RunCancelled(
+                f"Run {f'(ID {tracked.run_id!r}) ' if tracked else ''}was cancelled: {stop.reason}.",
+                run_id=tracked.run_id if tracked else None,
+                flow_run_id=str(self._flow_run.id),
+                output_tail=getattr(error, "output_tail", ()),
+            )
+            await self._finish("KILLED", cancelled.message, error=cancelled)
+            return Cancelled(message=cancelled.message, data=cancelled)
+        exit_code = error.exit_code if isinstance(error, RunFailed) else None
+        await self._finish("FAILED", error.message, error=error, exit_code=exit_code)
+        name = "TimedOut" if isinstance(error, RunTimedOut) else None
+        get_run_logger().error("%s", error.message)
+        return Failed(message=error.message, data=error, **({"name": name} if name else {}))
+
+    async def _steps(self) -> int | None:
+        call, session = self._call, self._session
+        config = get_backend(call.backend).validate_config(_inline_config(call.backend_config))
+        self._source = detect_source(call.uri, call.version)
+        self._working_copy = await fetch(self._source)
+        checked, invocation = await self._prepare(self._working_copy)
+        tracked, environment = session.tracked_run, self._environment
+        assert tracked is not None
+        assert environment is not None
+        target = Target(
+            backend=call.backend,
+            config=config,
+            identity=RunIdentity(
+                flow_run_id=str(self._flow_run.id),
+                mlflow_run_id=tracked.run_id,
+                project=checked.project.display_name,
+                entry_point=checked.entry_point.name,
+            ),
+            variables={
+                **child_variables(tracked),
+                FLOW_RUN_ID_VARIABLE: str(self._flow_run.id),
+                # A Prefect client in the child, or a nested run, is to find the same server.
+                **({"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}),
+            },
+            timeout=call.timeout,
+        )
+        run = execute.with_options(retries=call.retries) if call.retries else execute
+        outcome = await run(invocation, environment, self._working_copy, target)
+        return outcome.exit_code
+
+    async def _prepare(self, working_copy: WorkingCopy) -> tuple[CheckedCall, Invocation]:
+        """Checks the call; then downloads, builds the environment and starts the MLflow run side by side."""
+        call, loop = self._call, asyncio.get_running_loop()
+        checked: asyncio.Future[CheckedCall] = loop.create_future()
+        stop = StopSignal()
+        forget = self._session.stop.on_request(lambda: stop.request("the run was stopped"))
+
+        def on_checked(result: CheckedCall) -> None:
+            if not checked.done():
+                checked.set_result(result)
+
+        try:
+            validation = asyncio.ensure_future(
+                validate_params(
+                    working_copy,
+                    call.entry_point,
+                    call.parameters,
+                    call.env_manager,
+                    call.storage_dir,
+                    on_checked,
+                    stop,
+                )
+            )
+            await asyncio.wait([validation, checked], return_when=asyncio.FIRST_COMPLETED)
+            if not checked.done():
+                await validation
+            result = await checked
+            invocation, environment, _ = await _all_or_stop(
+                stop,
+                validation,
+                self._resolve_environment(result, stop),
+                self._start_tracking(result, working_copy),
+            )
+        finally:
+            forget()
+        self._environment = environment
+        return result, invocation
+
+    async def _resolve_environment(self, checked: CheckedCall, stop: StopSignal) -> PreparedEnvironment:
+        self._environment = await resolve_env(checked.project, checked.env_manager, stop)
+        return self._environment
+
+    async def _start_tracking(self, checked: CheckedCall, working_copy: WorkingCopy) -> None:
+        call, session = self._call, self._session
+        request = TrackingRequest(
+            tracking_uri=session.tracking_uri or resolve_tracking_uri(),
+            experiment_name=call.experiment_name,
+            experiment_id=call.experiment_id,
+            run_id=call.run_id,
+            run_name=call.run_name,
+            parent_run_id=session.parent_run_id,
+            entry_point=checked.entry_point.name,
+            version=call.version,
+            working_copy=working_copy,
+            environment=checked.env_manager,
+            backend=call.backend,
+            parameters={**checked.parameters.declared, **checked.parameters.extra},
+            flow_run_id=str(self._flow_run.id),
+            flow_run_url=url_for("flow-run", obj_id=self._flow_run.id),
+        )
+        tracked = await asyncio.to_thread(session.tracker.start, request)
+        session.set_tracked_run(tracked)
+        name = f"{checked.project.display_name}/{checked.entry_point.name}"
+        self._announcement = asyncio.ensure_future(self._announce(name, tracked))
+
+    async def _announce(self, name: str, tracked: TrackedRun) -> None:
+        """Makes the MLflow run known to Prefect, and the flow run by its project's name."""
+        labels = {
+            RUN_ID_LABEL: tracked.run_id,
+            EXPERIMENT_ID_LABEL: tracked.experiment_id,
+            TRACKING_URI_LABEL: mask_uri(tracked.tracking_uri),
+        }
+        try:
+            async with get_client() as client:
+                await client.update_flow_run_labels(self._flow_run.id, labels)
+                if self._flow_run.name != name:
+                    await client.set_flow_run_name(self._flow_run.id, name)
+        except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
+            _logger.warning("The flow run's name and labels could not be set: %s", error)
+
+    async def _finish(
+        self,
+        status: Literal["FINISHED", "FAILED", "KILLED"],
+        message: str,
+        *,
+        exit_code: int | None = None,
+        error: ExecutionException | None = None,
+    ) -> RunResult:
+        session, tracked = self._session, self._session.tracked_run
+        if tracked is not None:
+            try:
+                await asyncio.to_thread(session.tracker.finish, tracked, status)
+            except TrackingError as problem:
+                get_run_logger().warning("The MLflow run's status could not be set to %s: %s", status, problem)
+        if self._announcement is not None:
+            await asyncio.wait([self._announcement])
+        if self._environment is not None:
+            release_environment(self._environment)
+        if self._source is not None and self._working_copy is not None:
+            await asyncio.to_thread(self._source.remove, self._working_copy)
+        result = RunResult(
+            status=status,
+            run_id=tracked.run_id if tracked else None,
+            flow_run_id=str(self._flow_run.id),
+            message=message,
+            exit_code=exit_code,
+            experiment_id=tracked.experiment_id if tracked else None,
+            tracking_uri=mask_uri(tracked.tracking_uri) if tracked else None,
+            error=error,
+        )
+        session.set_result(result)
+        return result
+
+    async def _status_of_teardown(self) -> Literal["FAILED", "KILLED"]:
+        """Tells whether our process is told to end because the flow run was cancelled, or for another reason."""
+        if self._session.stop.requested:
+            return "KILLED"
+        try:
+            async with get_client() as client:
+                state = (await client.read_flow_run(self._flow_run.id)).state
+        except Exception:  # noqa: BLE001 - whatever fails here, the teardown goes on
+            return "FAILED"
+        return "KILLED" if state is not None and (state.is_cancelling() or state.is_cancelled()) else "FAILED"
+
+
+def _inline_config(config: Any) -> dict[str, Any]:
+    if config is None or isinstance(config, dict):
+        return config or {}
+    from prefect_mlprojects.backend_config import load_backend_config
+
+    return load_backend_config(config)
+
+
+async def _all_or_stop(stop: StopSignal, *awaitables: Awaitable[Any]) -> list[Any]:
+    """Waits for all; at the first failure the others are stopped and waited for, and that failure is raised."""
+    futures = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    done, pending = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+    if pending:
+        stop.request("another step of the run failed")
+        await asyncio.wait(pending)
+        for future in done:
+            future.result()
+    return [future.result() for future in futures]

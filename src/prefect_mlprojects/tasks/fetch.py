@@ -1,0 +1,33 @@
+"""The ``fetch`` task: URI -> a working copy with a resolved version."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from prefect_mlprojects.sources import Source, WorkingCopy
+from prefect_mlprojects.tasks.steps import run_step
+
+
+@task(name="fetch", cache_policy=NO_CACHE, persist_result=False)
+async def fetch(source: Source) -> WorkingCopy:
+    """Makes the working copy of the project.
+
+    Args:
+        source: Where the project comes from.
+
+    Raises:
+        FetchError: It could not be fetched, or was stopped.
+    """
+    async with run_step("fetch") as step:
+        copy = await asyncio.to_thread(source.fetch, step.stop, step.report)
+        step.detail = describe_working_copy(copy)
+        return copy
+
+
+def describe_working_copy(copy: WorkingCopy) -> str:
+    """Says where a working copy lies and which version it is, for people to read."""
+    version = f" at {copy.commit[:12]}" if copy.commit else ""
+    return f"{copy.directory}{version}{' (with uncommitted changes)' if copy.dirty else ''}"

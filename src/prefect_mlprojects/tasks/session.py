@@ -1,0 +1,191 @@
+"""What a flow run needs that is not a flow parameter: secrets, handles and observers of the process that started it.
+
+Flow parameters are stored by Prefect and shown in its UI; what must not be there, or can't be (a stop signal), travels in
+memory. A flow run that a worker starts has no such companion and gets a session with the defaults.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+from prefect_mlprojects.exceptions import ExecutionException
+from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, Tracker
+from prefect_mlprojects.types import OutputSink, RunStatus, StopSignal, StreamName
+
+StepName: TypeAlias = Literal["fetch", "resolve-env", "validate-params", "execute"]
+STEPS: tuple[StepName, ...] = ("fetch", "resolve-env", "validate-params", "execute")
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """Something that happened in one of the four steps of a run.
+
+    Attributes:
+        step: Which step.
+        phase: ``started``, ``progress``, ``finished`` or ``failed``.
+        detail: What to tell people ("reused", "uv, Python 3.11.7"); may be empty.
+        at: When, in seconds of the monotonic clock.
+    """
+
+    step: StepName
+    phase: Literal["started", "progress", "finished", "failed"]
+    detail: str = ""
+    at: float = field(default_factory=time.monotonic)
+
+
+class RunObserver(Protocol):
+    """Watches a run from the process that started it; called on the event loop's thread, so it must be quick."""
+
+    def step(self, event: StepEvent) -> None:
+        """Takes what happened in a step."""
+
+    def tracked(self, run: TrackedRun) -> None:
+        """Takes the MLflow run as soon as it exists."""
+
+
+class QuietObserver:
+    """Watches nothing."""
+
+    def step(self, event: StepEvent) -> None:
+        """Ignores it."""
+
+    def tracked(self, run: TrackedRun) -> None:
+        """Ignores it."""
+
+
+class TerminalOutput:
+    """Passes a program's output on to this process's own stdout and stderr, at once and byte for byte.
+
+    Where the stream has no byte buffer (a notebook's, a captured one) the text is decoded.
+    """
+
+    _lock = threading.Lock()
+
+    def write(self, stream: StreamName, data: bytes) -> None:
+        """Writes to the stream of that name; a closed or broken stream is left alone."""
+        target = sys.stdout if stream == "stdout" else sys.stderr
+        if target is None:
+            return
+        try:
+            with self._lock:
+                buffer = getattr(target, "buffer", None)
+                if buffer is None:
+                    target.write(data.decode("utf-8", "replace"))
+                else:
+                    target.flush()
+                    buffer.write(data)
+                target.flush()
+        except (OSError, ValueError):
+            # The reader of our output went away (`| head`); the run and its log go on.
+            return
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+        run_id: The MLflow run's id; None when the run ended before there was one.
+        flow_run_id: The Prefect flow run's id.
+        message: Why it ended as it did, in words.
+        exit_code: The command's exit code, when it exited by itself and this process knows it.
+        experiment_id: The MLflow experiment's id, when there is an MLflow run.
+        tracking_uri: The tracking URI, passwords masked, when this process knows it.
+        error: The error of a run that failed in this process.
+    """
+
+    status: RunStatus
+    run_id: str | None
+    flow_run_id: str
+    message: str = ""
+    exit_code: int | None = None
+    experiment_id: str | None = None
+    tracking_uri: str | None = None
+    error: ExecutionException | None = None
+
+
+@dataclass
+class RunSession:
+    """One run's companion in the process that started it.
+
+    Attributes:
+        stop: Tells the run to end.
+        tracker: Keeps the MLflow run.
+        tracking_uri: The tracking URI to use; it may hold a password. None: as this process finds it.
+        parent_run_id: The MLflow run that this one is nested in.
+        docker_auth: Registry credentials given to ``run()``.
+        output: Where the project's output is shown.
+        observer: Watches the steps.
+        rebuild_environment: Builds the environment anew although it is there.
+    """
+
+    stop: StopSignal = field(default_factory=StopSignal)
+    tracker: Tracker = field(default_factory=InProcessTracker)
+    tracking_uri: str | None = None
+    parent_run_id: str | None = None
+    docker_auth: Mapping[str, Any] | None = None
+    output: OutputSink = field(default_factory=TerminalOutput)
+    observer: RunObserver = field(default_factory=QuietObserver)
+    rebuild_environment: bool = False
+
+    flow_run_id: str | None = field(default=None, init=False)
+    tracked_run: TrackedRun | None = field(default=None, init=False)
+    result: RunResult | None = field(default=None, init=False)
+    _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
+
+    def set_flow_run_id(self, flow_run_id: str) -> None:
+        """Tells those who wait that the flow run exists."""
+        with self._changed:
+            self.flow_run_id = flow_run_id
+            self._changed.notify_all()
+
+    def set_tracked_run(self, run: TrackedRun) -> None:
+        """Tells those who wait that the MLflow run exists."""
+        with self._changed:
+            self.tracked_run = run
+            self._changed.notify_all()
+        self.observer.tracked(run)
+
+    def set_result(self, result: RunResult) -> None:
+        """Tells those who wait how the run ended."""
+        with self._changed:
+            self.result = result
+            self._changed.notify_all()
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Blocks until ``condition`` holds; it is tried anew whenever this session changes.
+
+        Args:
+            condition: What to wait for.
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Returns:
+            Whether it holds.
+        """
+        with self._changed:
+            return self._changed.wait_for(condition, timeout)
+
+    def wake(self) -> None:
+        """Lets those who wait try their condition anew."""
+        with self._changed:
+            self._changed.notify_all()
+
+
+_current: ContextVar[RunSession | None] = ContextVar("prefect_mlprojects_session", default=None)
+
+
+def current_session() -> RunSession:
+    """Returns the session of the flow run that this code belongs to, or one with the defaults."""
+    return _current.get() or RunSession()
+
+
+def use_session(session: RunSession) -> None:
+    """Makes ``session`` the one of the flow run that starts in this context."""
+    _current.set(session)
