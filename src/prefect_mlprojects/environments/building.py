@@ -113,7 +113,7 @@ def build_with_uv(build: Build) -> None:
         _sync(build, locked)
         _seed(build)
         return
-    command = [uv_executable(), "venv", "--color", "never", "--no-project", "--no-python-downloads"]
+    command = [uv_executable(), "venv", "--quiet", "--color", "never", "--no-project", "--no-python-downloads"]
     build.run("creating it", [*command, "--python", str(build.interpreter.path), str(build.location)])
     _seed(build)
     installer = [

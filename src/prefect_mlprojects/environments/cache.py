@@ -188,9 +188,11 @@ class EnvironmentCache:
                         raise stopped_error(manager, stop) from None
         try:
             with contextlib.suppress(OSError):
-                holder.write_text(str(os.getpid()), encoding="utf-8")
+                write_atomically(holder, str(os.getpid()))
             yield
         finally:
+            with contextlib.suppress(OSError):
+                holder.unlink()
             lock.release()
 
     def begin(self, key: str) -> Path:

@@ -197,7 +197,7 @@ def make_recipe(
     else:
         from prefect_mlprojects.environments.python_downloads import downloadable_version
 
-        assert contents.python is not None  # noqa: S101 - the running interpreter answers a request for None
+        assert contents.python is not None
         downloadable = downloadable_version(contents.python, environ)
         if downloadable is None:
             raise EnvironmentBuildError(no_python_message(contents, environ, probes), manager=manager)

@@ -112,6 +112,7 @@ class VirtualEnvironmentManager:
         from prefect_mlprojects.environments.building import Build, build_with_uv, build_with_virtualenv
 
         interpreter = recipe.interpreter or self._download(recipe, cache.root, report, stop)
+        report(f"Building an environment: {recipe.description}")
         with cache_errors(cache.root, self.name):
             location = cache.begin(recipe.key)
         complete = False

@@ -130,7 +130,7 @@ dependencies:
 def test_the_pip_part_of_a_conda_file_agrees_with_mlflow(tmp_path: Path) -> None:
     path = write(tmp_path, CONDA, "conda.yaml")
     spec = read_conda_env(path, "uv")
-    theirs = _PythonEnv.from_conda_yaml(path)
+    theirs = _PythonEnv.from_conda_yaml(path)  # type: ignore[no-untyped-call]  # MLflow has no types here
     assert texts(spec) == (theirs.python, theirs.build_dependencies, theirs.dependencies)
     assert isinstance(spec, PythonSpec)
     (warning,) = spec.warnings
