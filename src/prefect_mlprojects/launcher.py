@@ -155,7 +155,7 @@ async def _errors_of(api_url: str, session: RunSession) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _pool_place() -> AsyncIterator[None]:
     """Waits for one of the places for runs in this process."""
-    global _pool  # noqa: PLW0603 - one pool a process, made on its loop
+    global _pool
     if _pool is None:
         _pool = asyncio.Semaphore(max_concurrent_runs())
     async with _pool:
@@ -208,7 +208,7 @@ def _sigterm_stops(sessions: list[RunSession]) -> Iterator[None]:
 
 
 def _remember(run: LocalSubmittedRun, future: concurrent.futures.Future[None]) -> None:
-    global _exit_hook_installed  # noqa: PLW0603 - one hook a process
+    global _exit_hook_installed
     with _running_lock:
         _running.add(run)
         if not _exit_hook_installed:

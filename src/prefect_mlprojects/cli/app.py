@@ -1,0 +1,106 @@
+"""The command group, and how errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from prefect_mlprojects.exceptions import (
+    BackendError,
+    ExecutionException,
+    FetchError,
+    ParameterError,
+    ProjectSpecError,
+    RunCancelled,
+)
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_CANCELLED = 130
+
+_COMMANDS = {
+    "cancel": ("runs", "Cancel a run and wait until it has ended."),
+    "completion": ("completion", "Print the shell completion script."),
+    "describe": ("inspection", "List a project's entry points and their parameters."),
+    "env": ("environments", "Manage the cached environments."),
+    "logs": ("runs", "Print a run's log."),
+    "plan": ("inspection", "Say what would run, without running it."),
+    "run": ("run", "Run a project."),
+    "server": ("server", "Manage the embedded Prefect server."),
+    "status": ("runs", "Print a run's status."),
+    "validate": ("inspection", "Check a project file, and a call of it."),
+    "wait": ("runs", "Wait for a run to end."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        entry = _COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module = importlib.import_module(f"prefect_mlprojects.cli.{entry[0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in sorted(_COMMANDS.items())])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="prefect-mlprojects")
+def group() -> None:
+    """Run any MLflow-Projects project (MLproject) as a Prefect flow."""
+
+
+def exit_code_of(error: ExecutionException) -> int:
+    """Returns the exit code for an error: 2 for bad input, 130 for a cancelled run, 1 for all else."""
+    if isinstance(error, RunCancelled):
+        return EXIT_CANCELLED
+    if isinstance(error, ProjectSpecError | ParameterError | FetchError | BackendError):
+        return EXIT_USAGE
+    return EXIT_FAILED
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Runs the command line and exits: 0 finished, 1 failed, 2 usage or bad input, 130 cancelled."""
+    # The package's logger speaks through the terminal's messages; a stray traceback of a library helps nobody.
+    try:
+        code = group.main(args=arguments, prog_name="mlprojects", standalone_mode=False)
+    except click.exceptions.Abort:
+        code = EXIT_CANCELLED
+    except click.exceptions.Exit as done:
+        code = done.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except ExecutionException as error:
+        click.echo(f"Error: {error.message}", err=True)
+        code = exit_code_of(error)
+    except KeyboardInterrupt:
+        code = EXIT_CANCELLED
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAILED
+    sys.exit(code if isinstance(code, int) else 0)

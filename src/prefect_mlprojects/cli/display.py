@@ -1,0 +1,157 @@
+"""What ``mlprojects run`` shows on stderr: the four steps with their times, and the summary."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from prefect_mlprojects.tasks.session import RunResult, StepEvent
+    from prefect_mlprojects.tracking import TrackedRun
+    from prefect_mlprojects.types import StreamName
+
+_STEPS = ("fetch", "resolve-env", "validate-params", "execute")
+_MARKS = {"started": "…", "finished": "✓", "failed": "✗"}
+_STYLES = {"started": "cyan", "finished": "green", "failed": "red"}
+
+
+class StderrOutput:
+    """Passes the project's stdout and stderr on to our stderr, so that stdout holds the JSON result alone."""
+
+    def write(self, stream: StreamName, data: bytes) -> None:  # noqa: ARG002 - both go the same way
+        """Writes the bytes as they are."""
+        try:
+            sys.stderr.buffer.write(data)
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return
+
+
+class RunDisplay:
+    """Shows a run's steps: live on a terminal until the project itself prints, as plain lines in a pipe."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._lock = threading.RLock()
+        self._started: dict[str, float] = {}
+        self._ended: dict[str, tuple[str, float, str]] = {}
+        self._progress: dict[str, str] = {}
+        self._live: Live | None = None
+
+    def __enter__(self) -> RunDisplay:
+        if self._console.is_terminal:
+            self._live = Live(self, console=self._console, refresh_per_second=8, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop_live()
+
+    def __rich__(self) -> Table:
+        """Draws the steps as they stand."""
+        with self._lock:
+            table = Table.grid(padding=(0, 1))
+            for step in _STEPS:
+                if step in self._ended:
+                    phase, seconds, detail = self._ended[step]
+                    table.add_row(*self._row(step, phase, seconds, detail))
+                elif step in self._started:
+                    elapsed = time.monotonic() - self._started[step]
+                    table.add_row(*self._row(step, "started", elapsed, self._progress.get(step, "")))
+                else:
+                    table.add_row(Text(" "), Text(step, style="dim"), Text(""), Text(""))
+            return table
+
+    def _row(self, step: str, phase: str, seconds: float, detail: str) -> tuple[Text, Text, Text, Text]:
+        first_line = detail.splitlines()[0] if detail else ""
+        return (
+            Text(_MARKS[phase], style=_STYLES[phase]),
+            Text(step, style="bold"),
+            Text(f"{seconds:.1f} s", style="dim"),
+            Text(first_line, style="dim", overflow="ellipsis", no_wrap=True),
+        )
+
+    def announce(self, line: str) -> None:
+        """Prints a line about the server that is being started."""
+        self._print(Text(line, style="dim"))
+
+    def flow_run(self, flow_run_id: str, url: str | None) -> None:
+        """Tells where the flow run is."""
+        self._print(Text(f"Flow run: {url or flow_run_id}"))
+
+    def tracked(self, run: TrackedRun) -> None:
+        """Takes the MLflow run; the summary tells about it."""
+
+    def step(self, event: StepEvent) -> None:
+        """Takes what happened in a step."""
+        with self._lock:
+            if event.phase == "started":
+                self._started[event.step] = event.at
+                self._ended.pop(event.step, None)
+                if event.step == "execute":
+                    self._begin_output()
+            elif event.phase == "progress":
+                self._progress[event.step] = event.detail
+                if event.detail.startswith("Warning:") or (self._live is None and event.step == "resolve-env"):
+                    self._print(Text(f"  {event.detail}", style="yellow" if "Warning:" in event.detail else "dim"))
+            else:
+                seconds = event.at - self._started.get(event.step, event.at)
+                self._ended[event.step] = (event.phase, seconds, event.detail)
+                if self._live is None:
+                    self._print_row(event.step)
+
+    def _begin_output(self) -> None:
+        # From here on the project writes to the terminal itself; a live region would fight with it.
+        live = self._live is not None
+        self._stop_live()
+        if live:
+            for step in _STEPS:
+                if step in self._ended:
+                    self._print_row(step)
+
+    def _print_row(self, step: str) -> None:
+        phase, seconds, detail = self._ended[step]
+        mark, name, elapsed, text = self._row(step, phase, seconds, "" if step == "execute" else detail)
+        self._print(Text.assemble(mark, " ", name, " ", elapsed, "  ", text).copy())
+
+    def _stop_live(self) -> None:
+        with self._lock:
+            live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def _print(self, text: Text) -> None:
+        try:
+            self._console.print(text)
+        except OSError:
+            return
+
+    def summary(
+        self, result: RunResult, tracked: TrackedRun | None, url: str | None, metrics: Mapping[str, float]
+    ) -> None:
+        """Prints how the run ended, its metrics, and where to look at it."""
+        style = {"FINISHED": "bold green", "KILLED": "bold yellow"}.get(result.status, "bold red")
+        headline = {"FINISHED": "succeeded", "KILLED": "was cancelled"}.get(result.status, "failed")
+        if result.status == "FINISHED" or not result.message:
+            self._print(Text(f"=== Run (ID '{result.run_id}') {headline} ===", style=style))
+        else:
+            self._print(Text(result.message, style=style))
+        rows: list[tuple[str, Any]] = [(name, f"{value:g}") for name, value in sorted(metrics.items())]
+        rows.append(("flow run", url or result.flow_run_id))
+        if tracked is not None:
+            rows.append(("MLflow run", tracked.url or f"{tracked.run_id}  ({tracked.hint})"))
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            self._print(Text(f"  {name:<{width}}  {value}"))

@@ -1,0 +1,151 @@
+"""``mlprojects validate|plan|describe``: look at a project without running it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prefect_mlprojects.cli.options import call_options, make_call_from_options, parse_parameters
+
+
+@click.command("validate")
+@click.argument("uri", default=".", type=click.Path())
+@click.option("-e", "--entry-point", metavar="NAME", help="Check a call of this entry point too.")
+@click.option(
+    "-P",
+    "--param-list",
+    "parameters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=parse_parameters,
+    help="A parameter.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def validate_command(
+    context: click.Context, uri: str, entry_point: str | None, parameters: dict[str, str], as_json: bool
+) -> None:
+    """Check the project at URI and, with -e or -P, a call of it; nothing is built or run.
+
+    Prints a line for each problem: file:line: severity: message. Exit code 1 when there is an error.
+    """
+    from prefect_mlprojects.spec import lint
+
+    directory = _directory(uri, None)
+    findings = lint(directory, entry_point or ("main" if parameters else None), parameters or None)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], default=str))
+    else:
+        for finding in findings:
+            click.echo(str(finding))
+        if not errors:
+            click.echo("OK", err=True)
+    context.exit(1 if errors else 0)
+
+
+@click.command("describe")
+@click.argument("uri", default=".", type=click.Path())
+@click.option("-v", "--version", metavar="VERSION", help="Version of a git project.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def describe_command(uri: str, version: str | None, as_json: bool) -> None:
+    """List the entry points of the project at URI and their parameters."""
+    from prefect_mlprojects.spec import load_project
+
+    project = load_project(_directory(uri, version))
+    entry_points = {
+        name: {
+            "command": entry_point.command,
+            "parameters": [
+                {
+                    "name": parameter.name,
+                    "type": parameter.type,
+                    "required": parameter.required,
+                    "default": parameter.default,
+                }
+                for parameter in entry_point.parameters.values()
+            ],
+        }
+        for name, entry_point in project.entry_points.items()
+    }
+    if as_json:
+        click.echo(json.dumps({"name": project.display_name, "entry_points": entry_points}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=False)
+    console.print(f"Project {project.display_name}", markup=False)
+    if not entry_points:
+        console.print("It declares no entry points; its .py, .sh and .R files can be run by name.")
+    for name, facts in entry_points.items():
+        table = Table(title=f"{name}: {facts['command']}", title_justify="left", title_style="bold")
+        for column in ("parameter", "type", "default"):
+            table.add_column(column)
+        for parameter in facts["parameters"]:
+            default = "(required)" if parameter["required"] else json.dumps(parameter["default"])
+            table.add_row(parameter["name"], parameter["type"], default)
+        console.print(table)
+
+
+@click.command("plan")
+@call_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def plan_command(context: click.Context, as_json: bool, **options: Any) -> None:
+    """Say what `mlprojects run` would do with the same options; nothing is built or run."""
+    from prefect_mlprojects.environments import choose_manager, environment_manager
+    from prefect_mlprojects.sources import detect_source
+    from prefect_mlprojects.spec import build_command, check_parameters, find_entry_point, load_project
+    from prefect_mlprojects.types import StopSignal
+
+    call = make_call_from_options(context, options)
+    copy = detect_source(call.uri, call.version).fetch(StopSignal(), lambda line: click.echo(line, err=True))
+    project = load_project(copy.directory)
+    entry_point = find_entry_point(project, call.entry_point)
+    checked = check_parameters(entry_point, call.parameters)
+    environment = environment_manager(choose_manager(project, call.env_manager)).plan(project)
+    command = build_command(entry_point, checked.with_downloads(dict(checked.downloads.items())))
+    facts: dict[str, Any] = {
+        "project": project.display_name,
+        "entry_point": entry_point.name,
+        "directory": str(copy.directory),
+        "commit": copy.commit,
+        "environment": environment.description,
+        "environment_location": str(environment.location) if environment.location else None,
+        "environment_ready": environment.ready,
+        "downloads": dict(checked.downloads),
+        "command": command,
+        "backend": call.backend,
+        "backend_config": call.backend_config,
+        "timeout": call.timeout,
+        "retries": call.retries,
+    }
+    for warning in (*project.warnings, *checked.warnings, *environment.warnings):
+        click.echo(f"Warning: {warning}", err=True)
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    ready = "in the cache" if environment.ready else "to be built"
+    shown = {
+        "source": f"{copy.directory}{f' at {copy.commit[:12]}' if copy.commit else ''}",
+        "entry point": f"{project.display_name}/{entry_point.name}",
+        "environment": f"{environment.description}{f' ({ready})' if environment.location else ''}",
+        **{f"download {name}": uri for name, uri in checked.downloads.items()},
+        "command": command,
+        "backend": call.backend,
+    }
+    width = max(map(len, shown))
+    for name, value in shown.items():
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def _directory(uri: str, version: str | None) -> Path:
+    from prefect_mlprojects.sources import detect_source
+    from prefect_mlprojects.types import StopSignal
+
+    return detect_source(uri, version).fetch(StopSignal(), lambda line: click.echo(line, err=True)).directory

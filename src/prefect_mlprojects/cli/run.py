@@ -1,0 +1,127 @@
+"""``mlprojects run``."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import click
+
+from prefect_mlprojects.cli.options import call_options, make_call_from_options
+from prefect_mlprojects.tasks.call import ProjectCall
+
+
+@click.command("run")
+@call_options
+@click.option("--rebuild-env", is_flag=True, help="Build the environment anew although it is in the cache.")
+@click.option("--detach", is_flag=True, help="Start the run, print its id and return; it goes on in the background.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout; the project's stdout goes to stderr."
+)
+@click.option("--detached-report", type=int, hidden=True)
+@click.pass_context
+def run_command(
+    context: click.Context,
+    rebuild_env: bool,
+    detach: bool,
+    as_json: bool,
+    detached_report: int | None,
+    **options: Any,
+) -> None:
+    """Run the project at URI (a folder, with an optional #sub/directory; default: the current folder).
+
+    The project's stdout goes to stdout, all else to stderr. Exit codes: 0 finished, 1 failed, 2 usage or bad input,
+    130 cancelled.
+    """
+    call = make_call_from_options(context, options)
+    from prefect_mlprojects.projects import preflight
+
+    name = preflight(call)
+    if detach:
+        from prefect_mlprojects.cli.detached import run_detached
+
+        context.exit(run_detached(as_json=as_json))
+    context.exit(_run(call, name, rebuild_env=rebuild_env, as_json=as_json, report=detached_report))
+
+
+def _run(call: ProjectCall, name: str | None, *, rebuild_env: bool, as_json: bool, report: int | None) -> int:
+    from prefect_mlprojects.cli.display import RunDisplay, StderrOutput
+    from prefect_mlprojects.tracking import CompanionTracker, resolve_tracking_uri
+
+    display = RunDisplay()
+    # MLflow and Prefect take some two seconds each to import: the companion process imports the one while this
+    # process imports the other.
+    tracker = CompanionTracker.start_process()
+    try:
+        from prefect_mlprojects.server import resolve_api
+
+        address = resolve_api(display.announce)
+        configure_prefect(address.api_url)
+
+        from prefect_mlprojects.launcher import launch, wait_interruptibly
+        from prefect_mlprojects.tasks.session import RunSession, TerminalOutput
+
+        session = RunSession(
+            tracker=tracker,
+            tracking_uri=resolve_tracking_uri(),
+            parent_run_id=None if call.run_id else _parent_run_id(),
+            output=StderrOutput() if as_json else TerminalOutput(),
+            observer=display,
+            rebuild_environment=rebuild_env,
+        )
+        with display:
+            handle = launch(call, session, api_url=address.api_url, ui_url=address.ui_url, name=name)
+            display.flow_run(handle.flow_run_id, handle.url)
+            if report is not None:
+                from prefect_mlprojects.cli.detached import report_start
+
+                report_start(report, handle)
+            result = wait_interruptibly(handle)
+        tracked = session.tracked_run
+        metrics = tracker.metrics(tracked) if tracked is not None and result.status == "FINISHED" else {}
+        display.summary(result, tracked, handle.url, metrics)
+        if as_json:
+            click.echo(json.dumps(_as_json(result, handle.url, tracked, metrics)))
+    finally:
+        tracker.close()
+    return _exit_code(result)
+
+
+def _parent_run_id() -> str | None:
+    from prefect_mlprojects.tracking import active_run_id
+
+    return active_run_id()
+
+
+def configure_prefect(api_url: str) -> None:
+    """Makes ``api_url`` this process's Prefect API and keeps Prefect's own console lines out; before Prefect is imported."""
+    if os.environ.get("PREFECT_API_URL") != api_url:
+        os.environ["PREFECT_API_URL"] = api_url
+        os.environ.setdefault("PREFECT_CLIENT_CSRF_SUPPORT_ENABLED", "false")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
+def _exit_code(result: Any) -> int:
+    from prefect_mlprojects.cli.app import EXIT_CANCELLED, EXIT_FAILED, exit_code_of
+
+    if result.status == "FINISHED":
+        return 0
+    if result.status == "KILLED":
+        return EXIT_CANCELLED
+    return exit_code_of(result.error) if result.error is not None else EXIT_FAILED
+
+
+def _as_json(result: Any, url: str | None, tracked: Any, metrics: dict[str, float]) -> dict[str, Any]:
+    return {
+        "status": result.status,
+        "run_id": result.run_id,
+        "experiment_id": result.experiment_id,
+        "tracking_uri": result.tracking_uri,
+        "run_url": tracked.url if tracked is not None else None,
+        "flow_run_id": result.flow_run_id,
+        "flow_run_url": url,
+        "exit_code": result.exit_code,
+        "message": result.message,
+        "metrics": metrics,
+    }
