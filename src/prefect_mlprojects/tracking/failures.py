@@ -1,0 +1,97 @@
+"""Why a store failed, in words: from any exception of MLflow or its drivers to a ``TrackingError``."""
+
+from __future__ import annotations
+
+import re
+
+from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects.exceptions import TrackingError
+
+_ADVICE: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"database is locked", re.IGNORECASE),
+        "Another process kept the database locked for long; run again, or use an MLflow server for many runs at once.",
+    ),
+    (
+        re.compile(r"disk is full|No space left|disk I/O error", re.IGNORECASE),
+        "Free some space on the disk that holds the database.",
+    ),
+    (
+        re.compile(r"readonly database|unable to open database file|Permission denied|Read-only file", re.IGNORECASE),
+        "Make the file and its folder writable, or set MLFLOW_TRACKING_URI to another place.",
+    ),
+    (
+        re.compile(r"file is not a database|malformed|file is encrypted", re.IGNORECASE),
+        "The file is damaged or no MLflow database: restore or move it, or set MLFLOW_TRACKING_URI to another place.",
+    ),
+    (
+        re.compile(r"Can't locate revision", re.IGNORECASE),
+        "The database was made by a newer MLflow than the one installed here; upgrade MLflow here.",
+    ),
+    (
+        re.compile(r"No module named '(?:psycopg2|MySQLdb|pymysql|pyodbc)", re.IGNORECASE),
+        "Install the database's driver in this environment.",
+    ),
+    (
+        re.compile(r"\b(?:401|403)\b|UNAUTHENTICATED|PERMISSION_DENIED", re.IGNORECASE),
+        "Give the server's credentials in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+        "or in MLFLOW_TRACKING_TOKEN.",
+    ),
+)
+
+_PASSING = re.compile(
+    r"database is locked|deadlock detected|server closed the connection|connection reset", re.IGNORECASE
+)
+
+# SQLAlchemy appends the statement, its values and a link to its messages.
+_STATEMENT = re.compile(r"\s*(?:\[SQL: |\(Background on this error).*", re.DOTALL)
+
+
+class UnreachableError(TrackingError):
+    """The store did not answer at all, so asking again later may help."""
+
+
+def tracking_error(error: BaseException, uri: str, what: str) -> TrackingError:
+    """Says in one error what failed, at which store, why, and what to do.
+
+    Args:
+        error: What MLflow, SQLAlchemy or the system raised.
+        uri: The tracking URI.
+        what: What was being done, after "could not": ``"create the run"``.
+    """
+    if isinstance(error, TrackingError):
+        return error
+    shown = mask_text(uri)
+    reason = _reason(error)
+    advice = next((text for pattern, text in _ADVICE if pattern.search(reason)), "")
+    message = f"MLflow could not {what} at {shown}: {reason}" + (f" {advice}" if advice else "")
+    return TrackingError(message, tracking_uri=shown)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Tells whether the same call may succeed in a moment, and did nothing this time.
+
+    Args:
+        error: What MLflow, SQLAlchemy or the system raised.
+    """
+    return isinstance(error, UnreachableError) or _PASSING.search(str(error)) is not None
+
+
+def unreachable(uri: str, reason: str) -> UnreachableError:
+    """Makes the error for a store that does not answer.
+
+    Args:
+        uri: The tracking URI.
+        reason: Why, in words.
+    """
+    shown = mask_text(uri)
+    return UnreachableError(
+        f"The MLflow tracking store {shown} can't be reached: {mask_text(reason)}. "
+        "Start it, or set MLFLOW_TRACKING_URI to another.",
+        tracking_uri=shown,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    text = _STATEMENT.sub("", mask_text(str(error).strip())) or type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
