@@ -77,7 +77,9 @@ def test_the_second_time_nothing_is_run(workshop: Any, kit: Any, manager: Enviro
 def test_changed_code_of_a_local_package_is_installed(workshop: Any, kit: Any, manager: EnvironmentManagerName) -> None:
     project = offline_project(kit, workshop)
     first = workshop.prepare(project, manager)
-    offline_project(kit, workshop, **kit.package("tiny", "two"))
+    # Nothing else changes: uv would go on using the wheel that it made from the same pyproject.toml.
+    code = project.directory / "tiny/src/tiny.py"
+    code.write_text(code.read_text().replace("one", "two"))
     second = workshop.prepare(project, manager)
     assert second.plan.key != first.plan.key
     assert [workshop.run(each, "tiny-hello") for each in (first, second)] == ["hello from one", "hello from two"]
@@ -221,6 +223,14 @@ def test_the_callers_settings_of_pip_count_with_both(
         workshop.prepare(workshop.project({"python_env.yaml": "dependencies: [iniconfig]\n"}, "two"), manager)
 
 
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_passwords_that_a_tool_prints_are_not_shown(workshop: Any, kit: Any, manager: EnvironmentManagerName) -> None:
+    project = offline_project(kit, workshop, **{"tiny/fail": "can't reach https://user:s3cret@example.org/simple"})
+    with pytest.raises(EnvironmentBuildError, match=r"https://\*\*\*\*@example.org/simple") as caught:
+        workshop.prepare(project, manager)
+    assert "s3cret" not in "\n".join((str(caught.value), *caught.value.output_tail, *workshop.lines))
+
+
 def test_passwords_of_an_index_are_not_shown(workshop: Any) -> None:
     text = "dependencies:\n  - --index-url http://user:s3cret@127.0.0.1:9/simple\n  - nosuchpackage\n"
     with pytest.raises(EnvironmentBuildError) as caught:
@@ -259,7 +269,8 @@ def test_a_locked_project_is_installed_from_its_lock(workshop: Any, kit: Any) ->
     assert "helper" not in workshop.run(environment, "python -m pip list")
     assert sorted(path.name for path in project.directory.iterdir()) == before
     assert workshop.prepare(project).reused
-    workshop.project(kit.package("tiny", "two"))
+    code = project.directory / "tiny/src/tiny.py"
+    code.write_text(code.read_text().replace("one", "two"))
     changed = workshop.prepare(project)
     assert not changed.reused
     assert workshop.run(changed, "tiny-hello") == "hello from two"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -139,6 +140,21 @@ def test_one_in_use_is_not_removed_and_one_released_is(cache: EnvironmentCache, 
     assert cache.find(KEY) is None
     assert cache.use(KEY, token) is None
     assert cache.list_keys() == ()
+
+
+def test_one_that_is_removed_while_it_is_taken_is_not_there(cache: EnvironmentCache, token: str) -> None:
+    build(cache)
+    found: list[EnvironmentRecord | None] = []
+    thread = threading.Thread(target=lambda: found.append(cache.use(KEY, token)))
+    with (cache.folder / ".locks" / f"{KEY}.1.use").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as a prune does
+        thread.start()
+        thread.join(0.5)
+        assert found == []
+        (cache.folder / KEY).rename(cache.folder / ".removed-1")
+    thread.join(60)
+    assert found == [None]
+    assert not cache.in_use(KEY)
 
 
 USER = """

@@ -81,6 +81,12 @@ def test_a_requirement_and_a_constraint_are_not_the_same(tmp_path: Path) -> None
     assert good(tmp_path, "-c r.txt").count == 0
 
 
+def test_where_a_file_ends_counts(tmp_path: Path) -> None:
+    write(tmp_path / "short.txt", "six\n")
+    write(tmp_path / "long.txt", "six\nattrs\n")
+    assert good(tmp_path, "-c short.txt", "attrs").facts != good(tmp_path, "-c long.txt").facts
+
+
 def test_lines_that_only_the_installer_understands_pass(tmp_path: Path) -> None:
     lines = (
         "--index-url https://example.org/simple",
