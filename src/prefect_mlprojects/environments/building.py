@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect_mlprojects._process import ToolResult, run_tool
+from prefect_mlprojects._redaction import mask_text
 from prefect_mlprojects.environments.activation import activated_variables, own_environment
 from prefect_mlprojects.environments.errors import cache_errors, disk_full_message, stopped_error
-from prefect_mlprojects.environments.files import mask_passwords
 from prefect_mlprojects.environments.installers import build_variables, uv_arguments
 from prefect_mlprojects.environments.interpreters import Interpreter
 from prefect_mlprojects.environments.python_downloads import uv_executable
@@ -73,7 +73,7 @@ class Build:
                 command,
                 cwd=self.recipe.project.directory,
                 env=self.variables if variables is None else variables,
-                report=lambda line: self.report(mask_passwords(line)),
+                report=lambda line: self.report(mask_text(line)),
                 stop=self.stop,
             )
         except OSError as error:
@@ -89,7 +89,7 @@ class Build:
             raise self._failure(step, result)
 
     def _failure(self, step: str, result: ToolResult) -> EnvironmentBuildError:
-        tail = tuple(mask_passwords(line) for line in result.output_tail)
+        tail = tuple(mask_text(line) for line in result.output_tail)
         name, manager = self.recipe.project.display_name, self.recipe.manager
         message = (
             f"The environment of project '{name}' can't be built: "

@@ -4,21 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import uuid
 from pathlib import Path
-
-_PASSWORD = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@'\"]+@")
-
-
-def mask_passwords(text: str) -> str:
-    """Replaces the name and password in every address of a text by ``****``.
-
-    Args:
-        text: A line of a tool's output, for example.
-    """
-    return _PASSWORD.sub(r"\g<scheme>****@", text)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -52,8 +52,9 @@ class Interpreter:
 
 def current_interpreter() -> Interpreter:
     """The interpreter that runs this process; inside a virtual environment, the one that environment was made from."""
-    path = getattr(sys, "_base_executable", None) or sys.executable
-    return Interpreter(Path(path), "{}.{}.{}".format(*sys.version_info[:3]), "current")
+    # sys._base_executable would say it, but in Python 3.10 it names the environment's own.
+    path = _base_of_environment(Path(sys.executable)) if sys.executable else Path(sys.base_prefix, "bin", "python3")
+    return Interpreter(path, "{}.{}.{}".format(*sys.version_info[:3]), "current")
 
 
 def find_interpreter(request: str | None, environ: Mapping[str, str], probes: Path) -> Interpreter | None:

@@ -83,7 +83,7 @@ class VirtualEnvironmentManager:
     def _plan(self, recipe: Recipe, cache: EnvironmentCache) -> EnvironmentPlan:
         record = cache.find(recipe.key)
         description = recipe.description
-        if recipe.interpreter is None:
+        if recipe.interpreter is None and record is None:
             description += "; uv will download this Python"
         return EnvironmentPlan(
             self.name,

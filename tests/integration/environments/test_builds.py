@@ -226,7 +226,7 @@ def test_the_callers_settings_of_pip_count_with_both(
 @pytest.mark.parametrize("manager", MANAGERS)
 def test_passwords_that_a_tool_prints_are_not_shown(workshop: Any, kit: Any, manager: EnvironmentManagerName) -> None:
     project = offline_project(kit, workshop, **{"tiny/fail": "can't reach https://user:s3cret@example.org/simple"})
-    with pytest.raises(EnvironmentBuildError, match=r"https://\*\*\*\*@example.org/simple") as caught:
+    with pytest.raises(EnvironmentBuildError, match=r"https://user:\*\*\*@example.org/simple") as caught:
         workshop.prepare(project, manager)
     assert "s3cret" not in "\n".join((str(caught.value), *caught.value.output_tail, *workshop.lines))
 
