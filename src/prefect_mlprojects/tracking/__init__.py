@@ -2,10 +2,12 @@
 
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, Tracker, TrackingRequest
 from prefect_mlprojects.tracking.children import child_variables
+from prefect_mlprojects.tracking.companion import CompanionTracker
 from prefect_mlprojects.tracking.in_process import InProcessTracker
 from prefect_mlprojects.tracking.uris import active_experiment_id, active_run_id, resolve_tracking_uri
 
 __all__ = [
+    "CompanionTracker",
     "FinalStatus",
     "InProcessTracker",
     "TrackedRun",

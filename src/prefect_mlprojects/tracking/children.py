@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import TrackedRun
 from prefect_mlprojects.tracking.uris import EXPERIMENT_ID_VARIABLE, RUN_ID_VARIABLE, TRACKING_URI_VARIABLE
@@ -25,10 +27,11 @@ def child_variables(run: TrackedRun) -> dict[str, str]:
     }
     if run.tracking_uri.partition(":")[0] == "databricks":
         from mlflow.exceptions import MlflowException
-        from mlflow.utils.databricks_utils import get_databricks_env_vars
+        from mlflow.utils import databricks_utils
 
+        credentials_of: Any = databricks_utils.get_databricks_env_vars
         try:
-            variables |= get_databricks_env_vars(run.tracking_uri)
+            variables |= credentials_of(run.tracking_uri)
         except MlflowException as error:
             raise TrackingError(str(error), tracking_uri=run.masked_tracking_uri) from None
     return variables

@@ -9,21 +9,27 @@ import os
 import socket
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 from prefect_mlprojects.settings import cache_directory
 from prefect_mlprojects.tracking.failures import tracking_error, unreachable
-from prefect_mlprojects.tracking.mlflow_store import MlflowStore
+from prefect_mlprojects.tracking.mlflow_store import MlflowStore, ask_server, mlflow_store
 from prefect_mlprojects.tracking.uris import sqlite_path, sqlite_uri
 
 PROBE_SECONDS = 10.0
 """How long a store may take to show that it is there."""
 
+_LEFTOVER_SECONDS = 600.0
+
 _opening = threading.RLock()
+creating = threading.Lock()
+"""Held while a database is made: a process that wants to end cleanly waits for it."""
+
+_opened: dict[str, tuple[MlflowStore, tuple[int, int] | None]] = {}
 _gates_lock = threading.Lock()
 _gates: dict[str, threading.BoundedSemaphore] = {}
 _quiet = threading.local()
@@ -54,7 +60,7 @@ def open_store(uri: str) -> MlflowStore:
                 return _open_sqlite(uri, path)
             if urlsplit(uri).scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
                 _check_database(uri)
-            return _store(uri)
+            return mlflow_store(uri)
         except Exception as error:  # noqa: BLE001 - drivers raise whatever they like; the type is made one here
             raise tracking_error(error, uri, "open the tracking store") from None
 
@@ -72,21 +78,9 @@ def check_reachable(uri: str) -> None:
     """
     if urlsplit(uri).scheme not in ("http", "https"):
         return
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
     try:
         with quiet():
-            # Any answer will do, also a refusal: what may be done there, the next call shows.
-            http_request(
-                get_default_host_creds(uri),
-                "/health",
-                "GET",
-                max_retries=0,
-                timeout=PROBE_SECONDS,
-                raise_on_status=False,
-                retry_codes=(),
-            )
+            ask_server(uri, PROBE_SECONDS)
     except Exception as error:  # noqa: BLE001 - MLflow wraps whatever requests raised
         raise unreachable(uri, _network_reason(error)) from None
 
@@ -123,22 +117,33 @@ def _is_wanted(_record: logging.LogRecord) -> bool:
     return not getattr(_quiet, "on", False)
 
 
-def _store(uri: str) -> MlflowStore:
-    # MLflow's registry of stores; it keeps those it made.
-    from mlflow.tracking._tracking_service import utils
-
-    get_store: Any = utils._get_store
-    return MlflowStore(get_store(uri))
-
-
 def _open_sqlite(uri: str, path: Path) -> MlflowStore:
+    opened = _opened.get(uri)
+    if opened is not None:
+        store, identity = opened
+        if _identity(path) == identity:
+            return store
+        # The file was deleted or replaced; MLflow's connections still lead to the old one.
+        store.disconnect()
     _check_sqlite(uri, path)
-    if path.exists() and path.stat().st_size > 0:
-        return _store(uri)
-    with _creation_lock(path):
-        if not path.exists():
-            _create_sqlite(path)
-        return _store(uri)
+    if _identity(path) is not None and path.stat().st_size > 0:
+        store = mlflow_store(uri)
+    else:
+        with _creation_lock(path):
+            if not path.exists():
+                with creating:
+                    _create_sqlite(path)
+            store = mlflow_store(uri)
+    _opened[uri] = (store, _identity(path))
+    return store
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def _check_sqlite(uri: str, path: Path) -> None:
@@ -155,10 +160,11 @@ def _check_sqlite(uri: str, path: Path) -> None:
 
 def _create_sqlite(path: Path) -> None:
     """Makes the database under another name and gives it its own when it is whole: a kill leaves no half of one."""
+    _remove_leftovers(path)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         fresh.touch(mode=0o644)
-        _store(sqlite_uri(fresh)).disconnect()
+        mlflow_store(sqlite_uri(fresh)).disconnect()
         try:
             os.link(fresh, path)
         except FileExistsError:
@@ -170,6 +176,14 @@ def _create_sqlite(path: Path) -> None:
     finally:
         for leftover in (fresh, fresh.with_name(f"{fresh.name}-journal")):
             leftover.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what killed makers left beside ``path``; what is young may still be somebody's work."""
+    for leftover in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 32}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                leftover.unlink()
 
 
 @contextlib.contextmanager
