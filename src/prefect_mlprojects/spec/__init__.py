@@ -1,1 +1,37 @@
-"""."""
+"""MLproject files: parsing, parameters, command lines."""
+
+from prefect_mlprojects.spec.command import build_command
+from prefect_mlprojects.spec.entry_points import command_problems, find_entry_point
+from prefect_mlprojects.spec.lint import Finding, lint
+from prefect_mlprojects.spec.parameters import CheckedParameters, check_parameters
+from prefect_mlprojects.spec.parser import load_project, parse_project
+from prefect_mlprojects.spec.project import (
+    CondaEnvironment,
+    DockerEnvironment,
+    EntryPoint,
+    NoEnvironment,
+    Project,
+    ProjectEnvironment,
+    ProjectParameter,
+    PythonEnvironment,
+)
+
+__all__ = [
+    "CheckedParameters",
+    "CondaEnvironment",
+    "DockerEnvironment",
+    "EntryPoint",
+    "Finding",
+    "NoEnvironment",
+    "Project",
+    "ProjectEnvironment",
+    "ProjectParameter",
+    "PythonEnvironment",
+    "build_command",
+    "check_parameters",
+    "command_problems",
+    "find_entry_point",
+    "lint",
+    "load_project",
+    "parse_project",
+]

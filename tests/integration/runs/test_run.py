@@ -1,0 +1,385 @@
+"""``run()`` in this process: the ends a run can come to, and what Prefect and MLflow say of them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_mlprojects import SubmittedRun, run
+from prefect_mlprojects.exceptions import (
+    BackendError,
+    ExecutionException,
+    FetchError,
+    ParameterError,
+    ProjectSpecError,
+    RunCancelled,
+    RunFailed,
+    RunTimedOut,
+    TrackingError,
+)
+
+Read = Callable[[str], Any]
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out waiting for {what}"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in {"Z", "X"}
+    except FileNotFoundError:
+        return False
+
+
+def test_a_finished_run_is_finished_everywhere(
+    greet: str, workspace: Path, tracked: Read, prefect_state: Read, flow_log: Read, capfdbinary: Any
+) -> None:
+    submitted = run(greet, parameters={"name": "it's $(me)", "times": 2, "extra": "x y"}, env_manager="local")
+
+    assert submitted.get_status() == "FINISHED"
+    assert submitted.wait() is True
+    flow_run = prefect_state(submitted.flow_run_id)
+    assert (flow_run.name, flow_run.state.type.value) == ("greet/main", "COMPLETED")
+    assert flow_run.labels["mlflow.run_id"] == submitted.run_id
+    assert [log.message for log in flow_log(submitted.flow_run_id)] == ["hello it's $(me)\nhello it's $(me)", "done"] or (
+        "\n".join(log.message for log in flow_log(submitted.flow_run_id))
+        == "hello it's $(me)\nhello it's $(me)\ndone"
+    )
+    output = capfdbinary.readouterr()
+    assert output.out == b"hello it's $(me)\nhello it's $(me)\n"
+    assert b"done\n" in output.err
+
+    mlflow_run = tracked(submitted.run_id)
+    assert mlflow_run.info.status == "FINISHED"
+    assert mlflow_run.data.params == {"name": "it's $(me)", "times": "2", "extra": "x y"}
+    tags = mlflow_run.data.tags
+    assert tags["mlflow.project.entryPoint"] == "main"
+    assert tags["mlflow.project.backend"] == "local"
+    assert tags["mlflow.source.type"] == "PROJECT"
+    assert tags["prefect.flow_run_id"] == submitted.flow_run_id
+    assert submitted.flow_run_id in tags["prefect.flow_run_url"]
+
+
+def test_the_flow_run_has_the_four_tasks(greet: str, workspace: Path, prefect_server: Any) -> None:
+    submitted = run(greet, env_manager="local")
+
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    from prefect_mlprojects.prefect_api import call_api
+
+    async def task_runs(client: Any) -> list[Any]:
+        from uuid import UUID
+
+        found: list[Any] = await client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(submitted.flow_run_id)]))
+        )
+        return found
+
+    def names() -> set[str]:
+        runs = call_api(prefect_server.api_url, task_runs)
+        return {each.name.rsplit("-", 1)[0] for each in runs if each.state and each.state.is_completed()}
+
+    # Task runs reach the server as events, a moment after the flow run's own end.
+    wait_for(lambda: names() == {"fetch", "resolve-env", "validate-params", "execute"}, "the task runs")
+
+
+def test_a_failing_command_tells_why(greet: str, workspace: Path, tracked: Read, prefect_state: Read) -> None:
+    with pytest.raises(RunFailed, match=r"Run \(ID '[0-9a-f]{32}'\) failed: exit code 3") as caught:
+        run(greet, "fail", env_manager="local")
+
+    error = caught.value
+    assert (error.exit_code, error.signal) == (3, None)
+    assert "going down" in error.message
+    assert error.run_id is not None
+    assert error.flow_run_id is not None
+    assert tracked(error.run_id).info.status == "FAILED"
+    state = prefect_state(error.flow_run_id).state
+    assert (state.type.value, state.message) == ("FAILED", error.message)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.exit_code, copy.message, copy.run_id) == (3, error.message, error.run_id)
+
+
+def test_a_killed_command_names_the_signal(greet: str, workspace: Path) -> None:
+    (workspace / "MLproject").write_text("entry_points:\n  main:\n    command: 'kill -9 $$'\n")
+    with pytest.raises(RunFailed, match="SIGKILL") as caught:
+        run(str(workspace), env_manager="local")
+    assert caught.value.signal == signal.SIGKILL or caught.value.exit_code == 137
+
+
+def test_a_timeout_ends_the_run(greet: str, workspace: Path, prefect_state: Read) -> None:
+    with pytest.raises(RunTimedOut) as caught:
+        run(greet, "sleep", env_manager="local", timeout=0.5)
+    assert caught.value.flow_run_id is not None
+    state = prefect_state(caught.value.flow_run_id).state
+    assert (state.type.value, state.name) == ("FAILED", "TimedOut")
+
+
+def test_retries_try_the_command_again(greet: str, workspace: Path, tracked: Read) -> None:
+    submitted = run(greet, "flaky", parameters={"marker": str(workspace / "marker")}, env_manager="local", retries=1)
+    assert submitted.get_status() == "FINISHED"
+    assert tracked(submitted.run_id).info.status == "FINISHED"
+
+
+def test_all_mistakes_of_a_call_come_at_once_and_leave_no_run(greet: str, workspace: Path) -> None:
+    with pytest.raises(ParameterError) as caught:
+        run(greet, "needs", parameters={"count": "3.7", "place": "nowhere"})
+    assert {problem.parameter for problem in caught.value.problems} == {"count", "rate", "place"}
+    assert not (workspace / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        ({"uri": "no/such/folder"}, FetchError, "no/such/folder"),
+        ({"entry_point": "mian"}, ProjectSpecError, "main"),
+        ({"backend": "locall"}, BackendError, "local"),
+        ({"env_manager": "pipenv"}, ExecutionException, "virtualenv"),
+        ({"experiment_name": "a", "experiment_id": "1"}, ParameterError, "experiment"),
+        ({"timeout": -1}, ParameterError, "timeout"),
+        ({"backend_config": {"grace-perod": 3}}, BackendError, "grace-period"),
+        ({"backend_config": "missing.json"}, BackendError, "missing.json"),
+        ({"version": "main"}, ExecutionException, "version"),
+    ],
+)
+def test_bad_calls(
+    greet: str, workspace: Path, call: dict[str, Any], error: type[ExecutionException], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        run(**{"uri": greet, "env_manager": "local", **call})
+
+
+def test_a_deleted_experiment_and_an_unknown_run_are_named(greet: str, workspace: Path, tracked: Read) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(TrackingError, match="gone"):
+        run(greet, env_manager="local", experiment_name="gone")
+    with pytest.raises(TrackingError, match="0123"):
+        run(greet, env_manager="local", run_id="0123456789abcdef0123456789abcdef")
+
+
+def test_asynchronous_runs_return_at_once_and_can_be_cancelled(
+    greet: str, workspace: Path, tracked: Read, prefect_state: Read
+) -> None:
+    submitted = run(greet, "tree", env_manager="local", synchronous=False)
+    assert submitted.get_status() == "RUNNING"
+    run_id = submitted.run_id
+
+    submitted.cancel()
+    submitted.cancel()
+
+    assert submitted.get_status() == "KILLED"
+    assert submitted.wait() is False
+    assert prefect_state(submitted.flow_run_id).state.type.value == "CANCELLED"
+    assert tracked(run_id).info.status == "KILLED"
+
+
+def started_grandchild(submitted: SubmittedRun, flow_log: Read) -> int:
+    def lines() -> list[str]:
+        return [line for log in flow_log(submitted.flow_run_id) for line in log.message.splitlines()]
+
+    wait_for(lambda: any(line.startswith("grandchild") for line in lines()), "the grandchild")
+    return int(next(line for line in lines() if line.startswith("grandchild")).split()[1])
+
+
+@pytest.mark.parametrize("how", ["handle", "attach", "api"])
+def test_cancelling_ends_the_whole_tree(  # noqa: PLR0913 - fixtures
+    how: str, greet: str, workspace: Path, tracked: Read, prefect_state: Read, flow_log: Read, prefect_server: Any
+) -> None:
+    submitted = run(greet, "tree", env_manager="local", synchronous=False)
+    grandchild = started_grandchild(submitted, flow_log)
+    assert is_alive(grandchild)
+
+    if how == "handle":
+        submitted.cancel()
+    elif how == "attach":
+        attached = SubmittedRun.attach(submitted.flow_run_id)
+        assert attached.get_status() == "RUNNING"
+        assert attached.run_id == submitted.run_id
+        attached.cancel()
+        assert attached.get_status() == "KILLED"
+        assert attached.wait() is False
+    else:
+        cancel_through_the_api(prefect_server.api_url, submitted.flow_run_id)
+    assert submitted.wait() is False
+
+    assert not is_alive(grandchild)
+    assert submitted.get_status() == "KILLED"
+    assert prefect_state(submitted.flow_run_id).state.type.value == "CANCELLED"
+    assert tracked(submitted.run_id).info.status == "KILLED"
+
+
+def cancel_through_the_api(api_url: str, flow_run_id: str) -> None:
+    import httpx
+
+    answer = httpx.post(
+        f"{api_url}/flow_runs/{flow_run_id}/set_state",
+        json={"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False},
+    )
+    answer.raise_for_status()
+
+
+OWNER = """
+import sys
+from prefect_mlprojects import run
+run(sys.argv[1], "tree", env_manager="local", synchronous=sys.argv[2] == "sync")
+"""
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_cancels_the_run(
+    number: signal.Signals, mode: str, greet: str, workspace: Path, prefect_server: Any
+) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, greet, mode], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    grandchild = int(owner.stdout.readline().split()[1])
+
+    owner.send_signal(number)
+    _, errors = owner.communicate(timeout=120)
+
+    assert not is_alive(grandchild)
+    assert owner.returncode in {-number, 128 + number, 1} if mode == "sync" else True, errors
+    from mlflow.tracking import MlflowClient
+
+    (mlflow_run,) = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}").search_runs(["0"])
+    assert mlflow_run.info.status == "KILLED", errors
+
+
+def test_kill_9_of_the_owner_leaves_no_process(greet: str, workspace: Path, prefect_server: Any) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, greet, "sync"], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    grandchild = int(owner.stdout.readline().split()[1])
+    owner.kill()
+    owner.wait()
+    wait_for(lambda: not is_alive(grandchild), "the guard to end the grandchild")
+
+
+def test_a_run_inside_a_flow_is_its_child(greet: str, workspace: Path, prefect_state: Read) -> None:
+    import prefect
+
+    ids: list[str] = []
+
+    @prefect.flow
+    def parent() -> None:
+        ids.append(run(greet, env_manager="local").flow_run_id)
+
+    @prefect.flow
+    async def async_parent() -> None:
+        ids.append(run(greet, env_manager="local").flow_run_id)
+
+    parent()
+    import asyncio
+
+    asyncio.run(async_parent())  # type: ignore[arg-type]  # Prefect's decorator hides that it is a coroutine
+    assert [prefect_state(each).parent_task_run_id is not None for each in ids] == [True, True]
+
+
+def test_a_run_inside_an_mlflow_run_is_nested(greet: str, workspace: Path, tracked: Read) -> None:
+    import mlflow
+
+    with mlflow.start_run() as parent:
+        submitted = run(greet, env_manager="local")
+    assert tracked(submitted.run_id).data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_runs_inside_a_running_event_loop(greet: str, workspace: Path) -> None:
+    import asyncio
+
+    async def body() -> str:
+        return run(greet, env_manager="local").get_status()
+
+    assert asyncio.run(body()) == "FINISHED"
+
+
+def test_fifty_asynchronous_runs_all_finish(greet: str, workspace: Path, prefect_state: Read) -> None:
+    runs = [run(greet, parameters={"name": str(n)}, env_manager="local", synchronous=False) for n in range(50)]
+    assert [each.wait() for each in runs] == [True] * 50
+    assert len({each.run_id for each in runs}) == 50
+    assert {prefect_state(each.flow_run_id).state.type.value for each in runs} == {"COMPLETED"}
+
+
+def test_handles_are_thread_safe(greet: str, workspace: Path) -> None:
+    submitted = run(greet, "sleep", env_manager="local", synchronous=False)
+    threads = [threading.Thread(target=method) for method in [submitted.wait, submitted.cancel] * 5]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert submitted.get_status() == "KILLED"
+
+
+def test_many_lines_are_logged_whole_and_in_order(greet: str, workspace: Path, flow_log: Read, capfd: Any) -> None:
+    submitted = run(greet, "lines", parameters={"count": 20_000}, env_manager="local")
+    records = flow_log(submitted.flow_run_id)
+    assert "\n".join(record.message for record in records).splitlines() == [f"line {n}" for n in range(20_000)]
+    assert len(records) < 500
+
+
+def test_the_child_knows_its_runs(greet: str, workspace: Path, capfd: Any) -> None:
+    submitted = run(greet, "variables", env_manager="local")
+    variables = dict(line.split("=", 1) for line in capfd.readouterr().out.splitlines() if "=" in line)
+    assert variables["MLFLOW_RUN_ID"] == submitted.run_id
+    assert variables["MLFLOW_TRACKING_URI"] == os.environ["MLFLOW_TRACKING_URI"]
+    assert variables["MLFLOW_EXPERIMENT_ID"] == "0"
+    assert variables["PREFECT_MLPROJECTS_FLOW_RUN_ID"] == submitted.flow_run_id
+
+
+def test_cancelled_before_it_starts(
+    greet: str, workspace: Path, prefect_state: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+import sys
+from prefect_mlprojects import run
+first = run(sys.argv[1], "sleep", env_manager="local", synchronous=False)
+second = run(sys.argv[1], env_manager="local", synchronous=False)
+assert second.get_status() == "RUNNING"
+second_cancel = __import__("threading").Thread(target=second.cancel)
+second_cancel.start()
+first.cancel()
+second_cancel.join()
+print(first.get_status(), second.get_status(), second.flow_run_id)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, greet],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PREFECT_MLPROJECTS_MAX_CONCURRENT_RUNS": "1"},
+        check=True,
+        timeout=120,
+    )
+    *_, last = done.stdout.splitlines()
+    first, second, flow_run_id = last.split()
+    assert (first, second) == ("KILLED", "KILLED")
+    assert prefect_state(flow_run_id).state.type.value == "CANCELLED"
+
+
+def test_an_unknown_flow_run_is_named(workspace: Path) -> None:
+    with pytest.raises(ExecutionException, match="00000000-0000-0000-0000-000000000001"):
+        SubmittedRun.attach("00000000-0000-0000-0000-000000000001")
+    with pytest.raises(ExecutionException, match="not the id"):
+        SubmittedRun.attach("nonsense")
+
+
+def test_cancelled_is_not_failed(greet: str, workspace: Path) -> None:
+    submitted = run(greet, "sleep", env_manager="local", synchronous=False)
+    submitted.cancel()
+    result = submitted.result()  # type: ignore[attr-defined]
+    assert isinstance(result.error, RunCancelled)

@@ -1,0 +1,1 @@
+echo "script says $1 $2"
