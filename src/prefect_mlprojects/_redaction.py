@@ -28,6 +28,15 @@ def mask_text(text: str) -> str:
     return _SECRET_PARAMETER.sub(lambda match: match["lead"] + MASK, _USERINFO.sub(_masked_userinfo, text))
 
 
+def mask_uri(uri: str) -> str:
+    """Masks what is secret in one URI; see ``mask_text``.
+
+    Args:
+        uri: A URI, or a path.
+    """
+    return mask_text(uri)
+
+
 def _masked_userinfo(match: re.Match[str]) -> str:
     scheme, userinfo = match["scheme"], match["userinfo"]
     user, colon, _ = userinfo.partition(":")

@@ -28,6 +28,7 @@ class TrackingRequest:
         run_id: An existing run to go on with instead of a new one.
         run_name: The run's name; without one MLflow makes one up.
         parent_run_id: The run that this one is nested in.
+        version: The branch, tag or commit that was asked for; the working copy says what it turned out to be.
         backend: The backend's name.
         environment: The environment's kind: an environment manager's name or ``docker``. For ``local`` MLflow records
             nothing, and so do we.
@@ -46,6 +47,7 @@ class TrackingRequest:
     run_id: str | None = None
     run_name: str | None = None
     parent_run_id: str | None = None
+    version: str | None = None
     backend: str = "local"
     environment: str | None = None
     docker_image: str | None = None

@@ -18,6 +18,7 @@ from prefect_mlprojects._redaction import mask_text
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, Tracker, TrackingRequest
 from prefect_mlprojects.tracking.messages import error_from_json, request_to_json
+from prefect_mlprojects.tracking.uris import resolve_tracking_uri
 
 # The path is this process's own, so that both import the same package, wherever it comes from.
 _PROGRAM: Final = (
@@ -73,15 +74,17 @@ class CompanionTracker:
         self._reader.start()
 
     @classmethod
-    def start_process(cls, tracking_uri: str) -> CompanionTracker:
+    def start_process(cls, tracking_uri: str | None = None) -> CompanionTracker:
         """Starts the companion, which at once begins to import MLflow and to open the store; returns in milliseconds.
 
         Args:
-            tracking_uri: The absolute tracking URI that will be used; runs of other stores work too.
+            tracking_uri: The absolute tracking URI that will be used, by default as ``resolve_tracking_uri`` finds it;
+                runs of other stores work too.
 
         Raises:
             OSError: The process could not be started.
         """
+        tracking_uri = tracking_uri or resolve_tracking_uri()
         complaints = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM],

@@ -1,0 +1,293 @@
+"""Remote files and folders that ``path`` parameters name: downloaded whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from prefect_mlprojects._redaction import mask_text, mask_uri
+from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.types import StopSignal
+
+MLFLOW_SCHEMES = ("runs", "models", "mlflow-artifacts", "dbfs", "uc-volume")
+"""What MLflow downloads; everything else is left to ``fsspec``."""
+
+_PARALLEL = 4
+_ATTEMPTS = 3
+_REPORT_SECONDS = 2.0
+
+_EXTRAS: Mapping[str, str] = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "abfs": "azure",
+    "abfss": "azure",
+    "az": "azure",
+    "adl": "azure",
+    "http": "http",
+    "https": "http",
+}
+
+
+def download_all(
+    uris: Mapping[str, str],
+    directory: Path,
+    *,
+    report: Callable[[str], None],
+    stop: StopSignal,
+    tracking_uri: str | None = None,
+) -> dict[str, Path]:
+    """Downloads several remote files or folders at the same time; when one fails, the others are stopped and removed.
+
+    Args:
+        uris: Remote URIs by parameter name.
+        directory: Where they go, each in a new folder of its own; it is created when it does not exist.
+        report: Takes lines about the progress, from any thread.
+        stop: Asks for the end.
+        tracking_uri: The MLflow store for ``runs:/`` and the like; None for the one that this process uses.
+
+    Returns:
+        The local files and folders by parameter name, absolute.
+
+    Raises:
+        FetchError: One of them could not be downloaded, or the end was asked for.
+    """
+    if not uris:
+        return {}
+    inner = StopSignal()
+    forget = stop.on_request(lambda: inner.request(stop.reason or "the run was stopped"))
+    try:
+        with ThreadPoolExecutor(min(_PARALLEL, len(uris)), thread_name_prefix="download") as pool:
+            jobs: dict[str, Future[Path]] = {
+                name: pool.submit(download, uri, directory, report=report, stop=inner, tracking_uri=tracking_uri)
+                for name, uri in uris.items()
+            }
+            done, _ = wait(jobs.values(), return_when=FIRST_EXCEPTION)
+            failure = next((error for job in done if (error := job.exception()) is not None), None)
+            if failure is not None:
+                inner.request("another download failed")
+    finally:
+        forget()
+    if failure is None:
+        return {name: job.result() for name, job in jobs.items()}
+    for job in jobs.values():
+        if job.exception() is None:
+            shutil.rmtree(job.result().parent, ignore_errors=True)
+    raise failure
+
+
+def download(
+    uri: str,
+    directory: Path,
+    *,
+    report: Callable[[str], None],
+    stop: StopSignal,
+    tracking_uri: str | None = None,
+) -> Path:
+    """Downloads one remote file or folder; a download that fails or is stopped leaves nothing behind.
+
+    Passing errors are tried again, and sizes are compared with what the store announced.
+
+    Args:
+        uri: Where it is: any protocol that ``fsspec`` knows, or ``runs:/``, ``models:/``, ``mlflow-artifacts:/``, ``dbfs:/``.
+        directory: Where it goes, into a new folder; it is created when it does not exist.
+        report: Takes lines about the progress.
+        stop: Asks for the end.
+        tracking_uri: The MLflow store for ``runs:/`` and the like; None for the one that this process uses.
+
+    Returns:
+        The local file or folder, absolute, under its remote name.
+
+    Raises:
+        FetchError: There is no such file, the store refused or broke off, no driver for it is installed, or the disk is
+            full or read-only.
+    """
+    job = _Download(uri, report, stop, tracking_uri)
+    try:
+        directory = directory.absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory))
+    except OSError as error:
+        raise FetchError(
+            f"{job.shown} can't be downloaded to {str(directory)!r}: {error.strerror or error}. "
+            "Name a folder that can be written as the storage directory.",
+            uri=job.shown,
+        ) from None
+    try:
+        fetched = job.run(partial)
+        whole = partial.with_name(partial.name.replace(".partial-", "download-"))
+        partial.rename(whole)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return whole / fetched.relative_to(partial)
+
+
+class _StoppedError(Exception):
+    """The end was asked for in the middle of a download."""
+
+
+@dataclass(frozen=True)
+class _Download:
+    uri: str
+    report: Callable[[str], None]
+    stop: StopSignal
+    tracking_uri: str | None
+
+    @property
+    def shown(self) -> str:
+        return mask_uri(self.uri)
+
+    def run(self, folder: Path) -> Path:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                if self.stop.requested:
+                    raise _StoppedError
+                return self._by_mlflow(folder) if self._scheme in MLFLOW_SCHEMES else self._by_fsspec(folder)
+            except _StoppedError:
+                raise FetchError(
+                    f"The download of {self.shown} was stopped: {self.stop.reason}.", uri=self.shown
+                ) from None
+            except FetchError:
+                raise
+            except Exception as error:  # noqa: BLE001 - drivers raise whatever they like; the type is made one here
+                if attempt == _ATTEMPTS or not _may_pass(error):
+                    raise self._failure(error) from None
+                self.report(f"downloading {self.shown} broke off ({_words(error)}); trying again")
+            shutil.rmtree(folder)
+            folder.mkdir()
+            self.stop.wait(attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    @property
+    def _scheme(self) -> str:
+        return urlsplit(self.uri).scheme.lower()
+
+    def _by_fsspec(self, folder: Path) -> Path:
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(self.uri)
+        # fsspec keeps listings for the life of a process; the data may have changed since another run.
+        filesystem.invalidate_cache()
+        target = folder / _local_name(self.uri)
+        progress = _progress(self)
+        if self._scheme not in ("http", "https") and filesystem.isdir(path):
+            sizes = {name: facts.get("size") for name, facts in filesystem.find(path, detail=True).items()}
+            files = {_below(path, name, self.shown): size for name, size in sizes.items()}
+            target.mkdir()
+            filesystem.get(f"{path.rstrip('/')}/", f"{target}/", recursive=True, callback=progress)
+        else:
+            files = {"": filesystem.info(path).get("size")}
+            filesystem.get_file(path, str(target), callback=progress)
+        for name, size in files.items():
+            self._check_size(target / name if name else target, size)
+        return target
+
+    def _check_size(self, file: Path, size: int | None) -> None:
+        found = file.stat().st_size if file.is_file() else None
+        if found is None or (size is not None and found != size):
+            raise ConnectionError(f"of {file.name} {found or 0} bytes arrived, {size} were announced")
+
+    def _by_mlflow(self, folder: Path) -> Path:
+        from mlflow.artifacts import download_artifacts
+
+        return Path(self._while_not_stopped(download_artifacts, folder))
+
+    def _while_not_stopped(self, fetch: Callable[..., str], folder: Path) -> str:
+        """Runs what can't be interrupted in a thread, and leaves it alone when the end is asked for."""
+        result: Future[str] = Future()
+        woken = threading.Event()
+        forget = self.stop.on_request(woken.set)
+
+        def work() -> None:
+            try:
+                result.set_result(fetch(artifact_uri=self.uri, dst_path=str(folder), tracking_uri=self.tracking_uri))
+            except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+                result.set_exception(error)
+            finally:
+                woken.set()
+                if self.stop.requested:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+        threading.Thread(target=work, name="mlflow-download", daemon=True).start()
+        woken.wait()
+        forget()
+        if not result.done():
+            raise _StoppedError
+        return result.result()
+
+    def _failure(self, error: Exception) -> FetchError:
+        if isinstance(error, ImportError):
+            extra = _EXTRAS.get(self._scheme)
+            advice = f'pip install "prefect-mlprojects[{extra}]"' if extra else _words(error)
+            return FetchError(
+                f"{self.shown} can't be downloaded: no driver for it is installed. {advice}", uri=self.shown
+            )
+        if isinstance(error, FileNotFoundError):
+            return FetchError(f"{self.shown} can't be downloaded: there is no such file or folder.", uri=self.shown)
+        return FetchError(f"{self.shown} can't be downloaded: {_words(error)}", uri=self.shown)
+
+
+def _progress(job: _Download) -> Any:
+    """A callback of fsspec that reports now and then, and ends the transfer when the end is asked for."""
+    from fsspec.callbacks import Callback
+
+    class Progress(Callback):  # type: ignore[misc]  # fsspec has no types
+        """Counts bytes of a file, or files of a folder."""
+
+        last_report = time.monotonic()
+
+        def call(self, *_arguments: Any, **_named: Any) -> None:
+            if job.stop.requested:
+                raise _StoppedError
+            now = time.monotonic()
+            if now - self.last_report > _REPORT_SECONDS and self.value:
+                self.last_report = now
+                of = f" of {self.size:,}" if self.size else ""
+                job.report(f"downloading {job.shown}: {self.value:,}{of}")
+
+        def branched(self, *_arguments: Any, **_named: Any) -> Any:
+            return _progress(job)
+
+    return Progress()
+
+
+def _below(root: str, name: str, shown: str) -> str:
+    """The name of a remote file below its folder; an object's name may be anything, ``..`` too."""
+    relative = name.removeprefix(root.rstrip("/")).lstrip("/")
+    if ".." in PurePosixPath(relative).parts:
+        raise FetchError(f"{shown} can't be downloaded: its file {name!r} would land outside of its folder.", uri=shown)
+    return relative
+
+
+def _local_name(uri: str) -> str:
+    name = PurePosixPath(unquote(urlsplit(uri).path)).name
+    # What no file system takes; and no name may be one of ours or hidden.
+    return re.sub(r"[\0/]", "_", name).lstrip(".")[:200] or "download"
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(
+        error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, ValueError)
+    ):
+        return False
+    if isinstance(error, OSError):
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    status = getattr(error, "status", None)
+    return (isinstance(status, int) and status >= 500) or isinstance(error, TimeoutError)
+
+
+def _words(error: Exception) -> str:
+    text = mask_text(str(error).strip()) or type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
