@@ -43,6 +43,7 @@ class PreparedEnvironment:
         command_prefix: What stands before the shell that runs the command; mostly empty.
         plan: Which environment it is.
         reused: Whether it was there already.
+        facts: What else its manager noted; ``release_environment`` finds there what keeps it from being removed.
     """
 
     variables: Mapping[str, str]

@@ -138,12 +138,7 @@ def build_with_virtualenv(build: Build) -> None:
     """
     # virtualenv is one of our own packages, so it runs with our own interpreter and variables.
     command = [sys.executable, "-m", "virtualenv", "--no-periodic-update", "--python", str(build.interpreter.path)]
-    own = {
-        name: value
-        for name, value in build_variables(build.environ, build.environ).items()
-        if name != "VIRTUALENV_PYTHON"
-    }
-    build.run("creating it", [*command, str(build.location)], own)
+    build.run("creating it", [*command, str(build.location)], build_variables(build.environ, build.environ))
     installer = [str(build.python), "-m", "pip", "install", "--progress-bar", "off"]
     _install(build, "build_dependencies", build.recipe.contents.build, installer)
     _install(build, "dependencies", build.recipe.contents.run, installer)

@@ -22,7 +22,11 @@ class _Pins:
                 handle = open_lock_file(file)
                 if handle is None:
                     return
-                fcntl.flock(handle, fcntl.LOCK_SH)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_SH)
+                except OSError:  # a file system without locks
+                    os.close(handle)
+                    return
                 self._files[file] = handle
             self._holders.setdefault(file, set()).add(token)
 
@@ -42,7 +46,8 @@ def pin(file: Path, token: str) -> None:
     """Holds a lock file, shared with others that do, until the token is released or this process ends.
 
     Args:
-        file: The lock file; made when it is not there. In a cache that can't be written, nothing is held.
+        file: The lock file; made when it is not there. Where that, or locking, is not possible, nothing is
+            held.
         token: Names the holder.
     """
     _pins.add(file, token)

@@ -94,12 +94,10 @@ def find_environment(prefix: str, cache_directory: Path | None = None) -> Cached
     keys = [key for key in cache.list_keys() if prefix and key.startswith(prefix)]
     if len(keys) == 1:
         return _describe(cache, keys[0])
-    how_many = "no environment" if not keys else f"{len(keys)} environments"
+    found = "is no environment" if not keys else f"are {len(keys)} environments"
+    advice = "give more of the key" if keys else "'mlprojects env list' shows what there is"
     raise EnvironmentBuildError(
-        f"There is {how_many} in {cache.folder} whose key begins with {prefix!r}; 'mlprojects env list' shows them."
-        if not keys
-        else f"There are {how_many} in {cache.folder} whose key begins with {prefix!r}; give more of the key.",
-        manager="",
+        f"There {found} in {cache.folder} whose key begins with {prefix!r}; {advice}.", manager=""
     )
 
 

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_mlprojects.environments.interpreters import current_interpreter
+from prefect_mlprojects.environments.recipe import (
+    Contents,
+    Recipe,
+    VenvManagerName,
+    check_environment,
+    make_recipe,
+    read_contents,
+)
+from prefect_mlprojects.exceptions import EnvironmentBuildError
+from prefect_mlprojects.spec.project import DockerEnvironment, Project
+
+CURRENT = "{}.{}.{}".format(*sys.version_info[:3])
+MINOR = "{}.{}".format(*sys.version_info[:2])
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """A machine that has no Pythons except the running one, where pip and uv are not set up."""
+    none = str(tmp_path / "none")
+    return {
+        "HOME": none,
+        "PATH": none,
+        "PYENV_ROOT": none,
+        "UV_PYTHON_INSTALL_DIR": none,
+        "UV_PYTHON_DOWNLOADS": "never",
+    }
+
+
+@pytest.fixture
+def recipe(make_project: Any, tmp_path: Path, environ: dict[str, str]) -> Any:
+    def make(text: str, manager: VenvManagerName = "uv", folder: str = "project", **files: str) -> Recipe:
+        project = make_project({"python_env.yaml": text, **files}, folder=folder)
+        return make_recipe(project, manager, environ, tmp_path / "cache")
+
+    return make
+
+
+def test_the_same_content_makes_the_same_key(recipe: Any) -> None:
+    first = recipe(f"python: '{MINOR}'\ndependencies: [six==1.16, attrs]\n", folder="one")
+    same = recipe(f"# a comment\ndependencies:\n  - six == 1.16\n  - Attrs\npython: '{CURRENT}'\n", folder="two")
+    assert first.key == same.key
+    assert len(first.key) == 32
+
+
+def test_without_a_python_the_running_one_is_used(recipe: Any) -> None:
+    made = recipe("dependencies: [six]\n")
+    assert (made.python_version, made.interpreter) == (CURRENT, current_interpreter())
+    assert made.key == recipe(f"python: '{CURRENT}'\ndependencies: [six]\n").key
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "dependencies: [six==1.17]\n",
+        "dependencies: []\n",
+        "build_dependencies: [six==1.16]\n",
+        "build_dependencies: [pip]\ndependencies: [six==1.16]\n",
+        "dependencies: [-c c.txt, six==1.16]\n",
+    ],
+)
+def test_other_content_makes_another_key(recipe: Any, changed: str) -> None:
+    assert recipe("dependencies: [six==1.16]\n").key != recipe(changed, **{"c.txt": "attrs<99\n"}).key
+
+
+def test_the_manager_and_the_users_settings_are_part_of_the_key(recipe: Any, environ: dict[str, str]) -> None:
+    text = "dependencies: [six]\n"
+    keys = {recipe(text).key, recipe(text, "virtualenv").key}
+    environ["UV_PRERELEASE"] = "allow"
+    keys.add(recipe(text).key)
+    environ["PIP_INDEX_URL"] = "https://user:token@example.org"
+    keys.add(recipe(text).key)
+    assert len(keys) == 3
+
+
+def test_another_python_makes_another_key(recipe: Any, environ: dict[str, str], tmp_path: Path) -> None:
+    python = tmp_path / "pyenv/versions/3.7.16/bin/python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    environ["PYENV_ROOT"] = str(tmp_path / "pyenv")
+    other = recipe("python: '3.7'\n")
+    assert (other.python_version, other.interpreter.path) == ("3.7.16", python)
+    assert other.key != recipe("{}\n").key
+
+
+@pytest.mark.parametrize(
+    ("text", "description"),
+    [
+        ("dependencies: [six]\n", "1 requirement (python_env.yaml)"),
+        ("build_dependencies: [pip]\ndependencies: [six, -r r.txt]\n", "4 requirements (python_env.yaml)"),
+        ("dependencies: []\n", "nothing installed (python_env.yaml)"),
+    ],
+)
+def test_the_description(recipe: Any, text: str, description: str) -> None:
+    assert recipe(text, **{"r.txt": "attrs\nh11\n-c c.txt\n", "c.txt": "idna<99\n"}).description == (
+        f"uv, Python {CURRENT}, {description}"
+    )
+
+
+def test_all_problems_come_at_once(recipe: Any, make_project: Any) -> None:
+    text = "build_dependencies: ['six=1']\ndependencies: [-r none.txt]\n"
+    with pytest.raises(EnvironmentBuildError) as caught:
+        recipe(text)
+    assert str(caught.value).startswith("The environment of project 'demo' can't be made:\n  - ")
+    assert str(caught.value).count("python_env.yaml:") == 2
+    problems = check_environment(make_project({"python_env.yaml": text}))
+    assert [problem.line for problem in problems] == [1, 2]
+    assert check_environment(make_project({"python_env.yaml": "dependencies: [six]\n"})) == ()
+
+
+def test_a_docker_project_has_nothing_to_check(tmp_path: Path) -> None:
+    assert check_environment(Project(tmp_path, None, None, {}, DockerEnvironment("image"))) == ()
+
+
+def test_a_python_that_is_not_there_is_named_with_those_that_are(recipe: Any) -> None:
+    with pytest.raises(EnvironmentBuildError) as caught:
+        recipe("dependencies: []\npython: '>=3.99'\n")
+    message = str(caught.value)
+    assert "There is no Python >=3.99" in message
+    assert "python_env.yaml:2 asks for" in message
+    assert f"Found: {current_interpreter()}" in message
+    assert "uv python install '>=3.99'" in message
+
+
+LOCK = (
+    'version = 1\nrequires-python = "{}"\n\n[[package]]\nname = "demo"\nversion = "1"\nsource = {{ virtual = "." }}\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("requires", "named", "python"),
+    [
+        (">=3.7", None, None),
+        ("==3.99.*", None, "==3.99.*"),
+        (">=3.7", "3.99", "3.99"),
+        (">=3.7", "my-pyenv-environment", None),
+        (">=3.7", "", None),
+    ],
+)
+def test_the_python_of_a_locked_project(
+    make_project: Any, requires: str, named: str | None, python: str | None
+) -> None:
+    files = {"uv.lock": LOCK.format(requires), "pyproject.toml": "[project]\nname = 'demo'\n"}
+    if named is not None:
+        files[".python-version"] = named + "\n"
+    contents = read_contents(make_project(files), "uv")
+    assert isinstance(contents, Contents)
+    assert contents.python == python
+    assert contents.locked is not None
+
+
+def test_virtualenv_says_that_it_does_not_install_locks(make_project: Any) -> None:
+    project = make_project({"uv.lock": LOCK.format(">=3.7"), "pyproject.toml": "[project]\nname = 'demo'\n"})
+    contents = read_contents(project, "virtualenv")
+    assert isinstance(contents, Contents)
+    assert contents.locked is None
+    assert "does not install from uv.lock" in contents.warnings[0]
+
+
+def test_a_changed_lock_makes_another_key(make_project: Any, environ: dict[str, str], tmp_path: Path) -> None:
+    def key(**files: str) -> str:
+        return make_recipe(make_project(files), "uv", environ, tmp_path / "cache").key
+
+    files = {"uv.lock": LOCK.format(">=3.7"), "pyproject.toml": "[project]\nname = 'demo'\n"}
+    first = key(**files)
+    assert key(**files) == first
+    assert key(**{**files, "uv.lock": files["uv.lock"] + "\n[[package]]\n"}) != first
+    assert key(**{**files, "pyproject.toml": "[project]\nname = 'demo'\nversion = '2'\n"}) != first
