@@ -54,7 +54,7 @@ _current: BackgroundLoop | None = None
 
 def background_loop() -> BackgroundLoop:
     """Returns this process's loop, starting it when it is first needed."""
-    global _current  # noqa: PLW0603 - one loop a process is the point
+    global _current
     with _lock:
         if _current is None:
             _current = BackgroundLoop()
@@ -63,7 +63,7 @@ def background_loop() -> BackgroundLoop:
 
 def _forget_after_fork() -> None:
     # A forked child has the object but not the thread; it starts a loop of its own when it needs one.
-    global _current, _lock  # noqa: PLW0603
+    global _current, _lock
     _current = None
     _lock = threading.Lock()
 

@@ -142,7 +142,7 @@ def check_reachable(api_url: str, timeout: float = _REACH_SECONDS) -> None:
     advice = "Start it, correct PREFECT_API_URL, or unset it to use the embedded server."
     try:
         status, body = _get(api_url.rstrip("/") + "/health", timeout)
-    except (TimeoutError, socket.timeout):
+    except TimeoutError:
         raise fail(f"did not answer within {timeout:g} s", advice) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise fail(f"can't be reached: {_reason(error)}", advice) from None

@@ -98,7 +98,8 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
 @click.pass_context
 def plan_command(context: click.Context, as_json: bool, **options: Any) -> None:
     """Say what `mlprojects run` would do with the same options; nothing is built or run."""
-    from prefect_mlprojects.environments import choose_manager, environment_manager
+    from prefect_mlprojects.environments.detection import choose_manager
+    from prefect_mlprojects.environments.managers import environment_manager
     from prefect_mlprojects.sources import detect_source
     from prefect_mlprojects.spec import build_command, check_parameters, find_entry_point, load_project
     from prefect_mlprojects.types import StopSignal

@@ -16,11 +16,11 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Failed, State
 from prefect.utilities.urls import url_for
 
-from prefect_mlprojects._redaction import mask_uri
+from prefect_mlprojects._redaction import mask_text
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.base import RunIdentity
-from prefect_mlprojects.environments import release_environment
 from prefect_mlprojects.environments.base import PreparedEnvironment
+from prefect_mlprojects.environments.managers import release_environment
 from prefect_mlprojects.exceptions import ExecutionException, RunCancelled, RunFailed, RunTimedOut, TrackingError
 from prefect_mlprojects.flows.cancellation import watch_cancellation
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
@@ -258,7 +258,7 @@ class _ProjectRun:
         labels = {
             RUN_ID_LABEL: tracked.run_id,
             EXPERIMENT_ID_LABEL: tracked.experiment_id,
-            TRACKING_URI_LABEL: mask_uri(tracked.tracking_uri),
+            TRACKING_URI_LABEL: mask_text(tracked.tracking_uri),
         }
         try:
             async with get_client() as client:
@@ -295,7 +295,7 @@ class _ProjectRun:
             message=message,
             exit_code=exit_code,
             experiment_id=tracked.experiment_id if tracked else None,
-            tracking_uri=mask_uri(tracked.tracking_uri) if tracked else None,
+            tracking_uri=mask_text(tracked.tracking_uri) if tracked else None,
             error=error,
         )
         session.set_result(result)

@@ -7,8 +7,9 @@ import asyncio
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from prefect_mlprojects.environments import choose_manager, environment_manager
 from prefect_mlprojects.environments.base import PreparedEnvironment
+from prefect_mlprojects.environments.detection import choose_manager
+from prefect_mlprojects.environments.managers import environment_manager
 from prefect_mlprojects.spec import Project
 from prefect_mlprojects.tasks.steps import Step, run_step
 from prefect_mlprojects.types import StopSignal

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from prefect_mlprojects.environments import choose_manager
+from prefect_mlprojects.environments.detection import choose_manager
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.sources.downloads import download_all
 from prefect_mlprojects.spec import (

@@ -1,0 +1,132 @@
+"""The local backend: the command runs on this machine, in a process group of its own."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prefect_mlprojects._output import LineSplitter, OutputTail
+from prefect_mlprojects._process import ProcessResult, run_process
+from prefect_mlprojects.backends.base import ExecutionOutcome, ExecutionRequest
+from prefect_mlprojects.backends.endings import find_cause
+from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal, StreamName
+
+
+class LocalConfig(BaseModel):
+    """The local backend's configuration.
+
+    Attributes:
+        grace_period: Seconds between asking the command to end and killing it; None for the setting
+            ``PREFECT_MLPROJECTS_GRACE_PERIOD``.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    grace_period: float | None = Field(default=None, ge=0, allow_inf_nan=False, alias="grace-period")
+
+
+class LocalBackend:
+    """Runs commands with ``bash -c`` in the project's folder."""
+
+    def validate_config(self, config: BackendConfig) -> BackendConfig:
+        """Checks the configuration: the only key is ``grace-period``.
+
+        Raises:
+            BackendError: A key is unknown or a value is not of its kind.
+        """
+        try:
+            parsed = LocalConfig.model_validate(dict(config))
+        except ValidationError as error:
+            raise BackendError(
+                "The configuration of the local backend does not fit: "
+                + "; ".join(_describe(dict(detail)) for detail in error.errors()),
+                backend="local",
+            ) from None
+        return parsed.model_dump(by_alias=True, exclude_none=True)
+
+    def execute(self, request: ExecutionRequest, output: OutputSink, stop: StopSignal) -> ExecutionOutcome:
+        """Runs the command and returns when it, and every process it left, has ended and all its output was written.
+
+        Raises:
+            BackendError: There is no bash on this machine.
+        """
+        if stop.requested:
+            return ExecutionOutcome("stopped", cause=str(stop.reason))
+        if not request.working_directory.is_dir():
+            return ExecutionOutcome(
+                "not-started", cause=f"the working directory {request.working_directory} does not exist"
+            )
+        bash = shutil.which("bash")
+        if bash is None:
+            raise BackendError("The local backend needs bash, which is not on PATH.", backend="local")
+        tail = _Tail(output)
+        config = LocalConfig.model_validate(dict(request.config))
+        try:
+            result = run_process(
+                [*request.environment.command_prefix, bash, "-c", request.command],
+                cwd=request.working_directory,
+                env={**request.environment.variables, **request.variables},
+                write=tail.write,
+                stop=stop,
+                timeout=request.timeout,
+                grace=config.grace_period,
+            )
+        except OSError as error:
+            return ExecutionOutcome("not-started", cause=_why_not_started(error))
+        return _outcome(result, request, stop, tail.close())
+
+
+def _describe(detail: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = [field.alias or name for name, field in LocalConfig.model_fields.items()]
+        near = get_close_matches(key, known, n=1)
+        return f"unknown key {key!r} " + (f"(did you mean {near[0]!r}?)" if near else f"(known: {', '.join(known)})")
+    return f"{key}: {detail['msg']}"
+
+
+def _why_not_started(error: OSError) -> str:
+    if error.errno == errno.E2BIG:
+        return "the command line or the environment is too long for the system"
+    return f"the command could not be started: {error.strerror or error}"
+
+
+def _outcome(
+    result: ProcessResult, request: ExecutionRequest, stop: StopSignal, tail: tuple[str, ...]
+) -> ExecutionOutcome:
+    if result.ending == "stopped":
+        return ExecutionOutcome("stopped", cause=str(stop.reason), output_tail=tail)
+    if result.ending == "timed-out":
+        return ExecutionOutcome(
+            "timed-out", cause=f"it took longer than its timeout of {request.timeout:g} s", output_tail=tail
+        )
+    cause = find_cause(result.return_code)
+    text, advice = cause.text, cause.advice
+    if result.return_code != 0 and not request.working_directory.is_dir():
+        advice = f"Its working directory {request.working_directory} vanished while it ran."
+    return ExecutionOutcome("exited", cause.exit_code, cause.signal, text, advice, tail)
+
+
+class _Tail:
+    """Passes output on and keeps its last lines."""
+
+    def __init__(self, output: OutputSink) -> None:
+        self._output = output
+        self._tail = OutputTail()
+        self._splitters: dict[StreamName, LineSplitter] = {"stdout": LineSplitter(), "stderr": LineSplitter()}
+
+    def write(self, stream: StreamName, data: bytes) -> None:
+        self._output.write(stream, data)
+        for line in self._splitters[stream].feed(data):
+            self._tail.add(line)
+
+    def close(self) -> tuple[str, ...]:
+        for splitter in self._splitters.values():
+            for line in splitter.close():
+                self._tail.add(line)
+        return self._tail.lines()

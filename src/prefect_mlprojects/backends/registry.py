@@ -1,0 +1,70 @@
+"""The family of backends: our own, and those that installed packages add."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Literal, TypeAlias, get_args
+
+from typing_extensions import assert_never
+
+from prefect_mlprojects.backends.base import Backend
+from prefect_mlprojects.exceptions import BackendError
+
+BuiltinBackendName: TypeAlias = Literal["local"]
+ENTRY_POINT_GROUP = "prefect_mlprojects.backends"
+
+
+def available_backends() -> tuple[str, ...]:
+    """Returns the names of all backends, our own first."""
+    builtin = get_args(BuiltinBackendName)
+    return (*builtin, *sorted({each.name for each in entry_points(group=ENTRY_POINT_GROUP)} - set(builtin)))
+
+
+def get_backend(name: str) -> Backend:
+    """Returns the backend of a name.
+
+    Args:
+        name: One of ``available_backends()``.
+
+    Raises:
+        BackendError: There is none of that name, or the package that adds it is broken.
+    """
+    for builtin in get_args(BuiltinBackendName):
+        if name == builtin:
+            return _make_builtin(builtin)
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        if entry_point.name == name:
+            return _load(entry_point)
+    known = available_backends()
+    near = get_close_matches(name, known, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise BackendError(f"There is no backend '{name}'; available: {', '.join(known)}.{hint}", backend=name)
+
+
+def _make_builtin(name: BuiltinBackendName) -> Backend:
+    match name:
+        case "local":
+            from prefect_mlprojects.backends.local import LocalBackend
+
+            return LocalBackend()
+        case _:
+            assert_never(name)
+
+
+def _load(entry_point: EntryPoint) -> Backend:
+    package = entry_point.dist.name if entry_point.dist is not None else entry_point.value
+    try:
+        backend: Backend = entry_point.load()()
+    except Exception as error:
+        raise BackendError(
+            f"The backend '{entry_point.name}' of the package {package} can't be loaded: {type(error).__name__}: {error}",
+            backend=entry_point.name,
+        ) from error
+    missing = [method for method in ("validate_config", "execute") if not callable(getattr(backend, method, None))]
+    if missing:
+        raise BackendError(
+            f"The backend '{entry_point.name}' of the package {package} has no method {' and no method '.join(missing)}.",
+            backend=entry_point.name,
+        )
+    return backend
