@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from prefect_mlprojects.exceptions import Problem
-
-if TYPE_CHECKING:
-    import yaml
+from prefect_mlprojects.spec.yaml_lines import YamlDocument, read_yaml
 
 PYTHON_ENV_KEYS = ("python", "build_dependencies", "dependencies")
 
@@ -87,12 +85,36 @@ class LockedPackage:
 class _Reader:
     """Collects a file's problems while it is read."""
 
-    file: Path
+    document: YamlDocument
     problems: list[Problem] = field(default_factory=list)
 
-    def problem(self, message: str, node: yaml.Node | None = None, *, fix: str | None = None) -> None:
-        line = node.start_mark.line + 1 if node is not None else None
-        self.problems.append(Problem(message, file=self.file, line=line, fix=fix))
+    def problem(self, message: str, *path: str, fix: str | None = None) -> None:
+        self.problems.append(self.document.problem(message, *path, fix=fix))
+
+    def entries(self, *path: str) -> dict[str, Any]:
+        """The items of the list at ``path`` by their positions; empty where there is none."""
+        value = self.document.content
+        for key in path:
+            value = value[int(key)] if isinstance(value, list) else value.get(key)
+        if value is None:
+            return {}
+        if isinstance(value, list):
+            return {str(index): item for index, item in enumerate(value)}
+        fix = f"put it behind a dash: '- {value}'" if isinstance(value, str) else None
+        self.problem(f"{path[-1]} must be a list", *path, fix=fix)
+        return {}
+
+    def requirements(self, *path: str) -> Iterator[RequirementEntry]:
+        """The list of requirements at ``path``."""
+        for position, item in self.entries(*path).items():
+            if not isinstance(item, str):
+                message = f"an entry of {path[-1]} must be a text, such as 'scikit-learn==1.5.2'"
+                self.problem(message, *path, position)
+                continue
+            start = self.document.line(*path, position)
+            # An entry may hold several lines, which MLflow writes to a requirements file as they are.
+            for offset, line in enumerate(item.splitlines()):
+                yield RequirementEntry(line, None if start is None else start + offset)
 
 
 def read_text(path: Path) -> str | Problem:
@@ -125,21 +147,20 @@ def read_python_env(path: Path) -> PythonSpec | tuple[Problem, ...]:
     Returns:
         What it asks for, or everything that is wrong with it.
     """
-    reader = _Reader(path)
-    keys = _top_mapping(reader)
-    for name, (key, _) in keys.items():
+    reader = _open(path)
+    if isinstance(reader, tuple):
+        return reader
+    for name in reader.document.content:
         if name not in PYTHON_ENV_KEYS:
-            near = get_close_matches(name, PYTHON_ENV_KEYS, n=1)
+            near = get_close_matches(str(name), PYTHON_ENV_KEYS, n=1)
             fix = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(PYTHON_ENV_KEYS)}"
-            reader.problem(f"unknown key {name!r}", key, fix=fix)
-    python, python_line = _python_version(reader, keys["python"][1]) if "python" in keys else (None, None)
-    lists = {
-        name: tuple(_requirement_list(reader, name, keys[name][1])) if name in keys else ()
-        for name in ("build_dependencies", "dependencies")
-    }
+            reader.problem(f"unknown key {str(name)!r}", str(name), fix=fix)
+    python = _python_version(reader)
+    build = tuple(reader.requirements("build_dependencies"))
+    run = tuple(reader.requirements("dependencies"))
     if reader.problems:
         return tuple(reader.problems)
-    return PythonSpec(path, python, python_line, lists["build_dependencies"], lists["dependencies"])
+    return PythonSpec(path, python, reader.document.line("python"), build, run)
 
 
 def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]:
@@ -152,29 +173,28 @@ def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]
     Returns:
         What it asks for with a warning that names the conda packages left out, or everything that is wrong with it.
     """
-    import yaml
-
-    reader = _Reader(path)
-    keys = _top_mapping(reader)
+    reader = _open(path)
+    if isinstance(reader, tuple):
+        return reader
     python: str | None = None
     python_line: int | None = None
     build: list[RequirementEntry] = []
     pip: list[RequirementEntry] = []
     left_out: list[str] = []
-    for node in _sequence(reader, "dependencies", keys["dependencies"][1]) if "dependencies" in keys else ():
-        line = node.start_mark.line + 1
-        if isinstance(node, yaml.MappingNode):
-            pip.extend(_conda_pip(reader, node))
-        elif not isinstance(node, yaml.ScalarNode):
-            reader.problem("a conda dependency must be a text or a pip section", node)
-        elif (match := _CONDA_PYTHON.match(node.value.strip())) is not None:
+    for position, item in reader.entries("dependencies").items():
+        line = reader.document.line("dependencies", position)
+        if isinstance(item, dict):
+            pip.extend(_conda_pip(reader, position, item))
+        elif not isinstance(item, str):
+            reader.problem("a conda dependency must be a text or a pip section", "dependencies", position)
+        elif (match := _CONDA_PYTHON.match(item.strip())) is not None:
             if python is None:
-                python, python_line = _conda_python(reader, node, match["rest"].strip()), line
-        elif (match := _CONDA_BUILD_PACKAGE.match(node.value.strip())) is not None:
+                python, python_line = _conda_python(reader, position, match["rest"].strip()), line
+        elif (match := _CONDA_BUILD_PACKAGE.match(item.strip())) is not None:
             operator = "==" if match["operator"] == "=" else match["operator"] or ""
             build.append(RequirementEntry(f"{match['package']}{operator}{match['version'] or ''}", line))
         else:
-            left_out.append(node.value.strip())
+            left_out.append(item.strip())
     if reader.problems:
         return tuple(reader.problems)
     warnings = []
@@ -210,58 +230,33 @@ def read_lock(path: Path) -> tuple[str | None, tuple[LockedPackage, ...]] | Prob
     return (requires["versions"].replace(" ", "") if requires else None), packages
 
 
-def _top_mapping(reader: _Reader) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-    import yaml
-
-    text = read_text(reader.file)
-    if isinstance(text, Problem):
-        reader.problems.append(text)
-        return {}
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark is not None else None
-        reader.problems.append(
-            Problem(f"it is not valid YAML: {error.problem or error.context}", file=reader.file, line=line)
-        )
-        return {}
-    except yaml.YAMLError as error:
-        reader.problem(f"it is not valid YAML: {error}")
-        return {}
-    if root is None:
-        reader.problem("the file is empty", fix="write at least 'dependencies: []'")
-        return {}
-    if not isinstance(root, yaml.MappingNode):
-        reader.problem("it must be a mapping with keys such as 'dependencies:'", root)
-        return {}
-    keys: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-    for key, value in root.value:
-        name = str(key.value)
-        if name in keys:
-            reader.problem(f"the key {name!r} is there twice (first in line {keys[name][0].start_mark.line + 1})", key)
-        else:
-            keys[name] = (key, value)
-    return keys
+def _open(path: Path) -> _Reader | tuple[Problem, ...]:
+    document = read_yaml(path)
+    if document.problems:
+        return document.problems
+    if document.content is None:
+        return (Problem("the file is empty", file=path, fix="write at least 'dependencies: []'"),)
+    if not isinstance(document.content, dict):
+        return (Problem("it must be a mapping with keys such as 'dependencies:'", file=path, line=1),)
+    return _Reader(document)
 
 
-def _is_null(node: yaml.Node) -> bool:
-    return bool(node.tag == "tag:yaml.org,2002:null")
-
-
-def _python_version(reader: _Reader, node: yaml.Node) -> tuple[str | None, int | None]:
-    if _is_null(node):
-        return None, None
-    text = str(node.value).strip()
-    if node.tag in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int"):
+def _python_version(reader: _Reader) -> str | None:
+    value = reader.document.content.get("python")
+    if value is None:
+        return None
+    if isinstance(value, (int, float)):
+        # Without quotes 3.10 is the number 3.1.
+        reader.problem("python is a number, since it has no quotes", "python", fix='write python: "3.11", for example')
+    elif not isinstance(value, str):
+        reader.problem('python must be a version such as "3.11"', "python")
+    elif not is_python_request(value.strip()):
         reader.problem(
-            f"python must be a text, and {text} without quotes is a number", node, fix=f'write python: "{text}"'
+            f"python: {value!r} is not a version", "python", fix='write a version such as "3.11" or "3.11.7"'
         )
-    elif node.tag != "tag:yaml.org,2002:str":
-        reader.problem('python must be a version such as "3.11"', node)
-    elif not is_python_request(text):
-        reader.problem(f"python: {text!r} is not a version", node, fix='write a version such as "3.11" or "3.11.7"')
-    return text, node.start_mark.line + 1
+    else:
+        return value.strip()
+    return None
 
 
 def is_python_request(text: str) -> bool:
@@ -280,50 +275,29 @@ def is_python_request(text: str) -> bool:
         return False
 
 
-def _sequence(reader: _Reader, name: str, node: yaml.Node) -> tuple[yaml.Node, ...]:
-    import yaml
-
-    if _is_null(node):
-        return ()
-    if isinstance(node, yaml.SequenceNode):
-        return tuple(node.value)
-    fix = f"put it behind a dash: '- {node.value}'" if isinstance(node, yaml.ScalarNode) else None
-    reader.problem(f"{name} must be a list", node, fix=fix)
-    return ()
-
-
-def _requirement_list(reader: _Reader, name: str, node: yaml.Node) -> Iterator[RequirementEntry]:
-    for item in _sequence(reader, name, node):
-        if item.tag != "tag:yaml.org,2002:str":
-            reader.problem(f"an entry of {name} must be a text, such as 'scikit-learn==1.5.2'", item)
-            continue
-        # An entry may hold several lines, which MLflow writes to a requirements file as they are.
-        for offset, line in enumerate(item.value.splitlines()):
-            yield RequirementEntry(line, item.start_mark.line + 1 + offset)
-
-
-def _conda_pip(reader: _Reader, node: yaml.MappingNode) -> Iterator[RequirementEntry]:
-    for key, value in node.value:
-        if key.value == "pip":
-            yield from _requirement_list(reader, "pip", value)
+def _conda_pip(reader: _Reader, position: str, section: dict[Any, Any]) -> Iterator[RequirementEntry]:
+    for key in section:
+        if key == "pip":
+            yield from reader.requirements("dependencies", position, "pip")
         else:
-            reader.problem(f"{key.value!r} is not a pip section", key, fix="only 'pip:' may hold a list here")
+            fix = "only 'pip:' may hold a list here"
+            reader.problem(f"{str(key)!r} is not a pip section", "dependencies", position, str(key), fix=fix)
 
 
-def _conda_python(reader: _Reader, node: yaml.Node, rest: str) -> str | None:
+def _conda_python(reader: _Reader, position: str, rest: str) -> str | None:
+    where, fix = ("dependencies", position), "write python=3.11, for example"
     if not rest:
-        reader.problem("python must be pinned", node, fix="write python=3.11, for example")
+        reader.problem("python must be pinned", *where, fix=fix)
         return None
     match = _SINGLE_VERSION.match(rest)
     if match is not None:
-        # MLflow takes the version itself, whichever of these four operators stands before it.
+        # MLflow takes the version itself, whichever of these operators stands before it.
         if match["operator"] in (None, "=", "==", "<=", ">=", "~="):
             return match["version"]
-        reader.problem(
-            f"python: the comparison {match['operator']!r} does not say which version to use", node, fix="use = or =="
-        )
+        message = f"python: the comparison {match['operator']!r} does not say which version to use"
+        reader.problem(message, *where, fix="use = or ==")
         return None
     if is_python_request(rest.replace(" ", "")):
         return rest.replace(" ", "")
-    reader.problem(f"python: {rest!r} is not a version", node, fix="write python=3.11, for example")
+    reader.problem(f"python: {rest!r} is not a version", *where, fix=fix)
     return None
