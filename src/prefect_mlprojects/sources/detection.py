@@ -105,14 +105,15 @@ def _nothing_there(text: str, shown: str, base: Path) -> FetchError:
     """Says as exactly as possible why no reading of the text is a folder."""
     readings = list(_readings(text, base))
     for folder, subdirectory in readings:
-        if subdirectory and folder.is_dir():
+        if subdirectory and _exists(folder, ""):
             try:
                 apply_subdirectory(folder, subdirectory, shown)
             except FetchError as error:
                 return error
     whole = text.partition("#")[0]
     for folder, _ in readings:
-        if folder.is_file() and not whole.lower().endswith(".zip"):
+        # os.path.isfile, unlike Path.is_file, is False for names that are too long.
+        if os.path.isfile(folder) and not whole.lower().endswith(".zip"):  # noqa: PTH113
             return FetchError(
                 f"{str(folder)!r} is a file, not a folder. Give the project's folder: {str(folder.parent)!r}.",
                 uri=shown,

@@ -26,6 +26,21 @@ _PARALLEL = 4
 _ATTEMPTS = 3
 _REPORT_SECONDS = 2.0
 
+# Broken connections that the drivers (aiohttp, botocore, fsspec) do not raise as OSError.
+_PASSING_ERRORS = frozenset(
+    {
+        "ClientPayloadError",
+        "ClientConnectionError",
+        "ServerDisconnectedError",
+        "EndpointConnectionError",
+        "ConnectionClosedError",
+        "ReadTimeoutError",
+        "IncompleteReadError",
+        "FSTimeoutError",
+        "TimeoutError",
+    }
+)
+
 _EXTRAS: Mapping[str, str] = {
     "s3": "s3",
     "s3a": "s3",
@@ -182,7 +197,12 @@ class _Download:
         filesystem.invalidate_cache()
         target = folder / _local_name(self.uri)
         progress = _progress(self)
-        if self._scheme not in ("http", "https") and filesystem.isdir(path):
+        if self._scheme in ("http", "https"):
+            # A web page is no folder, and fsspec's other questions make every error "no such file". aiohttp compares the
+            # size with the one that the server announces.
+            files: dict[str, int | None] = {"": None}
+            filesystem.get_file(path, str(target), callback=progress)
+        elif filesystem.isdir(path):
             sizes = {name: facts.get("size") for name, facts in filesystem.find(path, detail=True).items()}
             files = {_below(path, name, self.shown): size for name, size in sizes.items()}
             target.mkdir()
@@ -285,7 +305,7 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     status = getattr(error, "status", None)
-    return (isinstance(status, int) and status >= 500) or isinstance(error, TimeoutError)
+    return (isinstance(status, int) and status >= 500) or type(error).__name__ in _PASSING_ERRORS
 
 
 def _words(error: Exception) -> str:

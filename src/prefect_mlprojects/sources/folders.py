@@ -41,8 +41,9 @@ def nearest(folder: Path) -> str:
         folder: The absolute path that does not exist.
     """
     parent = folder.parent
-    if not parent.is_dir():
-        existing = next((ancestor for ancestor in parent.parents if ancestor.is_dir()), None)
+    # os.path.isdir, unlike Path.is_dir, is False for names that are too long.
+    if not os.path.isdir(parent):  # noqa: PTH112
+        existing = next((ancestor for ancestor in parent.parents if os.path.isdir(ancestor)), None)  # noqa: PTH112
         return f" (of its path only {str(existing)!r} is there)." if existing is not None else "."
     try:
         siblings = [entry.name for entry in os.scandir(parent) if entry.is_dir()]

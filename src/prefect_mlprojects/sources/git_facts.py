@@ -92,7 +92,7 @@ def _git(folder: Path, arguments: Sequence[str], stop: StopSignal) -> _Answer | 
         result = run_tool(["git", *arguments], cwd=folder, env=variables, report=lines.append, stop=stop)
     except FileNotFoundError:
         return None
-    return _Answer(1 if result.exit_code is None else result.exit_code, tuple(lines))
+    return _Answer(result.exit_code, tuple(lines))
 
 
 def _parse_status(lines: Sequence[str]) -> tuple[str | None, str | None, bool]:

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.sources import WorkingCopy, detect_source
+from prefect_mlprojects.types import StopSignal
+
+
+def fetched(uri: str, base: Path | None = None) -> WorkingCopy:
+    return detect_source(uri, base=base).fetch(StopSignal(), lambda line: None)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    return folder
+
+
+def test_an_absolute_folder_runs_in_place(project: Path) -> None:
+    copy = fetched(str(project))
+
+    assert copy == WorkingCopy(directory=project, uri=str(project), kind="local", source_name=str(project))
+    assert copy.commit is None
+    assert not copy.temporary
+
+
+@pytest.mark.parametrize("uri", ["project", "./project", "project/", "./sub/../project", "'project'", " project "])
+def test_a_relative_folder_is_relative_to_the_base(project: Path, uri: str) -> None:
+    assert fetched(uri, base=project.parent).directory == project
+
+
+def test_without_a_base_the_working_directory_counts(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+
+    assert fetched(".").directory == project
+    assert fetched("sub").directory == project / "sub"
+
+
+def test_a_tilde_is_the_home_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(project.parent))
+
+    assert fetched("~/project").directory == project
+
+
+def test_a_file_uri_is_decoded(tmp_path: Path) -> None:
+    folder = tmp_path / "with space#and?more"
+    folder.mkdir()
+
+    assert fetched(folder.as_uri()).directory == folder
+    assert fetched(f"file://localhost{tmp_path}").directory == tmp_path
+
+
+def test_a_symbolic_link_keeps_its_name(project: Path) -> None:
+    link = project.parent / "link"
+    link.symlink_to(project)
+
+    assert fetched(str(link)).directory == link
+
+
+@pytest.mark.parametrize("subdirectory", ["sub", "sub/deep", "sub/deep/", "./sub"])
+def test_a_subdirectory_is_applied(project: Path, subdirectory: str) -> None:
+    expected = project / subdirectory
+
+    assert fetched(f"{project}#{subdirectory}").directory == expected
+    assert fetched(f"{project.as_uri()}#{subdirectory}").directory == expected
+
+
+def test_an_empty_subdirectory_is_the_folder_itself(project: Path) -> None:
+    assert fetched(f"{project}#").directory == project
+
+
+def test_a_folder_whose_name_holds_a_hash_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "c#sharp"
+    (folder / "sub").mkdir(parents=True)
+
+    assert fetched(str(folder)).directory == folder
+    assert fetched(f"{folder}#sub").directory == folder / "sub"
+
+
+def test_a_subdirectory_wins_over_a_folder_with_a_hash_in_its_name(project: Path) -> None:
+    project.with_name("project#sub").mkdir()
+
+    assert fetched(f"{project}#sub").directory == project / "sub"
+
+
+@pytest.mark.parametrize("subdirectory", ["..", "../..", "sub/../..", "../project", "/etc", "/sub"])
+def test_a_subdirectory_can_not_lead_out_of_the_project(project: Path, subdirectory: str) -> None:
+    with pytest.raises(FetchError, match="leads out of the project"):
+        detect_source(f"{project}#{subdirectory}")
+
+
+def test_a_subdirectory_can_not_lead_out_through_a_link(project: Path) -> None:
+    (project / "link").symlink_to("/")
+
+    with pytest.raises(FetchError, match="leads out of the project"):
+        detect_source(f"{project}#link")
+
+
+def test_a_missing_subdirectory_names_the_nearest(project: Path) -> None:
+    with pytest.raises(FetchError, match=r"'sbu'.*does not exist.*Did you mean '.*/project/sub'\?"):
+        detect_source(f"{project}#sbu")
+
+
+def test_a_subdirectory_that_is_a_file_says_so(project: Path) -> None:
+    (project / "main.py").touch()
+
+    with pytest.raises(FetchError, match="is a file, not a folder"):
+        detect_source(f"{project}#main.py")
+
+
+def test_a_missing_folder_names_the_nearest_sibling(project: Path) -> None:
+    wrong = project.with_name("projcet")
+
+    with pytest.raises(FetchError) as caught:
+        detect_source(str(wrong))
+
+    assert caught.value.uri == str(wrong)
+    assert str(caught.value) == f"The project folder '{wrong}' does not exist. Did you mean '{project}'?"
+
+
+def test_a_folder_whose_parents_are_missing_names_the_last_that_is_there(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=rf"only '{tmp_path}' is there"):
+        detect_source(str(tmp_path / "a" / "b" / "c"))
+
+
+def test_a_file_is_told_from_a_folder(project: Path) -> None:
+    file = project / "MLproject"
+    file.touch()
+
+    with pytest.raises(FetchError, match=f"is a file, not a folder. Give the project's folder: '{project}'"):
+        detect_source(str(file))
+
+
+@pytest.mark.parametrize("uri", ["", "  ", "''", "a\0b"])
+def test_what_is_no_path_is_refused(uri: str) -> None:
+    with pytest.raises(FetchError, match="Give a local folder"):
+        detect_source(uri)
+
+
+def test_a_very_long_name_is_refused_like_any_missing_folder() -> None:
+    with pytest.raises(FetchError, match="does not exist"):
+        detect_source("x" * 5000)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://example.com/o/r",
+        "https://example.com/o/r.git#sub",
+        "git@example.com:o/r.git",
+        "ssh://git@example.com/o/r",
+        "git+https://example.com/o/r",
+        "git://example.com/r",
+        "s3://bucket/project.zip",
+        "project.zip",
+        "ext::sh -c touch% /dev/null",
+    ],
+)
+def test_forms_of_a_later_version_name_what_this_one_accepts(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="this version runs a local folder") as caught:
+        detect_source(uri, base=tmp_path)
+
+    assert caught.value.uri == uri
+
+
+def test_a_password_in_a_uri_does_not_show() -> None:
+    with pytest.raises(FetchError) as caught:
+        detect_source("https://me:hunter2@example.com/o/r")
+
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in caught.value.uri
+
+
+def test_a_file_uri_of_another_machine_is_refused() -> None:
+    with pytest.raises(FetchError, match="names another machine"):
+        detect_source("file://elsewhere/project")
+
+
+def test_a_version_of_a_folder_is_an_error(project: Path) -> None:
+    with pytest.raises(FetchError, match=r"A version \('v1'\) can only be asked of a git project"):
+        detect_source(str(project), "v1")
+    assert detect_source(str(project), "").kind == "local"
+
+
+def test_a_working_directory_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    with pytest.raises(FetchError, match="working directory does not exist any more"):
+        detect_source(".")
+
+
+def test_a_folder_that_vanishes_before_the_fetch_is_an_error(project: Path) -> None:
+    source = detect_source(f"{project}#sub/deep")
+    (project / "sub" / "deep").rmdir()
+
+    with pytest.raises(FetchError, match="does not exist"):
+        source.fetch(StopSignal(), lambda line: None)
+
+
+def test_a_stopped_fetch_does_nothing(project: Path) -> None:
+    stop = StopSignal()
+    stop.request("enough")
+
+    with pytest.raises(FetchError, match="was stopped"):
+        detect_source(str(project)).fetch(stop, lambda line: None)
+
+
+def test_removing_a_local_working_copy_leaves_the_folder(project: Path) -> None:
+    source = detect_source(str(project))
+    copy = source.fetch(StopSignal(), lambda line: None)
+
+    source.remove(copy)
+    source.remove(copy)
+
+    assert [path.name for path in project.iterdir()] == ["sub"]

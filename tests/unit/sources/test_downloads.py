@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.sources.downloads import download, download_all
+from prefect_mlprojects.types import StopSignal
+
+
+def fetch(uri: str, directory: Path, **options: Any) -> Path:
+    return download(uri, directory, report=lambda line: None, stop=StopSignal(), **options)
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    filesystem = fsspec.filesystem("memory")
+    yield filesystem
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+class WebServer(ThreadingHTTPServer):
+    """Answers with what ``answers`` holds for a path: the last one stays, those before it are given once."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: dict[str, list[tuple[int, bytes, int | None]]] = {}
+        self.requests: list[str] = []
+        self.stalled = threading.Event()
+        self.go_on = threading.Event()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: WebServer
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.server.requests.append(self.path)
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body: bool) -> None:
+        answers = self.server.answers.get(self.path.partition("?")[0], [(404, b"", None)])
+        status, body, length = answers.pop(0) if len(answers) > 1 and with_body else answers[0]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+            if length is not None and body.startswith(b"stall"):
+                self.wfile.flush()
+                self.server.stalled.set()
+                self.server.go_on.wait(30)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[WebServer]:
+    server = WebServer()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.go_on.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_file_keeps_its_name_and_bytes(memory: Any, tmp_path: Path) -> None:
+    memory.pipe("/bucket/data.csv", b"a,b\r\n\0\xff")
+
+    file = fetch("memory://bucket/data.csv", tmp_path)
+
+    assert file.name == "data.csv"
+    assert file.is_absolute()
+    assert file.read_bytes() == b"a,b\r\n\0\xff"
+    assert file.is_relative_to(tmp_path)
+
+
+def test_a_folder_keeps_its_tree(memory: Any, tmp_path: Path) -> None:
+    memory.pipe({"/bucket/set/a.txt": b"1", "/bucket/set/deep/er/b.txt": b"2", "/bucket/settle": b"not this"})
+
+    folder = fetch("memory://bucket/set", tmp_path)
+
+    assert folder.name == "set"
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert files == {"a.txt": b"1", "deep/er/b.txt": b"2"}
+
+
+def test_two_downloads_of_one_name_do_not_meet(memory: Any, tmp_path: Path) -> None:
+    memory.pipe({"/one/data.csv": b"1", "/two/data.csv": b"2"})
+
+    first, second = fetch("memory://one/data.csv", tmp_path), fetch("memory://two/data.csv", tmp_path)
+
+    assert (first.read_bytes(), second.read_bytes()) == (b"1", b"2")
+
+
+def test_a_local_file_uri_is_copied(tmp_path: Path) -> None:
+    source = tmp_path / "with space.txt"
+    source.write_text("x")
+
+    file = fetch(f"file://{source}", tmp_path / "downloads")
+
+    assert file.read_text() == "x"
+    assert file != source
+
+
+def test_over_http(web: WebServer, tmp_path: Path) -> None:
+    web.answers["/d/data.csv"] = [(200, b"x" * 100_000, None)]
+
+    file = fetch(web.url("/d/data.csv?token=abc"), tmp_path)
+
+    assert file.name == "data.csv"
+    assert file.read_bytes() == b"x" * 100_000
+
+
+def test_a_server_error_is_tried_again(web: WebServer, tmp_path: Path) -> None:
+    web.answers["/data.csv"] = [(503, b"busy", None), (200, b"good", None)]
+    lines: list[str] = []
+
+    file = download(web.url("/data.csv"), tmp_path, report=lines.append, stop=StopSignal())
+
+    assert file.read_bytes() == b"good"
+    assert any("trying again" in line for line in lines)
+
+
+def test_a_transfer_that_breaks_off_is_tried_again_and_then_an_error(web: WebServer, tmp_path: Path) -> None:
+    web.answers["/data.csv"] = [(200, b"half", 8)]
+    web.go_on.set()
+
+    with pytest.raises(FetchError, match="can't be downloaded"):
+        fetch(web.url("/data.csv"), tmp_path)
+
+    assert web.requests.count("/data.csv") == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_is_an_error_at_once(web: WebServer, tmp_path: Path) -> None:
+    web.answers["/data.csv"] = [(403, b"no", None)]
+
+    with pytest.raises(FetchError, match="403"):
+        fetch(web.url("/data.csv"), tmp_path)
+
+    assert len(web.requests) == 1
+
+
+def test_a_server_that_is_down_is_an_error(web: WebServer, tmp_path: Path) -> None:
+    uri = web.url("/data.csv")
+    web.shutdown()
+    web.server_close()
+
+    with pytest.raises(FetchError, match=r"Cannot connect|refused"):
+        fetch(uri, tmp_path)
+
+
+def test_a_missing_file_is_an_error_at_once(web: WebServer, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="there is no such file or folder"):
+        fetch(web.url("/nothing"), tmp_path)
+
+    assert len(web.requests) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_secrets_of_the_uri_do_not_show(web: WebServer, tmp_path: Path) -> None:
+    uri = web.url("/nothing?token=hunter2").replace("http://", "http://me:hunter3@")
+
+    with pytest.raises(FetchError) as caught:
+        fetch(uri, tmp_path)
+
+    assert "hunter" not in str(caught.value)
+    assert "hunter" not in caught.value.uri
+
+
+def test_a_missing_driver_names_the_extra(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=r'no driver for it is installed. pip install "prefect-mlprojects\[azure\]"'):
+        fetch("abfs://container@account.dfs.core.windows.net/data.csv", tmp_path)
+
+
+def test_an_unknown_protocol_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="Protocol not known: nonsense"):
+        fetch("nonsense://x/y", tmp_path)
+
+
+def test_a_file_name_can_not_leave_its_folder(memory: Any, tmp_path: Path) -> None:
+    memory.store["/bucket/set/../../evil.txt"] = fsspec.implementations.memory.MemoryFile(
+        memory, "/bucket/set/../../evil.txt", b"boo"
+    )
+
+    with pytest.raises(FetchError, match="would land outside of its folder"):
+        fetch("memory://bucket/set", tmp_path)
+
+    assert list(tmp_path.rglob("*.txt")) == []
+
+
+def test_a_folder_that_can_not_be_made_is_named(memory: Any, tmp_path: Path) -> None:
+    memory.pipe("/bucket/data.csv", b"1")
+    (tmp_path / "file").touch()
+
+    with pytest.raises(FetchError, match="Name a folder that can be written as the storage directory"):
+        fetch("memory://bucket/data.csv", tmp_path / "file")
+
+
+def test_a_download_is_stopped_in_the_middle(web: WebServer, tmp_path: Path) -> None:
+    web.answers["/big"] = [(200, b"stall" * 2_000_000, 20_000_000)]
+    stop = StopSignal()
+    caught: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            download(web.url("/big"), tmp_path, report=lambda line: None, stop=stop)
+        except FetchError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert web.stalled.wait(30)
+    stop.request("cancelled by a test")
+    web.go_on.set()
+    thread.join(60)
+
+    assert not thread.is_alive()
+    assert "was stopped: cancelled by a test" in str(caught[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_are_downloaded_by_name(memory: Any, tmp_path: Path) -> None:
+    memory.pipe({f"/bucket/{number}.txt": str(number).encode() for number in range(9)})
+
+    files = download_all(
+        {str(number): f"memory://bucket/{number}.txt" for number in range(9)},
+        tmp_path / "new",
+        report=lambda line: None,
+        stop=StopSignal(),
+    )
+
+    assert {name: path.read_text() for name, path in files.items()} == {str(n): str(n) for n in range(9)}
+
+
+def test_nothing_to_download_makes_no_folder(tmp_path: Path) -> None:
+    assert download_all({}, tmp_path / "new", report=lambda line: None, stop=StopSignal()) == {}
+    assert not (tmp_path / "new").exists()
+
+
+def test_when_one_fails_nothing_is_left(memory: Any, tmp_path: Path) -> None:
+    memory.pipe("/bucket/good.txt", b"1")
+
+    with pytest.raises(FetchError, match=r"bad\.txt can't be downloaded"):
+        download_all(
+            {"good": "memory://bucket/good.txt", "bad": "memory://bucket/bad.txt"},
+            tmp_path,
+            report=lambda line: None,
+            stop=StopSignal(),
+        )
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_before_the_start_downloads_nothing(memory: Any, tmp_path: Path) -> None:
+    memory.pipe("/bucket/data.csv", b"1")
+    stop = StopSignal()
+    stop.request("enough")
+
+    with pytest.raises(FetchError, match="was stopped: enough"):
+        download_all({"data": "memory://bucket/data.csv"}, tmp_path, report=lambda line: None, stop=stop)
+
+    assert list(tmp_path.iterdir()) == []

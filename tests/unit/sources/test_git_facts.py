@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from prefect_mlprojects.sources.git_facts import GitFacts, read_git_facts
+from prefect_mlprojects.types import StopSignal
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = {"NAME": "A", "EMAIL": "a@example.com"}
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
+        **{f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in identity.items()},
+        "GIT_CONFIG_GLOBAL": os.devnull,
+    }
+    return subprocess.run(
+        ["git", *arguments], cwd=folder, env=environment, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    (folder / "projects" / "one").mkdir(parents=True)
+    (folder / "projects" / "one" / "main.py").write_text("print(1)\n")
+    git(folder, "init", "-q", "-b", "trunk")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "first")
+    return folder
+
+
+def read(folder: Path) -> GitFacts | None:
+    lines: list[str] = []
+    facts = read_git_facts(folder, lines.append, StopSignal())
+    assert lines == []
+    return facts
+
+
+def test_a_folder_outside_of_git_has_no_facts(tmp_path: Path) -> None:
+    assert read(tmp_path) is None
+
+
+def test_the_top_of_a_clean_repository(repository: Path) -> None:
+    assert read(repository) == GitFacts(f"file://{repository}", git(repository, "rev-parse", "HEAD"), "trunk")
+
+
+def test_a_folder_below_the_top(repository: Path) -> None:
+    facts = read(repository / "projects" / "one")
+
+    assert facts == GitFacts(f"file://{repository}#projects/one", git(repository, "rev-parse", "HEAD"), "trunk")
+
+
+def test_changed_and_staged_files_make_it_dirty_and_new_ones_do_not(repository: Path) -> None:
+    (repository / "mlflow.db").touch()
+    clean = read(repository)
+    assert clean is not None
+    assert not clean.dirty
+
+    (repository / "projects" / "one" / "main.py").write_text("print(2)\n")
+    changed = read(repository)
+    assert changed is not None
+    assert changed.dirty
+
+    git(repository, "add", ".")
+    staged = read(repository)
+    assert staged is not None
+    assert staged.dirty
+
+
+def test_a_detached_head_has_a_commit_and_no_branch(repository: Path) -> None:
+    commit = git(repository, "rev-parse", "HEAD")
+    git(repository, "checkout", "-q", "--detach")
+
+    facts = read(repository)
+
+    assert facts is not None
+    assert (facts.commit, facts.branch) == (commit, None)
+
+
+def test_a_branch_name_may_have_slashes(repository: Path) -> None:
+    git(repository, "checkout", "-q", "-b", "feature/a b".replace(" ", "-"))
+
+    facts = read(repository)
+
+    assert facts is not None
+    assert facts.branch == "feature/a-b"
+
+
+def test_a_repository_without_commits_has_a_branch_only(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "-b", "trunk")
+
+    assert read(tmp_path) == GitFacts(f"file://{tmp_path}", None, "trunk")
+
+
+def test_packed_refs_are_read(repository: Path) -> None:
+    git(repository, "pack-refs", "--all")
+    assert not (repository / ".git" / "refs" / "heads" / "trunk").exists()
+
+    facts = read(repository)
+
+    assert facts is not None
+    assert facts.commit == git(repository, "rev-parse", "HEAD")
+
+
+def test_a_worktree_has_its_own_commit_and_top(repository: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    git(repository, "worktree", "add", "-q", "-b", "other", str(tree))
+    (tree / "new.txt").touch()
+    git(tree, "add", ".")
+    git(tree, "commit", "-q", "-m", "second")
+
+    assert read(tree / "projects") == GitFacts(f"file://{tree}#projects", git(tree, "rev-parse", "HEAD"), "other")
+
+
+def test_the_first_remote_s_url_is_given_without_credentials(repository: Path) -> None:
+    git(repository, "remote", "add", "zeta", "https://me:hunter2@example.com/o/zeta.git")
+    git(repository, "remote", "add", "alpha", "https://example.com/o/alpha.git")
+
+    facts = read(repository)
+
+    assert facts is not None
+    assert facts.repository_url == "https://example.com/o/zeta.git"
+
+
+def test_an_ignored_folder_is_not_part_of_the_commit(repository: Path) -> None:
+    (repository / ".gitignore").write_text("scratch/\n")
+    (repository / "scratch").mkdir()
+
+    facts = read(repository / "scratch")
+
+    assert facts is not None
+    assert facts.commit is None
+
+
+def test_another_repository_s_variables_do_not_count(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "init", "-q", "-b", "elsewhere")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
+
+    facts = read(repository)
+
+    assert facts is not None
+    assert facts.branch == "trunk"
+
+
+def test_reading_leaves_the_index_alone(repository: Path) -> None:
+    index = repository / ".git" / "index"
+    # A file that was touched makes `git status` refresh the index, if it may.
+    os.utime(repository / "projects" / "one" / "main.py", (1, 1))
+    before = index.read_bytes()
+
+    read(repository)
+
+    assert index.read_bytes() == before
+
+
+def test_a_folder_named_git_is_no_repository(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+
+    assert read(tmp_path) is None
+
+
+def test_a_missing_git_is_reported(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    lines: list[str] = []
+
+    facts = read_git_facts(repository, lines.append, StopSignal())
+
+    assert facts == GitFacts(f"file://{repository}")
+    assert len(lines) == 1
+    assert "the program git was not found" in lines[0]
+
+
+def test_a_repository_of_another_user_is_reported_and_runs_without_a_commit(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    # Git's own way to be tested for this without being root.
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    lines: list[str] = []
+
+    facts = read_git_facts(repository, lines.append, StopSignal())
+
+    assert facts == GitFacts(f"file://{repository}")
+    assert len(lines) == 1
+    assert "dubious ownership" in lines[0]
+
+
+def test_a_broken_repository_is_reported(repository: Path) -> None:
+    (repository / ".git" / "HEAD").write_text("nonsense\n")
+    lines: list[str] = []
+
+    facts = read_git_facts(repository, lines.append, StopSignal())
+
+    # Git itself takes a repository without a valid HEAD for no repository.
+    assert facts is None
+    (repository / ".git" / "HEAD").write_text("ref: refs/heads/trunk\n")
+    (repository / ".git" / "index").write_bytes(b"nonsense")
+    assert read_git_facts(repository, lines.append, StopSignal()) == GitFacts(f"file://{repository}")
+    assert "recorded without its commit" in lines[-1]

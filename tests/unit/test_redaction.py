@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+
+from prefect_mlprojects._redaction import mask_text, mask_uri, strip_credentials
+
+
+@pytest.mark.parametrize(
+    ("uri", "masked"),
+    [
+        ("https://user:s3cret@host/path", "https://user:***@host/path"),
+        ("https://ghp_abcdef@github.com/o/r", "https://***@github.com/o/r"),
+        ("git+https://oauth2:tok@host/r#sub", "git+https://oauth2:***@host/r#sub"),
+        ("ssh://git@host/r", "ssh://git@host/r"),
+        ("git+ssh://git@host/r", "git+ssh://git@host/r"),
+        ("ssh://git:pw@host/r", "ssh://git:***@host/r"),
+        ("git@host:o/r", "git@host:o/r"),
+        ("postgresql+psycopg2://me:p@ss@db:5432/mlflow", "postgresql+psycopg2://me:***@db:5432/mlflow"),
+        ("https://:token@host/", "https://:***@host/"),
+        ("https://host/a@b", "https://host/a@b"),
+        ("https://host/x?access_token=abc&y=1", "https://host/x?access_token=***&y=1"),
+        ("s3://b/k?X-Amz-Signature=ff00&X-Amz-Credential=AK%2F1", "s3://b/k?X-Amz-Signature=***&X-Amz-Credential=***"),
+        ("https://acc.blob.example/c?sv=1&sig=qqq%3D", "https://acc.blob.example/c?sv=1&sig=***"),
+        ("/home/me/a@b:c", "/home/me/a@b:c"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+        ("", ""),
+    ],
+)
+def test_secrets_of_a_uri_are_masked_and_nothing_else(uri: str, masked: str) -> None:
+    assert mask_uri(uri) == masked
+
+
+def test_every_uri_in_a_text_is_masked() -> None:
+    text = "could not reach 'http://a:one@h/x' nor \"https://b:two@h/y\"; see https://docs.example/page."
+
+    masked = mask_text(text)
+
+    assert masked == "could not reach 'http://a:***@h/x' nor \"https://b:***@h/y\"; see https://docs.example/page."
+
+
+def test_masking_twice_changes_nothing() -> None:
+    once = mask_text("https://user:pw@host/x?token=abc")
+
+    assert mask_text(once) == once
+
+
+@pytest.mark.parametrize(
+    ("url", "stripped"),
+    [
+        ("https://user:tok@host/o/r.git", "https://host/o/r.git"),
+        ("https://tok@host:8443/o/r.git", "https://host:8443/o/r.git"),
+        ("ssh://git@host/o/r.git", "ssh://host/o/r.git"),
+        ("git@host:o/r.git", "git@host:o/r.git"),
+        ("https://host/o/r.git", "https://host/o/r.git"),
+        ("../elsewhere", "../elsewhere"),
+        ("https://[broken/o@r", "https://[broken/o@r"),
+    ],
+)
+def test_credentials_are_stripped_from_a_repository_url_as_mlflow_strips_them(url: str, stripped: str) -> None:
+    from mlflow.utils.git_utils import _strip_credentials_from_url
+
+    assert strip_credentials(url) == stripped
+    if "[" not in url:
+        assert _strip_credentials_from_url(url) == stripped
