@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefect_mlprojects.sources import WorkingCopy
+from prefect_mlprojects.tracking import TrackingRequest
+from prefect_mlprojects.tracking.tags import batches, fitting_parameters, fitting_tags, project_tags, user_name
+
+COPY = WorkingCopy(directory=Path("/p"), uri="/p", kind="local", source_name="file:///p")
+REQUEST = TrackingRequest(tracking_uri="sqlite:////x.db", working_copy=COPY, entry_point="main")
+
+
+def test_a_run_outside_of_git_has_the_least_tags() -> None:
+    assert project_tags(REQUEST) == {
+        "mlflow.user": user_name(),
+        "mlflow.source.name": "file:///p",
+        "mlflow.source.type": "PROJECT",
+        "mlflow.project.entryPoint": "main",
+        "mlflow.project.backend": "local",
+    }
+
+
+def test_everything_that_is_known_is_tagged() -> None:
+    request = dataclasses.replace(
+        REQUEST,
+        working_copy=dataclasses.replace(
+            COPY, commit="c" * 40, branch="trunk", repository_url="https://host/r", dirty=True
+        ),
+        environment="uv",
+        backend="kubernetes",
+        parent_run_id="parent",
+        docker_image="image:1",
+        flow_run_id="f",
+        flow_run_url="http://prefect/f",
+        tags={"mine": "1", "mlflow.project.env": "docker"},
+    )
+
+    assert project_tags(request) == {
+        "mlflow.user": user_name(),
+        "mlflow.source.name": "file:///p",
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.git.commit": "c" * 40,
+        "mlflow.source.git.branch": "trunk",
+        "mlflow.source.git.dirty": "true",
+        "mlflow.source.git.repoURL": "https://host/r",
+        "mlflow.project.entryPoint": "main",
+        "mlflow.project.backend": "kubernetes",
+        "mlflow.project.env": "docker",
+        "mlflow.parentRunId": "parent",
+        "mlflow.docker.image.uri": "image:1",
+        "prefect.flow_run_id": "f",
+        "prefect.flow_run_url": "http://prefect/f",
+        "mine": "1",
+    }
+
+
+def test_the_local_environment_is_not_tagged_as_in_mlflow() -> None:
+    assert "mlflow.project.env" not in project_tags(dataclasses.replace(REQUEST, environment="local"))
+
+
+def test_a_password_in_the_source_does_not_become_a_tag() -> None:
+    copy = dataclasses.replace(COPY, source_name="https://me:hunter2@host/r")
+
+    tags = project_tags(dataclasses.replace(REQUEST, working_copy=copy))
+
+    assert tags["mlflow.source.name"] == "https://me:***@host/r"
+
+
+def test_a_user_that_the_system_does_not_know_is_unknown() -> None:
+    # Such a user is what a container with `--user 12345` has.
+    program = "from prefect_mlprojects.tracking.tags import user_name; import os, pwd\n"
+    program += "os.setuid(3123456) if os.getuid() == 0 else None; print(user_name())"
+    environment = {n: v for n, v in os.environ.items() if n not in ("LOGNAME", "USER", "LNAME", "USERNAME")}
+
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert result.stdout.strip() == ("unknown" if os.getuid() == 0 else user_name())
+
+
+def test_long_values_are_shortened_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert fitting_parameters({"a": "x" * 6000, "b": "y" * 6001}) == {"a": "x" * 6000, "b": "y" * 6000}
+        assert fitting_tags({"t": "z" * 9000}) == {"t": "z" * 8000}
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "The parameter 'b' has 6001 characters; MLflow records its first 6000.",
+        "The tag 't' has 9000 characters; MLflow records its first 8000.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "recorded"),
+    [
+        ("plain", "plain"),
+        ("with space", "with space"),
+        ("a.b-c:d/e_f", "a.b-c:d/e_f"),
+        ("größe", "größe"),
+        ("a,b=c", "a_b_c"),
+        ("line\nbreak", "line_break"),
+        ("../up", "___up"),
+        ("/abs", "_abs"),
+        ("a//b", "a__b"),
+        (".", "_"),
+        ("k" * 300, "k" * 250),
+    ],
+)
+def test_names_that_mlflow_forbids_are_changed_with_a_warning(
+    name: str, recorded: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert fitting_parameters({name: "1"}) == {recorded: "1"}
+
+    assert bool(caplog.records) == (name != recorded)
+
+
+def test_a_changed_name_never_replaces_another(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert fitting_parameters({"a,b": "1", "a_b": "2", "a;b": "3"}) == {"a_b": "2"}
+
+    assert "MLflow has no room for a parameter named 'a,b'" in caplog.text
+
+
+def test_an_empty_name_is_left_out() -> None:
+    assert fitting_parameters({"": "1", "b": "2"}) == {"b": "2"}
+
+
+def test_bytes_that_are_no_text_can_be_stored() -> None:
+    assert fitting_parameters({"a": "x\udcffy", "b": "\0"}) == {"a": "x\\udcffy", "b": "\\x00"}
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=260), st.text(max_size=50), max_size=8))
+def test_whatever_is_recorded_mlflow_accepts(entries: dict[str, str]) -> None:
+    from mlflow.utils import validation
+
+    validate_param: Any = validation._validate_param
+    validate_tag: Any = validation._validate_tag
+    for name, value in fitting_parameters(entries).items():
+        assert validate_param(name, value).key == name
+    for name, value in fitting_tags(entries).items():
+        assert validate_tag(name, value).key == name
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=20), st.text(max_size=6000), max_size=20))
+def test_batches_hold_everything_once_and_in_order(entries: dict[str, str]) -> None:
+    parts = list(batches(entries))
+
+    assert [item for part in parts for item in part.items()] == list(entries.items())
+    assert all(parts)
+
+
+def test_batches_are_as_small_as_one_request_must_be() -> None:
+    assert [len(part) for part in batches({str(n): "x" for n in range(250)})] == [100, 100, 50]
+    # Characters that JSON writes as six.
+    assert [len(part) for part in batches({str(n): "\u4e2d" * 6000 for n in range(30)})] == [13, 13, 4]

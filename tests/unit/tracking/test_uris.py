@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefect_mlprojects.tracking.uris import absolute_tracking_uri, run_page, sqlite_path, sqlite_uri
+
+HERE = Path("/here/now")
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:////here/now/mlflow.db"),
+        ("sqlite:///../mlflow.db", "sqlite:////here/mlflow.db"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+        ("sqlite+pysqlite:///a/b.db?timeout=5", "sqlite+pysqlite:////here/now/a/b.db?timeout=5"),
+        ("sqlite://", "sqlite://"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("sqlite:///file:mlflow.db?uri=true", "sqlite:///file:mlflow.db?uri=true"),
+        ("mlruns", "file:///here/now/mlruns"),
+        ("./my runs", "file:///here/now/my%20runs"),
+        ("/data/mlruns", "file:///data/mlruns"),
+        ("file:mlruns", "file:///here/now/mlruns"),
+        ("file:./my%20runs", "file:///here/now/my%20runs"),
+        ("file:///data/mlruns", "file:///data/mlruns"),
+        ("http://host:5000", "http://host:5000"),
+        ("https://me:pw@host/prefix", "https://me:pw@host/prefix"),
+        ("databricks", "databricks"),
+        ("databricks://profile", "databricks://profile"),
+        ("postgresql://me@db/mlflow", "postgresql://me@db/mlflow"),
+        ("plugin-scheme://x", "plugin-scheme://x"),
+    ],
+)
+def test_paths_in_tracking_uris_become_absolute_and_nothing_else_changes(uri: str, expected: str) -> None:
+    assert absolute_tracking_uri(uri, HERE) == expected
+    assert absolute_tracking_uri(expected, Path("/elsewhere")) == expected
+
+
+def test_a_percent_in_the_working_directory_survives(tmp_path: Path) -> None:
+    folder = tmp_path / "100%20 ?x"
+
+    assert sqlite_path(absolute_tracking_uri("sqlite:///mlflow.db", folder)) == folder / "mlflow.db"
+    assert sqlite_path(sqlite_uri(folder / "mlflow.db")) == folder / "mlflow.db"
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite://", "sqlite:///:memory:", "http://host", "postgresql://db/mlflow", "file:///x"]
+)
+def test_only_sqlite_files_have_a_path(uri: str) -> None:
+    assert sqlite_path(uri) is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "page"),
+    [
+        ("http://host:5000", "http://host:5000/#/experiments/3/runs/abc"),
+        ("https://me:pw@host/prefix/", "https://host/prefix/#/experiments/3/runs/abc"),
+        ("sqlite:////data/mlflow.db", None),
+        ("databricks", None),
+    ],
+)
+def test_a_server_has_a_page_for_a_run(uri: str, page: str | None) -> None:
+    assert run_page(uri, "3", "abc")[0] == page
+
+
+def test_a_page_of_a_workspace_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team a")
+
+    assert run_page("http://host", "3", "abc")[0] == "http://host/#/experiments/3/runs/abc?workspace=team%20a"
+
+
+def test_a_database_has_a_hint_without_its_password() -> None:
+    _, hint = run_page("postgresql://me:hunter2@db/mlflow", "3", "abc")
+
+    assert hint == "mlflow ui --backend-store-uri 'postgresql://me:***@db/mlflow'"
+
+
+# What follows is asked of real interpreters, since it depends on whether MLflow is imported and on what was set in it.
+ASK = "from prefect_mlprojects.tracking import resolve_tracking_uri, active_run_id, active_experiment_id\n"
+
+
+def answer(program: str, directory: Path, **variables: str) -> list[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=directory,
+        env={**environment, "MLFLOW_ALLOW_FILE_STORE": "true", **variables},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return result.stdout.splitlines()
+
+
+def test_without_anything_set_it_is_a_database_in_the_working_directory_and_mlflow_is_not_imported(
+    tmp_path: Path,
+) -> None:
+    program = (
+        ASK + "import sys; print(resolve_tracking_uri()); print('mlflow' in sys.modules, 'prefect' in sys.modules)"
+    )
+
+    assert answer(program, tmp_path) == [f"sqlite:///{tmp_path}/mlflow.db", "False False"]
+
+
+def test_the_variable_wins_over_the_default(tmp_path: Path) -> None:
+    program = ASK + "print(resolve_tracking_uri())"
+
+    assert answer(program, tmp_path, MLFLOW_TRACKING_URI="sqlite:///a.db") == [f"sqlite:///{tmp_path}/a.db"]
+    assert answer(program, tmp_path, MLFLOW_TRACKING_URI="") == [f"sqlite:///{tmp_path}/mlflow.db"]
+
+
+def test_a_folder_of_runs_that_is_there_is_kept_in_use_by_mlflow_s_rule(tmp_path: Path) -> None:
+    program = ASK + "print(resolve_tracking_uri()); import mlflow; print(mlflow.get_tracking_uri())"
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    assert answer(program, tmp_path) == [f"sqlite:///{tmp_path}/mlflow.db"] * 2
+
+    (tmp_path / "mlruns" / "0" / "meta.yaml").touch()
+
+    assert answer(program, tmp_path) == [f"file://{tmp_path}/mlruns"] * 2
+
+
+def test_what_a_script_set_in_mlflow_wins(tmp_path: Path) -> None:
+    program = (
+        ASK
+        + "import mlflow; print(resolve_tracking_uri()); print(active_run_id(), active_experiment_id())\n"
+        + "mlflow.set_tracking_uri('sqlite:///set.db'); print(resolve_tracking_uri())\n"
+        + "experiment = mlflow.set_experiment('mine'); print(active_experiment_id() == experiment.experiment_id)\n"
+        + "with mlflow.start_run() as run: print(active_run_id() == run.info.run_id)\n"
+        + "print(active_run_id())"
+    )
+
+    assert answer(program, tmp_path, MLFLOW_TRACKING_URI="sqlite:///variable.db") == [
+        f"sqlite:///{tmp_path}/variable.db",
+        "None None",
+        f"sqlite:///{tmp_path}/set.db",
+        "True",
+        "True",
+        "None",
+    ]
+
+
+def test_a_project_s_process_is_inside_of_its_run(tmp_path: Path) -> None:
+    program = ASK + "print(active_run_id())"
+
+    assert answer(program, tmp_path, MLFLOW_RUN_ID="abc", MLFLOW_TRACKING_URI="sqlite:////x/y.db") == ["abc"]
+    assert answer(program, tmp_path, MLFLOW_RUN_ID="abc") == ["None"]
+
+
+def test_a_run_of_another_store_is_no_parent(tmp_path: Path) -> None:
+    program = ASK + "import mlflow; mlflow.set_tracking_uri('sqlite:///other.db')\n"
+    program += "import os; os.environ['MLFLOW_TRACKING_URI'] = 'sqlite:///first.db'; print(active_run_id())"
+
+    assert answer(program, tmp_path, MLFLOW_RUN_ID="abc") == ["None"]
