@@ -43,8 +43,10 @@ _PASSING = re.compile(
     r"database is locked|deadlock detected|server closed the connection|connection reset", re.IGNORECASE
 )
 
-# SQLAlchemy appends the statement, its values and a link to its messages.
-_STATEMENT = re.compile(r"\s*(?:\[SQL: |\(Background on this error).*", re.DOTALL)
+# What SQLAlchemy adds to a driver's message: how it came to the statement, the statement with its values, a link.
+_SQLALCHEMY_NOTES = re.compile(
+    r"\(raised as a result of Query-invoked autoflush;[^)]*\)\s*|\s*(?:\[SQL: |\(Background on this error).*", re.DOTALL
+)
 
 
 class UnreachableError(TrackingError):
@@ -93,5 +95,5 @@ def unreachable(uri: str, reason: str) -> UnreachableError:
 
 
 def _reason(error: BaseException) -> str:
-    text = _STATEMENT.sub("", mask_text(str(error).strip())) or type(error).__name__
+    text = " ".join(_SQLALCHEMY_NOTES.sub("", mask_text(str(error))).split()) or type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."
