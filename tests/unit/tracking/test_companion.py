@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from prefect_mlprojects.exceptions import TrackingError
+from prefect_mlprojects.tracking import CompanionTracker, TrackedRun, TrackingRequest
+from prefect_mlprojects.tracking.failures import UnreachableError
+from prefect_mlprojects.tracking.uris import sqlite_uri
+
+RequestMaker = Callable[..., TrackingRequest]
+
+
+@pytest.fixture
+def tracker(uri: str) -> Iterator[CompanionTracker]:
+    tracker = CompanionTracker.start_process(uri)
+    yield tracker
+    tracker.close()
+
+
+def process_of(tracker: CompanionTracker) -> subprocess.Popen[bytes]:
+    return tracker._process
+
+
+def stored(run: TrackedRun) -> Any:
+    return MlflowClient(run.tracking_uri).get_run(run.run_id)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_gone(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return True
+    return "\nState:\tZ" in Path(f"/proc/{process_id}/status").read_text()
+
+
+def test_a_run_from_start_to_end(
+    tracker: CompanionTracker,
+    uri: str,
+    request_for: RequestMaker,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        run = tracker.start(
+            request_for(uri, parameters={"a": "ä\u2028", "long": "x" * 7000}, run_name="mine", experiment_name="e")
+        )
+    MlflowClient(uri).log_metric(run.run_id, "rmse", 0.5)
+    MlflowClient(uri).log_metric(run.run_id, "nan", float("nan"))
+    tracker.set_tags(run, {"k": "v"})
+    metrics = tracker.metrics(run)
+    tracker.finish(run, "KILLED")
+    tracker.close()
+    tracker.close()
+
+    found = stored(run)
+    assert found.info.status == "KILLED"
+    assert found.data.params == {"a": "ä\u2028", "long": "x" * 6000}
+    assert found.data.tags["k"] == "v"
+    assert (run.run_name, run.tracking_uri, run.experiment_id) == ("mine", uri, found.info.experiment_id)
+    assert list(metrics) == ["nan", "rmse"]
+    assert metrics["rmse"] == 0.5
+    assert metrics["nan"] != metrics["nan"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "The parameter 'long' has 7000 characters; MLflow records its first 6000."
+    ]
+    assert capfd.readouterr() == ("", "")
+    assert process_of(tracker).returncode == 0
+
+
+def test_its_process_does_not_import_what_mlflow_does_without(
+    tracker: CompanionTracker, uri: str, request_for: RequestMaker
+) -> None:
+    tracker.start(request_for(uri))
+
+    maps = Path(f"/proc/{process_of(tracker).pid}/maps").read_text()
+
+    assert "sqlite3" in maps
+    assert "numpy" not in maps
+    assert "pandas" not in maps
+
+
+def test_errors_come_across_with_their_type(
+    tracker: CompanionTracker, uri: str, request_for: RequestMaker, unused_port: int
+) -> None:
+    with pytest.raises(TrackingError, match="There is no MLflow run") as unknown:
+        tracker.start(request_for(uri, run_id="0" * 32))
+    with pytest.raises(UnreachableError, match="Connection refused") as down:
+        tracker.start(request_for(f"http://me:hunter2@127.0.0.1:{unused_port}"))
+
+    assert type(unknown.value) is TrackingError
+    assert unknown.value.tracking_uri == uri
+    assert down.value.tracking_uri == f"http://me:***@127.0.0.1:{unused_port}"
+
+
+def test_many_runs_at_once(tracker: CompanionTracker, uri: str, request_for: RequestMaker) -> None:
+    failures: list[BaseException] = []
+
+    def one(number: int) -> None:
+        try:
+            tracker.finish(tracker.start(request_for(uri, parameters={"n": str(number)})), "FINISHED")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
+    found = MlflowClient(uri).search_runs(["0"], max_results=100)
+    assert sorted(int(run.data.params["n"]) for run in found) == list(range(50))
+    assert {run.info.status for run in found} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_end_everything_else_leave_it_working(
+    tracker: CompanionTracker, uri: str, request_for: RequestMaker, number: signal.Signals
+) -> None:
+    run = tracker.start(request_for(uri))
+    process = process_of(tracker)
+
+    os.kill(process.pid, number)
+    tracker.finish(run, "KILLED")
+
+    assert stored(run).info.status == "KILLED"
+    # Ctrl-C reaches the terminal's foreground group only.
+    assert os.getsid(process.pid) != os.getsid(0)
+
+
+def test_closing_while_mlflow_is_being_imported_ends_it(uri: str) -> None:
+    tracker = CompanionTracker.start_process(uri)
+
+    tracker.close()
+
+    assert process_of(tracker).returncode == 0
+
+
+def test_closing_while_a_database_is_being_made_leaves_a_whole_one_or_none(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    tracker = CompanionTracker.start_process(sqlite_uri(folder / "mlflow.db"))
+    wait_until(lambda: folder.exists() and any(entry.stat().st_size for entry in folder.iterdir()))
+
+    tracker.close()
+
+    assert [entry.name for entry in folder.iterdir()] == ["mlflow.db"]
+
+
+def test_a_kill_while_a_database_is_being_made_leaves_no_half_of_one(tmp_path: Path, request_for: RequestMaker) -> None:
+    folder = tmp_path / "new"
+    uri = sqlite_uri(folder / "mlflow.db")
+    tracker = CompanionTracker.start_process(uri)
+    wait_until(lambda: folder.exists() and any(entry.stat().st_size for entry in folder.iterdir()))
+
+    process_of(tracker).kill()
+    tracker.close()
+    assert not (folder / "mlflow.db").exists()
+
+    second = CompanionTracker.start_process(uri)
+    assert stored(second.start(request_for(uri))).info.status == "RUNNING"
+    second.close()
+
+
+def test_a_closed_tracker_says_so(tracker: CompanionTracker, uri: str, request_for: RequestMaker) -> None:
+    tracker.close()
+
+    with pytest.raises(TrackingError, match="was closed before this call"):
+        tracker.start(request_for(uri))
+
+
+def test_when_it_dies_this_process_goes_on_with_its_run(
+    tracker: CompanionTracker, uri: str, request_for: RequestMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tracker.start(request_for(uri))
+    process_of(tracker).kill()
+    process_of(tracker).wait()
+
+    with caplog.at_level(logging.WARNING):
+        tracker.finish(run, "FINISHED")
+        tracker.set_tags(run, {"k": "v"})
+        assert tracker.metrics(run) == {}
+        another = tracker.start(request_for(uri))
+
+    assert stored(run).info.status == "FINISHED"
+    assert stored(run).data.tags["k"] == "v"
+    assert stored(another).info.status == "RUNNING"
+    assert [record.getMessage() for record in caplog.records] == [
+        "The process that talks to MLflow ended unexpectedly (signal 9). MLflow is used in this process instead."
+    ]
+
+
+def test_when_it_dies_in_the_middle_of_a_start_there_is_an_error_and_no_second_run(
+    uri: str, request_for: RequestMaker
+) -> None:
+    tracker = CompanionTracker.start_process(uri)
+    killer = threading.Timer(0.3, process_of(tracker).kill)
+    killer.start()
+
+    # It has not imported MLflow yet, so it can't have answered.
+    with pytest.raises(TrackingError, match=r"ended unexpectedly \(signal 9\)"):
+        tracker.start(request_for(uri))
+
+    killer.join()
+    tracker.close()
+
+
+def test_a_file_named_mlflow_in_the_working_directory_is_not_imported(
+    uri: str, request_for: RequestMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mlflow.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+
+    tracker = CompanionTracker.start_process(uri)
+    run = tracker.start(request_for(uri))
+    tracker.close()
+
+    assert stored(run).info.status == "RUNNING"
+
+
+# How it ends with its parent, for which the parent is a process of its own.
+PARENT = """
+import json, os, signal, sys
+from pathlib import Path
+from prefect_mlprojects.sources import WorkingCopy
+from prefect_mlprojects.tracking import CompanionTracker, TrackingRequest
+uri, end = sys.argv[1:]
+tracker = CompanionTracker.start_process(uri)
+copy = WorkingCopy(directory=Path.cwd(), uri="x", kind="local", source_name="x")
+request = TrackingRequest(tracking_uri=uri, working_copy=copy, entry_point="main")
+first, second = tracker.start(request), tracker.start(request)
+tracker.finish(second, "FINISHED")
+print(json.dumps([first.run_id, second.run_id, tracker._process.pid]), flush=True)
+if end == "close":
+    tracker.close()
+elif end == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("end", "status"), [("kill", "FAILED"), ("exit", "FAILED"), ("close", "RUNNING")])
+def test_it_ends_with_its_parent_and_accounts_for_runs_that_nobody_ended(uri: str, end: str, status: str) -> None:
+    parent = subprocess.run([sys.executable, "-c", PARENT, uri, end], stdout=subprocess.PIPE, text=True)
+    first, second, process_id = json.loads(parent.stdout)
+
+    wait_until(lambda: is_gone(process_id))
+
+    client = MlflowClient(uri)
+    assert client.get_run(first).info.status == status
+    assert client.get_run(second).info.status == "FINISHED"
+
+
+# An MLflow that can't be imported without numpy.
+GREEDY = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from prefect_mlprojects.tracking.companion_process import _import_mlflow
+_import_mlflow("sqlite:////x.db")
+import mlflow
+print(mlflow.what)
+"""
+
+
+def test_an_mlflow_that_needs_everything_is_imported_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "__init__.py").write_text("import mlflow.part\nwhat = mlflow.part.numpy.__name__\n")
+    (tmp_path / "mlflow" / "part.py").write_text("import numpy\n")
+
+    result = subprocess.run([sys.executable, "-c", GREEDY, str(tmp_path)], capture_output=True, text=True)
+
+    assert result.stdout.strip() == "numpy", result.stderr
