@@ -77,5 +77,8 @@ def call_before_exit(callback: Callable[[], None]) -> None:
     ``atexit`` comes too late: by then ``concurrent.futures`` refuses new work, on which runs that go on depend.
     CPython's own executors use the same hook.
     """
+    # Hooks run in the reverse order of their registration; the executors' own one must come after ours.
+    import concurrent.futures.thread  # noqa: F401
+
     register: Callable[[Callable[[], None]], None] = threading._register_atexit  # type: ignore[attr-defined]
     register(callback)

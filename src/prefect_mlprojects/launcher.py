@@ -213,6 +213,9 @@ def _remember(run: LocalSubmittedRun, future: concurrent.futures.Future[None]) -
         _running.add(run)
         if not _exit_hook_installed:
             _exit_hook_installed = True
+            # Prefect's own services register their ends when they start, and exit hooks run in reverse order: ours must come
+            # after theirs, else task runs and logs of the last moments would be lost.
+            run.session.wait_until(lambda: run.session.begun or future.done())
             call_before_exit(_end_runs_at_exit)
     future.add_done_callback(lambda _: _running.discard(run))
 

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL
 
 from prefect_mlprojects.types import StopSignal
@@ -61,10 +62,18 @@ class _Watcher:
                     state=FlowRunFilterState(
                         type=FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])
                     ),
-                )
+                ),
+                sort=FlowRunSort.ID_DESC,
+                limit=len(self._stops),
             )
         for flow_run in cancelled:
             self._request_stop(flow_run.id)
+
+    async def _try_to_poll(self) -> None:
+        try:
+            await self._poll()
+        except Exception as error:  # noqa: BLE001 - the server may be away for a while; the next poll tries again
+            _logger.debug("Could not ask for cancelled flow runs: %s", error)
 
     def _request_stop(self, flow_run_id: UUID) -> None:
         stop = self._stops.get(flow_run_id)
@@ -74,10 +83,7 @@ class _Watcher:
     async def _poll_slowly(self) -> None:
         while True:
             await asyncio.sleep(_SECONDS_BETWEEN_POLLS)
-            try:
-                await self._poll()
-            except Exception as error:  # noqa: BLE001 - the server may be away for a while; the next poll tries again
-                _logger.debug("Could not ask for cancelled flow runs: %s", error)
+            await self._try_to_poll()
 
     async def _subscribe(self) -> None:
         from prefect.events.clients import get_events_subscriber
@@ -88,7 +94,7 @@ class _Watcher:
         while True:
             try:
                 async with get_events_subscriber(filter=EventFilter(event=names)) as events:
-                    await self._poll()
+                    await self._try_to_poll()
                     async for event in events:
                         prefix, _, identifier = event.resource.id.rpartition(".")
                         if prefix == "prefect.flow-run":

@@ -186,6 +186,8 @@ class _ProjectRun:
         )
         run = execute.with_options(retries=call.retries) if call.retries else execute
         outcome = await run(invocation, environment, self._working_copy, target)
+        if isinstance(outcome, State):
+            raise RunCancelled(outcome.message or "The run was cancelled.")
         return outcome.exit_code
 
     async def _prepare(self, working_copy: WorkingCopy) -> tuple[CheckedCall, Invocation]:

@@ -138,12 +138,19 @@ class RunSession:
     flow_run_id: str | None = field(default=None, init=False)
     tracked_run: TrackedRun | None = field(default=None, init=False)
     result: RunResult | None = field(default=None, init=False)
+    begun: bool = field(default=False, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
 
     def set_flow_run_id(self, flow_run_id: str) -> None:
         """Tells those who wait that the flow run exists."""
         with self._changed:
             self.flow_run_id = flow_run_id
+            self._changed.notify_all()
+
+    def set_begun(self) -> None:
+        """Tells those who wait that the first step has begun."""
+        with self._changed:
+            self.begun = True
             self._changed.notify_all()
 
     def set_tracked_run(self, run: TrackedRun) -> None:

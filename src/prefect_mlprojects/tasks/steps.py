@@ -45,6 +45,7 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
         session.observer.step(StepEvent(name, "progress", line))
 
     step = Step(session, report)
+    session.set_begun()
     session.observer.step(StepEvent(name, "started"))
     try:
         yield step

@@ -78,6 +78,7 @@ def test_the_flow_run_has_the_four_tasks(greet: str, workspace: Path, prefect_se
     submitted = run(greet, env_manager="local")
 
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import TaskRunSort
 
     from prefect_mlprojects.prefect_api import call_api
 
@@ -85,7 +86,9 @@ def test_the_flow_run_has_the_four_tasks(greet: str, workspace: Path, prefect_se
         from uuid import UUID
 
         found: list[Any] = await client.read_task_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(submitted.flow_run_id)]))
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(submitted.flow_run_id)])),
+            sort=TaskRunSort.ID_DESC,
+            limit=100,
         )
         return found
 

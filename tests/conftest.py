@@ -1,0 +1,49 @@
+"""What every test shares: folders of its own instead of the user's, and one Prefect server for the whole session."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from prefect_mlprojects.server import ServerAddress, ensure_server, stop_server
+
+_ROOT_VARIABLE = "PREFECT_MLPROJECTS_TEST_ROOT"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Points everything that is kept between runs into one temporary folder, which all workers of the session share."""
+    if _ROOT_VARIABLE not in os.environ:
+        os.environ[_ROOT_VARIABLE] = tempfile.mkdtemp(prefix="mlp-tests-")
+        config.stash[_owner] = True
+    root = Path(os.environ[_ROOT_VARIABLE])
+    os.environ.update(
+        PREFECT_HOME=str(root / "prefect"),
+        PREFECT_MLPROJECTS_SERVER_DIR=str(root / "server"),
+        PREFECT_MLPROJECTS_SERVER_PORT="4280",
+        PREFECT_MLPROJECTS_CACHE_DIR=str(root / "cache"),
+        PREFECT_MLPROJECTS_GRACE_PERIOD="5",
+        # A test machine is busy: the server of another test may be starting too.
+        PREFECT_MLPROJECTS_SERVER_START_TIMEOUT="240",
+    )
+    for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        os.environ.pop(name, None)
+
+
+_owner = pytest.StashKey[bool]()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stops what the session started and removes its folder."""
+    if config.stash.get(_owner, False):
+        stop_server()
+        shutil.rmtree(os.environ[_ROOT_VARIABLE], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> ServerAddress:
+    """The session's Prefect server: the embedded one, started when the first test asks for it."""
+    return ensure_server(print)
