@@ -57,7 +57,7 @@ def call_api(api_url: str, method: Callable[..., Coroutine[Any, Any, _T]], *argu
                 ) from error
             except httpx.TransportError as error:
                 raise PrefectServerError(
-                    f"The Prefect server at {api_url} can't be reached: {error or type(error).__name__}."
+                    f"The Prefect server at {api_url} can't be reached: {str(error) or type(error).__name__}."
                     " Is it running, and is PREFECT_API_URL right?",
                     api_url=api_url,
                 ) from error

@@ -181,7 +181,7 @@ def preflight(call: ProjectCall) -> str | None:
     source = detect_source(call.uri, call.version)
     if source.kind != "local":
         return None
-    copy = source.fetch(StopSignal(), lambda line: None)
+    copy = source.fetch(StopSignal(), lambda _: None)
     project = load_project(copy.directory)
     entry_point = find_entry_point(project, call.entry_point)
     check_parameters(entry_point, call.parameters)

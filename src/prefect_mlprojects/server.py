@@ -247,14 +247,14 @@ def _is_alive(record: _Record) -> bool:
 
 def _birth(pid: int) -> str | None:
     """Returns when a process started, unique among all that had its pid; None when there is no such process."""
+    if not Path("/proc/self/stat").exists():
+        listed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return listed.stdout.strip() or None
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
-        if sys.platform == "linux":
-            return None
-        listed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        return listed.stdout.strip() or None
+        return None
     # proc(5): field 3 is the state, field 22 the start time in ticks since boot.
     return None if fields[0] in {"Z", "X"} else f"{boot}/{fields[19]}"
 

@@ -21,7 +21,9 @@ def _read(name: str, default: _T, convert: Callable[[str], _T], expected: str) -
     try:
         return convert(text)
     except ValueError:
-        raise ExecutionException(f"The environment variable {PREFIX}{name} is {text!r}; it must be {expected}.") from None
+        raise ExecutionException(
+            f"The environment variable {PREFIX}{name} is {text!r}; it must be {expected}."
+        ) from None
 
 
 def _positive_float(text: str) -> float:
@@ -43,8 +45,6 @@ def _port(text: str) -> int:
     if not 0 < value < 65536:
         raise ValueError(text)
     return value
-
-
 
 
 def cache_directory() -> Path:

@@ -102,8 +102,8 @@ class Backend(Protocol):
     def execute(self, request: ExecutionRequest, output: OutputSink, stop: StopSignal) -> ExecutionOutcome:
         """Runs the command and returns when it, and every process it left, has ended and all its output was written.
 
-        When ``stop`` is requested or the timeout passes, it ends the command (asks, waits a grace period, kills) and returns. Called
-        with a stop already requested it starts nothing. It never raises for what the command does.
+        When ``stop`` is requested or the timeout passes, it ends the command (asks, waits a grace period, kills). Called
+        with a stop already requested it starts nothing. It returns then, and never raises for what the command does.
 
         Args:
             request: What to run.

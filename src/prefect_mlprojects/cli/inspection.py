@@ -57,7 +57,7 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
     from prefect_mlprojects.spec import load_project
 
     project = load_project(_directory(uri, version))
-    entry_points = {
+    entry_points: dict[str, dict[str, Any]] = {
         name: {
             "command": entry_point.command,
             "parameters": [
@@ -83,7 +83,10 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
     if not entry_points:
         console.print("It declares no entry points; its .py, .sh and .R files can be run by name.")
     for name, facts in entry_points.items():
-        table = Table(title=f"{name}: {facts['command']}", title_justify="left", title_style="bold")
+        console.print(f"\n{name}: {facts['command']}", markup=False, style="bold", soft_wrap=True)
+        if not facts["parameters"]:
+            continue
+        table = Table()
         for column in ("parameter", "type", "default"):
             table.add_column(column)
         for parameter in facts["parameters"]:
@@ -96,7 +99,7 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
 @call_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def plan_command(context: click.Context, as_json: bool, **options: Any) -> None:
+def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     """Say what `mlprojects run` would do with the same options; nothing is built or run."""
     from prefect_mlprojects.environments.detection import choose_manager
     from prefect_mlprojects.environments.managers import environment_manager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -23,6 +24,7 @@ from prefect_mlprojects.tasks.call import ProjectCall
 @click.pass_context
 def run_command(
     context: click.Context,
+    /,
     rebuild_env: bool,
     detach: bool,
     as_json: bool,
@@ -112,7 +114,7 @@ def _exit_code(result: Any) -> int:
     return exit_code_of(result.error) if result.error is not None else EXIT_FAILED
 
 
-def _as_json(result: Any, url: str | None, tracked: Any, metrics: dict[str, float]) -> dict[str, Any]:
+def _as_json(result: Any, url: str | None, tracked: Any, metrics: Mapping[str, float]) -> dict[str, Any]:
     return {
         "status": result.status,
         "run_id": result.run_id,
@@ -123,5 +125,5 @@ def _as_json(result: Any, url: str | None, tracked: Any, metrics: dict[str, floa
         "flow_run_url": url,
         "exit_code": result.exit_code,
         "message": result.message,
-        "metrics": metrics,
+        "metrics": dict(metrics),
     }

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import anyio
 from prefect import flow, get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Cancelled, Failed, State
+from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
 from prefect_mlprojects._redaction import mask_text
@@ -154,9 +154,10 @@ class _ProjectRun:
             return Cancelled(message=cancelled.message, data=cancelled)
         exit_code = error.exit_code if isinstance(error, RunFailed) else None
         await self._finish("FAILED", error.message, error=error, exit_code=exit_code)
-        name = "TimedOut" if isinstance(error, RunTimedOut) else None
+        # Prefect's own name for it; its type is FAILED.
+        name = "TimedOut" if isinstance(error, RunTimedOut) else "Failed"
         get_run_logger().error("%s", error.message)
-        return Failed(message=error.message, data=error, **({"name": name} if name else {}))
+        return Failed(message=error.message, data=error, name=name)
 
     async def _steps(self) -> int | None:
         call, session = self._call, self._session
@@ -213,7 +214,8 @@ class _ProjectRun:
                     stop,
                 )
             )
-            await asyncio.wait([validation, checked], return_when=asyncio.FIRST_COMPLETED)
+            waited_for: list[asyncio.Future[Any]] = [validation, checked]
+            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
             if not checked.done():
                 await validation
             result = await checked
@@ -257,7 +259,7 @@ class _ProjectRun:
 
     async def _announce(self, name: str, tracked: TrackedRun) -> None:
         """Makes the MLflow run known to Prefect, and the flow run by its project's name."""
-        labels = {
+        labels: dict[str, bool | int | float | str] = {
             RUN_ID_LABEL: tracked.run_id,
             EXPERIMENT_ID_LABEL: tracked.experiment_id,
             TRACKING_URI_LABEL: mask_text(tracked.tracking_uri),

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import AsyncClientContext, TaskRunContext
 from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED
-from prefect.states import Cancelled, State
+from prefect.states import Cancelled
 from prefect.tasks import Task
 
 from prefect_mlprojects.backends import get_backend

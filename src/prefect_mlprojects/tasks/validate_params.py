@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,10 @@ async def validate_params(
         on_checked(checked)
         final = checked.parameters
         if final.downloads:
-            directory = Path(storage_dir).expanduser().absolute() if storage_dir else None
+            # As MLflow does: a new folder for each run, below the one that was asked for.
+            if storage_dir:
+                Path(storage_dir).mkdir(parents=True, exist_ok=True)
+            directory = Path(tempfile.mkdtemp(prefix="mlprojects-", dir=storage_dir))
             local = await asyncio.to_thread(download_all, final.downloads, directory, report=step.report, stop=stop)
             final = final.with_downloads({name: str(path) for name, path in local.items()})
         command = build_command(checked.entry_point, final)

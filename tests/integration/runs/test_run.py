@@ -55,9 +55,11 @@ def test_a_finished_run_is_finished_everywhere(
     flow_run = prefect_state(submitted.flow_run_id)
     assert (flow_run.name, flow_run.state.type.value) == ("greet/main", "COMPLETED")
     assert flow_run.labels["mlflow.run_id"] == submitted.run_id
-    assert [log.message for log in flow_log(submitted.flow_run_id)] == ["hello it's $(me)\nhello it's $(me)", "done"] or (
-        "\n".join(log.message for log in flow_log(submitted.flow_run_id))
-        == "hello it's $(me)\nhello it's $(me)\ndone"
+    assert [log.message for log in flow_log(submitted.flow_run_id)] == [
+        "hello it's $(me)\nhello it's $(me)",
+        "done",
+    ] or (
+        "\n".join(log.message for log in flow_log(submitted.flow_run_id)) == "hello it's $(me)\nhello it's $(me)\ndone"
     )
     output = capfdbinary.readouterr()
     assert output.out == b"hello it's $(me)\nhello it's $(me)\n"
@@ -201,7 +203,7 @@ def started_grandchild(submitted: SubmittedRun, flow_log: Read) -> int:
 
 
 @pytest.mark.parametrize("how", ["handle", "attach", "api"])
-def test_cancelling_ends_the_whole_tree(  # noqa: PLR0913 - fixtures
+def test_cancelling_ends_the_whole_tree(
     how: str, greet: str, workspace: Path, tracked: Read, prefect_state: Read, flow_log: Read, prefect_server: Any
 ) -> None:
     submitted = run(greet, "tree", env_manager="local", synchronous=False)
@@ -291,7 +293,7 @@ def test_a_run_inside_a_flow_is_its_child(greet: str, workspace: Path, prefect_s
     parent()
     import asyncio
 
-    asyncio.run(async_parent())  # type: ignore[arg-type]  # Prefect's decorator hides that it is a coroutine
+    asyncio.run(async_parent())
     assert [prefect_state(each).parent_task_run_id is not None for each in ids] == [True, True]
 
 
@@ -384,5 +386,5 @@ def test_an_unknown_flow_run_is_named(workspace: Path) -> None:
 def test_cancelled_is_not_failed(greet: str, workspace: Path) -> None:
     submitted = run(greet, "sleep", env_manager="local", synchronous=False)
     submitted.cancel()
-    result = submitted.result()  # type: ignore[attr-defined]
+    result = submitted.result()
     assert isinstance(result.error, RunCancelled)
