@@ -1,0 +1,55 @@
+"""The family of backends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefect_mlprojects.backends import available_backends, get_backend
+from prefect_mlprojects.backends.local import LocalBackend
+from prefect_mlprojects.exceptions import BackendError
+
+
+def test_the_local_backend() -> None:
+    assert available_backends()[0] == "local"
+    assert isinstance(get_backend("local"), LocalBackend)
+
+
+def test_an_unknown_backend_names_the_nearest() -> None:
+    with pytest.raises(BackendError, match=r"no backend 'locl'.*local.*Did you mean 'local'"):
+        get_backend("locl")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (
+            "class Moon:\n    def validate_config(self, config): return config\n    def execute(self, *a): ...\n",
+            "Moon moon",
+        ),
+        ("raise RuntimeError('no air')\n", "package moon-base can't be loaded: RuntimeError: no air"),
+        ("class Moon:\n    def execute(self, *a): ...\n", "has no method validate_config"),
+    ],
+)
+def test_a_backend_of_an_installed_package(code: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "moon.py").write_text(code)
+    info = tmp_path / "moon_base-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: moon-base\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[prefect_mlprojects.backends]\nmoon = moon:Moon\n")
+    script = (
+        "from prefect_mlprojects.backends import available_backends, get_backend\n"
+        "try:\n    print(type(get_backend('moon')).__name__, *available_backends()[1:])\n"
+        "except Exception as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert expected in done.stdout

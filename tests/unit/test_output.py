@@ -1,0 +1,99 @@
+"""Lines and records: nothing lost, nothing cut in the wrong place, whatever the chunks."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_mlprojects._output import MAX_RECORD_BYTES, MAX_RECORD_LINES, LineSplitter, OutputTail, RecordJoiner
+from prefect_mlprojects.types import StreamName
+
+
+def split(chunks: list[bytes], max_characters: int = 200_000) -> list[str]:
+    splitter = LineSplitter(max_characters)
+    return [line for chunk in chunks for line in splitter.feed(chunk)] + splitter.close()
+
+
+def test_line_ends() -> None:
+    assert split([b"a\nb\r\nc\rd"]) == ["a", "b", "c", "d"]
+    assert split([b"a\r", b"\nb"]) == ["a", "b"]
+    assert split([b"a\r", b"b\n"]) == ["a", "b"]
+    assert split([b"\n\n"]) == ["", ""]
+    assert split([b""]) == []
+
+
+def test_partial_lines_wait_for_their_end() -> None:
+    splitter = LineSplitter()
+    assert splitter.feed(b"loa") == []
+    assert splitter.feed(b"ding\nx") == ["loading"]
+    assert splitter.close() == ["x"]
+
+
+def test_invalid_utf_8_and_characters_across_chunks() -> None:
+    assert split([b"\xc3", b"\xa9\n"]) == ["é"]
+    assert split([b"\xff\n\xc3"]) == ["\ufffd", "\ufffd"]
+
+
+def test_a_line_without_end_comes_in_pieces() -> None:
+    lines = split([b"x" * 300, b"y" * 900_000, b"\nz\n"], max_characters=1000)
+    assert "".join(lines[:-1]) == "x" * 300 + "y" * 900_000
+    assert lines[-1] == "z"
+    assert max(map(len, lines)) == 1000
+
+
+@given(st.binary(), st.lists(st.integers(0, 40), max_size=10))
+def test_the_chunks_do_not_matter(data: bytes, cuts: list[int]) -> None:
+    places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+    assert split([data[a:b] for a, b in itertools.pairwise(places)]) == split([data])
+
+
+def test_slow_lines_are_a_record_each_and_fast_ones_are_joined() -> None:
+    joiner = RecordJoiner()
+    assert [record.text for record in joiner.add("stdout", ["a"], 10.0)] == ["a"]
+    assert [record.text for record in joiner.add("stdout", ["b"], 11.0)] == ["b"]
+    assert joiner.add("stdout", ["c"], 11.001) == []
+    assert joiner.add("stdout", ["d"], 11.002) == []
+    assert joiner.deadline() == 11.501
+    assert [(record.text, record.time) for record in joiner.flush(11.6)] == [("c\nd", 11.001)]
+    assert joiner.deadline() is None
+
+
+def test_a_record_of_both_streams_says_so() -> None:
+    joiner = RecordJoiner()
+    joiner.add("stdout", ["a", "b"], 1.0)
+    joiner.add("stderr", ["c"], 1.01)
+    (record,) = joiner.flush(2.0)
+    assert (record.stream, record.text) == ("output", "a\nb\nc")
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["stdout", "stderr"]), st.lists(st.text(max_size=20), max_size=700), st.floats(0, 1)),
+        max_size=8,
+    )
+)
+def test_records_are_whole_in_order_and_bounded(parts: list[tuple[StreamName, list[str], float]]) -> None:
+    joiner, now, records, lines = RecordJoiner(), 0.0, [], []
+    for stream, some, pause in parts:
+        now += pause
+        lines += some
+        records += joiner.add(stream, some, now)
+    records += joiner.flush(now)
+    assert "\n".join(record.text for record in records) == "\n".join(lines)
+    assert all(record.text.count("\n") < MAX_RECORD_LINES for record in records)
+
+
+def test_records_stay_below_the_size_that_prefect_cuts() -> None:
+    joiner = RecordJoiner()
+    records = joiner.add("stdout", ["é" * 100_000] * 20, 1.0) + joiner.flush(1.0)
+    assert sum(record.text.count("é") for record in records) == 2_000_000
+    assert max(len(record.text.encode()) for record in records) <= MAX_RECORD_BYTES
+
+
+def test_the_tail_keeps_the_last_lines() -> None:
+    tail = OutputTail(max_lines=2, max_characters=5)
+    for line in ["one", "", "two", "threethree"]:
+        tail.add(line)
+    assert tail.lines() == ("two", "three…")
