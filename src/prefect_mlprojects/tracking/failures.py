@@ -39,8 +39,23 @@ _ADVICE: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
 )
 
-_PASSING = re.compile(
-    r"database is locked|deadlock detected|server closed the connection|connection reset", re.IGNORECASE
+_ROLLED_BACK = re.compile(r"database is locked|deadlock", re.IGNORECASE)
+_BROKEN_OFF = re.compile(r"server closed the connection|connection (?:reset|refused|timed out)", re.IGNORECASE)
+
+# How mlflow/utils/rest_utils.py says that it got no answer, after all its retries.
+_NETWORK_FAILURE = re.compile(
+    r"API request to \S+ failed with (?:timeout )?exception (?!.*too many \d+ error)", re.DOTALL
+)
+
+_NETWORK_REASONS = (
+    "Connection refused",
+    "Name or service not known",
+    "Temporary failure in name resolution",
+    "No route to host",
+    "Network is unreachable",
+    "Connection reset by peer",
+    "certificate verify failed",
+    "timed out",
 )
 
 # What SQLAlchemy adds to a driver's message: how it came to the statement, the statement with its values, a link.
@@ -63,6 +78,8 @@ def tracking_error(error: BaseException, uri: str, what: str) -> TrackingError:
     """
     if isinstance(error, TrackingError):
         return error
+    if _NETWORK_FAILURE.search(str(error)):
+        return unreachable(uri, str(error))
     shown = mask_text(uri)
     reason = _reason(error)
     advice = next((text for pattern, text in _ADVICE if pattern.search(reason)), "")
@@ -70,13 +87,22 @@ def tracking_error(error: BaseException, uri: str, what: str) -> TrackingError:
     return TrackingError(message, tracking_uri=shown)
 
 
-def is_passing(error: BaseException) -> bool:
-    """Tells whether the same call may succeed in a moment, and did nothing this time.
+def did_nothing(error: TrackingError) -> bool:
+    """Tells whether a call certainly changed nothing and may succeed in a moment: another one was in its way.
 
     Args:
-        error: What MLflow, SQLAlchemy or the system raised.
+        error: What the call ended with.
     """
-    return isinstance(error, UnreachableError) or _PASSING.search(str(error)) is not None
+    return _ROLLED_BACK.search(str(error)) is not None
+
+
+def may_pass(error: TrackingError) -> bool:
+    """Tells whether a call may succeed in a moment, although it may have been done this time.
+
+    Args:
+        error: What the call ended with.
+    """
+    return isinstance(error, UnreachableError) or _BROKEN_OFF.search(str(error)) is not None
 
 
 def unreachable(uri: str, reason: str) -> UnreachableError:
@@ -84,11 +110,12 @@ def unreachable(uri: str, reason: str) -> UnreachableError:
 
     Args:
         uri: The tracking URI.
-        reason: Why, in words.
+        reason: Why, in the words of whatever library found out.
     """
     shown = mask_text(uri)
+    reason = next((known for known in _NETWORK_REASONS if known.lower() in reason.lower()), mask_text(reason))
     return UnreachableError(
-        f"The MLflow tracking store {shown} can't be reached: {mask_text(reason)}. "
+        f"The MLflow tracking store {shown} can't be reached: {reason}. "
         "Start it, or set MLFLOW_TRACKING_URI to another.",
         tracking_uri=shown,
     )

@@ -12,17 +12,17 @@ from typing import TypeVar
 from prefect_mlprojects._redaction import mask_text
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, TrackingRequest
-from prefect_mlprojects.tracking.failures import UnreachableError, is_passing, tracking_error
+from prefect_mlprojects.tracking.failures import did_nothing, may_pass, tracking_error
 from prefect_mlprojects.tracking.mlflow_store import MlflowStore, StoredExperiment, StoredRun
 from prefect_mlprojects.tracking.stores import check_reachable, gate, open_store, quiet
 from prefect_mlprojects.tracking.tags import batches, fitting_parameters, fitting_tags, project_tags
 from prefect_mlprojects.tracking.uris import EXPERIMENT_ID_VARIABLE, EXPERIMENT_NAME_VARIABLE, run_page
 
-RETRY_SECONDS = 20.0
-"""How long passing errors are retried."""
+RETRY_SECONDS = 30.0
+"""How long passing errors are retried, unless another time is given."""
 
-TRUSTED_SECONDS = 20.0
-"""How long after an answer a server is taken to be still there."""
+TRUSTED_SECONDS = 1.0
+"""How long after an answer a server is taken to be still there: asking costs one small request."""
 
 # These describe who made the run and where it hangs; a run that is gone on with keeps its own.
 _TAGS_OF_A_NEW_RUN = ("mlflow.user", "mlflow.parentRunId")
@@ -36,9 +36,13 @@ class InProcessTracker:
 
     It changes no environment variable and no state of MLflow's: no active run, no tracking URI. Instances share
     MLflow's connections, so they are cheap; ``close`` leaves those open for the next one.
+
+    Args:
+        retry_seconds: How long passing errors are retried.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, retry_seconds: float = RETRY_SECONDS) -> None:
+        self._retry_seconds = retry_seconds
         self._lock = threading.Lock()
         self._answered: dict[str, float] = {}
         self._finished: dict[str, FinalStatus] = {}
@@ -92,7 +96,8 @@ class InProcessTracker:
             if self._finished.get(run.run_id) == status:
                 return
         ended = int(time.time() * 1000)
-
+        # Hours may have gone by; and MLflow would wait minutes for a server that went away a moment ago.
+        self._answered.pop(run.tracking_uri, None)
         self._call(
             run.tracking_uri,
             f"set the run {run.run_id} to {status}",
@@ -147,17 +152,19 @@ class InProcessTracker:
             uri: The tracking URI.
             what: What is done, for the error message.
             action: The doing.
-            patient: Whether a store that does not answer is asked again; a locked database always is.
+            patient: Whether a store that does not answer is asked again, which is right for what may be done twice; a
+                locked database always is.
         """
-        give_up = time.monotonic() + RETRY_SECONDS
+        give_up = time.monotonic() + self._retry_seconds
         pause = 0.1
         while True:
             try:
                 return self._try(uri, action)
             except Exception as error:  # noqa: BLE001 - stores raise whatever their drivers do
                 failure = tracking_error(error, uri, what)
-                hopeless = not is_passing(error) or (isinstance(error, UnreachableError) and not patient)
-                if hopeless or time.monotonic() + pause > give_up:
+                self._answered.pop(uri, None)
+                again = did_nothing(failure) or (patient and may_pass(failure))
+                if not again or time.monotonic() + pause > give_up:
                     raise failure from None
             time.sleep(pause)
             pause = min(pause * 2, 2.0)

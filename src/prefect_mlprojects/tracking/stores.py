@@ -82,7 +82,7 @@ def check_reachable(uri: str) -> None:
         with quiet():
             ask_server(uri, PROBE_SECONDS)
     except Exception as error:  # noqa: BLE001 - MLflow wraps whatever requests raised
-        raise unreachable(uri, _network_reason(error)) from None
+        raise unreachable(uri, str(error)) from None
 
 
 def gate(uri: str) -> threading.BoundedSemaphore:
@@ -221,20 +221,3 @@ def _check_database(uri: str) -> None:
     engine = create_engine(url, poolclass=NullPool)
     engine.connect().close()
     engine.dispose()
-
-
-_NETWORK_REASONS = (
-    "Connection refused",
-    "Name or service not known",
-    "Temporary failure in name resolution",
-    "No route to host",
-    "Network is unreachable",
-    "Connection reset by peer",
-    "certificate verify failed",
-    "timed out",
-)
-
-
-def _network_reason(error: Exception) -> str:
-    text = str(error)
-    return next((reason for reason in _NETWORK_REASONS if reason.lower() in text.lower()), text)
