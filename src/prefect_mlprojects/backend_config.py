@@ -1,4 +1,4 @@
-"""A backend's configuration as users give it: a mapping, or a path to a JSON or YAML file."""
+"""A backend's configuration as users give it: a mapping, a path to a JSON or YAML file, or a JSON text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def load_backend_config(config: Mapping[str, Any] | str | Path | None, *, backen
     """Returns the configuration as a mapping.
 
     Args:
-        config: A mapping, the path of a ``.json``, ``.yaml`` or ``.yml`` file that holds one, or None.
+        config: A mapping, the path of a ``.json``, ``.yaml`` or ``.yml`` file that holds one, a JSON text, or None.
         backend: The backend's name, for messages.
 
     Raises:
@@ -24,6 +24,8 @@ def load_backend_config(config: Mapping[str, Any] | str | Path | None, *, backen
         return {}
     if isinstance(config, Mapping):
         return dict(config)
+    if isinstance(config, str) and config.lstrip().startswith("{"):
+        return _as_mapping(_parse("the backend configuration", ".json", config, backend), "The text", backend)
     path = Path(config).expanduser()
     if path.suffix not in {".json", ".yaml", ".yml"}:
         raise BackendError(
@@ -38,16 +40,19 @@ def load_backend_config(config: Mapping[str, Any] | str | Path | None, *, backen
         ) from None
     except UnicodeDecodeError:
         raise BackendError(f"The backend configuration {path} is not a text file in UTF-8.", backend=backend) from None
-    loaded = _parse(path, text, backend)
+    return _as_mapping(_parse(str(path), path.suffix, text, backend), f"The file {path}", backend)
+
+
+def _as_mapping(loaded: Any, what: str, backend: str) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise BackendError(
-            f"The backend configuration {path} must hold a mapping, not {type(loaded).__name__}.", backend=backend
+            f"{what} of the backend configuration must hold a mapping, not {type(loaded).__name__}.", backend=backend
         )
     return {str(key): value for key, value in loaded.items()}
 
 
-def _parse(path: Path, text: str, backend: str) -> Any:
-    if path.suffix == ".json":
+def _parse(path: str, kind: str, text: str, backend: str) -> Any:
+    if kind == ".json":
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:

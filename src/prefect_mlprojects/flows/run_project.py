@@ -17,6 +17,7 @@ from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
 from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects.backend_config import load_backend_config
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.base import RunIdentity
 from prefect_mlprojects.environments.base import PreparedEnvironment
@@ -161,7 +162,9 @@ class _ProjectRun:
 
     async def _steps(self) -> int | None:
         call, session = self._call, self._session
-        config = get_backend(call.backend).validate_config(_inline_config(call.backend_config))
+        config = get_backend(call.backend).validate_config(
+            load_backend_config(call.backend_config, backend=call.backend)
+        )
         self._source = detect_source(call.uri, call.version)
         self._working_copy = await fetch(self._source)
         checked, invocation = await self._prepare(self._working_copy)
@@ -315,14 +318,6 @@ class _ProjectRun:
         except Exception:  # noqa: BLE001 - whatever fails here, the teardown goes on
             return "FAILED"
         return "KILLED" if state is not None and (state.is_cancelling() or state.is_cancelled()) else "FAILED"
-
-
-def _inline_config(config: Any) -> dict[str, Any]:
-    if config is None or isinstance(config, dict):
-        return config or {}
-    from prefect_mlprojects.backend_config import load_backend_config
-
-    return load_backend_config(config)
 
 
 async def _all_or_stop(stop: StopSignal, *awaitables: Awaitable[Any]) -> list[Any]:

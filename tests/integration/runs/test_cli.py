@@ -1,0 +1,192 @@
+"""The command ``mlprojects``, started as users start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+LOCAL = ("--env-manager", "local")
+
+
+def test_a_run_prints_the_project_on_stdout_and_all_else_on_stderr(mlprojects: Run, greet: str) -> None:
+    done = mlprojects("run", greet, "-P", "name=a=b", *LOCAL)
+    assert (done.returncode, done.stdout) == (0, "hello a=b\n"), done.stderr
+    for words in ("fetch", "resolve-env", "validate-params", "execute", "succeeded", "flow run", "mlflow ui"):
+        assert words in done.stderr
+
+
+def test_a_failed_run(mlprojects: Run, greet: str) -> None:
+    done = mlprojects("run", greet, "-e", "fail", *LOCAL)
+    assert done.returncode == 1
+    assert "exit code 3" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_json(mlprojects: Run, greet: str, tracked: Callable[[str], Any]) -> None:
+    done = mlprojects("run", greet, "--json", *LOCAL)
+    facts = json.loads(done.stdout)
+    assert (facts["status"], facts["exit_code"]) == ("FINISHED", 0)
+    assert tracked(facts["run_id"]).info.status == "FINISHED"
+    assert "hello world" in done.stderr
+
+
+def test_a_detached_run_is_seen_and_cancelled_by_its_id(mlprojects: Run, greet: str) -> None:
+    started = mlprojects("run", greet, "-e", "sleep", "--detach", *LOCAL)
+    assert started.returncode == 0, started.stderr
+    run = started.stdout.strip()
+    assert mlprojects("status", run).stdout == "RUNNING\n"
+    cancelled = mlprojects("cancel", run)
+    assert (cancelled.returncode, cancelled.stdout) == (0, "KILLED\n"), cancelled.stderr
+    waited = mlprojects("wait", run, "--json")
+    assert waited.returncode == 130
+    assert json.loads(waited.stdout)["status"] == "KILLED"
+    assert "Command: echo started; sleep 600" in mlprojects("logs", run).stdout
+
+
+def test_an_interrupt_exits_with_130(greet: str, workspace: Path, tracked: Callable[[str], Any]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from prefect_mlprojects.cli import main; main()", "run", greet, "-e", "sleep", *LOCAL],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    from mlflow.tracking import MlflowClient
+
+    (run,) = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).search_runs(["0"])
+    assert run.info.status == "KILLED"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "-P", "flag"], "write -P flag=VALUE"),
+        (["run", "-P", "a=1", "-P", "a=2"], "more than once"),
+        (["run", "no/such/folder"], "no/such/folder"),
+        (["run", "{greet}", "-e", "mian"], "main"),
+        (["run", "{greet}", "-P", "times=1.5"], "whole number"),
+        (["run", "{greet}", "-b", "moon"], "available: local"),
+        (["run", "{greet}", "-c", "{{"], "backend configuration"),
+        (["rnu"], "Did you mean 'run'"),
+        (["env", "prune"], "Say what to remove"),
+    ],
+)
+def test_bad_input_exits_with_2(arguments: list[str], words: str, mlprojects: Run, greet: str) -> None:
+    done = mlprojects(*[each.replace("{greet}", greet) for each in arguments])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: x\n\tentry_points:\n", "MLproject:2: error: not valid YAML"),
+        ("name: x\nname: y\n", "MLproject:2: error: the key 'name' stands twice, first in line 1"),
+        ("", "MLproject: error: the file is empty"),
+        ("- a\n- b\n", "must hold a mapping"),
+        ("python_env: a\nconda_env: b\n", "MLproject:2: error: a project has at most one environment"),
+        ("entry_points:\n  main:\n    command: 'echo {nme}'\n    parameters: {name: string}\n", "did you mean {name}?"),
+        ("entry_pionts: {}\n", "MLproject:1: warning: unknown key 'entry_pionts'"),
+    ],
+)
+def test_validate_is_a_linter(text: str, words: str, mlprojects: Run, workspace: Path) -> None:
+    (workspace / "MLproject").write_text(text)
+    done = mlprojects("validate")
+    assert done.returncode == (0 if "warning" in words else 1)
+    assert words in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_plan_and_describe_run_nothing(mlprojects: Run, greet: str, workspace: Path) -> None:
+    plan = json.loads(mlprojects("plan", greet, "-P", "name=$(x)", "--json", *LOCAL).stdout)
+    assert plan["command"] == "python greet.py '$(x)' 1"
+    described = json.loads(mlprojects("describe", greet, "--json").stdout)
+    assert described["entry_points"]["needs"]["parameters"][0] == {
+        "name": "count",
+        "type": "int",
+        "required": True,
+        "default": None,
+    }
+    assert not (workspace / "mlflow.db").exists()
+
+
+def test_a_dead_prefect_server_and_a_dead_tracking_server_are_named(mlprojects: Run, greet: str) -> None:
+    done = mlprojects("run", greet, *LOCAL, env={"PREFECT_API_URL": "http://me:secret@127.0.0.1:9/api"})
+    assert done.returncode == 1
+    assert "127.0.0.1:9/api can't be reached" in done.stderr
+    assert "secret" not in done.stderr
+    done = mlprojects("run", greet, *LOCAL, env={"MLFLOW_TRACKING_URI": "http://me:secret@127.0.0.1:9"})
+    assert done.returncode == 1
+    assert "127.0.0.1:9" in done.stderr
+    assert "secret" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unusable_server_folder_is_named(mlprojects: Run, greet: str, workspace: Path) -> None:
+    (workspace / "file").write_text("")
+    variables = {"PREFECT_MLPROJECTS_SERVER_DIR": str(workspace / "file" / "x"), "PREFECT_API_URL": ""}
+    done = mlprojects("run", greet, *LOCAL, env=variables)
+    assert done.returncode == 1
+    assert "PREFECT_MLPROJECTS_SERVER_DIR" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_small_commands(mlprojects: Run) -> None:
+    assert "runs: http://127.0.0.1:" in mlprojects("server", "status").stdout
+    assert mlprojects("env", "list").returncode == 0
+    for shell in ("bash", "zsh", "fish"):
+        assert "_MLPROJECTS_COMPLETE" in mlprojects("completion", shell).stdout
+
+
+def test_help_imports_neither_prefect_nor_mlflow() -> None:
+    code = (
+        "import sys\nfrom prefect_mlprojects.cli import main\n"
+        "try:\n    main(['run', '--help'])\nfinally:\n"
+        "    print([name for name in ('prefect', 'mlflow', 'yaml', 'rich', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_live_display_on_a_terminal(greet: str, workspace: Path) -> None:
+    import pty
+
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from prefect_mlprojects.cli import main; main()", "run", greet, *LOCAL],
+        stdout=terminal,
+        stderr=terminal,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(terminal)
+    shown = b""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        try:
+            data = os.read(controller, 65536)
+        except OSError:
+            break
+        if not data:
+            break
+        shown += data
+    os.close(controller)
+    assert process.wait(timeout=30) == 0
+    text = shown.decode()
+    assert "hello world" in text
+    assert text.count("✓") >= 4

@@ -1,0 +1,237 @@
+"""The embedded Prefect server: started once, shared, healed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_mlprojects._server_database import SCHEMA_FILE, create_database, dump_schema
+from prefect_mlprojects.exceptions import PrefectServerError
+from prefect_mlprojects.server import (
+    ServerAddress,
+    check_reachable,
+    ensure_server,
+    server_status,
+    stop_server,
+)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for a server of the test's own, which is stopped after it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PREFECT_MLPROJECTS_SERVER_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("PREFECT_MLPROJECTS_SERVER_DIR", str(tmp_path / "server"))
+    yield tmp_path / "server"
+    stop_server()
+
+
+ENSURE = (
+    "from prefect_mlprojects.server import ensure_server; a = ensure_server(print); print('AT', a.api_url, a.started)"
+)
+
+
+def test_the_life_of_a_server(own_server: Path) -> None:
+    """One server for three processes at the same instant; reused; healed after kill -9 on a port that was taken."""
+    starters = [subprocess.Popen([sys.executable, "-c", ENSURE], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = [starter.communicate(timeout=300)[0] for starter in starters]
+    found = [line.split()[1:] for output in outputs for line in output.splitlines() if line.startswith("AT ")]
+    assert len({url for url, _ in found}) == 1
+    assert sorted(started for _, started in found) == ["False", "False", "True"]
+    (announced,) = [line for output in outputs for line in output.splitlines() if "mlprojects server stop" in line]
+    assert announced.startswith("Prefect server: http://127.0.0.1:")
+
+    status = server_status()
+    assert (status.running, status.healthy) == (True, True)
+    assert status.pid is not None
+    again = ensure_server(print)
+    assert (again.api_url, again.started) == (found[0][0], False)
+    ui = json.loads(get(again.ui_url or "", "/ui-settings"))
+    assert ui["api_url"] == again.api_url
+
+    os.kill(status.pid, signal.SIGKILL)
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        port = int(again.api_url.split(":")[2].split("/")[0])
+        wait_until_free(squatter, port)
+        squatter.listen()
+        healed = ensure_server(print)
+    assert healed.started
+    assert healed.api_url != again.api_url
+    assert stop_server()
+    assert not server_status().running
+    assert not stop_server()
+
+
+def get(base: str, path: str) -> str:
+    import urllib.request
+
+    with urllib.request.urlopen(base + path, timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def wait_until_free(squatter: socket.socket, port: int) -> None:
+    import time
+
+    for _ in range(200):
+        try:
+            squatter.bind(("127.0.0.1", port))
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    pytest.fail("the killed server's port never became free")
+
+
+@pytest.mark.parametrize("state", ["", "{", "[]", '{"pid": 1, "birth": "x", "port": 4200}', '{"pid": "a"}'])
+def test_a_stale_or_corrupt_state_is_not_believed(state: str, own_server: Path) -> None:
+    own_server.mkdir()
+    (own_server / "server.json").write_text(state)
+    status = server_status()
+    assert (status.running, status.address) == (False, None)
+    assert not stop_server()
+
+
+def test_a_folder_that_can_not_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PREFECT_MLPROJECTS_SERVER_DIR", str(tmp_path / "file" / "server"))
+    with pytest.raises(PrefectServerError, match=r"file/server.*PREFECT_MLPROJECTS_SERVER_DIR"):
+        ensure_server(print)
+
+
+def test_a_server_that_dies_at_its_start_shows_its_log(own_server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "nonsense://user:secret@host/db")
+    with pytest.raises(PrefectServerError, match=r"ended at its start.*server\.log") as caught:
+        ensure_server(print)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[int, bytes], str]]:
+    """Starts http servers that give one answer to everything."""
+    servers: list[HTTPServer] = []
+
+    def start(status: int, body: bytes) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+                pass
+
+        server = HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/api"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_configured_server_that_does_not_serve_is_named(
+    answering: Callable[[int, bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_reachable(answering(200, b"true"))
+    for status, body, words in (
+        (401, b"", "PREFECT_API_KEY"),
+        (200, b"<html>", "does not look like a Prefect server"),
+        (503, b"", "answered 503"),
+    ):
+        with pytest.raises(PrefectServerError, match=words):
+            check_reachable(answering(status, body))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        with pytest.raises(PrefectServerError, match=r"did not answer within 0\.5 s"):
+            check_reachable(url, timeout=0.5)
+    with pytest.raises(PrefectServerError, match="can't be reached") as caught:
+        check_reachable("http://me:secret@127.0.0.1:9/api")
+    assert "secret" not in str(caught.value)
+
+
+def test_the_shipped_schema_is_what_the_migrations_make(tmp_path: Path) -> None:
+    migrated = tmp_path / "migrated.db"
+    subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "server", "database", "upgrade", "-y"],
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT")},
+            "PREFECT_HOME": str(tmp_path),
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{migrated}",
+        },
+        check=True,
+        capture_output=True,
+    )
+    assert SCHEMA_FILE.read_text() == dump_schema(migrated), "run scripts/update-server-schema"
+    shipped = tmp_path / "shipped.db"
+    assert create_database(shipped)
+    assert dump_schema(shipped) == dump_schema(migrated)
+    assert not create_database(shipped)
+    with sqlite3.connect(shipped) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_many_writers_see_no_503(prefect_server: ServerAddress) -> None:
+    import httpx
+
+    async def hammer() -> list[int]:
+        async with httpx.AsyncClient(base_url=prefect_server.api_url, timeout=120) as client:
+            flow = (await client.post("/flows/", json={"name": "hammer"})).json()["id"]
+            answers = await asyncio.gather(
+                *(client.post("/flow_runs/", json={"flow_id": flow, "state": {"type": "PENDING"}}) for _ in range(150))
+            )
+            return [answer.status_code for answer in answers]
+
+    assert set(asyncio.run(hammer())) == {201}
+
+
+def test_transactions_begin_immediate() -> None:
+    from prefect_mlprojects._server_app import ImmediateSqliteConfiguration
+
+    async def modes() -> list[str]:
+        from prefect.server.database.configurations import SQLITE_BEGIN_MODE
+        from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+        seen: list[str] = []
+        engine = create_async_engine("sqlite+aiosqlite://")
+        configuration = ImmediateSqliteConfiguration(connection_url="sqlite+aiosqlite://")
+        async with AsyncSession(engine) as session, configuration.begin_transaction(session):
+            seen.append(str(SQLITE_BEGIN_MODE.get()))
+        await engine.dispose()
+        return seen
+
+    assert asyncio.run(modes()) == ["IMMEDIATE"]
+
+
+def test_the_configured_server_wins(
+    answering: Callable[[int, bytes], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = answering(200, b"true")
+    code = "from prefect_mlprojects.server import resolve_api; print(resolve_api(print).api_url)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PREFECT_API_URL": url},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == url
