@@ -13,15 +13,22 @@ from prefect_mlprojects.exceptions import Problem
 
 KeyPath: TypeAlias = tuple[str, ...]
 
+_TEXT_TAG = "tag:yaml.org,2002:str"
+_MERGE_TAG = "tag:yaml.org,2002:merge"
+_DEPTH_WITH_LINES = 6
+"""How many levels of keys get lines: project files have five. More could be endless, through aliases."""
+
 
 @dataclass(frozen=True)
 class YamlDocument:
     """A parsed YAML file.
 
+    Keys are texts as the file writes them, so that ``1.10:`` and ``no:`` keep their names.
+
     Attributes:
         file: The file.
         content: What it says; None for an empty file or one that could not be parsed.
-        lines: The line of each key, counted from 1, by the path of keys that leads to it.
+        lines: The line of each key and list entry, counted from 1, by the path of keys that leads to it.
         problems: Why it could not be parsed, and keys that stand twice.
     """
 
@@ -42,6 +49,22 @@ class YamlDocument:
         return Problem(message, file=self.file, line=self.line(*path), fix=fix, parameter=parameter)
 
 
+class _Loader(yaml.SafeLoader):
+    """SafeLoader whose errors about values have a line: ``2020-13-45`` as a date, ``!!int x``."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyYAML's signature
+        try:
+            value = super().construct_object(node, deep=deep)
+            if isinstance(value, int):
+                str(value)  # Raises for hexadecimal numbers of thousands of digits.
+        except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+            said = str(node.value)[:50] if isinstance(node, yaml.ScalarNode) else "this"
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{said!r} can't be read as {node.tag.rpartition(':')[2]}", node.start_mark
+            ) from error
+        return value
+
+
 def read_yaml(file: Path) -> YamlDocument:
     """Reads a YAML file of plain values.
 
@@ -54,59 +77,87 @@ def read_yaml(file: Path) -> YamlDocument:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        return YamlDocument(file, None, {}, (Problem("the file is not text in UTF-8", file=file),))
+        return _unreadable(Problem("the file is not text in UTF-8", file=file))
     except OSError as error:
-        return YamlDocument(file, None, {}, (Problem(f"the file can't be read: {error.strerror or error}", file=file),))
-    loader = yaml.SafeLoader(text)
+        return _unreadable(Problem(f"the file can't be read: {error.strerror or error}", file=file))
+    walk = _Walk(file)
     try:
-        node = loader.get_single_node()
-        content = loader.construct_document(node) if node is not None else None
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is not None:
+                # Before the content is made of it, which merges "<<" into the nodes.
+                walk.keys(node)
+                walk.places(node, ())
+            content = loader.construct_document(node) if node is not None else None
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
-        return YamlDocument(file, None, {}, (_syntax_problem(file, text, error),))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        return YamlDocument(file, None, {}, (Problem(f"not valid YAML: {error}", file=file),))
-    finally:
-        loader.dispose()
-    lines: dict[KeyPath, int] = {}
-    problems: list[Problem] = []
-    _walk(node, (), file, lines, problems)
-    return YamlDocument(file, content, lines, tuple(problems))
+        return _unreadable(_syntax_problem(file, text, error))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        return _unreadable(Problem(f"not valid YAML: the character {chr(error.character)!r} is not allowed", file, line))
+    except RecursionError:
+        return _unreadable(Problem("not valid YAML: it is nested too deeply", file))
+    return YamlDocument(file, content, walk.lines, tuple(walk.problems))
+
+
+def _unreadable(problem: Problem) -> YamlDocument:
+    return YamlDocument(problem.file or Path(), None, {}, (problem,))
 
 
 def _syntax_problem(file: Path, text: str, error: yaml.MarkedYAMLError) -> Problem:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark is not None else None
     message = f"not valid YAML: {error.problem or error.context or error}"
-    fix = None
     rows = text.splitlines()
-    if (
-        line is not None
-        and line <= len(rows)
-        and "\t" in rows[line - 1][: len(rows[line - 1]) - len(rows[line - 1].lstrip())]
-    ):
-        fix = "indent with spaces: YAML allows no tabs there"
+    row = rows[line - 1] if line is not None and line <= len(rows) else ""
+    indentation = row[: len(row) - len(row.lstrip())]
+    fix = "indent with spaces: YAML allows no tabs there" if "\t" in indentation else None
     return Problem(message, file=file, line=line, fix=fix)
 
 
-def _walk(
-    node: yaml.Node | None, path: KeyPath, file: Path, lines: dict[KeyPath, int], problems: list[Problem]
-) -> None:
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            here = (*path, str(index))
-            lines[here] = item.start_mark.line + 1
-            _walk(item, here, file, lines, problems)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            continue
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in seen and name != "<<":
-            problems.append(
-                Problem(f"the key {name!r} stands twice, first in line {seen[name]}", file, line, "remove one of them")
-            )
-        seen.setdefault(name, line)
-        lines.setdefault((*path, name), line)
-        _walk(value, (*path, name), file, lines, problems)
+class _Walk:
+    """Walks over a document's nodes."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._seen: set[int] = set()
+        self.lines: dict[KeyPath, int] = {}
+        self.problems: list[Problem] = []
+
+    def keys(self, node: yaml.Node) -> None:
+        """Makes all keys texts and finds those that stand twice; visits each node once, however many aliases it has."""
+        if id(node) in self._seen or not isinstance(node, yaml.CollectionNode):
+            return
+        self._seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                self.keys(item)
+            return
+        first: dict[str, int] = {}
+        for index, (key, value) in enumerate(node.value):
+            self.keys(value)
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE_TAG:
+                continue
+            name, line = key.value, key.start_mark.line + 1
+            # A copy, since the key may be an alias of a value that is no text.
+            node.value[index] = (yaml.ScalarNode(_TEXT_TAG, name, key.start_mark, key.end_mark, key.style), value)
+            if name in first:
+                message = f"the key {name!r} stands twice, first in line {first[name]}"
+                self.problems.append(Problem(message, self._file, line, "remove one of them"))
+            first.setdefault(name, line)
+
+    def places(self, node: yaml.Node, path: KeyPath) -> None:
+        """Notes the line of each key and entry."""
+        if len(path) == _DEPTH_WITH_LINES:
+            return
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.lines.setdefault((*path, str(index)), item.start_mark.line + 1)
+                self.places(item, (*path, str(index)))
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE_TAG:
+                    self.lines.setdefault((*path, key.value), key.start_mark.line + 1)
+                    self.places(value, (*path, key.value))

@@ -1,0 +1,141 @@
+"""MLproject files: what is read from good ones, and what is said of bad ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefect_mlprojects.exceptions import ProjectSpecError
+from prefect_mlprojects.spec import (
+    CondaEnvironment,
+    DockerEnvironment,
+    NoEnvironment,
+    Project,
+    PythonEnvironment,
+    lint,
+    load_project,
+)
+
+
+def write(folder: Path, text: str, name: str = "MLproject") -> Path:
+    (folder / name).write_text(text)
+    return folder
+
+
+def problems(folder: Path) -> list[tuple[int | None, str]]:
+    with pytest.raises(ProjectSpecError) as caught:
+        load_project(folder)
+    assert all(problem.file == folder / "MLproject" for problem in caught.value.problems)
+    return [(problem.line, problem.message) for problem in caught.value.problems]
+
+
+GOOD = """\
+name: demo
+entry_points:
+  main:
+    parameters:
+      alpha: float
+      ratio: {type: float, default: 0.10}
+      flag: {type: string, default: true}
+      day: {default: 2024-01-02}
+      need: {type: int, default: null}
+      odd: {type: flaot}
+    command: "python x.py {alpha}"
+  other:
+    command: echo {{literal}}
+"""
+
+
+@pytest.mark.parametrize("name", ["MLproject", "mlproject", "MLPROJECT"])
+def test_a_good_file(name: str, tmp_path: Path) -> None:
+    project = load_project(write(tmp_path, GOOD, name))
+    assert (project.name, list(project.entry_points)) == ("demo", ["main", "other"])
+    parameters = project.entry_points["main"].parameters
+    assert {each.name: (each.type, each.default, each.line) for each in parameters.values()} == {
+        "alpha": ("float", None, 5),
+        "ratio": ("float", "0.1", 6),
+        "flag": ("string", "True", 7),
+        "day": ("string", "2024-01-02", 8),
+        "need": ("int", None, 9),
+        "odd": ("string", None, 10),
+    }
+    (warning,) = project.warnings
+    assert (warning.line, warning.fix) == (10, "did you mean 'float'?")
+
+
+def test_a_folder_without_a_file(tmp_path: Path) -> None:
+    assert load_project(tmp_path) == Project(tmp_path, None, None, {}, NoEnvironment())
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("name: x\n\tfoo: 1\n", 2, "not valid YAML"),
+        ("name: x\nname: y\n", 2, "stands twice, first in line 1"),
+        ("entry_points:\n  main: {command: a}\n  main: {command: b}\n", 3, "'main' stands twice"),
+        ("", None, "empty"),
+        ("# nothing\n", None, "empty"),
+        ("- a\n", None, "not a list"),
+        ("just text\n", None, "not a text"),
+        ("name: [a]\n", 1, "'name' must be text"),
+        ("entry_points: [a]\n", 1, "'entry_points' must be a mapping"),
+        ("entry_points:\n  main: python x.py\n", 2, "must be a mapping with a 'command'"),
+        ("entry_points:\n  main: {}\n", 2, "needs a 'command'"),
+        ("entry_points:\n  main:\n    command: [a]\n", 3, "needs a 'command' that is text"),
+        ("entry_points:\n  main:\n    command: a\n    parameters: [a]\n", 4, "'parameters' of entry point"),
+        ("entry_points:\n  main:\n    command: a\n    parameters:\n      a: 3\n", 5, "parameter 'a' must have a type"),
+        ("entry_points:\n  m:\n    command: a\n    parameters:\n      a: {default: [1]}\n", 5, "must be one value"),
+        ("python_env: a.yaml\n", 1, "'a.yaml', which is not in the project"),
+        ("conda_env: 3\n", 1, "'conda_env' must name a file"),
+        ("docker_env: x\n", 1, "'docker_env' must be a mapping"),
+        ("docker_env: {volumes: []}\n", 1, "needs an 'image'"),
+        ("docker_env:\n  image: a\n  volumes: [{a: b}]\n", 3, "'volumes' of 'docker_env'"),
+        ("docker_env:\n  image: a\n  environment:\n    - [a, b, c]\n", 4, "name or a pair"),
+        ("databricks_spark_job: {}\n", 1, "needs a 'python_file'"),
+        ("name: \x00\n", None, "not valid YAML"),
+        ("name: &a [*a]\n", None, "an alias (*) refers to what it stands in"),
+    ],
+)
+def test_bad_files(text: str, line: int | None, message: str, tmp_path: Path) -> None:
+    found = problems(write(tmp_path, text))
+    assert len(found) == 1
+    assert found[0][0] == line
+    assert message in found[0][1]
+
+
+def test_all_problems_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = "python_env: a.yaml\nconda_env: b.yaml\nentry_points:\n  main: {}\n  two: 3\n"
+    assert [line for line, _ in problems(write(tmp_path, text))] == [1, 2, 2, 4, 5]
+
+
+def test_not_text_and_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "MLproject").write_bytes(b"\xff\xfe\x00")
+    assert "UTF-8" in problems(tmp_path)[0][1]
+    with pytest.raises(ProjectSpecError, match="does not exist"):
+        load_project(tmp_path / "missing")
+    with pytest.raises(ProjectSpecError, match="is not a folder"):
+        load_project(tmp_path / "MLproject")
+
+
+def test_environments(tmp_path: Path) -> None:
+    (tmp_path / "conda.yaml").write_text("")
+    assert load_project(tmp_path).environment == CondaEnvironment(tmp_path / "conda.yaml")
+    (tmp_path / "python_env.yaml").write_text("")
+    assert load_project(tmp_path).environment == PythonEnvironment(tmp_path / "python_env.yaml")
+    (tmp_path / "e.yml").write_text("")
+    assert load_project(write(tmp_path, "conda_env: e.yml\n")).environment == CondaEnvironment(tmp_path / "e.yml")
+    docker = 'docker_env:\n  image: a:1\n  volumes: ["/a:/b"]\n  environment: [["A", 1], "B"]\n'
+    assert load_project(write(tmp_path, docker)).environment == DockerEnvironment(
+        "a:1", ("/a:/b",), (("A", "1"), ("B", None))
+    )
+
+
+def test_lint_gives_errors_and_warnings_with_their_places(tmp_path: Path) -> None:
+    text = "nmae: x\nentry_points:\n  main:\n    parameters: {name: int}\n    command: 'echo {nme} {0}'\n"
+    found = lint(write(tmp_path, text), "main", {"name": "x"})
+    assert [(each.severity, each.problem.line) for each in found] == [("warning", 1), ("error", 3), ("error", 3)]
+    assert str(found[0]) == f"{tmp_path}/MLproject:1: warning: unknown key 'nmae'; it is ignored (did you mean 'name'?)"
+    clean = write(tmp_path, "entry_points:\n  main:\n    parameters: {name: int}\n    command: 'echo {name}'\n")
+    assert [each.problem.parameter for each in lint(clean, "main", {"name": "x"})] == ["name"]
+    assert lint(clean, "main", {"name": 3}) == []
