@@ -29,8 +29,8 @@ def run_detached(*, as_json: bool) -> int:
     process = subprocess.Popen(
         [
             sys.executable,
-            "-c",
-            "from prefect_mlprojects.cli import main; main()",
+            "-m",
+            "prefect_mlprojects",
             arguments[0],
             f"--detached-report={writer}",
             *arguments[1:],

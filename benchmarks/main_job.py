@@ -1,0 +1,170 @@
+"""Measures the main job against ``mlflow run`` and against bare Prefect, as ratios within one run of this script.
+
+    uv run python benchmarks/main_job.py [--runs 5] [--many 50] [--lines 100000]
+
+It starts an embedded Prefect server of its own in a temporary folder, and stops it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+MLPROJECT = """\
+name: trivial
+entry_points:
+  main:
+    command: "true"
+  lines:
+    parameters: {count: int}
+    command: "seq {count}"
+"""
+
+
+def timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def command(*argv: str) -> Callable[[], object]:
+    return lambda: subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def report(name: str, ours: list[float], theirs: list[float], other: str) -> None:
+    a, b = statistics.median(ours), statistics.median(theirs)
+    print(f"| {name} | {a:.2f} s | {b:.2f} s ({other}) | {a / b:.2f} |", flush=True)
+
+
+def command_line(project: Path, runs: int) -> None:
+    bin_directory = Path(sys.executable).parent
+    ours = command(str(bin_directory / "mlprojects"), "run", str(project), "--env-manager", "local")
+    theirs = command(str(bin_directory / "mlflow"), "run", str(project), "--env-manager", "local")
+    ours(), theirs()
+    pairs = [(timed(ours), timed(theirs)) for _ in range(runs)]
+    report("`mlprojects run` of a trivial project", [a for a, _ in pairs], [b for _, b in pairs], "mlflow run")
+
+
+def again_in_one_process(project: Path, runs: int) -> None:
+    import asyncio
+    import logging
+
+    from prefect import flow, task
+
+    from prefect_mlprojects import run
+
+    logging.getLogger("prefect").setLevel(logging.CRITICAL)
+
+    @task
+    def sync_step(number: int) -> int:
+        if number == 3:
+            subprocess.run(["bash", "-c", "true"], check=True)
+        return number
+
+    @flow
+    def sync_flow() -> None:
+        for number in range(4):
+            sync_step(number)
+
+    @task
+    async def async_step(number: int) -> int:
+        if number == 3:
+            await asyncio.to_thread(subprocess.run, ["bash", "-c", "true"], check=True)
+        return number
+
+    @flow
+    async def async_flow() -> None:
+        for number in range(4):
+            await async_step(number)
+
+    def ours() -> object:
+        return run(str(project), env_manager="local")
+
+    ours(), sync_flow(), asyncio.run(async_flow())  # type: ignore[arg-type]
+    rows = [
+        (timed(ours), timed(sync_flow), timed(lambda: asyncio.run(async_flow())))  # type: ignore[arg-type]
+        for _ in range(runs)
+    ]
+    report("`run()` again in one process", [a for a, _, _ in rows], [b for _, b, _ in rows], "bare sync flow, 4 tasks")
+    report("`run()` again in one process", [a for a, _, _ in rows], [c for _, _, c in rows], "bare async flow, 4 tasks")
+
+
+def many_at_once(project: Path, many: int) -> None:
+    import mlflow.projects
+
+    from prefect_mlprojects import run
+
+    def ours() -> None:
+        handles = [run(str(project), env_manager="local", synchronous=False) for _ in range(many)]
+        assert all(handle.wait() for handle in handles)
+
+    def theirs() -> None:
+        handles = [mlflow.projects.run(str(project), env_manager="local", synchronous=False) for _ in range(many)]
+        assert all(handle.wait() for handle in handles)
+
+    report(f"{many} asynchronous runs", [timed(ours)], [timed(theirs)], "mlflow.projects.run")
+
+
+def many_lines(project: Path, lines: int) -> None:
+    from prefect_mlprojects import run
+
+    def child() -> object:
+        return subprocess.run(["bash", "-c", f"seq {lines}"], check=True, capture_output=True)
+
+    saved = os.dup(1)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    try:
+        printing = timed(lambda: run(str(project), "lines", parameters={"count": lines}, env_manager="local"))
+        quiet = timed(lambda: run(str(project), env_manager="local"))
+    finally:
+        os.dup2(saved, 1)
+    print(
+        f"| {lines} lines of output | {printing:.2f} s | {quiet + timed(child):.2f} s (a run without output, and seq) |",
+        end="",
+    )
+    print(f" {printing / (quiet + timed(child)):.2f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--many", type=int, default=50)
+    parser.add_argument("--lines", type=int, default=100_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        os.environ.update(
+            PREFECT_HOME=str(root / "prefect"),
+            PREFECT_MLPROJECTS_SERVER_PORT="4290",
+            PREFECT_MLPROJECTS_CACHE_DIR=str(root / "cache"),
+            MLFLOW_TRACKING_URI=f"sqlite:///{root}/mlflow.db",
+        )
+        os.environ.pop("PREFECT_API_URL", None)
+        project = root / "project"
+        project.mkdir()
+        (project / "MLproject").write_text(MLPROJECT)
+        os.chdir(root)
+        from prefect_mlprojects.server import ensure_server, stop_server
+
+        address = ensure_server()
+        os.environ["PREFECT_API_URL"] = address.api_url
+        try:
+            print("| what | ours | the other | ratio |\n| --- | --- | --- | --- |")
+            command_line(project, options.runs)
+            again_in_one_process(project, options.runs)
+            many_lines(project, options.lines)
+            many_at_once(project, options.many)
+        finally:
+            stop_server()
+
+
+if __name__ == "__main__":
+    main()
