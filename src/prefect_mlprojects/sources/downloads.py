@@ -169,7 +169,8 @@ class _Download:
             try:
                 if self.stop.requested:
                     raise _StoppedError
-                return self._by_mlflow(folder) if self._scheme in MLFLOW_SCHEMES else self._by_fsspec(folder)
+                fetch = self._by_mlflow if self._scheme in MLFLOW_SCHEMES else self._by_fsspec
+                return self._while_not_stopped(fetch, folder)
             except _StoppedError:
                 raise FetchError(
                     f"The download of {self.shown} was stopped: {self.stop.reason}.", uri=self.shown
@@ -222,17 +223,17 @@ class _Download:
     def _by_mlflow(self, folder: Path) -> Path:
         from mlflow.artifacts import download_artifacts
 
-        return Path(self._while_not_stopped(download_artifacts, folder))
+        return Path(download_artifacts(artifact_uri=self.uri, dst_path=str(folder), tracking_uri=self.tracking_uri))
 
-    def _while_not_stopped(self, fetch: Callable[..., str], folder: Path) -> str:
-        """Runs what can't be interrupted in a thread, and leaves it alone when the end is asked for."""
-        result: Future[str] = Future()
+    def _while_not_stopped(self, fetch: Callable[[Path], Path], folder: Path) -> Path:
+        """Runs what may wait for a network in a thread, and leaves that alone when the end is asked for."""
+        result: Future[Path] = Future()
         woken = threading.Event()
         forget = self.stop.on_request(woken.set)
 
         def work() -> None:
             try:
-                result.set_result(fetch(artifact_uri=self.uri, dst_path=str(folder), tracking_uri=self.tracking_uri))
+                result.set_result(fetch(folder))
             except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
                 result.set_exception(error)
             finally:
@@ -240,7 +241,7 @@ class _Download:
                 if self.stop.requested:
                     shutil.rmtree(folder, ignore_errors=True)
 
-        threading.Thread(target=work, name="mlflow-download", daemon=True).start()
+        threading.Thread(target=work, name="download", daemon=True).start()
         woken.wait()
         forget()
         if not result.done():

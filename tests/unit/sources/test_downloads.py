@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -62,8 +63,10 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
             if length is not None and body.startswith(b"stall"):
                 self.wfile.flush()
+                # The client is to have read what there is, so that it waits for more when it is stopped.
+                time.sleep(0.5)
                 self.server.stalled.set()
-                self.server.go_on.wait(30)
+                self.server.go_on.wait(120)
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -216,7 +219,7 @@ def test_a_folder_that_can_not_be_made_is_named(memory: Any, tmp_path: Path) -> 
 
 
 def test_a_download_is_stopped_in_the_middle(web: WebServer, tmp_path: Path) -> None:
-    web.answers["/big"] = [(200, b"stall" * 2_000_000, 20_000_000)]
+    web.answers["/big"] = [(200, b"stall", 20_000_000)]
     stop = StopSignal()
     caught: list[BaseException] = []
 
@@ -230,7 +233,6 @@ def test_a_download_is_stopped_in_the_middle(web: WebServer, tmp_path: Path) -> 
     thread.start()
     assert web.stalled.wait(30)
     stop.request("cancelled by a test")
-    web.go_on.set()
     thread.join(60)
 
     assert not thread.is_alive()

@@ -99,6 +99,21 @@ def test_its_process_does_not_import_what_mlflow_does_without(
     assert "pandas" not in maps
 
 
+def test_what_mlflow_prints_does_not_disturb_it(
+    uri: str, request_for: RequestMaker, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # SQLAlchemy's echo goes to stdout.
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_ECHO", "true")
+    tracker = CompanionTracker.start_process(uri)
+
+    run = tracker.start(request_for(uri))
+    tracker.finish(run, "FINISHED")
+    tracker.close()
+
+    assert capfd.readouterr() == ("", "")
+    assert stored(run).info.status == "FINISHED"
+
+
 def test_errors_come_across_with_their_type(
     tracker: CompanionTracker, uri: str, request_for: RequestMaker, unused_port: int
 ) -> None:
