@@ -22,6 +22,11 @@ from prefect_mlprojects.types import StopSignal, StreamName
 
 _CHUNK = 65536
 _DRAIN_SECONDS = 1.0
+# Whoever takes the output pays for each piece, so many small pieces in a row are left to gather in the pipe for a moment.
+_SMALL_PIECE = 16384
+_PIECES_IN_A_ROW = 10
+_ROW_SECONDS = 0.05
+_GATHER_SECONDS = 0.005
 
 ProcessEnding: TypeAlias = Literal["exited", "stopped", "timed-out"]
 
@@ -244,6 +249,7 @@ class _Supervision:
             self._register_stream(selector, self._process.stderr, "stderr")
             open_streams = sum(key.data in {"stdout", "stderr"} for key in selector.get_map().values())
             give_up: float | None = None
+            pace = _Pace()
             while open_streams or not self._exited:
                 remaining = None if give_up is None else max(0.0, give_up - time.monotonic())
                 events = selector.select(remaining)
@@ -262,6 +268,7 @@ class _Supervision:
                         data = os.read(key.fd, _CHUNK)
                         if data:
                             self._write(key.data, data)
+                            pace.took(len(data))
                         else:
                             selector.unregister(key.fileobj)
                             open_streams -= 1
@@ -293,6 +300,23 @@ class _Supervision:
     def _register_stream(selector: selectors.BaseSelector, stream: IO[bytes] | None, name: StreamName) -> None:
         if stream is not None:
             selector.register(stream.fileno(), selectors.EVENT_READ, name)
+
+
+class _Pace:
+    """Slows a reader down that gets many small pieces in a row."""
+
+    def __init__(self) -> None:
+        self._pieces = 0
+        self._since = 0.0
+
+    def took(self, size: int) -> None:
+        """Takes note of a piece, and waits for a moment when there were many."""
+        now = time.monotonic()
+        if size >= _SMALL_PIECE or now - self._since > _ROW_SECONDS:
+            self._pieces, self._since = 0, now
+        self._pieces += 1
+        if self._pieces > _PIECES_IN_A_ROW:
+            time.sleep(_GATHER_SECONDS)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,14 @@ CASES: list[tuple[str, str, str, dict[str, Any]]] = [
         "main",
         {"a": "1"},
     ),
+    (
+        "quoted-placeholders",
+        "entry_points: {main: {command: 'x \"{a}\"', parameters: {a: string}}}",
+        "main",
+        {"a": "$(y)"},
+    ),
+    ("block-commands", "entry_points:\n  main:\n    command: |\n      x\n", "main", {"extra": "1"}),
+    ("format-specs", "entry_points: {main: {command: 'x {a:>5}', parameters: {a: string}}}", "main", {"a": "1"}),
     ("empty-path", PATHS, "main", {"data": "", "link": "s3://a/b"}),
 ]
 
@@ -72,7 +80,8 @@ def through_mlflow(folder: Path, entry_point: str, values: dict[str, Any]) -> st
     from mlflow.projects._project_spec import load_project as mlflow_load
 
     try:
-        command: str = mlflow_load(str(folder)).get_entry_point(entry_point).compute_command(values, str(folder))
+        project = mlflow_load(str(folder))  # type: ignore[no-untyped-call]  # MLflow has no types here
+        command: str = project.get_entry_point(entry_point).compute_command(values, str(folder))
     except Exception:
         return REFUSED
     return command

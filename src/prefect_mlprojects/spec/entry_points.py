@@ -6,19 +6,30 @@ import os
 import shlex
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from pathlib import PurePosixPath
-from string import Formatter
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from prefect_mlprojects.exceptions import Problem, ProjectSpecError
 from prefect_mlprojects.spec.project import EntryPoint, Project
+from prefect_mlprojects.spec.template import is_plain, parse_template
+
+_LISTED_SCRIPTS = 20
+
+
+def _r_command(script: str) -> str:
+    if is_plain(script):
+        return f"Rscript -e \"mlflow::mlflow_source('{script}')\" --args"
+    literal = script.replace("\\", "\\\\").replace("'", "\\'")
+    expression = f"mlflow::mlflow_source('{literal}')"
+    return f"Rscript -e {shlex.quote(expression)} --args"
+
 
 # As MLflow runs them (mlflow/projects/_project_spec.py, Project.get_entry_point).
 _SCRIPT_COMMANDS: Mapping[str, Callable[[str], str]] = MappingProxyType(
     {
         ".py": lambda script: f"python {shlex.quote(script)}",
-        ".sh": lambda script: f"{os.environ.get('SHELL', 'bash')} {shlex.quote(script)}",
-        ".R": lambda script: f"Rscript -e \"mlflow::mlflow_source('{shlex.quote(script)}')\" --args",
+        ".sh": lambda script: f"{shlex.quote(os.environ.get('SHELL') or 'bash')} {shlex.quote(script)}",
+        ".R": _r_command,
     }
 )
 
@@ -28,7 +39,7 @@ def find_entry_point(project: Project, name: str) -> EntryPoint:
 
     Args:
         project: The project.
-        name: The name, or a path relative to the project's folder that ends with ``.py``, ``.sh`` or ``.R``.
+        name: The name, or the path of a script, relative to the project's folder, that ends with ``.py``, ``.sh`` or ``.R``.
 
     Raises:
         ProjectSpecError: There is neither, or the entry point's command can't be used.
@@ -40,21 +51,43 @@ def find_entry_point(project: Project, name: str) -> EntryPoint:
             raise ProjectSpecError(f"Entry point '{name}' of project '{project.display_name}' can't be used", problems)
         return declared
     headline = f"Project '{project.display_name}' has no entry point '{name}'"
-    script = PurePosixPath(name)
-    make_command = _SCRIPT_COMMANDS.get(script.suffix)
+    make_command = _SCRIPT_COMMANDS.get(PurePosixPath(name).suffix)
+    if project.databricks_spark_job is not None:
+        raise ProjectSpecError(headline, [_unknown_in_spark_job(project, name)])
     if make_command is None:
         raise ProjectSpecError(headline, [_unknown(project, name)])
-    if script.is_absolute() or ".." in script.parts:
-        raise ProjectSpecError(headline, [Problem(f"the script {name!r} lies outside the project's folder")])
-    if not (project.directory / script).is_file():
+    # Path.is_file raises for names that are too long, and resolving links is not wanted: they are the project's own business.
+    file = os.path.normpath(os.path.join(project.directory, name))  # noqa: PTH118
+    if not Path(file).is_relative_to(os.path.normpath(project.directory)):
+        outside = Problem(f"the script {name!r} lies outside the project's folder, {project.directory}")
+        raise ProjectSpecError(headline, [outside])
+    if not os.path.isfile(file):  # noqa: PTH113
         raise ProjectSpecError(headline, [_unknown(project, name)])
     # The command is a template: braces of the script's name are not placeholders.
     command = make_command(name).replace("{", "{{").replace("}", "}}")
     return EntryPoint(name=name, command=command, parameters={}, script=name)
 
 
+def _unknown_in_spark_job(project: Project, name: str) -> Problem:
+    if (project.databricks_spark_job or {}).get("python_file") is not None:
+        return Problem(
+            "it is a Databricks Spark job with a 'python_file' and has no entry points",
+            project.file,
+            fix="run it on Databricks",
+        )
+    near = get_close_matches(name, project.entry_points, n=1)
+    return Problem(
+        f"it declares {', '.join(project.entry_points)}; a Databricks Spark job runs no scripts by name",
+        project.file,
+        fix=f"did you mean {near[0]!r}?" if near else None,
+    )
+
+
 def _unknown(project: Project, name: str) -> Problem:
-    scripts = sorted(each.name for each in project.directory.iterdir() if each.suffix in _SCRIPT_COMMANDS)
+    try:
+        scripts = sorted(each.name for each in project.directory.iterdir() if each.suffix in _SCRIPT_COMMANDS)
+    except OSError:
+        scripts = []
     known = [*project.entry_points, *scripts]
     near = get_close_matches(name, known, n=1)
     parts = []
@@ -63,7 +96,10 @@ def _unknown(project: Project, name: str) -> Problem:
     else:
         parts.append("it declares none" if project.file else f"there is no MLproject file in {project.directory}")
     if scripts:
-        parts.append(f"and has the scripts {', '.join(scripts)}")
+        more = f" and {len(scripts) - _LISTED_SCRIPTS} more" if len(scripts) > _LISTED_SCRIPTS else ""
+        parts.append(f"and has the scripts {', '.join(scripts[:_LISTED_SCRIPTS])}{more}")
+    else:
+        parts.append("and has no scripts (.py, .sh, .R)")
     return Problem(" ".join(parts), file=project.file, fix=f"did you mean {near[0]!r}?" if near else None)
 
 
@@ -72,22 +108,42 @@ def command_problems(project: Project, entry_point: EntryPoint) -> tuple[Problem
 
     Commands are templates of ``str.format``, as in MLflow: ``{name}`` is a placeholder and ``{{`` a brace.
     """
-    problems = []
-
-    def add(message: str, fix: str | None = None) -> None:
-        problems.append(Problem(message, file=project.file, line=entry_point.line, fix=fix))
-
-    try:
-        fields = [field for _, field, _, _ in Formatter().parse(entry_point.command) if field is not None]
-    except ValueError as error:
-        add(f"the command of entry point {entry_point.name!r} has a stray brace: {error}", "write {{ or }} for a brace")
-        return tuple(problems)
-    for field in dict.fromkeys(fields):
-        if field in entry_point.parameters:
+    template = parse_template(entry_point.command)
+    subject = f"the command of entry point {entry_point.name!r}"
+    line = entry_point.command_line or entry_point.line
+    problems = [Problem(f"{subject} {message}", project.file, line, fix) for message, fix in template.faults]
+    for name in dict.fromkeys(placeholder.name for placeholder in template.placeholders):
+        if name in entry_point.parameters:
             continue
-        near = get_close_matches(field, entry_point.parameters, n=1)
-        add(
-            f"the command of entry point {entry_point.name!r} has the placeholder {{{field}}}, which no parameter declares",
-            f"did you mean {{{near[0]}}}?" if near else "declare it, or write {{ and }} for braces",
+        near = get_close_matches(name, entry_point.parameters, n=1)
+        problems.append(
+            Problem(
+                f"{subject} has the placeholder {{{name}}}, which no parameter declares",
+                project.file,
+                line,
+                f"did you mean {{{near[0]}}}?" if near else "declare it, or write {{ and }} for braces",
+            )
         )
     return tuple(problems)
+
+
+def quoted_placeholder_warnings(project: Project, entry_point: EntryPoint) -> tuple[Problem, ...]:
+    """Finds placeholders whose values can't always be quoted well, because of where they stand in the command."""
+    line = entry_point.command_line or entry_point.line
+    places: dict[str, Problem] = {}
+    for placeholder in parse_template(entry_point.command).placeholders:
+        parameter = entry_point.parameters.get(placeholder.name)
+        if parameter is None or parameter.type in {"int", "float"} or placeholder.place == "word":
+            continue
+        if placeholder.place == "unquotable":
+            message = "stands where values can't be quoted; values with other than plain characters are refused"
+        else:
+            message = "stands inside quotes; the program sees values that need quoting with these quotes around them"
+        places[placeholder.name] = Problem(
+            f"in the command of entry point {entry_point.name!r}, {{{placeholder.name}}} {message}",
+            project.file,
+            line,
+            "values are quoted already: write placeholders as words of their own",
+            placeholder.name,
+        )
+    return tuple(places.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefect_mlprojects.exceptions import ParameterError, Problem, ProjectSpecError
-from prefect_mlprojects.spec.entry_points import command_problems, find_entry_point
+from prefect_mlprojects.spec.entry_points import command_problems, find_entry_point, quoted_placeholder_warnings
 from prefect_mlprojects.spec.parameters import check_parameters
 from prefect_mlprojects.spec.parser import load_project, parse_project
 
@@ -51,17 +51,19 @@ def lint(
     """
     directory = Path(path).expanduser().absolute()
     if not directory.is_dir():
-        load_project(directory)
+        load_project(path)
     project, problems = parse_project(directory)
-    errors = list(problems)
-    warnings = list(project.warnings)
-    if not errors:
-        for declared in project.entry_points.values():
-            errors += command_problems(project, declared)
-    if not errors and entry_point is not None:
+    errors, warnings = list(problems), list(project.warnings)
+    for declared in project.entry_points.values():
+        errors += command_problems(project, declared)
+        warnings += quoted_placeholder_warnings(project, declared)
+    # A call of a file that could not be read would only add follow-up errors.
+    if entry_point is not None and not problems:
         try:
             warnings += check_parameters(find_entry_point(project, entry_point), parameters).warnings
         except (ProjectSpecError, ParameterError) as error:
             errors += error.problems
-    findings = [Finding("error", problem) for problem in errors] + [Finding("warning", each) for each in warnings]
-    return sorted(findings, key=lambda finding: finding.problem.line or 0)
+    # dict.fromkeys: a bad placeholder of the entry point that is called is found twice.
+    findings = [Finding("error", each) for each in dict.fromkeys(errors)]
+    findings += [Finding("warning", each) for each in dict.fromkeys(warnings)]
+    return sorted(findings, key=lambda finding: (str(finding.problem.file or "~"), finding.problem.line or 0))

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from typing_extensions import assert_never
 
 from prefect_mlprojects.exceptions import ParameterError, Problem
-from prefect_mlprojects.spec.project import EntryPoint, ProjectParameter
+from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
+from prefect_mlprojects.spec.template import CommandTemplate, is_plain, parse_template
 
 _INT = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
 _SHOWN_CHARACTERS = 100
+_TYPO_LIKENESS = 0.75
+"""How alike two names must be to warn; higher than difflib's 0.6, since undeclared parameters are legal."""
 
 
 @dataclass(frozen=True)
@@ -39,97 +42,120 @@ class CheckedParameters:
 
     def with_downloads(self, local_paths: Mapping[str, str]) -> CheckedParameters:
         """Returns a copy in which the downloaded parameters have the paths they were downloaded to."""
-        return dataclasses.replace(self, declared={**self.declared, **local_paths}, downloads={})
+        left = {name: uri for name, uri in self.downloads.items() if name not in local_paths}
+        return dataclasses.replace(self, declared={**self.declared, **local_paths}, downloads=left)
 
 
 def check_parameters(entry_point: EntryPoint, values: Mapping[str, Any] | None) -> CheckedParameters:
     """Checks the values of a call; asks no network.
 
-    A value of None counts as not given. Relative paths are relative to the working directory, as in MLflow.
+    A value of None counts as not given. Relative paths are relative to the working directory, as in MLflow. Values become text by
+    ``str``, as in MLflow, and are passed on as they are: nothing is rounded or normalised.
 
     Args:
         entry_point: The entry point.
-        values: Values by parameter name: text or numbers.
+        values: Values by parameter name: text, numbers, or what else ``str`` makes text of.
 
     Raises:
         ParameterError: Values are missing, not of their type, or can't stand in a command line; all of them at once.
     """
-    given = {str(name): value for name, value in (values or {}).items() if value is not None}
+    given = {str(name): str(value) for name, value in (values or {}).items() if value is not None}
     problems: list[Problem] = []
     declared: dict[str, str] = {}
     downloads: dict[str, str] = {}
     for parameter in entry_point.parameters.values():
-        if parameter.name not in given and parameter.default is None:
+        text = given.get(parameter.name, parameter.default)
+        if text is None:
             problems.append(_missing(parameter, given, entry_point))
             continue
-        value = given.get(parameter.name, parameter.default)
-        expected = _expectation(parameter, value)
+        expected = _expectation(parameter.type, text)
         if expected is not None:
-            problems.append(_ill_typed(parameter, value, expected))
+            problems.append(_ill_typed(parameter, text, expected, is_default=parameter.name not in given))
             continue
-        text = str(value)
+        declared[parameter.name] = text
         if parameter.type == "path":
             local = local_path(text)
             if local is None:
                 downloads[parameter.name] = text
             else:
-                text = str(local)
-        declared[parameter.name] = text
-    extra = {name: value for name, value in given.items() if name not in entry_point.parameters}
-    problems += [problem for name, value in extra.items() if (problem := _unusable(name, value)) is not None]
+                declared[parameter.name] = local
+    extra = {name: text for name, text in given.items() if name not in entry_point.parameters}
+    problems += [problem for name, text in extra.items() if (problem := _unusable(name, text)) is not None]
+    template = parse_template(entry_point.command)
+    known = {name: text for name, text in declared.items() if name not in downloads}
+    problems += place_problems(template, known, extra)
     if problems:
         raise ParameterError(f"Parameters of entry point '{entry_point.name}' do not fit", problems)
-    return CheckedParameters(
-        declared, {name: str(value) for name, value in extra.items()}, downloads, _typo_warnings(entry_point, given)
-    )
+    warnings = (*_typo_warnings(entry_point, given), *_quote_warnings(template, known))
+    return CheckedParameters(declared, extra, downloads, warnings)
 
 
-def local_path(text: str) -> Path | None:
+def local_path(text: str) -> str | None:
     """Returns the absolute local path that a ``path`` value names, or None when it is remote.
 
-    As MLflow decides it: without a scheme, or with ``file:`` and no host, it is local.
+    As MLflow decides it: without a scheme, or with ``file:`` and no host, it is local. It need not exist.
     """
-    parts = urlsplit(text)
-    if not parts.scheme:
-        return Path(text).absolute()
-    if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
-        return Path(unquote(parts.path)).absolute()
+    parts = _split(text)
+    # abspath, as in MLflow: it takes "a/.." out, which Path.absolute leaves in.
+    if parts is not None and not parts.scheme:
+        return os.path.abspath(text)  # noqa: PTH100
+    if parts is not None and parts.scheme == "file" and parts.netloc in {"", "localhost"}:
+        return os.path.abspath(unquote(parts.path))  # noqa: PTH100
     return None
 
 
-def _expectation(parameter: ProjectParameter, value: Any) -> str | None:
-    """Returns what was expected when a value is not of its parameter's type, else None."""
-    text = str(value)
+def type_expectation(kind: ParameterType, text: str) -> str | None:
+    """Returns what was expected when a text can't be of a type, whatever files there are; else None."""
     if "\0" in text:
         return "a value without NUL characters"
-    match parameter.type:
+    if not _can_be_passed(text):
+        return "text that can be encoded in UTF-8"
+    match kind:
         case "string":
-            return None if not isinstance(value, Mapping | list) else "text"
+            return None
         case "int":
-            is_int = isinstance(value, int | str) and not isinstance(value, bool) and _INT.fullmatch(text)
-            return None if is_int else "a whole number"
+            return None if _INT.fullmatch(text) else "a whole number"
         case "float":
-            is_number = isinstance(value, int | float | str) and not isinstance(value, bool) and _FLOAT.fullmatch(text)
-            return None if is_number else "a number"
+            return None if _FLOAT.fullmatch(text) else "a number"
         case "uri":
-            return None if _has_scheme(text) else "a URI with a scheme, such as s3://bucket/key"
+            parts = _split(text)
+            return None if parts is not None and parts.scheme else "a URI with a scheme, such as s3://bucket/key,"
         case "path":
-            local = local_path(text) if text else None
-            if not text:
-                return "a path"
-            return None if local is None or local.exists() else "a file or folder that exists, or a remote URI"
+            return None if text and _split(text) is not None else "a path or a URI"
         case _:
-            assert_never(parameter.type)
+            assert_never(kind)
 
 
-def _has_scheme(text: str) -> bool:
+def _expectation(kind: ParameterType, text: str) -> str | None:
+    expected = type_expectation(kind, text)
+    if expected is None and kind == "path":
+        local = local_path(text)
+        if local is not None and not os.path.exists(local):  # noqa: PTH110 - Path.exists raises for names that are too long
+            return "a file or folder that exists, or a remote URI,"
+    return expected
+
+
+def _split(text: str) -> SplitResult | None:
+    """Returns a URI's parts, or None when it is malformed, such as an IPv6 address that does not end."""
     try:
-        return bool(urlsplit(text).scheme)
+        return urlsplit(text)
     except ValueError:
+        return None
+
+
+def _can_be_passed(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
         return False
+    return True
 
 
-def _missing(parameter: ProjectParameter, given: Mapping[str, Any], entry_point: EntryPoint) -> Problem:
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+
+
+def _missing(parameter: ProjectParameter, given: Mapping[str, str], entry_point: EntryPoint) -> Problem:
     extras = [name for name in given if name not in entry_point.parameters]
     near = get_close_matches(parameter.name, extras, n=1)
     return Problem(
@@ -139,38 +165,86 @@ def _missing(parameter: ProjectParameter, given: Mapping[str, Any], entry_point:
     )
 
 
-def _ill_typed(parameter: ProjectParameter, value: Any, expected: str) -> Problem:
-    shown = str(value) if len(str(value)) <= _SHOWN_CHARACTERS else str(value)[:_SHOWN_CHARACTERS] + "…"
+def _ill_typed(parameter: ProjectParameter, text: str, expected: str, *, is_default: bool) -> Problem:
+    shown, what = _shorten(text), "default" if is_default else "value"
+    relative = parameter.type == "path" and text and not os.path.isabs(text)  # noqa: PTH117 - any text is taken
     return Problem(
-        f"parameter '{parameter.name}' ({parameter.type}) has the value {shown!r}, but {expected} was expected",
+        f"parameter '{parameter.name}' ({parameter.type}) has the {what} {shown!r}, but {expected} was expected",
+        fix=f"relative paths are relative to the working directory, {os.getcwd()}" if relative else None,  # noqa: PTH109
         parameter=parameter.name,
         value=shown,
     )
 
 
-def _unusable(name: str, value: Any) -> Problem | None:
-    if not name or "\0" in name or "\0" in str(value):
-        return Problem(
-            f"parameter {name!r} can't stand in a command line: empty names and NUL characters are not allowed",
+def _unusable(name: str, text: str) -> Problem | None:
+    if not name:
+        message = "a parameter without a name can't stand in a command line"
+    elif "\0" in name or "\0" in text:
+        message = f"parameter {name!r} can't stand in a command line: it holds a NUL character"
+    elif not _can_be_passed(name + text):
+        message = f"parameter {name!r} can't stand in a command line: it can't be encoded in UTF-8"
+    else:
+        return None
+    return Problem(message, parameter=name, value=_shorten(text))
+
+
+def place_problems(
+    template: CommandTemplate, declared: Mapping[str, str], extra: Mapping[str, str]
+) -> tuple[Problem, ...]:
+    """Finds values that can't be quoted where the command has them (see :mod:`prefect_mlprojects.spec.template`).
+
+    Args:
+        template: The command.
+        declared: Values of its placeholders, as far as they are known.
+        extra: Values of further parameters, which are appended.
+    """
+    names = {each.name for each in template.placeholders if each.place == "unquotable"}
+    found = {name: text for name, text in declared.items() if name in names and not is_plain(text)}
+    if template.end != "word":
+        found |= {name: text for name, text in extra.items() if not (is_plain(name) and is_plain(text))}
+    return tuple(
+        Problem(
+            f"parameter '{name}' has the value {_shorten(text)!r}, which can't be quoted where it stands in the command "
+            "(in backquotes, a here-document, a comment or arithmetic)",
+            fix="give a value of letters, digits and @%+=:,./- only, or put it elsewhere in the command",
             parameter=name,
+            value=_shorten(text),
         )
-    return None
+        for name, text in found.items()
+    )
 
 
-def _typo_warnings(entry_point: EntryPoint, given: Mapping[str, Any]) -> tuple[Problem, ...]:
+def _quote_warnings(template: CommandTemplate, declared: Mapping[str, str]) -> tuple[Problem, ...]:
+    """Warns of values that the program will see with quotes around them, since their placeholder is in quotes already."""
+    names = {each.name for each in template.placeholders if each.place in {"double-quotes", "single-quotes"}}
+    return tuple(
+        Problem(
+            f"parameter '{name}' stands in quotes in the command, so the program sees its value as {_shorten(text)!r} with "
+            "shell quotes around it",
+            fix=f"take the quotes around {{{name}}} away: values are quoted already",
+            parameter=name,
+            value=_shorten(text),
+        )
+        for name, text in declared.items()
+        if name in names and not is_plain(text)
+    )
+
+
+def _typo_warnings(entry_point: EntryPoint, given: Mapping[str, str]) -> tuple[Problem, ...]:
     """Warns of undeclared parameters that look like a declared one that was not given."""
     open_names = [name for name in entry_point.parameters if name not in given]
     warnings = []
-    for name in given:
+    for name, text in given.items():
         if name in entry_point.parameters:
             continue
-        near = get_close_matches(name, open_names, n=1, cutoff=0.75)
+        near = get_close_matches(name, open_names, n=1, cutoff=_TYPO_LIKENESS)
         if near:
             warnings.append(
                 Problem(
                     f"parameter {name!r} is not declared and is passed on as it is",
                     fix=f"did you mean {near[0]!r}?",
                     parameter=name,
+                    value=_shorten(text),
                 )
             )
     return tuple(warnings)

@@ -46,6 +46,7 @@ class EntryPoint:
         parameters: What it declares, in the order of the file.
         line: The line of the file, counted from 1; None for a script that no MLproject file names.
         script: The script's path relative to the project, when the entry point is a bare ``.py``, ``.sh`` or ``.R`` file.
+        command_line: The line of the file in which ``command`` stands, counted from 1.
     """
 
     name: str
@@ -53,6 +54,7 @@ class EntryPoint:
     parameters: Mapping[str, ProjectParameter]
     line: int | None = None
     script: str | None = None
+    command_line: int | None = None
 
 
 @dataclass(frozen=True)

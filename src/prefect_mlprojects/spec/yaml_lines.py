@@ -52,7 +52,7 @@ class YamlDocument:
 class _Loader(yaml.SafeLoader):
     """SafeLoader whose errors about values have a line: ``2020-13-45`` as a date, ``!!int x``."""
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyYAML's signature
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             value = super().construct_object(node, deep=deep)
             if isinstance(value, int):
@@ -96,10 +96,18 @@ def read_yaml(file: Path) -> YamlDocument:
         return _unreadable(_syntax_problem(file, text, error))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        return _unreadable(Problem(f"not valid YAML: the character {chr(error.character)!r} is not allowed", file, line))
+        return _unreadable(
+            Problem(f"not valid YAML: the character {chr(error.character)!r} is not allowed", file, line)
+        )
     except RecursionError:
         return _unreadable(Problem("not valid YAML: it is nested too deeply", file))
     return YamlDocument(file, content, walk.lines, tuple(walk.problems))
+
+
+def kind_of(value: Any) -> str:
+    """Returns what kind of YAML value something is, with its article, for messages."""
+    kinds = {dict: "a mapping", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
+    return "nothing" if value is None else kinds.get(type(value), f"a {type(value).__name__}")
 
 
 def _unreadable(problem: Problem) -> YamlDocument:
@@ -148,7 +156,7 @@ class _Walk:
                 self.problems.append(Problem(message, self._file, line, "remove one of them"))
             first.setdefault(name, line)
 
-    def places(self, node: yaml.Node, path: KeyPath) -> None:
+    def places(self, node: yaml.Node, path: KeyPath, merges: int = 3) -> None:
         """Notes the line of each key and entry."""
         if len(path) == _DEPTH_WITH_LINES:
             return
@@ -157,7 +165,15 @@ class _Walk:
                 self.lines.setdefault((*path, str(index)), item.start_mark.line + 1)
                 self.places(item, (*path, str(index)))
         elif isinstance(node, yaml.MappingNode):
+            merged: list[yaml.Node] = []
             for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE_TAG:
-                    self.lines.setdefault((*path, key.value), key.start_mark.line + 1)
-                    self.places(value, (*path, key.value))
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                if key.tag == _MERGE_TAG:
+                    merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+                    continue
+                self.lines.setdefault((*path, key.value), key.start_mark.line + 1)
+                self.places(value, (*path, key.value))
+            # What stands here itself comes first; merges of merges could go on without end.
+            for value in merged if merges else ():
+                self.places(value, path, merges - 1)

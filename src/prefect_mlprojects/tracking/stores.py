@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import logging
 import os
@@ -180,7 +181,7 @@ def _create_sqlite(path: Path) -> None:
 
 def _remove_leftovers(path: Path) -> None:
     """Removes what killed makers left beside ``path``; what is young may still be somebody's work."""
-    for leftover in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 32}*"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}*"):
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
                 leftover.unlink()
