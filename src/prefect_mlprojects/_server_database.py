@@ -44,6 +44,8 @@ def create_database(path: Path) -> bool:
     try:
         with contextlib.closing(sqlite3.connect(temporary)) as connection:
             connection.executescript(script)
+        for suffix in ("-wal", "-shm"):  # of a database that was removed: SQLite would apply them to this one
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which Prefect API this process is configured for, read as Prefect reads its settings but without importing Prefect.
+"""How this process is configured to reach Prefect, read as Prefect reads its settings but without importing Prefect.
 
 The order is that of ``prefect.settings.base.PrefectBaseSettings.settings_customise_sources`` (Prefect 3.8):
 environment, ``.env``, ``prefect.toml``, ``[tool.prefect]`` of ``pyproject.toml``, the active profile.
@@ -20,31 +20,50 @@ def configured_api_url() -> str | None:
         from prefect.settings import get_current_settings
 
         return get_current_settings().api.url
-    for value in (
-        os.environ.get("PREFECT_API_URL"),
-        _from_dotenv(Path(".env")),
-        _in(_read_toml(Path("prefect.toml")), "api", "url"),
-        _in(_read_toml(Path("pyproject.toml")), "tool", "prefect", "api", "url"),
-        _from_profile(),
-    ):
-        if value:
-            return value
-    return None
+    return read_setting("PREFECT_API_URL", "api", "url")
 
 
-def _from_dotenv(path: Path) -> str | None:
+def read_setting(variable: str, *keys: str) -> str | None:
+    """Returns what the environment, a settings file or the active profile says of one of Prefect's settings.
+
+    Args:
+        variable: The setting's environment variable, which is its name in a profile too.
+        *keys: Where the setting is in ``prefect.toml`` and below ``[tool.prefect]``.
+    """
+    return (
+        os.environ.get(variable)
+        or _from_dotenv(variable)
+        or _in(_read_toml(Path("prefect.toml")), *keys)
+        or _in(_read_toml(Path("pyproject.toml")), "tool", "prefect", *keys)
+        or _from_profile(variable)
+        or None
+    )
+
+
+def _from_dotenv(variable: str) -> str | None:
+    path = Path(".env")
     if not path.is_file():
         return None
     from dotenv import dotenv_values
 
-    return dotenv_values(path).get("PREFECT_API_URL")
+    return dotenv_values(path).get(variable)
 
 
-def _from_profile() -> str | None:
-    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
-    settings = _read_toml(Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser())
+def _from_profile(variable: str) -> str | None:
+    settings = _read_toml(_profiles_path())
     active = os.environ.get("PREFECT_PROFILE") or settings.get("active")
-    return _in(settings, "profiles", str(active), "PREFECT_API_URL") if active else None
+    return _in(settings, "profiles", str(active), variable) if active else None
+
+
+def _profiles_path() -> Path:
+    # As prefect.settings.sources._get_profiles_path.
+    named = (
+        os.environ.get("PREFECT_PROFILES_PATH")
+        or _from_dotenv("PREFECT_PROFILES_PATH")
+        or _in(_read_toml(Path("prefect.toml")), "profiles_path")
+        or _in(_read_toml(Path("pyproject.toml")), "tool", "prefect", "profiles_path")
+    )
+    return Path(named or Path(os.environ.get("PREFECT_HOME") or "~/.prefect") / "profiles.toml").expanduser()
 
 
 def _read_toml(path: Path) -> Mapping[str, Any]:
@@ -67,4 +86,4 @@ def _in(settings: Any, *keys: str) -> str | None:
         if not isinstance(settings, Mapping):
             return None
         settings = settings.get(key)
-    return settings if isinstance(settings, str) else None
+    return str(settings) if isinstance(settings, str | bool) else None

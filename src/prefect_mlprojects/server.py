@@ -6,32 +6,44 @@ Nothing here imports Prefect: a command line asks for the server's address befor
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from uuid import uuid4
 
 from prefect_mlprojects._redaction import mask_text
-from prefect_mlprojects._server_profile import configured_api_url
+from prefect_mlprojects._server_profile import configured_api_url, read_setting
+from prefect_mlprojects._server_state import (
+    HOST,
+    INSTANCE_HEADER,
+    ServerRecord,
+    answers,
+    end,
+    is_alive,
+    process_birth,
+    read_record,
+    write_record,
+)
 from prefect_mlprojects.exceptions import PrefectServerError
 from prefect_mlprojects.settings import server_directory, server_port, server_start_timeout
 
 Announce = Callable[[str], None]
 
-_HOST = "127.0.0.1"
-_PROBE_SECONDS = 2.0
-_REACH_SECONDS = 10.0
+_BUSY_SECONDS = 30.0
 _MAX_LOG_BYTES = 5_000_000
-_STOP_SECONDS = 10.0
+_LOG_MARK = "=== server started "
+_NOT_FOR_THE_SERVER = {
+    # What a surrounding run, or this process's own Prefect client, was told.
+    "PREFECT_API_URL",
+    "PREFECT_API_KEY",
+    "PREFECT_MLPROJECTS_EXECUTION_ID",
+    "MLFLOW_RUN_ID",
+}
 
 
 @dataclass(frozen=True)
@@ -47,25 +59,6 @@ class ServerAddress:
     api_url: str
     ui_url: str | None
     started: bool = False
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What the state file says of the embedded server.
-
-    Attributes:
-        pid: Its process.
-        birth: When that process started, as the system tells it: a recycled pid has another one.
-        port: Its port.
-    """
-
-    pid: int
-    birth: str
-    port: int
-
-    @property
-    def address(self) -> ServerAddress:
-        return ServerAddress(f"http://{_HOST}:{self.port}/api", f"http://{_HOST}:{self.port}")
 
 
 @dataclass(frozen=True)
@@ -112,6 +105,21 @@ def resolve_api(announce: Announce | None = None) -> ServerAddress:
     return ensure_server(announce)
 
 
+def check_reachable(api_url: str, timeout: float = 10.0) -> None:
+    """Makes sure that a Prefect server answers.
+
+    Args:
+        api_url: The API's address.
+        timeout: Seconds to wait for an answer.
+
+    Raises:
+        PrefectServerError: It does not, with the address (passwords masked) and what to do.
+    """
+    from prefect_mlprojects._server_check import check_reachable as check
+
+    check(api_url, timeout)
+
+
 def _ui_of(api_url: str) -> str | None:
     if os.environ.get("PREFECT_UI_URL"):
         return os.environ["PREFECT_UI_URL"]
@@ -122,57 +130,6 @@ def _ui_of(api_url: str) -> str | None:
             .replace("/workspaces/", "/workspace/")
         )
     return api_url.rstrip("/").removesuffix("/api") if api_url.rstrip("/").endswith("/api") else None
-
-
-def check_reachable(api_url: str, timeout: float = _REACH_SECONDS) -> None:
-    """Makes sure that a Prefect server answers.
-
-    Args:
-        api_url: The API's address.
-        timeout: Seconds to wait for an answer.
-
-    Raises:
-        PrefectServerError: It does not, with the address (passwords masked) and what to do.
-    """
-    shown = mask_text(api_url)
-
-    def fail(why: str, advice: str) -> PrefectServerError:
-        return PrefectServerError(f"The Prefect server at {shown} {why}. {advice}", api_url=shown)
-
-    advice = "Start it, correct PREFECT_API_URL, or unset it to use the embedded server."
-    try:
-        status, body = _get(api_url.rstrip("/") + "/health", timeout)
-    except TimeoutError:
-        raise fail(f"did not answer within {timeout:g} s", advice) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise fail(f"can't be reached: {_reason(error)}", advice) from None
-    if status in {401, 403}:
-        raise fail(f"refused access ({status})", "Set PREFECT_API_KEY or PREFECT_API_AUTH_STRING.")
-    if status >= 500:
-        raise fail(f"is in trouble: it answered {status}", "Look at its log.")
-    if status != 200 or body.strip() != b"true":
-        raise fail("does not look like a Prefect server", "PREFECT_API_URL usually ends with /api.")
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _get(url: str, timeout: float) -> tuple[int, bytes]:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("it is not an http(s) address")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=timeout)
-    headers = {}
-    if key := os.environ.get("PREFECT_API_KEY"):
-        headers["Authorization"] = f"Bearer {key}"
-    elif auth := os.environ.get("PREFECT_API_AUTH_STRING"):
-        headers["Authorization"] = f"Basic {b64encode(auth.encode()).decode()}"
-    with contextlib.closing(connection):
-        connection.request("GET", parts.path or "/", headers=headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read(1000)
 
 
 def ensure_server(announce: Announce | None = None) -> ServerAddress:
@@ -187,9 +144,9 @@ def ensure_server(announce: Announce | None = None) -> ServerAddress:
         PrefectServerError: It could not be started.
     """
     directory = server_directory()
-    record = _healthy_record(directory)
-    if record is not None:
-        return record.address
+    record = read_record(directory)
+    if record is not None and is_alive(record) and answers(record):
+        return _address(record)
     from filelock import FileLock
 
     say = announce or _print_to_stderr
@@ -201,10 +158,10 @@ def ensure_server(announce: Announce | None = None) -> ServerAddress:
                 lock.acquire(timeout=0)
             except TimeoutError:
                 say("Waiting for the Prefect server that another process is starting …")
-                lock.acquire(timeout=server_start_timeout() + 30)
+                lock.acquire(timeout=server_start_timeout() + _BUSY_SECONDS)
             stack.callback(lock.release)
-            record = _healthy_record(directory)
-            return record.address if record is not None else _start(directory, say)
+            record = _wait_for_recorded(directory, say)
+            return _address(record) if record is not None else _start(directory, say)
     except TimeoutError:
         raise PrefectServerError(
             f"Another process has been starting the Prefect server in {directory} for too long. Look at"
@@ -212,9 +169,9 @@ def ensure_server(announce: Announce | None = None) -> ServerAddress:
         ) from None
     except OSError as error:
         raise PrefectServerError(
-            f"The embedded Prefect server needs the folder {directory}, which can't be used: {_reason(error)}. Set"
-            " PREFECT_MLPROJECTS_SERVER_DIR (or PREFECT_HOME) to a folder that can be written, or PREFECT_API_URL to a"
-            " server that runs."
+            f"The embedded Prefect server needs the folder {directory}, which can't be used:"
+            f" {error.strerror or str(error) or type(error).__name__}. Set PREFECT_MLPROJECTS_SERVER_DIR (or PREFECT_HOME) to"
+            " a folder that can be written, or PREFECT_API_URL to a server that runs."
         ) from None
 
 
@@ -222,71 +179,52 @@ def _print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - our own messages go to stderr
 
 
-def _healthy_record(directory: Path) -> _Record | None:
-    record = _read_record(directory)
-    return record if record is not None and _is_alive(record) and _answers(record) else None
+def _address(record: ServerRecord, *, started: bool = False) -> ServerAddress:
+    return ServerAddress(record.api_url, record.ui_url, started)
 
 
-def _read_record(directory: Path) -> _Record | None:
-    try:
-        facts = json.loads((directory / "server.json").read_text(encoding="utf-8"))
-        return _Record(pid=int(facts["pid"]), birth=str(facts["birth"]), port=int(facts["port"]))
-    except (OSError, ValueError, KeyError, TypeError):
+def _wait_for_recorded(directory: Path, say: Announce) -> ServerRecord | None:
+    """Returns the recorded server once it answers; None when there is none. The caller holds the lock.
+
+    A server that lives is not answering because it is busy, or because whoever started it was killed before it was
+    ready: both pass, and ending it would fail the runs that use it. One that never answers is ended, since it holds
+    the port and the database.
+    """
+    record = read_record(directory)
+    if record is None or not is_alive(record):
         return None
-
-
-def _write_record(directory: Path, record: _Record) -> None:
-    temporary = directory / f".server.json.{os.getpid()}"
-    temporary.write_text(json.dumps(asdict(record)), encoding="utf-8")
-    temporary.replace(directory / "server.json")
-
-
-def _is_alive(record: _Record) -> bool:
-    return _birth(record.pid) == record.birth
-
-
-def _birth(pid: int) -> str | None:
-    """Returns when a process started, unique among all that had its pid; None when there is no such process."""
-    if not Path("/proc/self/stat").exists():
-        listed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        return listed.stdout.strip() or None
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
-    # proc(5): field 3 is the state, field 22 the start time in ticks since boot.
-    return None if fields[0] in {"Z", "X"} else f"{boot}/{fields[19]}"
-
-
-def _answers(record: _Record) -> bool:
-    try:
-        return _get(record.address.api_url + "/health", _PROBE_SECONDS) == (200, b"true")
-    except (OSError, http.client.HTTPException):
-        return False
+    if not answers(record):
+        say(f"Waiting for the Prefect server (process {record.pid}) to answer …")
+        patience = min(_BUSY_SECONDS, server_start_timeout()) if record.ready else server_start_timeout()
+        failure = _wait_until_healthy(record, None, patience, say)
+        if failure is not None:
+            end(record)
+            say(f"The Prefect server (process {record.pid}) {failure}; another one takes its place.")
+            return None
+    if not record.ready:
+        write_record(directory, replace(record, ready=True))
+    return record
 
 
 def _start(directory: Path, say: Announce) -> ServerAddress:
     """Starts the server; the caller holds the lock."""
-    _end_leftover(directory)
-    configured_database = _configured_database()
+    database = _configured_database()
     first = False
-    if configured_database is None:
-        database = directory / "prefect.db"
-        first = not database.exists()
-        _create_database(database)
+    if database is None:
+        path = directory / "prefect.db"
+        first = not path.exists()
+        _create_database(path)
+        database = f"sqlite+aiosqlite:///{path}"
     say(f"Starting a local Prefect server ({'the first start takes' if first else 'this takes'} some 15 s) …")
     log = directory / "server.log"
-    deadline = time.monotonic() + server_start_timeout()
     for attempt in range(3):
-        port = _choose_port(server_port() if attempt == 0 else 0)
-        record, process = _spawn(directory, port, log, configured_database)
-        failure = _wait_until_healthy(record, process, deadline, say)
+        record, process = _spawn(directory, _choose_port(server_port() if attempt == 0 else 0), log, database)
+        failure = _wait_until_healthy(record, process, server_start_timeout(), say)
         if failure is None:
-            _write_record(directory, record)
-            address = record.address
-            say(f"Prefect server: {address.ui_url}  (it stays; stop it with: mlprojects server stop)")
-            return ServerAddress(address.api_url, address.ui_url, started=True)
+            write_record(directory, replace(record, ready=True))
+            say(f"Prefect server: {record.ui_url}  (it stays; stop it with: mlprojects server stop)")
+            return _address(record, started=True)
+        end(record)
         if "address already in use" not in _tail(log):
             break
     raise PrefectServerError(f"The embedded Prefect server {failure}. Its log, {log}, ends:\n{_tail(log)}")
@@ -294,8 +232,9 @@ def _start(directory: Path, say: Announce) -> ServerAddress:
 
 def _configured_database() -> str | None:
     for name in ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL"):
-        if os.environ.get(name):
-            return os.environ[name]
+        url = read_setting(name, "server", "database", "connection_url")
+        if url:
+            return url
     return None
 
 
@@ -310,50 +249,45 @@ def _create_database(path: Path) -> None:
         raise OSError(None, f"the database could not be created: {error}") from error
 
 
-def _end_leftover(directory: Path) -> None:
-    """Ends a recorded server that is alive but does not answer: it would hold the database."""
-    record = _read_record(directory)
-    if record is not None and _is_alive(record):
-        _end(record)
-    with contextlib.suppress(FileNotFoundError):
-        (directory / "server.json").unlink()
-
-
 def _choose_port(preferred: int) -> int:
-    with socket.socket() as probe:
+    """Returns the preferred port, or a free one when something else has it."""
+    with socket.socket() as caller, socket.socket() as probe:
+        # Where binding to one address succeeds although a server listens on all of them (macOS), it answers.
+        caller.settimeout(1)
+        taken = preferred != 0 and caller.connect_ex((HOST, preferred)) == 0
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((_HOST, preferred))
+            probe.bind((HOST, 0 if taken else preferred))
         except OSError:
-            probe.bind((_HOST, 0))
+            probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _spawn(
-    directory: Path, port: int, log: Path, configured_database: str | None
-) -> tuple[_Record, subprocess.Popen[bytes]]:
+def _spawn(directory: Path, port: int, log: Path, database: str) -> tuple[ServerRecord, subprocess.Popen[bytes]]:
+    """Starts the server's process and records it at once: it must be found again if this process is killed now."""
     if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
-    # What a surrounding run, or this process's own Prefect client, was told must not reach the server.
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("PREFECT__")
-        and name not in {"PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_MLPROJECTS_EXECUTION_ID", "MLFLOW_RUN_ID"}
+        if not name.startswith("PREFECT__") and name not in _NOT_FOR_THE_SERVER
     }
     environment |= {
         "PREFECT__SERVER_FINAL": "1",
-        "PREFECT_SERVER_API_HOST": _HOST,
+        "PREFECT_SERVER_API_HOST": HOST,
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_API_URL": f"http://{_HOST}:{port}/api",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": configured_database
-        or f"sqlite+aiosqlite:///{directory / 'prefect.db'}",
+        "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
     }
+    instance = uuid4().hex
     argv = [sys.executable, "-m", "uvicorn", "--factory", "prefect_mlprojects._server_app:create_app"]
-    argv += ["--host", _HOST, "--port", str(port), "--timeout-keep-alive", "5", "--log-level", "warning"]
+    argv += ["--host", HOST, "--port", str(port), "--timeout-keep-alive", "5", "--log-level", "warning"]
+    argv += ["--header", f"{INSTANCE_HEADER}:{instance}"]
     with log.open("ab") as output:
+        output.write(f"{_LOG_MARK}{time.strftime('%Y-%m-%d %H:%M:%S')} on port {port}\n".encode())
+        output.flush()
         process = subprocess.Popen(
             argv,
             cwd=directory,
@@ -363,80 +297,78 @@ def _spawn(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    record = _Record(process.pid, _birth(process.pid) or "", port)
+    record = ServerRecord(process.pid, process_birth(process.pid) or "", port, instance, ready=False)
+    try:
+        write_record(directory, record)
+    except BaseException:
+        end(record)
+        raise
     return record, process
 
 
 def _wait_until_healthy(
-    record: _Record, process: subprocess.Popen[bytes], deadline: float, say: Announce
+    record: ServerRecord, process: subprocess.Popen[bytes] | None, patience: float, say: Announce
 ) -> str | None:
     """Waits for the first good answer; returns what went wrong otherwise."""
     started = time.monotonic()
     told = started
     while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = process.wait(timeout=0.1)
-            return f"ended at its start (exit code {code})"
-        if _answers(record):
+        if answers(record):
             return None
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return f"ended at its start (exit code {process.wait(timeout=0.1)})"
+        elif is_alive(record):
+            time.sleep(0.1)
+        else:
+            return "ended"
         now = time.monotonic()
-        if now > deadline:
-            _end(record)
-            process.wait()
-            return f"did not answer within {server_start_timeout():g} s (PREFECT_MLPROJECTS_SERVER_START_TIMEOUT)"
+        if now - started > patience:
+            return f"did not answer within {patience:g} s (PREFECT_MLPROJECTS_SERVER_START_TIMEOUT)"
         if now - told >= 5:
             told = now
             say(f"  … still starting ({now - started:.0f} s)")
 
 
 def _tail(log: Path, lines: int = 15) -> str:
+    """Returns the last lines that the last server wrote."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - 20_000))
             text = stream.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return mask_text("\n".join(f"  {line}" for line in text.splitlines()[-lines:]))
-
-
-def _end(record: _Record) -> None:
-    """Ends the recorded process: asks, waits, kills; never another process that got its pid."""
-    for number, patience in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
-        if not _is_alive(record):
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(record.pid, number)
-        deadline = time.monotonic() + patience
-        while _is_alive(record) and time.monotonic() < deadline:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(record.pid, os.WNOHANG)
-            time.sleep(0.05)
+    return mask_text("\n".join(f"  {line}" for line in text.rpartition(_LOG_MARK)[2].splitlines()[-lines:]))
 
 
 def server_status() -> ServerStatus:
     """Tells whether the embedded server runs, and where."""
     directory = server_directory()
-    record = _read_record(directory)
-    if record is None or not _is_alive(record):
+    record = read_record(directory)
+    if record is None or not is_alive(record):
         return ServerStatus(running=False, healthy=False, address=None, pid=None, directory=directory)
     return ServerStatus(
-        running=True, healthy=_answers(record), address=record.address, pid=record.pid, directory=directory
+        running=True, healthy=answers(record), address=_address(record), pid=record.pid, directory=directory
     )
 
 
 def stop_server() -> bool:
-    """Stops the embedded server; its database stays.
+    """Stops the embedded server; its database stays, and so does its record, which nobody believes of a dead process.
 
     Returns:
         Whether it ran.
+
+    Raises:
+        PrefectServerError: It belongs to somebody else.
     """
-    directory = server_directory()
-    record = _read_record(directory)
-    if record is None:
+    record = read_record(server_directory())
+    if record is None or not is_alive(record):
         return False
-    alive = _is_alive(record)
-    if alive:
-        _end(record)
-    with contextlib.suppress(OSError):
-        (directory / "server.json").unlink()
-    return alive
+    try:
+        end(record)
+    except PermissionError:
+        raise PrefectServerError(
+            f"The embedded Prefect server (process {record.pid}) belongs to another user, who has to stop it.",
+            api_url=record.api_url,
+        ) from None
+    return True

@@ -29,6 +29,13 @@ PROFILES = 'active = "work"\n[profiles.work]\nPREFECT_API_URL = "http://profile/
         ({"home/profiles.toml": PROFILES}, {"PREFECT_PROFILE": "other"}, "None"),
         ({"home/profiles.toml": PROFILES, "prefect.toml": '[api]\nurl = "http://toml/api"\n'}, {}, "http://toml/api"),
         ({"pyproject.toml": '[tool.prefect.api]\nurl = "http://project/api"\n'}, {}, "http://project/api"),
+        ({}, {"PREFECT_PROFILE": "local"}, "None"),
+        (
+            {"pyproject.toml": '[tool.prefect]\nprofiles_path = "mine.toml"\n', "mine.toml": PROFILES},
+            {},
+            "http://profile/api",
+        ),
+        ({".env": "PREFECT_PROFILES_PATH=mine.toml", "mine.toml": PROFILES}, {}, "http://profile/api"),
         ({".env": "PREFECT_API_URL=http://dotenv/api\n"}, {}, "http://dotenv/api"),
     ],
 )

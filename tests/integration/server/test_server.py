@@ -64,14 +64,25 @@ def test_the_life_of_a_server(own_server: Path) -> None:
     ui = json.loads(get(again.ui_url or "", "/ui-settings"))
     assert ui["api_url"] == again.api_url
 
+    # A busy server is waited for, not replaced.
+    os.kill(status.pid, signal.SIGSTOP)
+    threading.Timer(5, os.kill, (status.pid, signal.SIGCONT)).start()
+    assert ensure_server(print) == again
+    assert server_status().pid == status.pid
+
     os.kill(status.pid, signal.SIGKILL)
+    port = int(again.api_url.split(":")[2].split("/")[0])
     with socket.socket() as squatter:
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        port = int(again.api_url.split(":")[2].split("/")[0])
-        wait_until_free(squatter, port)
+        wait_until(lambda: binds(squatter, port), "the killed server's port never became free")
         squatter.listen()
-        healed = ensure_server(print)
-    assert healed.started
+        starter = subprocess.Popen([sys.executable, "-c", ENSURE], stdout=subprocess.DEVNULL)
+        wait_until(lambda: server_status().running, "no server was started")
+    starter.kill()
+    starter.wait()
+    orphan = server_status().pid
+    healed = ensure_server(print)
+    assert (server_status().pid, healed.started) == (orphan, False), "what a killed starter began is used"
     assert healed.api_url != again.api_url
     assert stop_server()
     assert not server_status().running
@@ -86,20 +97,35 @@ def get(base: str, path: str) -> str:
         return text
 
 
-def wait_until_free(squatter: socket.socket, port: int) -> None:
+def binds(squatter: socket.socket, port: int) -> bool:
+    try:
+        squatter.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(holds: Callable[[], bool], otherwise: str) -> None:
     import time
 
-    for _ in range(200):
-        try:
-            squatter.bind(("127.0.0.1", port))
-        except OSError:
-            time.sleep(0.05)
-        else:
+    for _ in range(600):
+        if holds():
             return
-    pytest.fail("the killed server's port never became free")
+        time.sleep(0.05)
+    pytest.fail(otherwise)
 
 
-@pytest.mark.parametrize("state", ["", "{", "[]", '{"pid": 1, "birth": "x", "port": 4200}', '{"pid": "a"}'])
+@pytest.mark.parametrize(
+    "state",
+    [
+        "",
+        "{",
+        "[]",
+        '{"pid": "a"}',
+        '{"pid": 1, "birth": "x", "port": 4200}',
+        '{"pid": 1, "birth": "x", "port": 4200, "instance": "y", "ready": true}',
+    ],
+)
 def test_a_stale_or_corrupt_state_is_not_believed(state: str, own_server: Path) -> None:
     own_server.mkdir()
     (own_server / "server.json").write_text(state)
@@ -115,11 +141,34 @@ def test_a_folder_that_can_not_be_used_is_named(tmp_path: Path, monkeypatch: pyt
         ensure_server(print)
 
 
-def test_a_server_that_dies_at_its_start_shows_its_log(own_server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "nonsense://user:secret@host/db")
+def test_a_full_disk_is_named_and_leaves_no_half_database(own_server: Path) -> None:
+    own_server.mkdir()
+    code = (
+        "import resource, signal; from prefect_mlprojects.server import ensure_server;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
+        "ensure_server(print)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "PrefectServerError" in done.stderr
+    assert f"needs the folder {own_server}, which can't be used: the database could not be created" in done.stderr
+    assert not list(own_server.glob("*prefect.db*"))
+
+
+def test_a_server_that_dies_at_its_start_shows_its_log(
+    own_server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is the one that the active profile names; the log's old entries are not shown."""
+    profiles = tmp_path / "profiles.toml"
+    url = "nonsense://user:secret@host/db"
+    profiles.write_text(f'active = "a"\n[profiles.a]\nPREFECT_SERVER_DATABASE_CONNECTION_URL = "{url}"\n')
+    monkeypatch.setenv("PREFECT_PROFILES_PATH", str(profiles))
+    own_server.mkdir()
+    (own_server / "server.log").write_text("=== server started long ago\nan old trouble\n")
     with pytest.raises(PrefectServerError, match=r"ended at its start.*server\.log") as caught:
         ensure_server(print)
     assert "secret" not in str(caught.value)
+    assert "an old trouble" not in str(caught.value)
+    assert not (own_server / "prefect.db").exists()
 
 
 @pytest.fixture
@@ -152,10 +201,12 @@ def test_a_configured_server_that_does_not_serve_is_named(
     answering: Callable[[int, bytes], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_reachable(answering(200, b"true"))
+    check_reachable(answering(307, b""))
     for status, body, words in (
         (401, b"", "PREFECT_API_KEY"),
         (200, b"<html>", "does not look like a Prefect server"),
         (503, b"", "answered 503"),
+        (404, b"", "does not look like a Prefect server"),
     ):
         with pytest.raises(PrefectServerError, match=words):
             check_reachable(answering(status, body))
@@ -168,6 +219,39 @@ def test_a_configured_server_that_does_not_serve_is_named(
     with pytest.raises(PrefectServerError, match="can't be reached") as caught:
         check_reachable("http://me:secret@127.0.0.1:9/api")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "userinfo", "expected"),
+    [
+        ("", "", None),
+        ('PREFECT_API_KEY = "k"', "", "Bearer k"),
+        ('PREFECT_API_KEY = "k"\nPREFECT_API_AUTH_STRING = "me:pass"', "", "Basic bWU6cGFzcw=="),
+        ('PREFECT_API_KEY = "k"', "me:p%40ss@", "Basic bWU6cEBzcw=="),
+    ],
+)
+def test_the_profile_s_key_is_shown_to_the_server(
+    settings: str, userinfo: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization"))
+            self.send_response(401)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+            pass
+
+    (tmp_path / "profiles.toml").write_text(f'active = "a"\n[profiles.a]\n{settings}\n')
+    monkeypatch.setenv("PREFECT_PROFILES_PATH", str(tmp_path / "profiles.toml"))
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        with pytest.raises(PrefectServerError, match=r"refused .*\(401\)") as caught:
+            check_reachable(f"http://{userinfo}127.0.0.1:{server.server_port}/api")
+    assert seen == [expected]
+    assert "p%40ss" not in str(caught.value)
 
 
 def test_the_shipped_schema_is_what_the_migrations_make(tmp_path: Path) -> None:
@@ -183,7 +267,9 @@ def test_the_shipped_schema_is_what_the_migrations_make(tmp_path: Path) -> None:
         capture_output=True,
     )
     shipped = tmp_path / "shipped.db"
+    (tmp_path / "shipped.db-wal").write_text("of a database that was removed")
     assert create_database(shipped)
+    assert not (tmp_path / "shipped.db-wal").exists()
     assert SCHEMA_FILE.read_text().splitlines()[0] == dump_schema(migrated).splitlines()[0]
     assert clauses(shipped) == clauses(migrated), "run scripts/update-server-schema"
     assert not create_database(shipped)

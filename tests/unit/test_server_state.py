@@ -1,0 +1,97 @@
+"""What is recorded of the embedded server is believed only of that very server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from prefect_mlprojects._server_state import (
+    INSTANCE_HEADER,
+    ServerRecord,
+    answers,
+    end,
+    is_alive,
+    process_birth,
+    read_record,
+    write_record,
+)
+
+
+def record_of(pid: int, port: int = 9) -> ServerRecord:
+    return ServerRecord(pid, process_birth(pid) or "", port, instance="this", ready=True)
+
+
+def test_a_record_survives_its_file(tmp_path: Path) -> None:
+    record = record_of(os.getpid())
+    write_record(tmp_path, replace(record, ready=False))
+    write_record(tmp_path, record)
+    assert read_record(tmp_path) == record
+    assert [path.name for path in tmp_path.iterdir()] == ["server.json"]
+
+
+def test_a_process_is_its_own_and_no_other_of_its_pid() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    record = record_of(process.pid)
+    recycled = replace(record, birth="earlier")
+    assert (is_alive(record), is_alive(recycled)) == (True, False)
+    end(recycled)
+    assert process.poll() is None, "another process was ended"
+    end(record)
+    assert process.wait() != 0
+    assert not is_alive(record)
+    end(record)
+
+
+def test_a_process_that_ignores_being_asked_is_killed() -> None:
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    record = record_of(process.pid)
+    end(record, patience=0.5)
+    assert not is_alive(record)
+
+
+@contextmanager
+def answering(instance: str | None, body: bytes) -> Iterator[int]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            if instance is not None:
+                self.send_header(INSTANCE_HEADER, instance)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        yield server.server_port
+
+
+@pytest.mark.parametrize(
+    ("instance", "body", "expected"),
+    [
+        ("this", b"true", True),
+        (None, b"true", False),  # somebody else's Prefect server
+        ("another", b"true", False),
+        ("this", b"<html>", False),
+    ],
+)
+def test_only_that_server_s_answer_counts(instance: str | None, body: bytes, expected: bool) -> None:
+    with answering(instance, body) as port:
+        assert answers(record_of(os.getpid(), port)) is expected
+
+
+def test_nobody_on_the_port_is_no_answer() -> None:
+    assert not answers(record_of(os.getpid(), 9))
