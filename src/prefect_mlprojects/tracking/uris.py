@@ -162,8 +162,14 @@ def _holds_experiments(folder: Path) -> bool:
 
 
 def _encoded(path: Path) -> Path:
-    # Only what must be: SQLAlchemy 2.1 decodes the path of a URL, 2.0 takes it as it is.
-    return Path(str(path).replace("%", "%25").replace("?", "%3F"))
+    text = str(path)
+    if "%" not in text and "?" not in text:
+        return path
+    from importlib.metadata import version
+
+    # SQLAlchemy 2.1 decodes the path of a URL, 2.0 takes it as it is.
+    major, minor = version("sqlalchemy").split(".")[:2]
+    return Path(text.replace("%", "%25").replace("?", "%3F")) if (int(major), int(minor)) >= (2, 1) else path
 
 
 def _absolute(directory: Path, path: str) -> Path:

@@ -297,6 +297,7 @@ print(mlflow.what)
 
 
 def test_an_mlflow_that_needs_everything_is_imported_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").touch()
     (tmp_path / "mlflow").mkdir()
     (tmp_path / "mlflow" / "__init__.py").write_text("import mlflow.part\nwhat = mlflow.part.numpy.__name__\n")
     (tmp_path / "mlflow" / "part.py").write_text("import numpy\n")
