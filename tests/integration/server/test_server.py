@@ -66,7 +66,7 @@ def test_the_life_of_a_server(own_server: Path) -> None:
 
     # A busy server is waited for, not replaced.
     os.kill(status.pid, signal.SIGSTOP)
-    threading.Timer(5, os.kill, (status.pid, signal.SIGCONT)).start()
+    threading.Timer(9, os.kill, (status.pid, signal.SIGCONT)).start()
     assert ensure_server(print) == again
     assert server_status().pid == status.pid
 
