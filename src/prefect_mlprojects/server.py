@@ -216,6 +216,8 @@ def _start(directory: Path, say: Announce) -> ServerAddress:
         _create_database(path)
         database = f"sqlite+aiosqlite:///{path}"
     say(f"Starting a local Prefect server ({'the first start takes' if first else 'this takes'} some 15 s) …")
+    if _goes_through_a_proxy():
+        say(f"HTTP_PROXY is set: Prefect's client asks that proxy for {HOST} too, unless NO_PROXY={HOST} is set.")
     log = directory / "server.log"
     for attempt in range(3):
         record, process = _spawn(directory, _choose_port(server_port() if attempt == 0 else 0), log, database)
@@ -228,6 +230,14 @@ def _start(directory: Path, say: Announce) -> ServerAddress:
         if "address already in use" not in _tail(log):
             break
     raise PrefectServerError(f"The embedded Prefect server {failure}. Its log, {log}, ends:\n{_tail(log)}")
+
+
+def _goes_through_a_proxy() -> bool:
+    if not any(name.lower() in {"http_proxy", "all_proxy"} for name in os.environ):
+        return False
+    from urllib.request import getproxies_environment, proxy_bypass
+
+    return bool(getproxies_environment().keys() & {"http", "all"}) and not proxy_bypass(HOST)
 
 
 def _configured_database() -> str | None:

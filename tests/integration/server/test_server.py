@@ -157,7 +157,10 @@ def test_a_full_disk_is_named_and_leaves_no_half_database(own_server: Path) -> N
 def test_a_server_that_dies_at_its_start_shows_its_log(
     own_server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database is the one that the active profile names; the log's old entries are not shown."""
+    """The database is the one that the active profile names; the log's old entries are not shown; a proxy is told of."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    said: list[str] = []
     profiles = tmp_path / "profiles.toml"
     url = "nonsense://user:secret@host/db"
     profiles.write_text(f'active = "a"\n[profiles.a]\nPREFECT_SERVER_DATABASE_CONNECTION_URL = "{url}"\n')
@@ -165,7 +168,8 @@ def test_a_server_that_dies_at_its_start_shows_its_log(
     own_server.mkdir()
     (own_server / "server.log").write_text("=== server started long ago\nan old trouble\n")
     with pytest.raises(PrefectServerError, match=r"ended at its start.*server\.log") as caught:
-        ensure_server(print)
+        ensure_server(said.append)
+    assert [line for line in said if "NO_PROXY=127.0.0.1" in line]
     assert "secret" not in str(caught.value)
     assert "an old trouble" not in str(caught.value)
     assert not (own_server / "prefect.db").exists()
