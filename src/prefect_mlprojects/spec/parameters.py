@@ -205,7 +205,7 @@ def place_problems(
     return tuple(
         Problem(
             f"parameter '{name}' has the value {_shorten(text)!r}, which can't be quoted where it stands in the command "
-            "(in backquotes, a here-document, a comment or arithmetic)",
+            "(in backquotes, a here-document, a comment, arithmetic, a subscript or ${…}, or after a backslash)",
             fix="give a value of letters, digits and @%+=:,./- only, or put it elsewhere in the command",
             parameter=name,
             value=_shorten(text),

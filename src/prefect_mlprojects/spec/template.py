@@ -3,7 +3,8 @@
 Templates are those of ``str.format``, as in MLflow: ``{name}`` is a placeholder, ``{{`` and ``}}`` are braces. A value is quoted
 by ``shlex.quote``, which is enough between words. Where the project's author put a placeholder inside quotes, the quoted text is
 escaped once more for these quotes, else ``--message "{text}"`` would run what ``$(...)`` in a value says. Where no quoting is
-safe (backquotes, here-documents, comments, arithmetic), only values that need none may stand.
+safe (backquotes, here-documents, comments, arithmetic, subscripts, ``${...}``, after a backslash), only values that need none may
+stand. What a command itself does with an argument is beyond this: ``eval``, ``let``, ``bash -c`` and ``[[ x -eq y ]]`` evaluate it.
 """
 
 from __future__ import annotations
@@ -129,8 +130,9 @@ class _ShellScanner:
     """Follows a shell script character by character as far as needed to know in which quotes each place stands.
 
     The stack holds what is open: ``"``, ``'``, ``(`` for a subshell or ``$(``, ``((`` for each parenthesis of arithmetic, a
-    backquote, ``$'``, ``${`` within double quotes, ``#`` for a comment, and ``?`` for what is not followed any further: a
-    here-document, and constructs in which a closing sign could be mistaken.
+    backquote, ``$'``, ``"${`` for ``${`` within double quotes and ``${`` outside of them, ``[`` for the subscript of a variable,
+    ``#`` for a comment, and ``?`` for what is not followed any further: a here-document, and constructs in which a closing sign
+    could be mistaken. The shell may calculate with what stands in ``${`` and ``[``, and runs ``$(`` in it whatever its quotes.
     """
 
     def __init__(self) -> None:
@@ -140,7 +142,7 @@ class _ShellScanner:
 
     @property
     def place(self) -> Place:
-        if self._heredoc_begins():
+        if self._heredoc_begins() or self._is_calculated() or (self.escaped and self._top != '"'):
             return "unquotable"
         match self._top:
             case "" | "(":
@@ -169,6 +171,15 @@ class _ShellScanner:
     def _heredoc_begins(self) -> bool:
         return self._top in {"", "("} and self._recent.endswith("<<") and not self._recent.endswith("<<<")
 
+    def _is_calculated(self) -> bool:
+        """Whether this place is in a subscript or an expansion, and not in a command of its own within it."""
+        for each in reversed(self._stack):
+            if each == "(":
+                return False
+            if each in {"${", "["}:
+                return True
+        return False
+
     def _step(self, character: str) -> None:
         top = self._top
         if top == "?":
@@ -181,11 +192,16 @@ class _ShellScanner:
                 self._stack.pop()
         elif self.escaped:
             self.escaped = False
+            if character == "\n":
+                self._recent = self._recent[:-1]  # The shell drops both, as if they weren't there.
+                return
             character = "x"  # It means nothing special any more.
         elif character == "\\":
             self.escaped = True
         elif top in {"", "("}:
             self._step_word(character)
+        elif top in {"${", "["}:
+            self._step_calculated(top, character)
         else:
             self._step_quoted(top, character)
         self._recent = (self._recent + character)[-6:]
@@ -198,6 +214,12 @@ class _ShellScanner:
             self._stack.append("$'" if before == "$" else "'")
         elif character in {'"', "`"}:
             self._stack.append(character)
+        elif character == "[" and before == "$":
+            self._stack.append("?")
+        elif character == "[" and (before.isalnum() or before == "_"):
+            self._stack.append("[")
+        elif character == "{" and before == "$":
+            self._stack.append("${")
         elif character == "(" and before == "(" and self._top == "(":
             self._stack[-1:] = ["((", "(("]
         elif character == "(":
@@ -207,16 +229,31 @@ class _ShellScanner:
         elif character == "#" and (not before or before in " \t\n;&|()"):
             self._stack.append("#")
 
+    def _step_calculated(self, top: str, character: str) -> None:
+        before = self._recent[-1:]
+        if character == ("}" if top == "${" else "]"):
+            self._stack.pop()
+        elif character == "'":
+            self._stack.append("$'" if before == "$" else "'")
+        elif character in {'"', "`"}:
+            self._stack.append(character)
+        elif before == "$" and character in "({":
+            self._stack.append("(" if character == "(" else "${")
+        elif (before == "$" and character == "[") or (top == "[" and (character.isspace() or character in "#;&|()<>[")):
+            self._stack.append("?")  # For a "[" of a file name pattern, which these end.
+
     def _step_quoted(self, top: str, character: str) -> None:
         before = self._recent[-1:]
-        closing = {'"': '"', "`": "`", "$'": "'", "${": "}", "((": ")"}[top]
+        closing = {'"': '"', "`": "`", "$'": "'", '"${': "}", "((": ")"}[top]
         if character == closing:
             self._stack.pop()
         elif top == '"' and character == "`":
             self._stack.append("`")
         elif top == '"' and before == "$" and character in "({":
-            self._stack.append("(" if character == "(" else "${")
+            self._stack.append("(" if character == "(" else '"${')
+        elif top == '"' and before == "$" and character == "[":
+            self._stack.append("?")
         elif top == "((" and character == "(":
             self._stack.append("((")
-        elif top in {"((", "${"} and character in "'\"`$":
+        elif top in {"((", '"${'} and character in "'\"`$":
             self._stack.append("?")
