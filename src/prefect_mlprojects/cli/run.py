@@ -49,12 +49,17 @@ def run_command(
 
 def _run(call: ProjectCall, name: str | None, *, rebuild_env: bool, as_json: bool, report: int | None) -> int:
     from prefect_mlprojects.cli.display import RunDisplay, StderrOutput
-    from prefect_mlprojects.tracking import CompanionTracker, resolve_tracking_uri
+    from prefect_mlprojects.tracking import CompanionTracker, InProcessTracker, Tracker, resolve_tracking_uri
 
     display = RunDisplay()
     # MLflow and Prefect take some two seconds each to import: the companion process imports the one while this
     # process imports the other.
-    tracker = CompanionTracker.start_process()
+    tracker: Tracker
+    try:
+        tracker = CompanionTracker.start_process()
+    except OSError:
+        # No more processes, or no memory: MLflow can be imported here as well.
+        tracker = InProcessTracker()
     try:
         from prefect_mlprojects.server import resolve_api
 

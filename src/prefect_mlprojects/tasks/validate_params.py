@@ -121,7 +121,14 @@ async def validate_params(
             if storage_dir:
                 Path(storage_dir).mkdir(parents=True, exist_ok=True)
             directory = Path(tempfile.mkdtemp(prefix="mlprojects-", dir=storage_dir))
-            local = await asyncio.to_thread(download_all, final.downloads, directory, report=step.report, stop=stop)
+            local = await asyncio.to_thread(
+                download_all,
+                final.downloads,
+                directory,
+                report=step.report,
+                stop=stop,
+                tracking_uri=step.session.tracking_uri,
+            )
             final = final.with_downloads({name: str(path) for name, path in local.items()})
         command = build_command(checked.entry_point, final)
         step.report(f"Command: {command}")
