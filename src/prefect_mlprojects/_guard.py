@@ -22,6 +22,7 @@ from pathlib import Path
 
 COOKIE_VARIABLE = "PREFECT_MLPROJECTS_EXECUTION_ID"
 _LONGEST_POLL_SECONDS = 0.2
+_SHORTEST_POLL_SECONDS = 0.02
 _KILL_SECONDS = 5.0
 
 
@@ -76,39 +77,60 @@ def _scan_ps(group: int | None, cookie: str) -> list[int]:
         errors="replace",
         check=False,
     )
+    return parse_ps(listed.stdout, group, cookie)
+
+
+def parse_ps(listing: str, group: int | None, cookie: str) -> list[int]:
+    """Returns the live processes of a tree, as ``ps -E -o pid=,pgid=,stat=,command=`` lists them.
+
+    macOS shows no environment for the programs that it protects (those in ``/bin`` and ``/usr/bin``): of these, only the members
+    of the group are found.
+
+    Args:
+        listing: What ``ps`` printed: the environment follows the command, a row a process.
+        group: The process group's id, if it is known.
+        cookie: The execution's cookie.
+    """
     members = []
-    for row in listed.stdout.splitlines():
+    for row in listing.splitlines():
         pid, own_group, state, *command = row.split(None, 3)
         if state.startswith("Z"):
             continue
-        cookies = [word.partition("=")[2] for word in " ".join(command).split() if word.startswith(COOKIE_VARIABLE)]
+        words = " ".join(command).split()
+        cookies = [word.partition("=")[2] for word in words if word.startswith(f"{COOKIE_VARIABLE}=")]
         if (group is not None and int(own_group) == group) or any(cookie in each.split("/") for each in cookies):
             members.append(int(pid))
     return members
 
 
-def end_tree(group: int | None, cookie: str, grace: float) -> None:
+def end_tree(group: int | None, cookie: str, grace: float, patience: float = 0.0) -> None:
     """Ends a tree: asks with SIGTERM, waits up to the grace period, kills with SIGKILL. Returns when all have ended.
 
     Args:
-        group: The process group's id, if it is known.
+        group: The process group's id, if it is known. It must not have been given to another process meanwhile: a leader that is
+            not waited for yet keeps it.
         cookie: The execution's cookie.
         grace: Seconds between asking and killing.
+        patience: Seconds that the tree has to end by itself before it is asked.
     """
-    members = find_members(group, cookie)
-    if not members:
-        return
+    members = _await_end(find_members(group, cookie), group, cookie, patience)
     _signal(members, signal.SIGTERM)
-    deadline = time.monotonic() + grace
-    while members and time.monotonic() < deadline:
-        _wait_for_any(members, deadline - time.monotonic())
-        members = find_members(group, cookie)
+    members = _await_end(members, group, cookie, grace)
     deadline = time.monotonic() + _KILL_SECONDS
     while members and time.monotonic() < deadline:
         # Again and again: a process may start another one between the scan and the signal.
         _signal(members, signal.SIGKILL)
         _wait_for_any(members, _LONGEST_POLL_SECONDS)
         members = find_members(group, cookie)
+
+
+def _await_end(members: list[int], group: int | None, cookie: str, seconds: float) -> list[int]:
+    """Waits until a tree has ended, or for so long; returns what is left of it."""
+    deadline = time.monotonic() + seconds
+    while members and (remaining := deadline - time.monotonic()) > 0:
+        _wait_for_any(members, remaining)
+        members = find_members(group, cookie)
+    return members
 
 
 def _signal(pids: list[int], number: int) -> None:
@@ -119,19 +141,37 @@ def _signal(pids: list[int], number: int) -> None:
 
 def _wait_for_any(pids: list[int], timeout: float) -> None:
     """Waits until one of the processes has ended; where the system can't tell, for a moment."""
-    if not hasattr(os, "pidfd_open"):
-        time.sleep(min(timeout, 0.02))
-        return
     with contextlib.ExitStack() as stack:
         poll = select.poll()
         for pid in pids:
             try:
-                descriptor = os.pidfd_open(pid)
-            except OSError:
+                descriptor = open_pidfd(pid)
+            except ProcessLookupError:
+                return
+            if descriptor is None:
+                time.sleep(min(timeout, _SHORTEST_POLL_SECONDS))
                 return
             stack.callback(os.close, descriptor)
             poll.register(descriptor, select.POLLIN)
         poll.poll(max(0.0, timeout) * 1000)
+
+
+def open_pidfd(pid: int) -> int | None:
+    """Opens a descriptor that becomes readable when the process ends; None where there is no such thing.
+
+    Linux has it since 5.3; older kernels, some sandboxes and a full descriptor table refuse it.
+
+    Raises:
+        ProcessLookupError: There is no such process.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return None
 
 
 def main() -> None:

@@ -15,13 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, TypeAlias
 
-from prefect_mlprojects._guard import COOKIE_VARIABLE, GUARD_PROGRAM, end_tree
+from prefect_mlprojects._guard import COOKIE_VARIABLE, GUARD_PROGRAM, end_tree, open_pidfd
 from prefect_mlprojects._output import LineSplitter, OutputTail
 from prefect_mlprojects.settings import grace_period
 from prefect_mlprojects.types import StopSignal, StreamName
 
 _CHUNK = 65536
+# What the leader leaves may still be busy with its output, such as the `tee` or `sort` of `exec > >(tee log)`.
+_LEAVE_SECONDS = 1.0
+# Somebody who hides from us (with another user's rights, or without our cookie) may hold the pipe of a tree that has ended, and
+# even go on writing: what was in the two pipes by then is no more than the largest that a user may have (pipe(7)).
 _DRAIN_SECONDS = 1.0
+_DRAIN_BYTES = 2 << 20
+_GUARD_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 # Whoever takes the output pays for each piece, so many small pieces in a row are left to gather in the pipe for a moment.
 _SMALL_PIECE = 16384
 _PIECES_IN_A_ROW = 10
@@ -52,16 +58,25 @@ class _Guard:
     def remove(self, cookie: str) -> None:
         with self._lock:
             self._executions.pop(cookie, None)
-            self._tell(f"remove {cookie}")
+            # What can't be said is of no harm: the cookie is nobody's any more.
+            with contextlib.suppress(OSError):
+                self._tell(f"remove {cookie}")
+
+    def hold(self) -> None:
+        """Keeps everybody off before a fork, so that the child finds no half-started guard."""
+        self._lock.acquire()
+
+    def release(self) -> None:
+        """Lets the parent go on after a fork."""
+        self._lock.release()
 
     def forget(self) -> None:
-        """Lets a forked child start anew: the guard watches over its parent."""
+        """Lets a forked child start anew: the guard watches over its parent, and must see the end of the pipe with its end."""
         process, self._process = self._process, None
         self._lock = threading.Lock()
         self._executions = {}
         if process is not None and process.stdin is not None:
-            with contextlib.suppress(OSError):
-                os.close(process.stdin.fileno())
+            process.stdin.close()
             process.returncode = 0  # not ours to wait for
 
     def _tell(self, line: str) -> None:
@@ -90,7 +105,8 @@ class _Guard:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", os.defpath)},
+            # What it takes to start Python, and no cookie: an execution around ours must not find the guard in its tree.
+            env={name: os.environ[name] for name in _GUARD_VARIABLES if name in os.environ},
             cwd="/",
             start_new_session=True,
             bufsize=0,
@@ -98,7 +114,7 @@ class _Guard:
 
 
 _guard = _Guard()
-os.register_at_fork(after_in_child=_guard.forget)
+os.register_at_fork(before=_guard.hold, after_in_parent=_guard.release, after_in_child=_guard.forget)
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,9 @@ def run_process(
     """Runs a program in a session of its own, and returns when it and everything that it started has ended.
 
     Its stdin is empty. When ``stop`` is requested, when the timeout passes, and when the program itself has ended, what is left
-    of its tree is asked to end, and killed after the grace period. The same happens when this process dies, by the guard.
+    of its tree is asked to end, and killed after the grace period; what a program that ended by itself leaves has a second to
+    end by itself too, for it may be busy with the output. The same happens when this process dies, by the guard, and when
+    ``write`` or an interrupt raises.
 
     Args:
         argv: The program and its arguments; no shell is involved.
@@ -163,11 +181,21 @@ def run_process(
             _guard.set_group(cookie, process.pid)
             return _Supervision(process, cookie, write, stop, timeout, patience).run()
         except BaseException:
-            end_tree(process.pid, cookie, 0)
-            process.wait()
+            _end_after_error(process, cookie, patience)
             raise
     finally:
         _guard.remove(cookie)
+
+
+def _end_after_error(process: subprocess.Popen[bytes], cookie: str, grace: float) -> None:
+    """Ends the tree; somebody who interrupts a second time has no more patience."""
+    try:
+        end_tree(process.pid, cookie, grace)
+    except BaseException:
+        end_tree(process.pid, cookie, 0)
+        raise
+    finally:
+        process.wait()
 
 
 class _Supervision:
@@ -224,11 +252,11 @@ class _Supervision:
             self._ending = ending
         self._end_tree()
 
-    def _end_tree(self) -> None:
+    def _end_tree(self, patience: float = 0.0) -> None:
         """Ends the tree in a thread of its own: the reader goes on, and may be held up by whoever takes the output."""
 
         def end() -> None:
-            end_tree(self._process.pid, self._cookie, self._grace)
+            end_tree(self._process.pid, self._cookie, self._grace, patience)
             self._wake()
 
         thread = threading.Thread(target=end, name="end-process-tree", daemon=True)
@@ -249,12 +277,12 @@ class _Supervision:
             self._register_stream(selector, self._process.stderr, "stderr")
             open_streams = sum(key.data in {"stdout", "stderr"} for key in selector.get_map().values())
             give_up: float | None = None
+            allowance = _DRAIN_BYTES
             pace = _Pace()
             while open_streams or not self._exited:
                 remaining = None if give_up is None else max(0.0, give_up - time.monotonic())
                 events = selector.select(remaining)
-                if not events:
-                    # The tree has ended, but somebody who hides from us still holds the pipe.
+                if not events or (remaining == 0.0 and allowance <= 0):
                     return
                 for key, _ in events:
                     if key.data == "exit":
@@ -266,6 +294,7 @@ class _Supervision:
                             give_up = time.monotonic() + _DRAIN_SECONDS
                     else:
                         data = os.read(key.fd, _CHUNK)
+                        allowance -= len(data) if give_up is not None else 0
                         if data:
                             self._write(key.data, data)
                             pace.took(len(data))
@@ -274,15 +303,16 @@ class _Supervision:
                             open_streams -= 1
 
     def _leader_exited(self) -> None:
-        self._process.wait()
+        # It is waited for only when its tree has ended: until then nobody else can be given its number, which is the group's.
         with self._lock:
             self._exited = True
-        self._end_tree()
+            patience = _LEAVE_SECONDS if self._ending == "exited" else 0.0
+        self._end_tree(patience)
 
     def _register_exit(self, selector: selectors.BaseSelector, stack: contextlib.ExitStack) -> None:
         """Lets the selector wake when the leader exits."""
-        if hasattr(os, "pidfd_open"):
-            descriptor = os.pidfd_open(self._process.pid)
+        descriptor = open_pidfd(self._process.pid)
+        if descriptor is not None:
             stack.callback(os.close, descriptor)
             selector.register(descriptor, selectors.EVENT_READ, "exit")
             return
@@ -290,7 +320,10 @@ class _Supervision:
         stack.callback(os.close, reader)
 
         def wait() -> None:
-            self._process.wait()
+            if hasattr(os, "waitid"):
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            else:
+                self._process.wait()
             os.close(writer)
 
         threading.Thread(target=wait, name="wait-for-process", daemon=True).start()

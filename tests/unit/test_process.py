@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from prefect_mlprojects._guard import parse_ps
 from prefect_mlprojects._process import ProcessResult, run_process, run_tool
 from prefect_mlprojects.types import StopSignal
 
@@ -90,6 +92,68 @@ def test_what_the_leader_leaves_ends_with_it_and_its_output_is_kept() -> None:
     left = [int(line) for line in recorder.text("stdout").split()]
     assert len(left) == 2
     assert not any(is_alive(pid) for pid in left)
+
+
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [("exec > >(sort); seq 20000; exit 3", 20000), ("exec > >(sleep 0.3; cat); seq 100; exit 3", 100)],
+)
+def test_what_the_leader_leaves_finishes_its_output(command: str, lines: int) -> None:
+    recorder = Recorder()
+    assert bash(command, recorder) == ProcessResult("exited", 3)
+    assert len(recorder.text("stdout").split()) == lines
+
+
+def test_the_leader_keeps_its_number_until_its_tree_has_ended() -> None:
+    states: list[str] = []
+    leader: list[str] = []
+
+    def write(stream: str, data: bytes) -> None:
+        words = data.decode().split()
+        leader.extend(words[:1])
+        if "asked" in words:
+            states.append(Path(f"/proc/{leader[0]}/stat").read_text().rsplit(")", 1)[1].split()[0])
+
+    command = """echo $$; (trap 'echo asked; exit' TERM; while :; do sleep 0.05; done) & sleep 0.2; exit 0"""
+    result = run_process(["bash", "-c", command], cwd=None, env=dict(os.environ), write=write, grace=20)
+    assert result == ProcessResult("exited", 0)
+    assert states == ["Z"]
+
+
+def test_a_writer_that_hides_holds_nothing_up() -> None:
+    recorder = Recorder()
+
+    def write(stream: str, data: bytes) -> None:
+        # Slower than the writer, so that there is always more to read.
+        time.sleep(0.01)
+        recorder.write(stream, data)
+        assert sum(len(chunk) for _, chunk in recorder.chunks) < 30_000_000
+
+    # Neither of its group nor with its cookie: nobody can tell that it belongs to the tree.
+    command = "env -i setsid bash -c 'echo $$; exec yes' & sleep 0.2; exit 5"
+    try:
+        result = run_process(["bash", "-c", command], cwd=None, env=dict(os.environ), write=write, grace=5)
+    finally:
+        pid = int(recorder.text("stdout").split(None, 1)[0])
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+    assert result == ProcessResult("exited", 5)
+
+
+def test_who_takes_the_output_may_fail() -> None:
+    pids: list[int] = []
+
+    def write(stream: str, data: bytes) -> None:
+        pids.extend(int(word) for word in data.split())
+        message = "the disk is full"
+        raise OSError(message)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        run_process(
+            ["bash", "-c", "setsid sleep 1000 & echo $! $$; wait"], cwd=None, env=dict(os.environ), write=write, grace=1
+        )
+    assert len(pids) == 2
+    assert not any(is_alive(pid) for pid in pids)
 
 
 def test_orphans_in_sessions_of_their_own_are_found() -> None:
@@ -193,6 +257,98 @@ def test_kill_9_of_the_owner_ends_the_tree(kill_the_guard_first: bool) -> None:
     owner.kill()
     owner.wait()
     wait_for(lambda: not any(is_alive(pid) for pid in pids))
+
+
+FORKED_OWNER = """
+import os, sys, time
+from prefect_mlprojects._process import run_process
+def write(stream, data):
+    forked = os.fork()
+    if forked == 0:
+        time.sleep(1000)
+    os.write(1, data + b"%d\\n" % forked)
+run_process(["bash", "-c", "sleep 1000 & echo $!; wait"], cwd=None, env=dict(os.environ), write=write, grace=0.5)
+"""
+
+
+def test_kill_9_of_an_owner_that_forked_ends_the_tree() -> None:
+    owner = subprocess.Popen([sys.executable, "-c", FORKED_OWNER], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    pid, forked = int(owner.stdout.readline()), int(owner.stdout.readline())
+    try:
+        owner.kill()
+        owner.wait()
+        wait_for(lambda: not is_alive(pid))
+        assert is_alive(forked)
+    finally:
+        os.kill(forked, signal.SIGKILL)
+
+
+INTERRUPTED_OWNER = """
+import os
+from prefect_mlprojects._process import run_process
+command = "trap 'sleep 0.3; echo asked >$NOTE; exit' TERM; setsid sleep 1000 & echo $! $$; wait"
+def write(stream, data):
+    os.write(1, data)
+try:
+    run_process(["bash", "-c", command], cwd=None, env=dict(os.environ), write=write, grace=20)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_asks_before_it_kills(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED_OWNER],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "NOTE": str(note)},
+    )
+    assert owner.stdout is not None
+    pids = [int(word) for word in owner.stdout.readline().split()]
+    owner.send_signal(signal.SIGINT)
+    assert owner.communicate()[0] == "interrupted\n"
+    assert note.read_text() == "asked\n"
+    assert not any(is_alive(pid) for pid in pids)
+
+
+WITHOUT_PIDFD = """
+import errno, os, threading
+def refuse(pid):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+{change}
+from prefect_mlprojects._process import run_process
+from prefect_mlprojects.types import StopSignal
+stop = StopSignal()
+def run(command, **options):
+    result = run_process(["bash", "-c", command], cwd=None, env=dict(os.environ), write=lambda *_: None, **options)
+    print(result.ending, result.return_code)
+run("exit 3")
+run("exec > >(sort); seq 100; exit 4")
+run("trap '' TERM; sleep 1000", timeout=0.3, grace=0.3)
+"""
+
+
+@pytest.mark.parametrize("change", ["os.__dict__.pop('pidfd_open', None)", "os.pidfd_open = refuse"])
+def test_systems_without_descriptors_of_processes(change: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PIDFD.format(change=change)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["exited 3", "exited 4", "timed-out -9"]
+
+
+def test_the_listing_of_macos() -> None:
+    listing = (
+        "  100   100 Ss   bash -c x HOME=/x PREFECT_MLPROJECTS_EXECUTION_ID=aa/bb PATH=/bin\n"
+        "  101   101 S    sleep 9 PREFECT_MLPROJECTS_EXECUTION_ID=aa/bb/cc\n"
+        "  102   100 Z    (bash)\n"
+        "  103   100 S    sleep 9\n"
+        "  104   104 S    other PREFECT_MLPROJECTS_EXECUTION_ID=aa\n"
+        "  105   105 S    other bb PREFECT_MLPROJECTS_EXECUTION_ID_2=bb\n"
+    )
+    assert parse_ps(listing, 100, "bb") == [100, 101, 103]
+    assert parse_ps(listing, None, "aa") == [100, 101, 104]
 
 
 def test_nested_executions_end_with_the_outer_one() -> None:
