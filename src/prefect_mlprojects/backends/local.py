@@ -76,7 +76,7 @@ class LocalBackend:
                 timeout=request.timeout,
                 grace=config.grace_period,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return ExecutionOutcome("not-started", cause=_why_not_started(error))
         return _outcome(result, request, stop, tail.close())
 
@@ -90,10 +90,13 @@ def _describe(detail: dict[str, Any]) -> str:
     return f"{key}: {detail['msg']}"
 
 
-def _why_not_started(error: OSError) -> str:
+def _why_not_started(error: OSError | ValueError) -> str:
+    if not isinstance(error, OSError):
+        return f"the command line or the environment holds what no program can be given: {error}"
     if error.errno == errno.E2BIG:
         return "the command line or the environment is too long for the system"
-    return f"the command could not be started: {error.strerror or error}"
+    place = f": {error.filename}" if error.filename else ""
+    return f"the command could not be started: {error.strerror or error}{place}"
 
 
 def _outcome(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from typing_extensions import assert_never
 
 from prefect_mlprojects.backends.base import Backend
 from prefect_mlprojects.exceptions import BackendError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
 
 BuiltinBackendName: TypeAlias = Literal["local"]
 ENTRY_POINT_GROUP = "prefect_mlprojects.backends"
@@ -18,7 +19,7 @@ ENTRY_POINT_GROUP = "prefect_mlprojects.backends"
 def available_backends() -> tuple[str, ...]:
     """Returns the names of all backends, our own first."""
     builtin = get_args(BuiltinBackendName)
-    return (*builtin, *sorted({each.name for each in entry_points(group=ENTRY_POINT_GROUP)} - set(builtin)))
+    return (*builtin, *sorted({each.name for each in _entry_points()} - set(builtin)))
 
 
 def get_backend(name: str) -> Backend:
@@ -33,13 +34,21 @@ def get_backend(name: str) -> Backend:
     for builtin in get_args(BuiltinBackendName):
         if name == builtin:
             return _make_builtin(builtin)
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+    for entry_point in _entry_points():
         if entry_point.name == name:
             return _load(entry_point)
+    from difflib import get_close_matches
+
     known = available_backends()
     near = get_close_matches(name, known, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise BackendError(f"There is no backend '{name}'; available: {', '.join(known)}.{hint}", backend=name)
+
+
+def _entry_points() -> EntryPoints:
+    from importlib.metadata import entry_points
+
+    return entry_points(group=ENTRY_POINT_GROUP)
 
 
 def _make_builtin(name: BuiltinBackendName) -> Backend:

@@ -95,6 +95,22 @@ def test_a_command_that_is_too_long(tmp_path: Path) -> None:
     assert "too long" in outcome.cause
 
 
+def test_a_command_that_no_program_can_be_given(tmp_path: Path) -> None:
+    outcome = execute("echo a\0b", tmp_path)
+    assert outcome.ending == "not-started"
+    assert "null byte" in outcome.cause
+
+
+def test_a_prefix_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    environment = PreparedEnvironment(dict(os.environ), EnvironmentPlan("local", "local"), ("no-such-launcher",))
+    identity = RunIdentity("flow-run", "run", "project", "main")
+    outcome = LocalBackend().execute(
+        ExecutionRequest("true", tmp_path, environment, {}, identity), Sink(), StopSignal()
+    )
+    assert outcome.ending == "not-started"
+    assert "no-such-launcher" in outcome.cause
+
+
 def test_configuration() -> None:
     backend = LocalBackend()
     assert backend.validate_config({}) == {}
