@@ -96,35 +96,36 @@ class RunDisplay:
 
     def step(self, event: StepEvent) -> None:
         """Takes what happened in a step."""
+        lines: list[Text] = []
+        begins_output = event.phase == "started" and event.step == "execute"
         with self._lock:
+            live = self._live is not None
             if event.phase == "started":
                 self._started[event.step] = event.at
                 self._ended.pop(event.step, None)
-                if event.step == "execute":
-                    self._begin_output()
+                if begins_output and live:
+                    lines = [self._line(step) for step in _STEPS if step in self._ended]
             elif event.phase == "progress":
                 self._progress[event.step] = event.detail
-                if event.detail.startswith("Warning:") or (self._live is None and event.step == "resolve-env"):
-                    self._print(Text(f"  {event.detail}", style="yellow" if "Warning:" in event.detail else "dim"))
+                warning = event.detail.startswith("Warning:")
+                if warning or (not live and event.step == "resolve-env"):
+                    lines = [Text(f"  {event.detail}", style="yellow" if warning else "dim")]
             else:
                 seconds = event.at - self._started.get(event.step, event.at)
                 self._ended[event.step] = (event.phase, seconds, event.detail)
-                if self._live is None:
-                    self._print_row(event.step)
+                if not live:
+                    lines = [self._line(event.step)]
+        # Only now: rich draws the live region in a thread that holds the console and asks for our lock.
+        if begins_output:
+            # From here on the project writes to the terminal itself; a live region would fight with it.
+            self._stop_live()
+        for line in lines:
+            self._print(line)
 
-    def _begin_output(self) -> None:
-        # From here on the project writes to the terminal itself; a live region would fight with it.
-        live = self._live is not None
-        self._stop_live()
-        if live:
-            for step in _STEPS:
-                if step in self._ended:
-                    self._print_row(step)
-
-    def _print_row(self, step: str) -> None:
+    def _line(self, step: str) -> Text:
         phase, seconds, detail = self._ended[step]
         mark, name, elapsed, text = self._row(step, phase, seconds, "" if step == "execute" else detail)
-        self._print(Text.assemble(mark, " ", name, " ", elapsed, "  ", text).copy())
+        return Text.assemble(mark, " ", name, " ", elapsed, "  ", text)
 
     def _stop_live(self) -> None:
         with self._lock:

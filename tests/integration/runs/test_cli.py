@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -177,16 +178,22 @@ def test_the_live_display_on_a_terminal(greet: str, workspace: Path) -> None:
     os.close(terminal)
     shown = b""
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        try:
-            data = os.read(controller, 65536)
-        except OSError:
-            break
-        if not data:
-            break
-        shown += data
-    os.close(controller)
-    assert process.wait(timeout=30) == 0
+    try:
+        while time.monotonic() < deadline:
+            if not select.select([controller], [], [], 1)[0]:
+                continue
+            try:
+                data = os.read(controller, 65536)
+            except OSError:
+                break
+            if not data:
+                break
+            shown += data
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(controller)
     text = shown.decode()
     assert "hello world" in text
     assert text.count("✓") >= 4
