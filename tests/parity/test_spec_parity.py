@@ -72,6 +72,14 @@ CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     ),
     ("block-commands", "entry_points:\n  main:\n    command: |\n      x\n", "main", {"extra": "1"}),
     ("format-specs", "entry_points: {main: {command: 'x {a:>5}', parameters: {a: string}}}", "main", {"a": "1"}),
+    ("null-not-given", PLAIN, "main", {"name": "x", "z": None}),
+    ("unnamed-extra", PLAIN, "main", {"name": "x", "": "1"}),
+    ("empty-command", "entry_points: {main: {command: ''}}", "main", {}),
+    ("empty-sections", "entry_points: {main: {command: x, parameters: null}}", "main", {}),
+    ("keys-are-text", "entry_points: {1: {command: x}}", "1", {}),
+    ("shapes-checked", "name: [a]\n", "train.py", {}),
+    ("shapes-checked", "docker_env: {image: 3}\n", "train.py", {}),
+    ("shapes-checked", "docker_env: {image: a, environment: [[a, b, c]]}\n", "train.py", {}),
     ("empty-path", PATHS, "main", {"data": "", "link": "s3://a/b"}),
 ]
 

@@ -93,7 +93,8 @@ def test_a_folder_without_a_file(tmp_path: Path) -> None:
         ("docker_env:\n  image: a\n  environment:\n    - [a, b, c]\n", 4, "name or a pair"),
         ("databricks_spark_job: {}\n", 1, "needs a 'python_file'"),
         ("name: \x00\n", 1, "not valid YAML"),
-        ("name: &a [*a]\n", 1, ""),
+        ("name: &a [*a]\n", 1, "'name' must be text, not a list"),
+        ("x: " + "[" * 3000 + "]" * 3000, None, "nested too deeply"),
     ],
 )
 def test_bad_files(text: str, line: int | None, message: str, tmp_path: Path) -> None:
@@ -138,3 +139,9 @@ def test_lint_gives_errors_and_warnings_with_their_places(tmp_path: Path) -> Non
     clean = write(tmp_path, "entry_points:\n  main:\n    parameters: {name: int}\n    command: 'echo {name}'\n")
     assert [each.problem.parameter for each in lint(clean, "main", {"name": "x"})] == ["name"]
     assert lint(clean, "main", {"name": 3}) == []
+
+
+def test_an_unknown_key_of_docker_env_is_warned_of(tmp_path: Path) -> None:
+    project = load_project(write(tmp_path, "docker_env: {image: a, imgae: b}\n"))
+    (warning,) = project.warnings
+    assert (warning.line, warning.fix) == (1, "did you mean 'image'?")
