@@ -277,8 +277,11 @@ def test_kill_9_of_the_owner_leaves_no_process(greet: str, workspace: Path, pref
     wait_for(lambda: not is_alive(grandchild), "the guard to end the grandchild")
 
 
-def test_a_run_inside_a_flow_is_its_child(greet: str, workspace: Path, prefect_state: Read) -> None:
+def test_a_run_inside_a_flow_is_its_child(
+    greet: str, workspace: Path, prefect_state: Read, prefect_server: Any
+) -> None:
     import prefect
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     ids: list[str] = []
 
@@ -290,10 +293,12 @@ def test_a_run_inside_a_flow_is_its_child(greet: str, workspace: Path, prefect_s
     async def async_parent() -> None:
         ids.append(run(greet, env_manager="local").flow_run_id)
 
-    parent()
     import asyncio
 
-    asyncio.run(async_parent())
+    # Prefect reads its environment once, when it is imported: by another test, perhaps, before there was a server.
+    with temporary_settings({PREFECT_API_URL: prefect_server.api_url}):
+        parent()
+        asyncio.run(async_parent())
     assert [prefect_state(each).parent_task_run_id is not None for each in ids] == [True, True]
 
 
