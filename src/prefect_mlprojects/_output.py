@@ -7,7 +7,7 @@ import re
 from collections import deque
 from dataclasses import dataclass
 
-from prefect_mlprojects.types import StreamName
+from prefect_mlprojects.types import OutputSink, StreamName
 
 MAX_LINE_CHARACTERS = 200_000
 MAX_RECORD_LINES = 500
@@ -174,3 +174,29 @@ class OutputTail:
     def lines(self) -> tuple[str, ...]:
         """Returns the last lines, the oldest first."""
         return tuple(self._lines)
+
+
+class TailedOutput:
+    """An ``OutputSink`` that passes output on and keeps its last lines.
+
+    Args:
+        output: Where it goes.
+    """
+
+    def __init__(self, output: OutputSink) -> None:
+        self._output = output
+        self._tail = OutputTail()
+        self._splitters: dict[StreamName, LineSplitter] = {"stdout": LineSplitter(), "stderr": LineSplitter()}
+
+    def write(self, stream: StreamName, data: bytes) -> None:
+        """Passes the next bytes on."""
+        self._output.write(stream, data)
+        for line in self._splitters[stream].feed(data):
+            self._tail.add(line)
+
+    def close(self) -> tuple[str, ...]:
+        """Returns the last lines, the oldest first, once there is no more output."""
+        for splitter in self._splitters.values():
+            for line in splitter.close():
+                self._tail.add(line)
+        return self._tail.lines()

@@ -9,12 +9,10 @@ from typing import Any
 
 from prefect_mlprojects.backend_config import load_backend_config
 from prefect_mlprojects.backends import get_backend
-from prefect_mlprojects.environments.detection import choose_manager
+from prefect_mlprojects.calls import CallContext, ProjectCall, check_call
 from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem, RunFailed
 from prefect_mlprojects.sources import detect_source
-from prefect_mlprojects.spec import check_parameters, find_entry_point, load_project
 from prefect_mlprojects.submitted_run import LocalSubmittedRun, SubmittedRun
-from prefect_mlprojects.tasks.call import ProjectCall
 from prefect_mlprojects.types import StopSignal
 
 
@@ -182,11 +180,11 @@ def preflight(call: ProjectCall) -> str | None:
     if source.kind != "local":
         return None
     copy = source.fetch(StopSignal(), lambda _: None)
-    project = load_project(copy.directory)
-    entry_point = find_entry_point(project, call.entry_point)
-    check_parameters(entry_point, call.parameters)
-    choose_manager(project, call.env_manager)
-    return f"{project.display_name}/{entry_point.name}"
+    from prefect_mlprojects.tracking import resolve_tracking_uri
+
+    config = call.backend_config if isinstance(call.backend_config, Mapping) else {}
+    checked = check_call(call, copy, CallContext(config, resolve_tracking_uri()))
+    return f"{checked.project.display_name}/{checked.entry_point.name}"
 
 
 def submit(

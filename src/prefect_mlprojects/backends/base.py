@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from prefect_mlprojects.environments.base import PreparedEnvironment
+from prefect_mlprojects.sources.base import WorkingCopy
+from prefect_mlprojects.spec import CheckedParameters, EntryPoint, Project
 from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal
 
 Ending: TypeAlias = Literal["exited", "stopped", "timed-out", "not-started"]
@@ -31,26 +33,112 @@ class RunIdentity:
 
 
 @dataclass(frozen=True)
+class BackendCall:
+    """A call of a project, as far as it is known before anything is built: what a backend checks and prepares for.
+
+    Attributes:
+        project: The project.
+        entry_point: The entry point.
+        parameters: The checked values.
+        working_copy: The project's files.
+        config: The backend's configuration, validated by ``Backend.validate_config``; what it names in blocks is in it.
+        tracking_uri: The absolute tracking URI; it may hold a password.
+        docker_args: Arguments for the container, as the caller wrote them.
+        docker_auth: Credentials for the image registry, given to ``run()``.
+        build_image: Whether an image is to be built for the project.
+        env_manager: The environment manager that the caller asked for.
+        version: The branch, tag or commit that the caller asked for.
+    """
+
+    project: Project
+    entry_point: EntryPoint
+    parameters: CheckedParameters
+    working_copy: WorkingCopy
+    config: BackendConfig = field(default_factory=dict, repr=False)
+    tracking_uri: str = field(default="", repr=False)
+    docker_args: Mapping[str, Any] | None = None
+    docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    build_image: bool = False
+    env_manager: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a ``PreparingBackend`` made ready for a command.
+
+    Attributes:
+        description: For people to read ("image busybox:1.36", "archive of 12 files, 8 kB").
+        reused: Whether it was there already.
+        image: The image that the command runs in, when it runs in a container: a name, tag or digest.
+        tags: Tags for the MLflow run, such as ``mlflow.docker.image.uri``.
+        facts: What the backend noted for its own ``execute``; plain text, no secrets.
+    """
+
+    description: str
+    reused: bool = False
+    image: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+class ExecutionEvents(Protocol):
+    """Takes what a backend has to tell while it executes; from any thread, and never raises."""
+
+    def report(self, line: str) -> None:
+        """Takes a line about the progress, for the flow run's log: what was started where, what is waited for."""
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Takes tags for the MLflow run, such as the remote run's id and page."""
+
+    def link(self, title: str, url: str) -> None:
+        """Takes the page of the remote run; it is logged and kept with the flow run."""
+
+
+class NoEvents:
+    """Ignores what happens; an ``ExecutionEvents``."""
+
+    def report(self, line: str) -> None:
+        """Ignores it."""
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Ignores them."""
+
+    def link(self, title: str, url: str) -> None:
+        """Ignores it."""
+
+
+@dataclass(frozen=True)
 class ExecutionRequest:
     """One command to run.
 
     Attributes:
         command: The shell command line; every value in it is quoted already, once.
         working_directory: The project's folder (with the ``#subdirectory`` applied), absolute.
-        environment: The environment that the command sees as activated.
-        variables: What the run adds to the child's environment: ``MLFLOW_RUN_ID``, ``MLFLOW_TRACKING_URI`` …
+        environment: The environment that the command sees as activated; None for a ``PreparingBackend``.
+        variables: What the run adds to the child's environment: ``MLFLOW_RUN_ID``, ``MLFLOW_TRACKING_URI`` … They may be
+            secret.
         identity: Who the run is.
         config: The backend's configuration, validated by ``Backend.validate_config``.
         timeout: Seconds after which the run is ended; None for no limit.
+        call: The call; None only where a test makes a request by hand.
+        preparation: What ``PreparingBackend.prepare`` returned.
+        paths: What the command's ``path`` parameters name here -> what the command calls it, as
+            ``PreparingBackend.place_paths`` decided.
+        events: Takes what the backend has to tell.
     """
 
     command: str
     working_directory: Path
-    environment: PreparedEnvironment
-    variables: Mapping[str, str]
+    environment: PreparedEnvironment | None
+    variables: Mapping[str, str] = field(repr=False)
     identity: RunIdentity
-    config: BackendConfig = field(default_factory=dict)
+    config: BackendConfig = field(default_factory=dict, repr=False)
     timeout: float | None = None
+    call: BackendCall | None = None
+    preparation: Preparation | None = None
+    paths: Mapping[str, str] = field(default_factory=dict)
+    events: ExecutionEvents = field(default_factory=NoEvents, repr=False)
 
 
 @dataclass(frozen=True)
@@ -115,4 +203,73 @@ class Backend(Protocol):
 
         Raises:
             BackendError: The backend itself failed (it can't be reached, it refused the run).
+        """
+
+
+@runtime_checkable
+class PreparingBackend(Backend, Protocol):
+    """A backend that makes ready itself what the command needs to run; no environment manager is asked.
+
+    The optional ability of backends whose commands run elsewhere: in a container, on a cluster.
+
+    """
+
+    @property
+    def environment_kind(self) -> str:
+        """The kind of the environment for MLflow's tag ``mlflow.project.env``, such as ``docker``."""
+
+    @property
+    def downloads_paths(self) -> bool:
+        """Whether remote ``path`` parameters are downloaded here first; else ``place_paths`` gets their URIs."""
+
+    def check(self, call: BackendCall) -> None:
+        """Checks a call before anything is built or asked of a network: contradicting options, a store out of reach.
+
+        Raises:
+            ExecutionException: It can't work; the message says why and what to do.
+        """
+
+    def place_paths(self, call: BackendCall, values: Mapping[str, str]) -> Mapping[str, str]:
+        """Decides what the command calls the files and folders that its ``path`` parameters name; changes nothing.
+
+        Args:
+            call: The call.
+            values: Values by parameter name: absolute local paths, and remote URIs when they are not downloaded here.
+
+        Returns:
+            The values that the command gets, by parameter name.
+
+        Raises:
+            BackendError: A value can't be reached from where the command runs.
+        """
+
+    def prepare(self, call: BackendCall, report: Callable[[str], None], stop: StopSignal) -> Preparation:
+        """Makes ready what the command needs: pulls or builds an image, uploads the project.
+
+        It runs beside the downloads and the start of tracking; a call that turns out wrong may never be executed, so what
+        it makes is either kept for the next run (content-addressed) or cleaned up by ``execute``.
+
+        Args:
+            call: The call.
+            report: Takes progress, a line each (without its newline), from any thread.
+            stop: Asks for the end.
+
+        Raises:
+            BackendError: It failed or was stopped.
+        """
+
+
+@runtime_checkable
+class PlanningBackend(Protocol):
+    """A backend that can say what it would do; the optional ability that ``mlprojects plan`` shows."""
+
+    def plan(self, call: BackendCall, command: str) -> Mapping[str, str]:
+        """Returns what would be used and submitted, texts by title ("image", "manifest"); asks no network, shows no secret.
+
+        Args:
+            call: The call.
+            command: The shell command line.
+
+        Raises:
+            BackendError: It could not work.
         """

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import errno
 import shutil
-from difflib import get_close_matches
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_mlprojects._output import LineSplitter, OutputTail
+from prefect_mlprojects._output import TailedOutput
 from prefect_mlprojects._process import ProcessResult, run_process
 from prefect_mlprojects.backends.base import ExecutionOutcome, ExecutionRequest
+from prefect_mlprojects.backends.config_models import parse_config
 from prefect_mlprojects.backends.endings import find_cause
 from prefect_mlprojects.exceptions import BackendError
-from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal, StreamName
+from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal
 
 
 class LocalConfig(BaseModel):
@@ -39,14 +38,7 @@ class LocalBackend:
         Raises:
             BackendError: A key is unknown or a value is not of its kind.
         """
-        try:
-            parsed = LocalConfig.model_validate(dict(config))
-        except ValidationError as error:
-            raise BackendError(
-                "The configuration of the local backend does not fit: "
-                + "; ".join(_describe(dict(detail)) for detail in error.errors()),
-                backend="local",
-            ) from None
+        parsed = parse_config(LocalConfig, config, backend="local")
         return parsed.model_dump(by_alias=True, exclude_none=True)
 
     def execute(self, request: ExecutionRequest, output: OutputSink, stop: StopSignal) -> ExecutionOutcome:
@@ -61,16 +53,19 @@ class LocalBackend:
             return ExecutionOutcome(
                 "not-started", cause=f"the working directory {request.working_directory} does not exist"
             )
+        environment = request.environment
+        if environment is None:
+            raise BackendError("The local backend was given no environment to run the command in.", backend="local")
         bash = shutil.which("bash")
         if bash is None:
             raise BackendError("The local backend needs bash, which is not on PATH.", backend="local")
-        tail = _Tail(output)
+        tail = TailedOutput(output)
         config = LocalConfig.model_validate(dict(request.config))
         try:
             result = run_process(
-                [*request.environment.command_prefix, bash, "-c", request.command],
+                [*environment.command_prefix, bash, "-c", request.command],
                 cwd=request.working_directory,
-                env={**request.environment.variables, **request.variables},
+                env={**environment.variables, **request.variables},
                 write=tail.write,
                 stop=stop,
                 timeout=request.timeout,
@@ -79,15 +74,6 @@ class LocalBackend:
         except (OSError, ValueError) as error:
             return ExecutionOutcome("not-started", cause=_why_not_started(error))
         return _outcome(result, request, stop, tail.close())
-
-
-def _describe(detail: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        known = [field.alias or name for name, field in LocalConfig.model_fields.items()]
-        near = get_close_matches(key, known, n=1)
-        return f"unknown key {key!r} " + (f"(did you mean {near[0]!r}?)" if near else f"(known: {', '.join(known)})")
-    return f"{key}: {detail['msg']}"
 
 
 def _why_not_started(error: OSError | ValueError) -> str:
@@ -113,23 +99,3 @@ def _outcome(
     if result.return_code != 0 and not request.working_directory.is_dir():
         advice = f"Its working directory {request.working_directory} vanished while it ran."
     return ExecutionOutcome("exited", cause.exit_code, cause.signal, text, advice, tail)
-
-
-class _Tail:
-    """Passes output on and keeps its last lines."""
-
-    def __init__(self, output: OutputSink) -> None:
-        self._output = output
-        self._tail = OutputTail()
-        self._splitters: dict[StreamName, LineSplitter] = {"stdout": LineSplitter(), "stderr": LineSplitter()}
-
-    def write(self, stream: StreamName, data: bytes) -> None:
-        self._output.write(stream, data)
-        for line in self._splitters[stream].feed(data):
-            self._tail.add(line)
-
-    def close(self) -> tuple[str, ...]:
-        for splitter in self._splitters.values():
-            for line in splitter.close():
-                self._tail.add(line)
-        return self._tail.lines()

@@ -8,6 +8,8 @@ from typing_extensions import assert_never
 
 from prefect_mlprojects.backends.base import Backend
 from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.spec.project import DockerEnvironment, Project
+from prefect_mlprojects.types import DockerArgs
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
@@ -43,6 +45,27 @@ def get_backend(name: str) -> Backend:
     near = get_close_matches(name, known, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise BackendError(f"There is no backend '{name}'; available: {', '.join(known)}.{hint}", backend=name)
+
+
+def select_backend(name: str, project: Project, docker_args: DockerArgs | None) -> Backend:
+    """Returns the backend that runs a project: the named one, or for ``local`` what this machine has for it.
+
+    Args:
+        name: One of ``available_backends()``.
+        project: The project.
+        docker_args: The call's arguments for the container.
+
+    Raises:
+        BackendError: There is none of that name, or it can't run this project.
+    """
+    backend = get_backend(name)
+    wants_container = isinstance(project.environment, DockerEnvironment) or bool((docker_args or {}).get("image"))
+    if name == "local" and wants_container:
+        raise BackendError(
+            f"The project '{project.display_name}' wants a container, which the local backend can't run yet.",
+            backend=name,
+        )
+    return backend
 
 
 def _entry_points() -> EntryPoints:

@@ -101,51 +101,63 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
 @click.pass_context
 def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     """Say what `mlprojects run` would do with the same options; nothing is built or run."""
-    from prefect_mlprojects.environments.detection import choose_manager
+    from prefect_mlprojects.backends.base import PlanningBackend, PreparingBackend
+    from prefect_mlprojects.calls import CallContext, check_call, place_paths
     from prefect_mlprojects.environments.managers import environment_manager
     from prefect_mlprojects.sources import detect_source
-    from prefect_mlprojects.spec import build_command, check_parameters, find_entry_point, load_project
+    from prefect_mlprojects.spec import build_command
+    from prefect_mlprojects.tracking import resolve_tracking_uri
     from prefect_mlprojects.types import StopSignal
 
     call = make_call_from_options(context, options)
     copy = detect_source(call.uri, call.version).fetch(StopSignal(), lambda line: click.echo(line, err=True))
-    project = load_project(copy.directory)
-    entry_point = find_entry_point(project, call.entry_point)
-    checked = check_parameters(entry_point, call.parameters)
-    environment = environment_manager(choose_manager(project, call.env_manager)).plan(project)
-    command = build_command(entry_point, checked.with_downloads(dict(checked.downloads.items())))
+    config = call.backend_config if isinstance(call.backend_config, dict) else {}
+    checked = check_call(call, copy, CallContext(config, resolve_tracking_uri()))
+    parameters = checked.parameters.with_downloads(dict(checked.parameters.downloads.items()))
+    if isinstance(checked.backend, PreparingBackend):
+        parameters, _ = place_paths(checked, parameters, checked.backend)
+    command = build_command(checked.entry_point, parameters)
+    plan = environment_manager(checked.env_manager).plan(checked.project) if checked.env_manager else None
+    remote: dict[str, str] = {}
+    if isinstance(checked.backend, PlanningBackend):
+        remote = dict(checked.backend.plan(checked.backend_call, command))
     facts: dict[str, Any] = {
-        "project": project.display_name,
-        "entry_point": entry_point.name,
+        "project": checked.project.display_name,
+        "entry_point": checked.entry_point.name,
         "directory": str(copy.directory),
         "commit": copy.commit,
-        "environment": environment.description,
-        "environment_location": str(environment.location) if environment.location else None,
-        "environment_ready": environment.ready,
-        "downloads": dict(checked.downloads),
+        "environment": plan.description if plan else checked.environment_kind,
+        "environment_location": str(plan.location) if plan and plan.location else None,
+        "environment_ready": plan.ready if plan else None,
+        "downloads": dict(checked.parameters.downloads),
         "command": command,
         "backend": call.backend,
         "backend_config": call.backend_config,
+        "backend_plan": remote,
         "timeout": call.timeout,
         "retries": call.retries,
     }
-    for warning in (*project.warnings, *checked.warnings, *environment.warnings):
+    for warning in (*checked.project.warnings, *checked.parameters.warnings, *(plan.warnings if plan else ())):
         click.echo(f"Warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps(facts))
         return
-    ready = "in the cache" if environment.ready else "to be built"
+    ready = f" ({'in the cache' if plan.ready else 'to be built'})" if plan and plan.location else ""
     shown = {
         "source": f"{copy.directory}{f' at {copy.commit[:12]}' if copy.commit else ''}",
-        "entry point": f"{project.display_name}/{entry_point.name}",
-        "environment": f"{environment.description}{f' ({ready})' if environment.location else ''}",
-        **{f"download {name}": uri for name, uri in checked.downloads.items()},
+        "entry point": f"{checked.project.display_name}/{checked.entry_point.name}",
+        "environment": f"{facts['environment']}{ready}",
+        **{f"download {name}": uri for name, uri in checked.parameters.downloads.items()},
         "command": command,
         "backend": call.backend,
+        **{title: text for title, text in remote.items() if "\n" not in text},
     }
     width = max(map(len, shown))
     for name, value in shown.items():
         click.echo(f"{name:<{width}}  {value}")
+    for title, text in remote.items():
+        if "\n" in text:
+            click.echo(f"\n{title}:\n{text.rstrip()}")
 
 
 def _directory(uri: str, version: str | None) -> Path:

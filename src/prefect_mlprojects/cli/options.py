@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from prefect_mlprojects.tasks.call import ProjectCall
+from prefect_mlprojects.calls import ProjectCall
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

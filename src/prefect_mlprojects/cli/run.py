@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from prefect_mlprojects.calls import ProjectCall
 from prefect_mlprojects.cli.options import call_options, make_call_from_options
-from prefect_mlprojects.tasks.call import ProjectCall
 
 
 @click.command("run")

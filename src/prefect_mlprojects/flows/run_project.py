@@ -19,20 +19,20 @@ from prefect.utilities.urls import url_for
 from prefect_mlprojects._redaction import mask_text
 from prefect_mlprojects.backend_config import load_backend_config
 from prefect_mlprojects.backends import get_backend
-from prefect_mlprojects.backends.base import RunIdentity
+from prefect_mlprojects.backends.base import Preparation, RunIdentity
+from prefect_mlprojects.calls import CallContext, CheckedCall, ProjectCall
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.environments.managers import release_environment
 from prefect_mlprojects.exceptions import ExecutionException, RunCancelled, RunFailed, RunTimedOut, TrackingError
 from prefect_mlprojects.flows.cancellation import watch_cancellation
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.submitted_run import EXPERIMENT_ID_LABEL, RUN_ID_LABEL, TRACKING_URI_LABEL
-from prefect_mlprojects.tasks.call import ProjectCall
 from prefect_mlprojects.tasks.execute import Target, execute
 from prefect_mlprojects.tasks.fetch import fetch
 from prefect_mlprojects.tasks.resolve_env import resolve_env
 from prefect_mlprojects.tasks.session import RunResult, RunSession, current_session
 from prefect_mlprojects.tasks.steps import install_plain_errors
-from prefect_mlprojects.tasks.validate_params import CheckedCall, Invocation, validate_params
+from prefect_mlprojects.tasks.validate_params import Invocation, validate_params
 from prefect_mlprojects.tracking import TrackedRun, TrackingRequest, child_variables, resolve_tracking_uri
 from prefect_mlprojects.types import StopSignal
 
@@ -122,7 +122,7 @@ class _ProjectRun:
         self._flow_run = flow_run
         self._source: Source | None = None
         self._working_copy: WorkingCopy | None = None
-        self._environment: PreparedEnvironment | None = None
+        self._environment: PreparedEnvironment | Preparation | None = None
         self._announcement: asyncio.Task[None] | None = None
 
     async def run(self) -> RunResult | State[Any]:
@@ -165,15 +165,16 @@ class _ProjectRun:
         config = get_backend(call.backend).validate_config(
             load_backend_config(call.backend_config, backend=call.backend)
         )
+        context = CallContext(config, session.tracking_uri or resolve_tracking_uri(), session.docker_auth)
         self._source = detect_source(call.uri, call.version)
         self._working_copy = await fetch(self._source)
-        checked, invocation = await self._prepare(self._working_copy)
+        checked, invocation = await self._prepare(self._working_copy, context)
         tracked, environment = session.tracked_run, self._environment
         assert tracked is not None
         assert environment is not None
+        if isinstance(environment, Preparation) and environment.tags:
+            await asyncio.to_thread(session.tracker.set_tags, tracked, environment.tags)
         target = Target(
-            backend=call.backend,
-            config=config,
             identity=RunIdentity(
                 flow_run_id=str(self._flow_run.id),
                 mlflow_run_id=tracked.run_id,
@@ -189,12 +190,12 @@ class _ProjectRun:
             timeout=call.timeout,
         )
         run = execute.with_options(retries=call.retries) if call.retries else execute
-        outcome = await run(invocation, environment, self._working_copy, target)
+        outcome = await run(checked, invocation, environment, target)
         if isinstance(outcome, State):
             raise RunCancelled(outcome.message or "The run was cancelled.")
         return outcome.exit_code
 
-    async def _prepare(self, working_copy: WorkingCopy) -> tuple[CheckedCall, Invocation]:
+    async def _prepare(self, working_copy: WorkingCopy, context: CallContext) -> tuple[CheckedCall, Invocation]:
         """Checks the call; then downloads, builds the environment and starts the MLflow run side by side."""
         call, loop = self._call, asyncio.get_running_loop()
         checked: asyncio.Future[CheckedCall] = loop.create_future()
@@ -206,17 +207,7 @@ class _ProjectRun:
                 checked.set_result(result)
 
         try:
-            validation = asyncio.ensure_future(
-                validate_params(
-                    working_copy,
-                    call.entry_point,
-                    call.parameters,
-                    call.env_manager,
-                    call.storage_dir,
-                    on_checked,
-                    stop,
-                )
-            )
+            validation = asyncio.ensure_future(validate_params(call, working_copy, context, on_checked, stop))
             waited_for: list[asyncio.Future[Any]] = [validation, checked]
             await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
             if not checked.done():
@@ -233,23 +224,23 @@ class _ProjectRun:
         self._environment = environment
         return result, invocation
 
-    async def _resolve_environment(self, checked: CheckedCall, stop: StopSignal) -> PreparedEnvironment:
-        self._environment = await resolve_env(checked.project, checked.env_manager, stop)
+    async def _resolve_environment(self, checked: CheckedCall, stop: StopSignal) -> PreparedEnvironment | Preparation:
+        self._environment = await resolve_env(checked, stop)
         return self._environment
 
     async def _start_tracking(self, checked: CheckedCall, working_copy: WorkingCopy) -> None:
         call, session = self._call, self._session
         request = TrackingRequest(
-            tracking_uri=session.tracking_uri or resolve_tracking_uri(),
+            tracking_uri=checked.backend_call.tracking_uri,
             experiment_name=call.experiment_name,
             experiment_id=call.experiment_id,
-            run_id=call.run_id,
+            run_id=call.run_id or self._earlier_run_id(),
             run_name=call.run_name,
             parent_run_id=session.parent_run_id,
             entry_point=checked.entry_point.name,
             version=call.version,
             working_copy=working_copy,
-            environment=checked.env_manager,
+            environment=checked.environment_kind,
             backend=call.backend,
             parameters={**checked.parameters.declared, **checked.parameters.extra},
             flow_run_id=str(self._flow_run.id),
@@ -259,6 +250,11 @@ class _ProjectRun:
         session.set_tracked_run(tracked)
         name = f"{checked.project.display_name}/{checked.entry_point.name}"
         self._announcement = asyncio.ensure_future(self._announce(name, tracked))
+
+    def _earlier_run_id(self) -> str | None:
+        """The MLflow run of an earlier attempt of this flow run: one that is retried, or whose worker died."""
+        run_id = (self._flow_run.labels or {}).get(RUN_ID_LABEL)
+        return run_id if isinstance(run_id, str) else None
 
     async def _announce(self, name: str, tracked: TrackedRun) -> None:
         """Makes the MLflow run known to Prefect, and the flow run by its project's name."""
@@ -291,7 +287,7 @@ class _ProjectRun:
                 get_run_logger().warning("The MLflow run's status could not be set to %s: %s", status, problem)
         if self._announcement is not None:
             await asyncio.wait([self._announcement])
-        if self._environment is not None:
+        if isinstance(self._environment, PreparedEnvironment):
             release_environment(self._environment)
         if self._source is not None and self._working_copy is not None:
             await asyncio.to_thread(self._source.remove, self._working_copy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,15 +15,14 @@ from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED
 from prefect.states import Cancelled
 from prefect.tasks import Task
 
-from prefect_mlprojects.backends import get_backend
-from prefect_mlprojects.backends.base import Backend, ExecutionOutcome, ExecutionRequest, RunIdentity
+from prefect_mlprojects.backends.base import Backend, ExecutionOutcome, ExecutionRequest, Preparation, RunIdentity
+from prefect_mlprojects.calls import CheckedCall
 from prefect_mlprojects.environments.base import PreparedEnvironment
-from prefect_mlprojects.exceptions import RunCancelled, RunFailed, RunTimedOut
-from prefect_mlprojects.sources import WorkingCopy
+from prefect_mlprojects.exceptions import RunCancelled, RunFailed, RunTimedOut, TrackingError
 from prefect_mlprojects.tasks.flow_log import FlowRunLog
-from prefect_mlprojects.tasks.steps import run_step
+from prefect_mlprojects.tasks.steps import Step, run_step
 from prefect_mlprojects.tasks.validate_params import Invocation
-from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal, StreamName
+from prefect_mlprojects.types import OutputSink, StopSignal, StreamName
 
 _logger = logging.getLogger(__name__)
 
@@ -33,17 +32,13 @@ class Target:
     """Where and as whom a command runs.
 
     Attributes:
-        backend: The backend's name.
-        config: Its validated configuration.
         identity: Who the run is.
         variables: What the run adds to the command's environment.
         timeout: Seconds that the command may take; None for no limit.
     """
 
-    backend: str
-    config: BackendConfig
     identity: RunIdentity
-    variables: Mapping[str, str]
+    variables: Mapping[str, str] = field(repr=False)
     timeout: float | None
 
 
@@ -58,6 +53,39 @@ class _Tee:
             sink.write(stream, data)
 
 
+class _Events:
+    """Passes what a backend tells on to the flow run and the MLflow run; an ``ExecutionEvents``."""
+
+    def __init__(self, step: Step, loop: asyncio.AbstractEventLoop) -> None:
+        self._step = step
+        self._loop = loop
+
+    def report(self, line: str) -> None:
+        self._step.report(line)
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        session = self._step.session
+        if session.tracked_run is None:
+            return
+        try:
+            session.tracker.set_tags(session.tracked_run, tags)
+        except TrackingError as error:
+            self._step.report(f"Warning: the MLflow run's tags could not be set: {error}")
+
+    def link(self, title: str, url: str) -> None:
+        self._step.report(f"{title}: {url}")
+        # The thread that calls has the task run's context, and so has what it starts on the loop.
+        asyncio.run_coroutine_threadsafe(self._keep_link(title, url), self._loop)
+
+    async def _keep_link(self, title: str, url: str) -> None:
+        from prefect.artifacts import acreate_link_artifact
+
+        try:
+            await acreate_link_artifact(link=url, link_text=title, description=title)
+        except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
+            _logger.warning("The link of %s could not be kept with the flow run: %s", title, error)
+
+
 async def _can_help(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:  # noqa: ARG001 - Prefect's signature
     """Tells whether trying again can help: after a failed or timed-out command, not after a cancelled one."""
     return isinstance(state.data, RunFailed | RunTimedOut)
@@ -65,14 +93,14 @@ async def _can_help(task: Task[..., object], task_run: TaskRun, state: State[obj
 
 @task(name="execute", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_can_help)
 async def execute(
-    invocation: Invocation, environment: PreparedEnvironment, working_copy: WorkingCopy, target: Target
+    checked: CheckedCall, invocation: Invocation, environment: PreparedEnvironment | Preparation, target: Target
 ) -> ExecutionOutcome | State[ExecutionOutcome]:
     """Runs the command on its backend until it, and all it started, has ended.
 
     Args:
+        checked: The call.
         invocation: What runs.
-        environment: The environment it runs in.
-        working_copy: The project's files.
+        environment: What it runs in.
         target: Where and as whom it runs.
 
     Raises:
@@ -81,15 +109,18 @@ async def execute(
         BackendError: The backend itself failed.
     """
     async with run_step("execute") as step:
-        backend = get_backend(target.backend)
         request = ExecutionRequest(
             command=invocation.command,
-            working_directory=working_copy.directory,
-            environment=environment,
+            working_directory=checked.backend_call.working_copy.directory,
+            environment=environment if isinstance(environment, PreparedEnvironment) else None,
             variables=target.variables,
             identity=target.identity,
-            config=target.config,
+            config=checked.backend_call.config,
             timeout=target.timeout,
+            call=checked.backend_call,
+            preparation=environment if isinstance(environment, Preparation) else None,
+            paths=invocation.paths,
+            events=_Events(step, asyncio.get_running_loop()),
         )
         task_context = TaskRunContext.get()
         assert task_context is not None
@@ -102,7 +133,7 @@ async def execute(
                 enabled=bool(PREFECT_LOGGING_TO_API_ENABLED.value()),
             )
             async with log:
-                outcome = await _in_thread(backend, request, _Tee(step.session.output, log), step.stop)
+                outcome = await _in_thread(checked.backend, request, _Tee(step.session.output, log), step.stop)
             step.detail = outcome.cause
             return _judge(outcome, target)
 
