@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from prefect_mlprojects.calls import ProjectCall
+if TYPE_CHECKING:
+    from prefect_mlprojects.calls import ProjectCall
+
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefect_mlprojects.calls import ProjectCall
 from prefect_mlprojects.cli.options import call_options, make_call_from_options
+
+if TYPE_CHECKING:
+    from prefect_mlprojects.calls import ProjectCall
 
 
 @click.command("run")
