@@ -40,6 +40,13 @@ def _positive_int(text: str) -> int:
     return value
 
 
+def _switch(text: str) -> bool:
+    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in known:
+        raise ValueError(text)
+    return known[text.lower()]
+
+
 def _port(text: str) -> int:
     value = int(text)
     if not 0 < value < 65536:
@@ -84,3 +91,23 @@ def max_concurrent_runs() -> int:
 def grace_period() -> float:
     """Seconds between asking a run's processes to end and killing them (``PREFECT_MLPROJECTS_GRACE_PERIOD``, default 10)."""
     return _read("GRACE_PERIOD", 10.0, _positive_float, "a number of seconds, 0 or more")
+
+
+def keep_working_copies() -> bool:
+    """Whether the files of git and zip projects are kept when a run has ended (``PREFECT_MLPROJECTS_KEEP_WORKING_COPIES``)."""
+    return _read("KEEP_WORKING_COPIES", False, _switch, "true or false")
+
+
+def log_uncommitted_changes() -> bool:
+    """Whether a run of a changed git checkout keeps the changes as an artifact (``PREFECT_MLPROJECTS_LOG_DIFF``, default true)."""
+    return _read("LOG_DIFF", True, _switch, "true or false")
+
+
+def max_zip_bytes() -> int:
+    """How many bytes the files of a zip archive may have (``PREFECT_MLPROJECTS_MAX_ZIP_BYTES``, default 10 GiB)."""
+    return _read("MAX_ZIP_BYTES", 10 * 1024**3, _positive_int, "a whole number of bytes, 1 or more")
+
+
+def trusted_sources() -> tuple[str, ...]:
+    """Patterns of the projects that may run (``PREFECT_MLPROJECTS_TRUSTED_SOURCES``, divided by spaces); none: all may."""
+    return tuple(os.environ.get(f"{PREFIX}TRUSTED_SOURCES", "").split())

@@ -31,6 +31,9 @@ _logger = logging.getLogger(__name__)
 RUN_ID_LABEL = "mlflow.run_id"
 EXPERIMENT_ID_LABEL = "mlflow.experiment_id"
 TRACKING_URI_LABEL = "mlflow.tracking_uri"
+COMMIT_LABEL = "git.commit"
+BRANCH_LABEL = "git.branch"
+REPOSITORY_LABEL = "git.repository"
 
 _STATUS_BY_STATE_TYPE: dict[str, RunStatus] = {
     "SCHEDULED": "RUNNING",

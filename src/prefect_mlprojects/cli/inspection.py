@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from prefect_mlprojects.cli.options import call_options, make_call_from_options, parse_parameters
+
+if TYPE_CHECKING:
+    from prefect_mlprojects.sources import WorkingCopy
 
 
 @click.command("validate")
@@ -35,8 +39,8 @@ def validate_command(
     """
     from prefect_mlprojects.spec import lint
 
-    directory = _directory(uri, None)
-    findings = lint(directory, entry_point or ("main" if parameters else None), parameters or None)
+    with _working_copy(uri, None) as copy:
+        findings = lint(copy.directory, entry_point or ("main" if parameters else None), parameters or None)
     errors = [finding for finding in findings if finding.severity == "error"]
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], default=str))
@@ -56,7 +60,8 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
     """List the entry points of the project at URI and their parameters."""
     from prefect_mlprojects.spec import load_project
 
-    project = load_project(_directory(uri, version))
+    with _working_copy(uri, version) as copy:
+        project = load_project(copy.directory)
     entry_points: dict[str, dict[str, Any]] = {
         name: {
             "command": entry_point.command,
@@ -104,27 +109,27 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
     from prefect_mlprojects.backends.base import PlanningBackend, PreparingBackend
     from prefect_mlprojects.calls import CallContext, check_call, place_paths
     from prefect_mlprojects.environments.managers import environment_manager
-    from prefect_mlprojects.sources import detect_source
+    from prefect_mlprojects.sources import describe_working_copy
     from prefect_mlprojects.spec import build_command
     from prefect_mlprojects.tracking import resolve_tracking_uri
-    from prefect_mlprojects.types import StopSignal
 
     call = make_call_from_options(context, options)
-    copy = detect_source(call.uri, call.version).fetch(StopSignal(), lambda line: click.echo(line, err=True))
-    config = call.backend_config if isinstance(call.backend_config, dict) else {}
-    checked = check_call(call, copy, CallContext(config, resolve_tracking_uri()))
-    parameters = checked.parameters.with_downloads(dict(checked.parameters.downloads.items()))
-    if isinstance(checked.backend, PreparingBackend):
-        parameters, _ = place_paths(checked, parameters, checked.backend)
-    command = build_command(checked.entry_point, parameters)
-    plan = environment_manager(checked.env_manager).plan(checked.project) if checked.env_manager else None
-    remote: dict[str, str] = {}
-    if isinstance(checked.backend, PlanningBackend):
-        remote = dict(checked.backend.plan(checked.backend_call, command))
+    with _working_copy(call.uri, call.version) as copy:
+        config = call.backend_config if isinstance(call.backend_config, dict) else {}
+        checked = check_call(call, copy, CallContext(config, resolve_tracking_uri()))
+        parameters = checked.parameters.with_downloads(dict(checked.parameters.downloads.items()))
+        if isinstance(checked.backend, PreparingBackend):
+            parameters, _ = place_paths(checked, parameters, checked.backend)
+        command = build_command(checked.entry_point, parameters)
+        plan = environment_manager(checked.env_manager).plan(checked.project) if checked.env_manager else None
+        remote: dict[str, str] = {}
+        if isinstance(checked.backend, PlanningBackend):
+            remote = dict(checked.backend.plan(checked.backend_call, command))
     facts: dict[str, Any] = {
         "project": checked.project.display_name,
         "entry_point": checked.entry_point.name,
-        "directory": str(copy.directory),
+        "source": copy.source_name,
+        "directory": None if copy.temporary else str(copy.directory),
         "commit": copy.commit,
         "environment": plan.description if plan else checked.environment_kind,
         "environment_location": str(plan.location) if plan and plan.location else None,
@@ -144,7 +149,7 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
         return
     ready = f" ({'in the cache' if plan.ready else 'to be built'})" if plan and plan.location else ""
     shown = {
-        "source": f"{copy.directory}{f' at {copy.commit[:12]}' if copy.commit else ''}",
+        "source": describe_working_copy(copy),
         "entry point": f"{checked.project.display_name}/{checked.entry_point.name}",
         "environment": f"{facts['environment']}{ready}",
         **{f"download {name}": uri for name, uri in checked.parameters.downloads.items()},
@@ -160,8 +165,14 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
             click.echo(f"\n{title}:\n{text.rstrip()}")
 
 
-def _directory(uri: str, version: str | None) -> Path:
+@contextmanager
+def _working_copy(uri: str, version: str | None) -> Iterator[WorkingCopy]:
     from prefect_mlprojects.sources import detect_source
     from prefect_mlprojects.types import StopSignal
 
-    return detect_source(uri, version).fetch(StopSignal(), lambda line: click.echo(line, err=True)).directory
+    source = detect_source(uri, version)
+    copy = source.fetch(StopSignal(), lambda line: click.echo(line, err=True))
+    try:
+        yield copy
+    finally:
+        source.remove(copy)

@@ -25,8 +25,17 @@ from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.environments.managers import release_environment
 from prefect_mlprojects.exceptions import ExecutionException, RunCancelled, RunFailed, RunTimedOut, TrackingError
 from prefect_mlprojects.flows.cancellation import watch_cancellation
+from prefect_mlprojects.settings import log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
-from prefect_mlprojects.submitted_run import EXPERIMENT_ID_LABEL, RUN_ID_LABEL, TRACKING_URI_LABEL
+from prefect_mlprojects.sources.git_facts import read_uncommitted_changes
+from prefect_mlprojects.submitted_run import (
+    BRANCH_LABEL,
+    COMMIT_LABEL,
+    EXPERIMENT_ID_LABEL,
+    REPOSITORY_LABEL,
+    RUN_ID_LABEL,
+    TRACKING_URI_LABEL,
+)
 from prefect_mlprojects.tasks.execute import Target, execute
 from prefect_mlprojects.tasks.fetch import fetch
 from prefect_mlprojects.tasks.resolve_env import resolve_env
@@ -40,6 +49,8 @@ _logger = logging.getLogger(__name__)
 
 FLOW_NAME = "run_project"
 FLOW_RUN_ID_VARIABLE = "PREFECT_MLPROJECTS_FLOW_RUN_ID"
+
+PATCH_ARTIFACT = "source/uncommitted-changes.patch"
 
 install_plain_errors()
 
@@ -124,6 +135,7 @@ class _ProjectRun:
         self._working_copy: WorkingCopy | None = None
         self._environment: PreparedEnvironment | Preparation | None = None
         self._announcement: asyncio.Task[None] | None = None
+        self._patch: asyncio.Task[None] | None = None
 
     async def run(self) -> RunResult | State[Any]:
         """Goes through the steps; whatever happens, the MLflow run ends as the flow run does."""
@@ -166,7 +178,7 @@ class _ProjectRun:
             load_backend_config(call.backend_config, backend=call.backend)
         )
         context = CallContext(config, session.tracking_uri or resolve_tracking_uri(), session.docker_auth)
-        self._source = detect_source(call.uri, call.version)
+        self._source = detect_source(call.uri, call.version, git_credentials=session.git_credentials)
         self._working_copy = await fetch(self._source)
         checked, invocation = await self._prepare(self._working_copy, context)
         tracked, environment = session.tracked_run, self._environment
@@ -246,22 +258,44 @@ class _ProjectRun:
             flow_run_id=str(self._flow_run.id),
             flow_run_url=url_for("flow-run", obj_id=self._flow_run.id),
         )
+        # Read before the command can change the files.
+        patch = None
+        if working_copy.dirty and log_uncommitted_changes():
+            patch = await asyncio.to_thread(read_uncommitted_changes, working_copy.directory, session.stop)
         tracked = await asyncio.to_thread(session.tracker.start, request)
         session.set_tracked_run(tracked)
         name = f"{checked.project.display_name}/{checked.entry_point.name}"
-        self._announcement = asyncio.ensure_future(self._announce(name, tracked))
+        self._announcement = asyncio.ensure_future(self._announce(name, tracked, working_copy))
+        if patch is not None:
+            self._patch = asyncio.ensure_future(asyncio.to_thread(self._keep_changes, tracked, patch))
 
     def _earlier_run_id(self) -> str | None:
         """The MLflow run of an earlier attempt of this flow run: one that is retried, or whose worker died."""
         run_id = (self._flow_run.labels or {}).get(RUN_ID_LABEL)
         return run_id if isinstance(run_id, str) else None
 
-    async def _announce(self, name: str, tracked: TrackedRun) -> None:
+    def _keep_changes(self, tracked: TrackedRun, patch: str) -> None:
+        """Keeps what was not committed with the MLflow run, so that the run can be made again."""
+        try:
+            self._session.tracker.log_text(tracked, PATCH_ARTIFACT, patch)
+        except TrackingError as error:
+            _logger.warning("The uncommitted changes could not be kept with the run: %s", error)
+
+    async def _announce(self, name: str, tracked: TrackedRun, working_copy: WorkingCopy) -> None:
         """Makes the MLflow run known to Prefect, and the flow run by its project's name."""
         labels: dict[str, bool | int | float | str] = {
             RUN_ID_LABEL: tracked.run_id,
             EXPERIMENT_ID_LABEL: tracked.experiment_id,
             TRACKING_URI_LABEL: mask_text(tracked.tracking_uri),
+            **{
+                label: value
+                for label, value in (
+                    (COMMIT_LABEL, working_copy.commit),
+                    (BRANCH_LABEL, working_copy.branch),
+                    (REPOSITORY_LABEL, working_copy.repository_url),
+                )
+                if value
+            },
         }
         try:
             async with get_client() as client:
@@ -285,8 +319,9 @@ class _ProjectRun:
                 await asyncio.to_thread(session.tracker.finish, tracked, status)
             except TrackingError as problem:
                 get_run_logger().warning("The MLflow run's status could not be set to %s: %s", status, problem)
-        if self._announcement is not None:
-            await asyncio.wait([self._announcement])
+        unfinished = [task for task in (self._announcement, self._patch) if task is not None]
+        if unfinished:
+            await asyncio.wait(unfinished)
         if isinstance(self._environment, PreparedEnvironment):
             release_environment(self._environment)
         if self._source is not None and self._working_copy is not None:

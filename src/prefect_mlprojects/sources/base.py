@@ -65,3 +65,15 @@ class Source(Protocol):
 
     def remove(self, copy: WorkingCopy) -> None:
         """Removes a temporary copy that this source made; for any other, and when called again, it does nothing."""
+
+
+def describe_working_copy(copy: WorkingCopy) -> str:
+    """Says where a working copy comes from and which version it is, for people to read.
+
+    Args:
+        copy: The working copy.
+    """
+    version = f" at {copy.commit[:12]}" if copy.commit else ""
+    version += f" ({copy.branch})" if copy.branch and copy.kind == "git" else ""
+    place = copy.source_name if copy.kind != "local" else copy.directory
+    return f"{place}{version}{' (with uncommitted changes)' if copy.dirty else ''}"

@@ -7,20 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect_mlprojects._process import run_tool
+from prefect_mlprojects._process import run_process, run_tool
 from prefect_mlprojects._redaction import mask_text, strip_credentials
-from prefect_mlprojects.types import StopSignal
+from prefect_mlprojects.sources.git_program import REPOSITORY_VARIABLES
+from prefect_mlprojects.types import StopSignal, StreamName
 
-# A git hook or a wrapper may have these set for another repository than the project's.
-_REPOSITORY_VARIABLES = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_COMMON_DIR",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_NAMESPACE",
-    "GIT_PREFIX",
-)
+MAX_PATCH_BYTES = 10_000_000
+"""How large a patch is worth keeping with a run."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +69,34 @@ def read_git_facts(folder: Path, report: Callable[[str], None], stop: StopSignal
     return GitFacts(source_name, commit, branch, _first_remote(folder, stop), dirty)
 
 
+def read_uncommitted_changes(folder: Path, stop: StopSignal) -> str | None:
+    """Returns how the tracked files of a checkout differ from its commit, as a patch that ``git apply`` takes.
+
+    Args:
+        folder: A folder inside the checkout.
+        stop: Ends a git that takes long.
+
+    Returns:
+        The patch; None when git can't tell, or when it is larger than ``MAX_PATCH_BYTES``.
+    """
+    pieces: list[bytes] = []
+    command = ["git", "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", "--", ":/"]
+
+    def take(stream: StreamName, data: bytes) -> None:
+        # Byte for byte: lines of a patch may end in any way.
+        if stream == "stdout":
+            pieces.append(data)
+
+    try:
+        result = run_process(command, cwd=folder, env=_variables(), write=take, stop=stop)
+    except FileNotFoundError:
+        return None
+    patch = b"".join(pieces)
+    if result.return_code != 0 or not patch or len(patch) > MAX_PATCH_BYTES:
+        return None
+    return patch.decode("utf-8", "replace")
+
+
 @dataclass(frozen=True)
 class _Answer:
     exit_code: int
@@ -84,15 +105,18 @@ class _Answer:
 
 def _git(folder: Path, arguments: Sequence[str], stop: StopSignal) -> _Answer | None:
     """Runs git in a folder; None when there is no git."""
-    variables = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
-    # Reading must not write the index (a run may not touch the checkout), and messages are matched in English.
-    variables |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
     lines: list[str] = []
     try:
-        result = run_tool(["git", *arguments], cwd=folder, env=variables, report=lines.append, stop=stop)
+        result = run_tool(["git", *arguments], cwd=folder, env=_variables(), report=lines.append, stop=stop)
     except FileNotFoundError:
         return None
     return _Answer(result.exit_code, tuple(lines))
+
+
+def _variables() -> dict[str, str]:
+    variables = {name: value for name, value in os.environ.items() if name not in REPOSITORY_VARIABLES}
+    # Reading must not write the index (a run may not touch the checkout), and messages are matched in English.
+    return variables | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
 
 
 def _parse_status(lines: Sequence[str]) -> tuple[str | None, str | None, bool]:

@@ -7,7 +7,7 @@ import asyncio
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from prefect_mlprojects.sources import Source, WorkingCopy
+from prefect_mlprojects.sources import Source, WorkingCopy, describe_working_copy
 from prefect_mlprojects.tasks.steps import run_step
 
 
@@ -25,9 +25,3 @@ async def fetch(source: Source) -> WorkingCopy:
         copy = await asyncio.to_thread(source.fetch, step.stop, step.report)
         step.detail = describe_working_copy(copy)
         return copy
-
-
-def describe_working_copy(copy: WorkingCopy) -> str:
-    """Says where a working copy lies and which version it is, for people to read."""
-    version = f" at {copy.commit[:12]}" if copy.commit else ""
-    return f"{copy.directory}{version}{' (with uncommitted changes)' if copy.dirty else ''}"

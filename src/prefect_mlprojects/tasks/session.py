@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 from prefect_mlprojects.exceptions import ExecutionException
+from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
 from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, Tracker
 from prefect_mlprojects.types import OutputSink, RunStatus, StopSignal, StreamName
 
@@ -121,6 +122,7 @@ class RunSession:
         tracking_uri: The tracking URI to use; it may hold a password. None: as this process finds it.
         parent_run_id: The MLflow run that this one is nested in.
         docker_auth: Registry credentials given to ``run()``.
+        git_credentials: Finds credentials for git repositories; None leaves that to git.
         output: Where the project's output is shown.
         observer: Watches the steps.
         rebuild_environment: Builds the environment anew although it is there.
@@ -131,6 +133,7 @@ class RunSession:
     tracking_uri: str | None = None
     parent_run_id: str | None = None
     docker_auth: Mapping[str, Any] | None = None
+    git_credentials: GitCredentialsLookup | None = None
     output: OutputSink = field(default_factory=TerminalOutput)
     observer: RunObserver = field(default_factory=QuietObserver)
     rebuild_environment: bool = False

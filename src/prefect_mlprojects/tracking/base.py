@@ -114,6 +114,18 @@ class Tracker(Protocol):
             TrackingError: The store can't be reached or written, or the run is gone.
         """
 
+    def log_text(self, run: TrackedRun, name: str, text: str) -> None:
+        """Keeps a text as an artifact of a run.
+
+        Args:
+            run: The run.
+            name: The artifact's path, such as ``source/uncommitted-changes.patch``.
+            text: What it holds.
+
+        Raises:
+            TrackingError: The store or its artifacts can't be reached or written, or the run is gone.
+        """
+
     def finish(self, run: TrackedRun, status: FinalStatus) -> None:
         """Gives the run its final status and end time, whatever the project's own code set; calling again is allowed.
 

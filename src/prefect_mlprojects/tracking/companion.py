@@ -116,6 +116,13 @@ class CompanionTracker:
         except _CompanionGoneError as error:
             self._own_tracker(error).set_tags(run, tags)
 
+    def log_text(self, run: TrackedRun, name: str, text: str) -> None:
+        """Keeps a text as an artifact of a run; see ``Tracker``."""
+        try:
+            self._ask("log_text", run=asdict(run), name=name, text=text)
+        except _CompanionGoneError as error:
+            self._own_tracker(error).log_text(run, name, text)
+
     def finish(self, run: TrackedRun, status: FinalStatus) -> None:
         """Gives the run its final status; see ``Tracker``."""
         try:

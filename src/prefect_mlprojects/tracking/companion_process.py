@@ -116,6 +116,8 @@ class _Companion:
         run = TrackedRun(**message["run"])
         if message["op"] == "set_tags":
             return self._tracker.set_tags(run, message["tags"])
+        if message["op"] == "log_text":
+            return self._tracker.log_text(run, message["name"], message["text"])
         if message["op"] == "finish":
             self._tracker.finish(run, message["status"])
             with self._lock:

@@ -13,7 +13,7 @@ from prefect_mlprojects._redaction import mask_text
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, TrackingRequest
 from prefect_mlprojects.tracking.failures import did_nothing, may_pass, tracking_error
-from prefect_mlprojects.tracking.mlflow_store import MlflowStore, StoredExperiment, StoredRun
+from prefect_mlprojects.tracking.mlflow_store import MlflowStore, StoredExperiment, StoredRun, log_artifact_text
 from prefect_mlprojects.tracking.stores import check_reachable, gate, open_store, quiet
 from prefect_mlprojects.tracking.tags import batches, fitting_parameters, fitting_tags, project_tags
 from prefect_mlprojects.tracking.uris import EXPERIMENT_ID_VARIABLE, EXPERIMENT_NAME_VARIABLE, run_page
@@ -89,6 +89,12 @@ class InProcessTracker:
         if tags:
             fitting = fitting_tags(tags)
             self._call(run.tracking_uri, "set tags of the run", lambda store: _log(store, run.run_id, fitting, {}))
+
+    def log_text(self, run: TrackedRun, name: str, text: str) -> None:
+        """Keeps a text as an artifact of a run; see ``Tracker``."""
+        self._call(
+            run.tracking_uri, f"keep {name}", lambda _: log_artifact_text(run.tracking_uri, run.run_id, name, text)
+        )
 
     def finish(self, run: TrackedRun, status: FinalStatus) -> None:
         """Gives the run its final status; see ``Tracker``."""

@@ -82,6 +82,21 @@ def ask_server(uri: str, timeout: float) -> None:
     )
 
 
+def log_artifact_text(uri: str, run_id: str, name: str, text: str) -> None:
+    """Keeps a text as an artifact of a run; here MLflow's client is used, which knows where artifacts go.
+
+    Args:
+        uri: The absolute tracking URI.
+        run_id: The run's id.
+        name: The artifact's path.
+        text: What it holds.
+    """
+    from mlflow.tracking.client import MlflowClient
+
+    client: Any = MlflowClient(tracking_uri=uri)
+    client.log_text(run_id, text, name)
+
+
 class MlflowStore:
     """One of MLflow's stores, typed; every method raises what MLflow and its drivers raise.
 

@@ -6,6 +6,8 @@ import pytest
 
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources import WorkingCopy, detect_source
+from prefect_mlprojects.sources.git import GitSource
+from prefect_mlprojects.sources.zip_archive import ZipSource
 from prefect_mlprojects.types import StopSignal
 
 
@@ -147,32 +149,104 @@ def test_a_very_long_name_is_refused_like_any_missing_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    "uri",
+    ("uri", "url", "subdirectory"),
     [
-        "https://example.com/o/r",
-        "https://example.com/o/r.git#sub",
-        "git@example.com:o/r.git",
-        "ssh://git@example.com/o/r",
-        "git+https://example.com/o/r",
-        "git://example.com/r",
-        "s3://bucket/project.zip",
-        "project.zip",
-        "ext::sh -c touch% /dev/null",
+        ("https://example.com/o/r", "https://example.com/o/r", ""),
+        ("https://example.com/o/r.git#sub/deep", "https://example.com/o/r.git", "sub/deep"),
+        ("HTTPS://example.com:8443/o/r", "https://example.com:8443/o/r", ""),
+        ("git@example.com:o/r.git", "ssh://git@example.com/o/r.git", ""),
+        ("git@example.com:~me/r.git", "ssh://git@example.com/~me/r.git", ""),
+        ("ssh://git@example.com:2222/o/r#sub", "ssh://git@example.com:2222/o/r", "sub"),
+        ("git+https://example.com/o/r", "https://example.com/o/r", ""),
+        ("git+ssh://git@example.com/o/r", "ssh://git@example.com/o/r", ""),
+        ("git://example.com/r", "git://example.com/r", ""),
+        ("https://[::1]:8080/o/r", "https://[::1]:8080/o/r", ""),
+        ("https://me:secret@example.com/o/r", "https://example.com/o/r", ""),
     ],
 )
-def test_forms_of_a_later_version_name_what_this_one_accepts(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match="this version runs a local folder") as caught:
+def test_git_repositories_elsewhere(uri: str, url: str, subdirectory: str, tmp_path: Path) -> None:
+    source = detect_source(uri, "v1", base=tmp_path)
+
+    assert isinstance(source, GitSource)
+    assert (source.url.url, source.subdirectory, source.version) == (url, subdirectory, "v1")
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/project.zip", "https://example.com/project.zip?x=1#sub"])
+def test_zip_archives_elsewhere(uri: str, tmp_path: Path) -> None:
+    source = detect_source(uri, base=tmp_path)
+
+    assert isinstance(source, ZipSource)
+    assert source.location == uri.partition("#")[0]
+    with pytest.raises(FetchError, match="is a zip archive"):
+        detect_source(uri, "v1", base=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("ext::sh -c touch% /dev/null", "can't be fetched. Give a local folder"),
+        ("s3://bucket/project", "can't be fetched. Give a local folder"),
+        ("git+ext://sh", "can't be fetched. Give a local folder"),
+        ("project.zip", "zip archive '.*project.zip' does not exist"),
+        ("https://example.com", "names no repository"),
+        ("ssh://-oProxyCommand=touch/o/r", "begins with '-'"),
+        ("ssh://git@example.com/-upload", "begins with '-'"),
+        ("-u@example.com:o/r", "begins with '-'"),
+        ("https://example.com:port/o/r", "is no URL"),
+    ],
+)
+def test_what_is_not_accepted_says_what_is(uri: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=words) as caught:
         detect_source(uri, base=tmp_path)
 
     assert caught.value.uri == uri
 
 
-def test_a_password_in_a_uri_does_not_show() -> None:
-    with pytest.raises(FetchError) as caught:
-        detect_source("https://me:hunter2@example.com/o/r")
+@pytest.mark.parametrize("version", ["--upload-pack=touch", "-x", "a b", "a\nb"])
+def test_a_version_is_no_option(version: str, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="is no version"):
+        detect_source("https://example.com/o/r", version, base=tmp_path)
 
-    assert "hunter2" not in str(caught.value)
-    assert "hunter2" not in caught.value.uri
+
+def test_a_password_in_a_uri_is_kept_apart_and_does_not_show() -> None:
+    source = detect_source("https://me:hunter2@example.com/o/r")
+
+    assert isinstance(source, GitSource)
+    assert source.url.credentials is not None
+    assert source.url.credentials.token == "hunter2"
+    assert "hunter2" not in repr(source)
+    assert "hunter2" not in source.uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "patterns", "trusted"),
+    [
+        ("https://example.com/acme/r", "https://example.com/acme/*", True),
+        ("https://EXAMPLE.com/acme/r", "https://example.com/acme/*", True),
+        ("https://me:secret@example.com/acme/r", "https://example.com/acme/*", True),
+        ("https://example.com/acme/../evil/r", "https://example.com/acme/*", False),
+        ("https://example.com/acme/%2e%2e/evil/r", "https://example.com/acme/*", False),
+        ("https://example.com/acme/%252e%252e/evil/r", "https://example.com/acme/*", False),
+        ("https://example.com.evil.org/acme/r", "https://example.com/acme/*", False),
+        ("https://example.com@evil.org/acme/r", "https://example.com/acme/*", False),
+        ("git@example.com:acme/r", "https://example.com/acme/* ssh://example.com/acme/*", True),
+        ("https://example.com/acme/r.zip", "s3://*", False),
+        ("PROJECT", "https://*", False),
+        ("PROJECT", "PROJECT", True),
+        ("file://PROJECT", "PROJECT/*", False),
+    ],
+)
+def test_only_trusted_sources_where_there_are_any(
+    uri: str, patterns: str, trusted: bool, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, patterns = uri.replace("PROJECT", str(project)), patterns.replace("PROJECT", str(project))
+    monkeypatch.setenv("PREFECT_MLPROJECTS_TRUSTED_SOURCES", patterns)
+
+    if trusted:
+        detect_source(uri)
+    else:
+        with pytest.raises(FetchError, match="may not run here"):
+            detect_source(uri)
 
 
 def test_a_file_uri_of_another_machine_is_refused() -> None:

@@ -1,0 +1,182 @@
+"""Runs the ``git`` program: without prompts, hooks or other surprises, and with a run's credentials.
+
+GitPython is not used for it: it can't be stopped in the middle of a fetch, and shows the command line, and with it a password,
+in its errors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prefect_mlprojects._process import run_tool
+from prefect_mlprojects._redaction import MASK, mask_text
+from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.sources.git_credentials import GitCredentials, git_settings
+from prefect_mlprojects.sources.git_urls import GIT_SCHEMES, GitUrl
+from prefect_mlprojects.types import StopSignal
+
+# A git hook or a wrapper may have these set for another repository than the project's.
+REPOSITORY_VARIABLES = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_COMMON_DIR",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+)
+"""Variables that would point git at another repository than the one it is run in."""
+
+_SETTINGS: tuple[tuple[str, str], ...] = (
+    ("core.hooksPath", os.devnull),
+    ("core.fsmonitor", "false"),
+    # What runs use may look unused to git; the cache is never cleaned behind their backs.
+    ("gc.auto", "0"),
+    ("maintenance.auto", "false"),
+    # With version 2 a server gives any commit that it has.
+    ("protocol.version", "2"),
+    ("fetch.recurseSubmodules", "false"),
+    ("submodule.recurse", "false"),
+    ("advice.detachedHead", "false"),
+    ("core.askPass", ""),
+    # A connection that has died is noticed after two minutes without a byte.
+    ("http.lowSpeedLimit", "1"),
+    ("http.lowSpeedTime", "120"),
+)
+
+
+@dataclass(frozen=True)
+class GitAnswer:
+    """What git said.
+
+    Attributes:
+        exit_code: Its exit code.
+        lines: What it printed, stdout and stderr together, with secrets masked.
+    """
+
+    exit_code: int
+    lines: tuple[str, ...]
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it did what it was asked."""
+        return self.exit_code == 0
+
+    @property
+    def text(self) -> str:
+        """What it printed."""
+        return "\n".join(self.lines)
+
+
+@dataclass(frozen=True)
+class GitProgram:
+    """Git, ready to be run for one repository; made by ``use_git``.
+
+    Attributes:
+        variables: Its environment.
+        stop: Ends it.
+        shown: The project's URI for errors, passwords masked.
+        secrets: Texts that are masked in what it prints.
+    """
+
+    variables: Mapping[str, str] = field(repr=False)
+    stop: StopSignal
+    shown: str
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    def run(
+        self, *arguments: str, folder: Path | None = None, report: Callable[[str], None] | None = None
+    ) -> GitAnswer:
+        """Runs git and waits for its end.
+
+        Args:
+            *arguments: What comes after ``git``; what a user gave must stand behind ``--`` or be checked.
+            folder: Where it runs.
+            report: Takes each line as it is printed, secrets masked.
+
+        Raises:
+            FetchError: There is no git, or the end was asked for.
+        """
+        lines: list[str] = []
+
+        def take(line: str) -> None:
+            line = self._masked(line)
+            lines.append(line)
+            if report is not None:
+                report(line)
+
+        try:
+            result = run_tool(["git", *arguments], cwd=folder, env=self.variables, report=take, stop=self.stop)
+        except FileNotFoundError:
+            raise FetchError(
+                "The program git was not found; projects in git repositories need it. Install it (apt install git, "
+                "brew install git).",
+                uri=self.shown,
+            ) from None
+        if self.stop.requested:
+            raise FetchError(f"The fetch of {self.shown!r} was stopped: {self.stop.reason}.", uri=self.shown)
+        return GitAnswer(result.exit_code, tuple(lines))
+
+    def _masked(self, line: str) -> str:
+        for secret in self.secrets:
+            line = line.replace(secret, MASK)
+        return mask_text(line)
+
+
+@contextmanager
+def use_git(url: GitUrl, credentials: GitCredentials | None, stop: StopSignal, shown: str) -> Iterator[GitProgram]:
+    """Gives a git that knows the credentials of one repository.
+
+    It never asks anybody anything: not at the terminal, not by a window. The user's own configuration, credential helpers
+    and SSH agent work as usual.
+
+    Args:
+        url: The repository.
+        credentials: The credentials; None for those that git finds itself.
+        stop: Ends what is under way.
+        shown: The project's URI for errors, passwords masked.
+    """
+    variables = {name: value for name, value in os.environ.items() if name not in REPOSITORY_VARIABLES}
+    variables |= {
+        "LC_ALL": "C",
+        "GIT_TERMINAL_PROMPT": "0",
+        # Programs that ask by a window; this one fails at once.
+        "GIT_ASKPASS": "false",
+        "SSH_ASKPASS": "false",
+        "SSH_ASKPASS_REQUIRE": "never",
+        "GCM_INTERACTIVE": "never",
+        "GIT_ALLOW_PROTOCOL": ":".join(GIT_SCHEMES),
+        # Large files come in a step of their own, with the same credentials.
+        "GIT_LFS_SKIP_SMUDGE": "1",
+    }
+    if "GIT_SSH_COMMAND" not in variables and "GIT_SSH" not in variables:
+        variables["GIT_SSH_COMMAND"] = "ssh -o BatchMode=yes -o ConnectTimeout=30"
+    with git_settings(credentials, url.origin) as (more, settings):
+        variables |= more
+        _configure(variables, [*_SETTINGS, *settings])
+        yield GitProgram(variables, stop, shown, _secrets(credentials))
+
+
+def _secrets(credentials: GitCredentials | None) -> tuple[str, ...]:
+    if credentials is None:
+        return ()
+    # A lone user name of a URL may be a token.
+    secret = credentials.token or (credentials.username if credentials.ssh_private_key is None else None)
+    return (secret,) if secret else ()
+
+
+def _configure(variables: dict[str, str], settings: Sequence[tuple[str, str]]) -> None:
+    """Hands settings to git by its environment (git-config(1), GIT_CONFIG_COUNT), after those that are there."""
+    try:
+        count = int(variables.get("GIT_CONFIG_COUNT", "0"))
+    except ValueError:
+        count = 0
+    for number, (key, value) in enumerate(settings, count):
+        variables[f"GIT_CONFIG_KEY_{number}"] = key
+        variables[f"GIT_CONFIG_VALUE_{number}"] = value
+    variables["GIT_CONFIG_COUNT"] = str(count + len(settings))

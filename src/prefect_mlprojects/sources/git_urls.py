@@ -1,0 +1,123 @@
+"""The forms in which a git repository can be named: pure, without asking git or a network."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.sources.git_credentials import GitCredentials
+
+GIT_SCHEMES = ("https", "http", "ssh", "git", "file")
+"""The transports that are used; git's own ``ext::`` and other remote helpers run any program."""
+
+_SCP_ADDRESS = re.compile(r"^(?P<user>[^/\s:@]+)@(?P<host>\[[^\]/]+\]|[^/\s:@\[\]]+):(?P<path>[^\s].*)$")
+
+
+@dataclass(frozen=True)
+class GitUrl:
+    """A repository's address.
+
+    Attributes:
+        url: What git is given: an absolute URL; it holds no user name and password (but ``ssh://user@``).
+        credentials: The user name and password that stood in an http(s) URL; None without.
+    """
+
+    url: str
+    credentials: GitCredentials | None = None
+
+    @property
+    def scheme(self) -> str:
+        """The transport: one of ``GIT_SCHEMES``."""
+        return urlsplit(self.url).scheme
+
+    @property
+    def host(self) -> str:
+        """The host with its port, if the URL names one, in lower case; empty for a local repository."""
+        return urlsplit(self.url).netloc.rpartition("@")[2].lower()
+
+    @property
+    def origin(self) -> str:
+        """``scheme://host[:port]``."""
+        return f"{self.scheme}://{self.host}"
+
+
+def parse_git_url(text: str) -> GitUrl | None:
+    """Reads the address of a repository.
+
+    Args:
+        text: ``https://…``, ``http://…``, ``ssh://…``, ``git://…``, ``file:///…``, any of them after ``git+``, or
+            ``user@host:path``.
+
+    Returns:
+        The address, or None when the text has none of these forms.
+
+    Raises:
+        FetchError: It has one, but a part of it is missing or could be taken for an option.
+    """
+    scp = _SCP_ADDRESS.match(text)
+    if scp is not None and "://" not in text:
+        path = scp["path"]
+        _refuse_option(text, scp["user"], scp["host"], path)
+        return GitUrl(f"ssh://{scp['user']}@{scp['host']}/{path if path.startswith('~') else path.lstrip('/')}")
+    scheme, separator, rest = text.partition("://")
+    scheme = scheme.lower().removeprefix("git+")
+    if not separator or scheme not in GIT_SCHEMES:
+        return None
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise FetchError(f"{mask_text(text)!r} is no URL: {error}.", uri=mask_text(text)) from None
+    if scheme == "file":
+        if host not in ("", "localhost"):
+            raise FetchError(f"{mask_text(text)!r} names another machine; a file:// URI has three slashes.", uri=text)
+        return GitUrl(urlunsplit(("file", "", parts.path, "", "")))
+    if not host or parts.path.strip("/") == "":
+        raise FetchError(
+            f"{mask_text(text)!r} names no repository: a URL has the form {scheme}://host/path.", uri=mask_text(text)
+        )
+    user = unquote(parts.username or "")
+    _refuse_option(text, user, host, parts.path.lstrip("/"))
+    address = f"[{host}]" if ":" in host else host
+    netloc = f"{address}:{port}" if port else address
+    if scheme == "ssh" and user:
+        netloc = f"{quote(user, safe='')}@{netloc}"
+    url = urlunsplit((scheme, netloc, parts.path, parts.query, ""))
+    if scheme in ("http", "https") and user:
+        # Kept apart from the URL, which other users of the machine see in the list of processes. A lone user name may be a
+        # token; its password is asked of git's credential helpers, as git does.
+        token = None if parts.password is None else unquote(parts.password)
+        return GitUrl(url, GitCredentials(user, token, hosts=(netloc.lower(),)))
+    return GitUrl(url)
+
+
+def resolve_submodule_url(parent: GitUrl, text: str) -> GitUrl | None:
+    """Reads a submodule's URL, which may be relative to its parent's repository (gitmodules(5)).
+
+    Args:
+        parent: The repository that has the submodule.
+        text: What ``.gitmodules`` says.
+
+    Returns:
+        The address; None when it has no form that is allowed.
+
+    Raises:
+        FetchError: A part of it is missing or could be taken for an option.
+    """
+    if not text.startswith(("./", "../")):
+        return parse_git_url(text)
+    parts = urlsplit(parent.url)
+    path = posixpath.normpath(posixpath.join(parts.path, text))
+    return GitUrl(urlunsplit(parts._replace(path=path)), parent.credentials)
+
+
+def _refuse_option(text: str, *parts: str) -> None:
+    # ssh and git would take "-oProxyCommand=…" for an option of theirs.
+    if any(part.startswith("-") for part in parts):
+        raise FetchError(
+            f"{mask_text(text)!r} can't be fetched: a user, host or path in it begins with '-'.", uri=mask_text(text)
+        )

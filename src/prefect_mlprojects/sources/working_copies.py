@@ -1,0 +1,126 @@
+"""Folders that belong to one run each: made in the cache, removed at its end, and swept when their process died."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import uuid
+from pathlib import Path
+
+from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.settings import cache_directory, keep_working_copies
+
+_held: dict[Path, int] = {}
+_held_lock = threading.Lock()
+
+
+def new_working_copy(shown: str) -> Path:
+    """Makes an empty folder for a run; the process holds a lock on it as long as it lives.
+
+    Args:
+        shown: The project's URI for messages, passwords masked.
+
+    Raises:
+        FetchError: The cache can't be written.
+    """
+    root = cache_directory() / "working-copies"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        folder, handle = _claim_name(root)
+        # The run's own folder is private; the project's below it has an ordinary mode.
+        folder.mkdir(mode=0o700)
+        project = folder / "project"
+        project.mkdir()
+    except OSError as error:
+        raise FetchError(
+            f"There is no place for the files of {shown!r}: {error.filename or root}: {error.strerror or error}. "
+            "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
+            uri=shown,
+        ) from None
+    with _held_lock:
+        _held[folder] = handle
+    return project
+
+
+def remove_working_copy(project: Path) -> None:
+    """Removes what ``new_working_copy`` made, unless it is to be kept; called again, or for any other, it does nothing.
+
+    Args:
+        project: What ``new_working_copy`` returned.
+    """
+    folder = project.parent
+    with _held_lock:
+        handle = _held.pop(folder, None)
+    if handle is None:
+        return
+    if not keep_working_copies():
+        remove_tree(folder)
+    _lock_file(folder).unlink(missing_ok=True)
+    os.close(handle)
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes a folder with all that is in it, also what a project made read-only.
+
+    Args:
+        folder: The folder.
+    """
+
+    def make_writable(function: object, path: str, error: object) -> None:  # noqa: ARG001 - shutil's signature
+        parent = os.path.dirname(path)  # noqa: PTH120
+        for each in (parent, path):
+            if os.path.isdir(each) and not os.path.islink(each):  # noqa: PTH112, PTH114
+                os.chmod(each, 0o700)  # noqa: PTH101
+        if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
+            shutil.rmtree(path, ignore_errors=True)
+        elif os.path.lexists(path):
+            os.unlink(path)  # noqa: PTH108
+
+    try:
+        shutil.rmtree(folder, onerror=make_writable)
+    except OSError:
+        # What can't be removed now is swept by a later run.
+        return
+
+
+def _claim_name(root: Path) -> tuple[Path, int]:
+    """Finds a name that no other run has, and locks it before there is a folder of that name."""
+    import fcntl
+
+    while True:
+        folder = root / f"run-{uuid.uuid4().hex[:12]}"
+        handle = os.open(_lock_file(folder), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return folder, handle
+        # Another process swept it away before it was locked.
+        os.close(handle)
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _sweep(root: Path) -> None:
+    """Removes the folders of processes that died: the system has freed their locks."""
+    import fcntl
+
+    for file in root.glob("run-*.lock"):
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            # Its process lives.
+            os.close(handle)
+            continue
+        try:
+            remove_tree(root / file.stem)
+            if not (root / file.stem).exists():
+                file.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
