@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if config.stash.get(_owner, False):
         stop_server()
         shutil.rmtree(os.environ[_ROOT_VARIABLE], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def need_program() -> Callable[[str], str]:
+    """Returns the path of a program that a real service needs; without it the test is skipped, and in CI it fails."""
+
+    def need(name: str) -> str:
+        path = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin")))
+        if path is None:
+            message = f"the program {name} is not installed; scripts/test installs it when it runs as root"
+            if os.environ.get("CI") == "true":
+                pytest.fail(message)
+            pytest.skip(message)
+        return path
+
+    return need
 
 
 @pytest.fixture(scope="session")

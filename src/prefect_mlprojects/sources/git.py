@@ -123,10 +123,10 @@ class GitSource:
                 "(apt install git-lfs)."
             )
             return
-        storage = cache / "lfs"
-        self._succeed(
-            git.run("-c", f"lfs.storage={storage}", "-c", "filter.lfs.required=true", "lfs", "pull", folder=folder)
-        )
+        # In the copy's own configuration: given on the command line it would hold for a local remote as well.
+        with (folder / ".git" / "config").open("a") as config:
+            config.write(f'[lfs]\n\tstorage = "{_escaped(str(cache / "lfs"))}"\n')
+        self._succeed(git.run("lfs", "pull", folder=folder))
 
     def _add_submodules(
         self, folder: Path, commit: str, parent: GitUrl, git: GitProgram, report: Callable[[str], None], depth: int

@@ -112,7 +112,7 @@ def explain_failure(output: str, *, scheme: str, host: str) -> GitFailure:
 
 
 def _line(lines: list[str], signs: tuple[str, ...], default: str) -> str:
-    return next((line.strip() for line in lines if any(sign in line.lower() for sign in signs)), default)
+    return next((line.strip() for sign in signs for line in lines if sign in line.lower()), default)
 
 
 def _how_to_authenticate(scheme: str, host: str) -> str:

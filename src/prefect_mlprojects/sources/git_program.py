@@ -38,6 +38,8 @@ _SETTINGS: tuple[tuple[str, str], ...] = (
     # What runs use may look unused to git; the cache is never cleaned behind their backs.
     ("gc.auto", "0"),
     ("maintenance.auto", "false"),
+    # Packs stay packs: thousands of loose objects are slow to read.
+    ("fetch.unpackLimit", "1"),
     # With version 2 a server gives any commit that it has.
     ("protocol.version", "2"),
     ("fetch.recurseSubmodules", "false"),

@@ -1,0 +1,121 @@
+"""Runs of projects that were fetched, and of changed checkouts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_mlprojects import run
+
+Read = Callable[[str], Any]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "MLproject").write_text(
+        "name: fetched\nentry_points:\n  main:\n    parameters: {who: {type: string, default: world}}\n"
+        "    command: echo hello {who} from $(cat word) && pwd > $OUT && ls >> $OUT\n"
+    )
+    (folder / "sub" / "word").write_text("first")
+    git(folder, "init", "-q", "-b", "trunk")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "first")
+    return folder
+
+
+def test_a_run_of_a_git_version(
+    repository: Path, workspace: Path, tracked: Read, prefect_state: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUT", str(workspace / "out"))
+    sha = git(repository, "rev-parse", "HEAD")
+    (repository / "sub" / "word").write_text("second")
+    git(repository, "commit", "-qam", "second")
+
+    done = run(f"{repository.as_uri()}#sub", version=sha, env_manager="local")
+
+    folder, *files = (workspace / "out").read_text().split()
+    assert files == ["MLproject", "word"]
+    assert not Path(folder).exists(), "the working copy is removed at the end"
+    tags = tracked(str(done.run_id)).data.tags
+    assert tags["mlflow.source.git.commit"] == sha
+    assert tags["mlflow.source.git.repoURL"] == repository.as_uri()
+    assert tags["mlflow.source.name"] == f"{repository.as_uri()}#sub"
+    labels = prefect_state(done.flow_run_id).labels
+    assert (labels["git.commit"], labels["git.repository"]) == (sha, repository.as_uri())
+    assert prefect_state(done.flow_run_id).name == "fetched/main"
+
+
+def test_a_run_of_a_changed_checkout_keeps_the_changes(
+    repository: Path, workspace: Path, tracked: Read, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OUT", str(workspace / "out"))
+    (repository / "sub" / "word").write_bytes(b"changed\r\nno end \xff")
+    patches = []
+    for wanted in ("true", "false"):
+        monkeypatch.setenv("PREFECT_MLPROJECTS_LOG_DIFF", wanted)
+        done = run(str(repository / "sub"), env_manager="local")
+        found = tracked(str(done.run_id))
+        assert found.data.tags["mlflow.source.git.dirty"] == "true"
+        patches.append(Path(found.info.artifact_uri.removeprefix("file://")) / "source" / "uncommitted-changes.patch")
+
+    assert patches[0].is_file()
+    assert not patches[1].exists()
+    other = tmp_path / "other"
+    git(tmp_path, "clone", "-q", str(repository), str(other))
+    git(other, "apply", str(patches[0]))
+    assert (other / "sub" / "word").read_bytes().startswith(b"changed\r\n")
+
+
+def test_the_command_line_keeps_the_changes_too(
+    repository: Path, workspace: Path, tracked: Read, mlprojects: Callable[..., Any]
+) -> None:
+    (repository / "sub" / "word").write_text("changed")
+    done = mlprojects(
+        "run", f"{repository}#sub", "--env-manager", "local", "--json", env={"OUT": str(workspace / "out")}
+    )
+
+    assert done.returncode == 0, done.stderr
+    found = tracked(json.loads(done.stdout)["run_id"])
+    folder = Path(found.info.artifact_uri.removeprefix("file://"))
+    assert "+changed" in (folder / "source" / "uncommitted-changes.patch").read_text()
+
+
+def test_look_at_a_project_without_leaving_its_files(
+    repository: Path, workspace: Path, mlprojects: Callable[..., Any], tmp_path: Path
+) -> None:
+    cache = {"PREFECT_MLPROJECTS_CACHE_DIR": str(tmp_path / "cache")}
+    uri = f"{repository.as_uri()}#sub"
+    for command in (("describe", uri), ("plan", uri, "--env-manager", "local"), ("validate", uri)):
+        done = mlprojects(*command, env=cache)
+        assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "cache" / "working-copies").iterdir()) == []
+
+
+def test_a_run_of_a_zip_archive(workspace: Path, tracked: Read, tmp_path: Path, mlprojects: Callable[..., Any]) -> None:
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        archive.writestr("MLproject", "name: zipped\nentry_points:\n  main: {command: 'echo from a zip'}\n")
+    done = mlprojects("run", str(tmp_path / "p.zip"), "--env-manager", "local")
+
+    assert (done.returncode, done.stdout) == (0, "from a zip\n"), done.stderr
+
+
+def test_a_failed_fetch_is_a_plain_error(workspace: Path, mlprojects: Callable[..., Any], repository: Path) -> None:
+    done = mlprojects("run", repository.as_uri(), "-v", "no-such-branch", "--env-manager", "local")
+
+    assert done.returncode == 2
+    assert "has no branch, tag or commit 'no-such-branch'" in done.stderr
+    assert "Traceback" not in done.stderr
