@@ -41,7 +41,7 @@ def detect_source(
 
     The order: a folder or zip archive that exists here; a ``.zip`` elsewhere; a git repository. ``#`` divides the place from
     the subdirectory; a folder whose own name holds a ``#`` is found too. A folder runs in place, but as a git repository when it
-    is a bare one, when a version of it is asked for, or when it is the top of one and named by ``file://`` (as in MLflow).
+    is a bare one, when a version of it is asked for, or when it is the top of one and named by ``git+file://``.
 
     Args:
         uri: The project's URI as the user gave it; quotes around it are dropped, as MLflow drops them.
@@ -96,7 +96,7 @@ def _folder(
     apply_subdirectory(folder, subdirectory, shown)
     check_trusted(str(folder), shown)
     if version is None:
-        if text.lower().startswith(("file://", "git+file://")) and (folder / ".git").exists():
+        if text.lower().startswith("git+") and (folder / ".git").exists():
             return GitSource(GitUrl(folder.as_uri()), subdirectory, None, shown, credentials)
         return LocalSource(folder=folder, subdirectory=subdirectory, uri=shown)
     top = next((place for place in (folder, *folder.parents) if (place / ".git").exists()), None)
@@ -114,7 +114,7 @@ def _version_only(
     text: str, shown: str, version: str | None, base: Path, credentials: GitCredentialsLookup | None
 ) -> Source | None:
     """A repository whose subdirectory is in the version that is asked for, but not in the checkout."""
-    if version is None and not text.lower().startswith("file://"):
+    if version is None and not text.lower().startswith("git+"):
         return None
     for folder, subdirectory in _readings(text, base):
         if subdirectory and _exists(folder, "") and (folder / ".git").exists():

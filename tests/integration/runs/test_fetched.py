@@ -98,7 +98,7 @@ def test_look_at_a_project_without_leaving_its_files(
     repository: Path, workspace: Path, mlprojects: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = {"PREFECT_MLPROJECTS_CACHE_DIR": str(tmp_path / "cache")}
-    uri = f"{repository.as_uri()}#sub"
+    uri = f"git+{repository.as_uri()}#sub"
     for command in (("describe", uri), ("plan", uri, "--env-manager", "local"), ("validate", uri)):
         done = mlprojects(*command, env=cache)
         assert done.returncode == 0, done.stderr
@@ -114,7 +114,7 @@ def test_a_run_of_a_zip_archive(workspace: Path, tracked: Read, tmp_path: Path, 
 
 
 def test_a_failed_fetch_is_a_plain_error(workspace: Path, mlprojects: Callable[..., Any], repository: Path) -> None:
-    done = mlprojects("run", repository.as_uri(), "-v", "no-such-branch", "--env-manager", "local")
+    done = mlprojects("run", repository.as_uri(), "--version", "no-such-branch", "--env-manager", "local")
 
     assert done.returncode == 2
     assert "has no branch, tag or commit 'no-such-branch'" in done.stderr

@@ -151,6 +151,14 @@ def test_an_empty_repository(tmp_path: Path, fetch: Fetch) -> None:
         fetch(str(tmp_path / "empty.git"))
 
 
+def test_a_checkout_runs_in_place_unless_git_is_asked_for(remote: Remote, fetch: Fetch) -> None:
+    (remote.work / "version.txt").write_text("not committed")
+
+    assert text_of(fetch(remote.work.as_uri())) == "not committed"
+    assert text_of(fetch(f"git+{remote.work.as_uri()}")) == "three"
+    assert fetch(f"git+{remote.work.as_uri()}#sub").directory.name == "sub"
+
+
 def test_submodules_in_submodules(remote: Remote, tmp_path: Path, fetch: Fetch) -> None:
     for name, inner in (("inner", None), ("middle", "inner")):
         git(tmp_path, "init", "-q", "-b", "trunk", name)
