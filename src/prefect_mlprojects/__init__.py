@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_mlprojects.backends.base import Backend
+    from prefect_mlprojects.deployments import Deployment, deploy
     from prefect_mlprojects.environments.base import EnvironmentManager
     from prefect_mlprojects.exceptions import ExecutionException
     from prefect_mlprojects.flows.run_project import run_project
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Backend": "backends.base",
     "BackendConfig": "types",
+    "Deployment": "deployments",
     "DockerArgs": "types",
     "EnvironmentManager": "environments.base",
     "ExecutionException": "exceptions",
@@ -31,6 +33,7 @@ _HOMES = {
     "RunResult": "tasks.session",
     "RunStatus": "types",
     "SubmittedRun": "submitted_run",
+    "deploy": "deployments",
     "load_project": "spec",
     "run": "projects",
     "run_project": "flows.run_project",
@@ -39,6 +42,7 @@ _HOMES = {
 __all__ = [
     "Backend",
     "BackendConfig",
+    "Deployment",
     "DockerArgs",
     "EnvironmentManager",
     "ExecutionException",
@@ -48,6 +52,7 @@ __all__ = [
     "RunResult",
     "RunStatus",
     "SubmittedRun",
+    "deploy",
     "load_project",
     "run",
     "run_project",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from prefect_mlprojects.backends import select_backend
 from prefect_mlprojects.backends.base import Backend, BackendCall, PreparingBackend
 from prefect_mlprojects.environments.detection import choose_manager
+from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.spec import (
     CheckedParameters,
@@ -60,6 +61,25 @@ class ProjectCall:
     build_image: bool = False
     timeout: float | None = None
     retries: int = 0
+
+    def with_form(self, extra_parameters: Mapping[str, Any] | None, options: Mapping[str, Any] | None) -> ProjectCall:
+        """Returns the call with what the form of a deployment keeps apart.
+
+        Args:
+            extra_parameters: Further values by parameter name.
+            options: Fields of this class by name, in place of the call's own; what is None is left alone.
+
+        Raises:
+            ParameterError: There is no such option; all of them at once.
+        """
+        given = {name: value for name, value in (options or {}).items() if value is not None}
+        known = {each.name for each in fields(self)} - {"uri", "entry_point", "parameters"}
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            problems = [Problem(f"there is no run option {name!r}", parameter=name) for name in unknown]
+            raise ParameterError("The run's options do not fit", problems)
+        parameters = {**(self.parameters or {}), **(extra_parameters or {})}
+        return replace(self, **given, parameters=parameters or None)
 
     def flow_parameters(self) -> dict[str, Any]:
         """Returns the parameters for the flow ``run_project``."""

@@ -25,15 +25,18 @@ EXIT_CANCELLED = 130
 _COMMANDS = {
     "cancel": ("runs", "Cancel a run and wait until it has ended."),
     "completion": ("completion", "Print the shell completion script."),
+    "deploy": ("deployments", "Deploy a project: schedules, and a typed form in Prefect's UI."),
     "describe": ("inspection", "List a project's entry points and their parameters."),
     "env": ("environments", "Manage the cached environments."),
     "logs": ("runs", "Print a run's log."),
     "plan": ("inspection", "Say what would run, without running it."),
     "run": ("run", "Run a project."),
+    "serve": ("deployments", "Run deployments in this process, without a work pool."),
     "server": ("server", "Manage the embedded Prefect server."),
     "status": ("runs", "Print a run's status."),
     "validate": ("inspection", "Check a project file, and a call of it."),
     "wait": ("runs", "Wait for a run to end."),
+    "worker": ("deployments", "Start a worker that runs deployments on this machine."),
 }
 
 

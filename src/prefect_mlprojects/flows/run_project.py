@@ -73,6 +73,8 @@ async def run_project(
     build_image: bool = False,
     timeout: float | None = None,
     retries: int = 0,
+    extra_parameters: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> RunResult | State[Any]:
     """Runs an MLflow-Projects project.
 
@@ -93,6 +95,8 @@ async def run_project(
         build_image: Whether an image is built for the project.
         timeout: Seconds that the command may take; None for no limit.
         retries: How often a failed command is tried again.
+        extra_parameters: Further values by parameter name: a deployment's form keeps undeclared ones apart.
+        options: Arguments from ``version`` to ``retries`` by name, in place of those above: a deployment's form has them together.
 
     Returns:
         How the run ended; for one that did not finish, the state that says why.
@@ -114,7 +118,7 @@ async def run_project(
         build_image=build_image,
         timeout=timeout,
         retries=retries,
-    )
+    ).with_form(extra_parameters, options)
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None

@@ -1,0 +1,164 @@
+"""``mlprojects deploy|serve|worker``: projects on a schedule, and from Prefect's UI."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from prefect_mlprojects.cli.options import parse_parameters
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_DEPLOYMENT_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("-e", "--entry-point", default="main", metavar="NAME", show_default=True, help="Entry point."),
+    click.option("-n", "--name", metavar="NAME", help="The deployment's name; by default the project's."),
+    click.option("-v", "--version", metavar="VERSION", help="Branch, tag or commit that runs follow."),
+    click.option("--pin", is_flag=True, help="Stay at the commit that the version is now."),
+    click.option(
+        "-P",
+        "--param-list",
+        "parameters",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=parse_parameters,
+        help="A parameter's value when nobody gives another. May be repeated.",
+    ),
+    click.option("--cron", metavar="EXPRESSION", help="Run by a cron expression, such as '0 3 * * *'."),
+    click.option("--interval", type=float, metavar="SECONDS", help="Run every so many seconds."),
+    click.option("--rrule", metavar="RULE", help="Run by a recurrence rule (RFC 5545)."),
+    click.option("--timezone", metavar="NAME", help="The schedule's time zone; UTC when not given."),
+    click.option("--paused", is_flag=True, help="The schedule waits to be resumed."),
+    click.option("-b", "--backend", default="local", metavar="NAME", show_default=True, help="Where the command runs."),
+    click.option(
+        "-c",
+        "--backend-config",
+        metavar="FILE",
+        help="Its configuration: a file, a JSON text, or block-type/block-name.",
+    ),
+    click.option("--env-manager", metavar="NAME", help="local, virtualenv, uv or conda."),
+    click.option("--experiment-name", metavar="NAME", help="MLflow experiment by name."),
+    click.option("--timeout", type=float, metavar="SECONDS", help="End the command after so many seconds."),
+    click.option("--retries", type=int, metavar="N", help="How often a failed command is retried."),
+    click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag of the deployment. May be repeated."),
+    click.option(
+        "--concurrency-limit", type=click.IntRange(min=1), metavar="N", help="How many runs may be under way at once."
+    ),
+)
+
+
+def _deployment_options(function: _F) -> _F:
+    for decorate in reversed(_DEPLOYMENT_OPTIONS):
+        function = decorate(function)
+    return function
+
+
+def _specify(uri: str, options: dict[str, Any]) -> Any:
+    from prefect_mlprojects.deployments.creation import make_schedule
+    from prefect_mlprojects.deployments.specification import specify
+
+    return specify(
+        uri,
+        options["entry_point"],
+        options["name"],
+        version=options["version"],
+        pin=options["pin"],
+        parameters=options["parameters"],
+        backend=options["backend"],
+        backend_config=options["backend_config"],
+        options={name: options[name] for name in ("env_manager", "experiment_name", "timeout", "retries")},
+        schedule=make_schedule(options["cron"], options["interval"], options["rrule"], options["timezone"]),
+        tags=options["tags"],
+        concurrency_limit=options["concurrency_limit"],
+        paused=options["paused"],
+    )
+
+
+@click.command("deploy")
+@click.argument("uri", default=".", type=click.Path())
+@click.option(
+    "-p", "--work-pool", metavar="NAME", help="Work pool of any type; the process pool 'mlprojects' when not given."
+)
+@_deployment_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def deploy_command(uri: str, work_pool: str | None, as_json: bool, **options: Any) -> None:
+    """Deploy the project at URI: schedule it, and start it from a typed form in Prefect's UI.
+
+    Deploying again under the same name updates the deployment and its form.
+    """
+    import json
+
+    from prefect_mlprojects.deployments.creation import create_deployment
+
+    deployment = create_deployment(_specify(uri, options), work_pool, lambda line: click.echo(line, err=True))
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "id": deployment.id,
+                    "name": deployment.full_name,
+                    "work_pool": deployment.work_pool,
+                    "url": deployment.url,
+                    "schedule": str(deployment.specification.schedule) if deployment.specification.schedule else None,
+                }
+            )
+        )
+        return
+    click.echo(f"Deployed {deployment.full_name} to the work pool '{deployment.work_pool}'")
+    schedule = deployment.specification.schedule
+    if schedule is not None:
+        click.echo(f"  schedule: {schedule}{' (paused)' if deployment.specification.paused else ''}")
+    if deployment.url:
+        click.echo(f"  start it from its form: {deployment.url}")
+    click.echo(f"  start it from here:     prefect deployment run '{deployment.full_name}'")
+    click.echo(f"  a worker for its runs:  mlprojects worker --pool {deployment.work_pool}", err=True)
+
+
+@click.command("serve")
+@click.argument("uris", nargs=-1, type=click.Path(), metavar="[URI]...")
+@_deployment_options
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="How many runs of all at once.")
+def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> None:
+    """Deploy the projects at the URIs and run what is asked of them in this process, without a work pool, until Ctrl-C."""
+    from prefect_mlprojects.deployments.serving import serve
+
+    places = uris or (".",)
+    if options["name"] and len(places) > 1:
+        raise click.BadParameter("one name can't be given to several deployments.", param_hint="--name")
+    serve([_specify(uri, options) for uri in places], limit=limit, announce=lambda line: click.echo(line, err=True))
+
+
+@click.command("worker")
+@click.option("-p", "--pool", metavar="NAME", help="The work pool; the process pool 'mlprojects' when not given.")
+@click.option("-n", "--name", metavar="NAME", help="The worker's name.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="How many runs at once.")
+@click.option("--once", is_flag=True, help="Run what waits now, and end.")
+def worker_command(pool: str | None, name: str | None, limit: int | None, once: bool) -> None:
+    """Start a process worker, which runs deployments on this machine until Ctrl-C."""
+    from prefect_mlprojects.cli.run import configure_prefect
+    from prefect_mlprojects.server import resolve_api
+
+    address = resolve_api(lambda line: click.echo(line, err=True))
+    configure_prefect(address.api_url)
+
+    from prefect_mlprojects.deployments.creation import ensure_work_pool
+    from prefect_mlprojects.deployments.zombies import HEARTBEAT_SECONDS, ensure_zombie_automation
+    from prefect_mlprojects.prefect_api import call_api
+
+    wanted = call_api(address.api_url, ensure_work_pool, pool)
+    call_api(address.api_url, ensure_zombie_automation)
+    arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", wanted, "--type", "process"]
+    for option, value in (("--name", name), ("--limit", limit)):
+        if value is not None:
+            arguments += [option, str(value)]
+    if once:
+        arguments.append("--run-once")
+    environment = {**os.environ, "PREFECT_API_URL": address.api_url}
+    environment.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_SECONDS))
+    # The worker's own lines are what its terminal is for.
+    environment.pop("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", None)
+    sys.stdout.flush()
+    os.execve(sys.executable, arguments, environment)  # noqa: S606 - the worker takes this process's place

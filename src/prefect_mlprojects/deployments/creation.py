@@ -1,0 +1,299 @@
+"""Makes deployments on a Prefect server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect_mlprojects.deployments.specification import DEFAULT_WORK_POOL, DeploymentSpecification, Schedule, specify
+from prefect_mlprojects.exceptions import ParameterError, PrefectServerError, Problem
+from prefect_mlprojects.prefect_api import call_api
+from prefect_mlprojects.submitted_run import AttachedSubmittedRun, SubmittedRun
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+
+ENTRYPOINT = "prefect_mlprojects.flows.run_project.run_project"
+"""The flow as a module path: it is a part of the installed package, so a worker has nothing to pull."""
+
+FLOW_NAME = "run_project"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A deployment on a Prefect server.
+
+    Attributes:
+        id: Its id.
+        name: Its name.
+        work_pool: The work pool that its runs go to.
+        url: Its page in Prefect's UI; None when the UI's address is not known.
+        specification: What it is.
+    """
+
+    id: str
+    name: str
+    work_pool: str
+    url: str | None
+    specification: DeploymentSpecification = field(repr=False)
+
+    @property
+    def full_name(self) -> str:
+        """``flow/deployment``, as Prefect's commands name it."""
+        return f"{FLOW_NAME}/{self.name}"
+
+    def run(
+        self, parameters: Mapping[str, Any] | None = None, *, options: Mapping[str, Any] | None = None
+    ) -> SubmittedRun:
+        """Starts a run of it on its work pool and returns a handle on the run at once.
+
+        Args:
+            parameters: Values of parameters, in place of the deployment's.
+            options: Run options, in place of the deployment's.
+
+        Raises:
+            ParameterError: The server refused the values.
+            PrefectServerError: The server can't be reached.
+        """
+        from prefect_mlprojects.server import resolve_api
+
+        flow_parameters = self.specification.flow_parameters()
+        declared = self.specification.schema["properties"]["parameters"]["properties"]
+        for name, value in (parameters or {}).items():
+            flow_parameters["parameters" if name in declared else "extra_parameters"][name] = value
+        flow_parameters["options"].update(options or {})
+        run_id = call_api(resolve_api().api_url, _start, self.id, self.full_name, flow_parameters)
+        return AttachedSubmittedRun(run_id)
+
+
+def deploy(
+    uri: str | Path,
+    entry_point: str = "main",
+    name: str | None = None,
+    work_pool: str | None = None,
+    *,
+    cron: str | None = None,
+    interval: float | timedelta | None = None,
+    rrule: str | None = None,
+    timezone: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    backend: str = "local",
+    backend_config: Mapping[str, Any] | str | None = None,
+    version: str | None = None,
+    pin: bool = False,
+    options: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = (),
+    concurrency_limit: int | None = None,
+    paused: bool = False,
+    announce: Callable[[str], None] | None = None,
+) -> Deployment:
+    """Deploys a project: its runs start from a typed form in Prefect's UI, by a schedule, or by ``Deployment.run``.
+
+    The project is fetched and checked now. Deploying again under the same name updates the deployment, its form included.
+
+    Args:
+        uri: The project's folder or URI; workers must be able to reach it.
+        entry_point: The entry point's name.
+        name: The deployment's name; None for the project's, with the entry point's when that is not ``main``.
+        work_pool: The work pool that its runs go to, of any type; None for the process pool ``mlprojects``, which is made when
+            there is none.
+        cron: Runs by a cron expression.
+        interval: Runs every so many seconds, or by a ``timedelta``.
+        rrule: Runs by a recurrence rule.
+        timezone: The schedule's time zone; None for UTC.
+        parameters: Values that its runs have when nobody gives others.
+        backend: Where the command runs.
+        backend_config: The backend's configuration, or the name of a block (``block-type/block-name``).
+        version: A branch, tag or commit that its runs follow; None for the default branch.
+        pin: Whether its runs stay at the commit that the version is now.
+        options: Further run options, as ``run()`` names them: ``env_manager``, ``experiment_name``, ``timeout`` …
+        tags: Its tags.
+        concurrency_limit: How many of its runs may be under way at once; None for any number.
+        paused: Whether its schedule waits to be resumed.
+        announce: Takes lines about a server that is being started; None prints them to stderr.
+
+    Returns:
+        The deployment.
+
+    Raises:
+        ExecutionException: The project can't be fetched, or the deployment does not fit it.
+        PrefectServerError: The Prefect server can't be reached, or refused.
+    """
+    specification = specify(
+        uri,
+        entry_point,
+        name,
+        version=version,
+        pin=pin,
+        parameters=parameters,
+        backend=backend,
+        backend_config=backend_config,
+        options=options,
+        schedule=make_schedule(cron, interval, rrule, timezone),
+        tags=tags,
+        concurrency_limit=concurrency_limit,
+        paused=paused,
+    )
+    return create_deployment(specification, work_pool, announce)
+
+
+def create_deployment(
+    specification: DeploymentSpecification, work_pool: str | None, announce: Callable[[str], None] | None = None
+) -> Deployment:
+    """Makes a deployment, or updates the one of its name.
+
+    Args:
+        specification: What it is to be, as ``specify`` made it.
+        work_pool: The work pool that its runs go to; None for the process pool ``mlprojects``.
+        announce: Takes lines about a server that is being started; None prints them to stderr.
+
+    Raises:
+        PrefectServerError: The Prefect server can't be reached, there is no such pool, or the server refused.
+    """
+    from prefect_mlprojects.server import resolve_api
+
+    address = resolve_api(announce)
+    deployment_id, pool = call_api(address.api_url, _create, specification, work_pool)
+    url = f"{address.ui_url.rstrip('/')}/deployments/deployment/{deployment_id}" if address.ui_url else None
+    return Deployment(deployment_id, specification.name, pool, url, specification)
+
+
+def make_schedule(
+    cron: str | None, interval: float | timedelta | None, rrule: str | None, timezone: str | None
+) -> Schedule | None:
+    """Returns the schedule, or None when none is asked for.
+
+    Args:
+        cron: A cron expression.
+        interval: Seconds, or a ``timedelta``.
+        rrule: A recurrence rule.
+        timezone: The time zone's name.
+
+    Raises:
+        ParameterError: More than one is given, a time zone without one, or one that Prefect does not understand.
+    """
+    given = [text for text, value in (("cron", cron), ("interval", interval), ("rrule", rrule)) if value is not None]
+    problem = None
+    if len(given) > 1:
+        problem = Problem(f"give only one of {' and '.join(given)}", parameter=given[0])
+    elif timezone is not None and not given:
+        problem = Problem("a time zone needs a schedule", parameter="timezone", fix="give cron, interval or rrule too")
+    if problem is not None:
+        raise ParameterError("The deployment can't be made", [problem])
+    if not given:
+        return None
+    if isinstance(interval, int | float):
+        interval = timedelta(seconds=interval)
+    schedule = Schedule(cron, interval, rrule, timezone)
+    try:
+        prefect_schedule(schedule)
+    except ValueError as error:
+        details = getattr(error, "errors", None)
+        words = "; ".join(str(each["msg"]) for each in details()) if callable(details) else str(error)
+        raise ParameterError(
+            "The deployment can't be made",
+            [Problem(f"the schedule {schedule} does not fit: {words}", parameter=given[0])],
+        ) from None
+    return schedule
+
+
+def prefect_schedule(schedule: Schedule) -> Any:
+    """Returns a schedule as Prefect's own value.
+
+    Args:
+        schedule: The schedule.
+
+    Raises:
+        ValueError: Prefect does not understand it.
+    """
+    from prefect.client.schemas.schedules import construct_schedule
+
+    return construct_schedule(
+        cron=schedule.cron, interval=schedule.interval, rrule=schedule.rrule, timezone=schedule.timezone or "UTC"
+    )
+
+
+async def _create(client: PrefectClient, specification: DeploymentSpecification, pool: str | None) -> tuple[str, str]:
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+
+    from prefect_mlprojects.deployments.zombies import ensure_zombie_automation
+
+    pool = await ensure_work_pool(client, pool)
+    schedules = []
+    if specification.schedule is not None:
+        schedules.append(
+            DeploymentScheduleCreate(schedule=prefect_schedule(specification.schedule), active=not specification.paused)
+        )
+    flow_id = await client.create_flow_from_name(FLOW_NAME)
+    deployment_id = await client.create_deployment(
+        flow_id,
+        specification.name,
+        version=specification.version,
+        schedules=schedules,
+        concurrency_limit=specification.concurrency_limit,
+        parameters=specification.flow_parameters(),
+        description=specification.description,
+        work_pool_name=pool,
+        tags=list(specification.tags),
+        entrypoint=ENTRYPOINT,
+        parameter_openapi_schema=dict(specification.schema),
+        enforce_parameter_schema=True,
+        paused=specification.paused,
+        pull_steps=[],
+    )
+    await ensure_zombie_automation(client)
+    return str(deployment_id), pool
+
+
+async def ensure_work_pool(client: PrefectClient, name: str | None, kind: str = "process") -> str:
+    """Returns the work pool's name; the default pool is made when there is none of that name.
+
+    Args:
+        client: Prefect's client.
+        name: The pool; None for the default one.
+        kind: The type of a pool that is made.
+
+    Raises:
+        PrefectServerError: There is no pool of that name.
+    """
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.filters import WorkPoolFilter
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+    wanted = name or DEFAULT_WORK_POOL
+    try:
+        await client.read_work_pool(wanted)
+    except ObjectNotFound:
+        if name is not None and name != DEFAULT_WORK_POOL:
+            known = [pool.name for pool in await client.read_work_pools(work_pool_filter=WorkPoolFilter())]
+            raise PrefectServerError(
+                f"There is no work pool {name!r}"
+                + (f"; there are {', '.join(known)}" if known else "")
+                + f". Make it with: prefect work-pool create {name} --type {kind}",
+                api_url=str(client.api_url),
+            ) from None
+        try:
+            await client.create_work_pool(
+                WorkPoolCreate(name=wanted, type=kind, description="Runs of MLflow projects (prefect-mlprojects).")
+            )
+        except ObjectAlreadyExists:
+            # Another process made it a moment ago.
+            return wanted
+    return wanted
+
+
+async def _start(client: PrefectClient, deployment_id: str, full_name: str, parameters: dict[str, Any]) -> str:
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    try:
+        flow_run = await client.create_flow_run_from_deployment(UUID(deployment_id), parameters=parameters)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != 409:
+            raise
+        detail = error.response.json().get("detail", "")
+        raise ParameterError(f"The deployment {full_name} can't run", [Problem(str(detail))]) from None
+    return str(flow_run.id)

@@ -1,0 +1,240 @@
+"""The form of a deployment: an OpenAPI schema of the flow's parameters, typed as the MLproject declares its own.
+
+Prefect's UI draws the form from it, and the server checks every flow run's parameters against it
+(https://docs.prefect.io/v3/how-to-guides/deployments/store-flow-code). Pure functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from typing_extensions import assert_never
+
+from prefect_mlprojects.exceptions import Problem
+from prefect_mlprojects.spec import EntryPoint, ProjectParameter
+from prefect_mlprojects.spec.project import ParameterType
+
+_BACKENDS_NOTE = "local, kubernetes, databricks, or one that an installed package adds"
+
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "version": {"type": "string", "title": "Version", "description": "Branch, tag or commit of a git project."},
+    "backend": {"type": "string", "title": "Backend", "description": f"Where the command runs: {_BACKENDS_NOTE}."},
+    "backend_config": {
+        "anyOf": [{"type": "object"}, {"type": "string"}],
+        "title": "Backend configuration",
+        "description": "A mapping, or the name of a block: block-type/block-name.",
+    },
+    "env_manager": {
+        "type": "string",
+        "title": "Environment manager",
+        "enum": ["local", "virtualenv", "uv", "conda"],
+        "description": "Chosen by the project's files when left out.",
+    },
+    "docker_args": {
+        "type": "object",
+        "title": "Container arguments",
+        "description": "As in mlflow run's --docker-args.",
+    },
+    "build_image": {"type": "boolean", "title": "Build an image"},
+    "experiment_name": {"type": "string", "title": "MLflow experiment"},
+    "experiment_id": {"type": "string", "title": "MLflow experiment's id"},
+    "run_name": {"type": "string", "title": "MLflow run's name"},
+    "storage_dir": {"type": "string", "title": "Folder for downloads"},
+    "timeout": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "title": "Timeout",
+        "description": "Seconds that the command may take.",
+    },
+    "retries": {
+        "type": "integer",
+        "minimum": 0,
+        "title": "Retries",
+        "description": "How often a failed command is tried again.",
+    },
+}
+OPTION_NAMES: tuple[str, ...] = tuple(_OPTIONS)
+"""The run options that a deployment's form has, by the names that ``run()`` gives them."""
+
+
+def deployment_schema(
+    uri: str,
+    entry_point: EntryPoint,
+    values: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns the schema of the flow's parameters for one entry point of one project.
+
+    Args:
+        uri: The project.
+        entry_point: The entry point.
+        values: Values that the deployment gives parameters, shown in the form in place of the project's defaults.
+        options: Run options that the deployment sets, shown likewise.
+    """
+    values, options = values or {}, options or {}
+    shown = {
+        name: {**facts, **({"default": options[name]} if options.get(name) is not None else {})}
+        for name, facts in _OPTIONS.items()
+    }
+    return {
+        "title": "Parameters",
+        "type": "object",
+        "properties": {
+            "parameters": {
+                "title": f"Parameters of {entry_point.name}",
+                "position": 0,
+                **_parameters_schema(entry_point, values),
+            },
+            "extra_parameters": {
+                "title": "Extra parameters",
+                "description": "Further parameters by name, appended to the command as --name value.",
+                "position": 1,
+                "type": "object",
+                "additionalProperties": {"type": ["string", "number", "integer", "boolean"]},
+                "default": {name: value for name, value in values.items() if name not in entry_point.parameters},
+            },
+            "options": {
+                "title": "Run options",
+                "position": 2,
+                "type": "object",
+                "properties": {name: {"position": place, **facts} for place, (name, facts) in enumerate(shown.items())},
+                "additionalProperties": False,
+            },
+            "uri": {"title": "Project", "position": 3, "type": "string", "enum": [uri], "default": uri},
+            "entry_point": {
+                "title": "Entry point",
+                "position": 4,
+                "type": "string",
+                "enum": [entry_point.name],
+                "default": entry_point.name,
+            },
+        },
+        "required": [
+            "uri",
+            *(["parameters"] if any(each.required for each in entry_point.parameters.values()) else []),
+        ],
+        "definitions": {},
+    }
+
+
+def _parameters_schema(entry_point: EntryPoint, values: Mapping[str, Any]) -> dict[str, Any]:
+    declared = entry_point.parameters
+    required = [name for name, parameter in declared.items() if parameter.required]
+    return {
+        "type": "object",
+        "properties": {
+            name: _property(parameter, place, values.get(name))
+            for place, (name, parameter) in enumerate(declared.items())
+        },
+        "additionalProperties": False,
+        **({"required": required} if required else {}),
+    }
+
+
+def _property(parameter: ProjectParameter, place: int, value: Any) -> dict[str, Any]:
+    text = parameter.default if value is None else str(value)
+    default = None if text is None else typed_value(parameter.type, text)
+    schema = _type_schema(parameter.type)
+    if isinstance(default, str) and schema["type"] != "string":
+        # "inf", or a number with more digits than JSON's readers keep: only text holds it.
+        schema = {"anyOf": [schema, {"type": "string"}]}
+    shown = {"title": parameter.name, "position": place, **schema}
+    return shown if default is None else {**shown, "default": default}
+
+
+def _type_schema(kind: ParameterType) -> dict[str, Any]:
+    match kind:
+        case "int":
+            return {"type": "integer"}
+        case "float":
+            return {"type": "number"}
+        case "string":
+            return {"type": "string"}
+        case "path":
+            return {
+                "type": "string",
+                "format": "path",
+                "description": "A file or folder where it runs, or a remote URI.",
+            }
+        case "uri":
+            return {
+                "type": "string",
+                "format": "uri",
+                "pattern": r"^[A-Za-z][A-Za-z0-9+.\-]*:",
+                "description": "A URI.",
+            }
+        case _:
+            assert_never(kind)
+
+
+def typed_value(kind: ParameterType, text: str) -> int | float | str:
+    """Returns a value as JSON's type for it, or as text where that would change it (``inf``, very long numbers).
+
+    Args:
+        kind: The parameter's type; the text fits it.
+        text: The value as MLflow passes it.
+    """
+    if kind == "int" and abs(whole := int(text)) <= 2**53:
+        return whole
+    if kind == "float":
+        number = float(text)
+        if math.isfinite(number) and (float(repr(number)) == number):
+            return int(text) if text.lstrip("+-").isdigit() and abs(number) <= 2**53 else number
+    return text
+
+
+def schema_changes(old: Mapping[str, Any], entry_point: EntryPoint) -> tuple[str, ...]:
+    """Says how an entry point's parameters differ from those that a deployment was made with.
+
+    Args:
+        old: The deployment's schema.
+        entry_point: The entry point as it is now.
+
+    Returns:
+        A sentence for each difference; empty when there is none or the schema is of another making.
+    """
+    before = old.get("properties", {}).get("parameters", {})
+    if not isinstance(before, Mapping) or not isinstance(before.get("properties"), Mapping):
+        return ()
+    now = _parameters_schema(entry_point, {})
+    old_required, new_required = set(before.get("required", ())), set(now.get("required", ()))
+    old_properties, new_properties = before["properties"], now["properties"]
+    changes = [f"parameter '{name}' is gone" for name in old_properties if name not in new_properties]
+    for name, facts in new_properties.items():
+        kind = entry_point.parameters[name].type
+        if name not in old_properties:
+            changes.append(
+                f"parameter '{name}' ({kind}) is new" + (" and needs a value" if name in new_required else "")
+            )
+            continue
+        if _kind(old_properties[name]) != _kind(facts):
+            changes.append(f"parameter '{name}' was {_kind(old_properties[name])} and is {kind}")
+        if name in new_required - old_required:
+            changes.append(f"parameter '{name}' needs a value now")
+    return tuple(changes)
+
+
+def _kind(facts: Mapping[str, Any]) -> str:
+    kinds = {"integer": "int", "number": "float"}
+    alternatives: Iterable[Mapping[str, Any]] = facts.get("anyOf", (facts,))
+    first = next(iter(alternatives))
+    return str(facts.get("format") or kinds.get(str(first.get("type")), first.get("type")))
+
+
+def option_problems(options: Mapping[str, Any]) -> tuple[Problem, ...]:
+    """Finds run options that there are not.
+
+    Args:
+        options: Run options by name.
+    """
+    from difflib import get_close_matches
+
+    problems = []
+    for name in options:
+        if name not in _OPTIONS:
+            near = get_close_matches(name, OPTION_NAMES, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(OPTION_NAMES)}"
+            problems.append(Problem(f"there is no run option {name!r}", parameter=name, fix=fix))
+    return tuple(problems)

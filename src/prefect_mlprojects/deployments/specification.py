@@ -1,0 +1,245 @@
+"""What a deployment is to be, checked against its project before Prefect is asked for anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect_mlprojects.backend_config import load_backend_config
+from prefect_mlprojects.backends import get_backend
+from prefect_mlprojects.deployments.parameter_schema import deployment_schema, option_problems, typed_value
+from prefect_mlprojects.exceptions import ParameterError, Problem
+from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
+from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
+from prefect_mlprojects.types import StopSignal
+
+DEFAULT_WORK_POOL = "mlprojects"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a deployment runs by itself; exactly one of the first three is set.
+
+    Attributes:
+        cron: A cron expression, such as ``0 3 * * *``.
+        interval: The time between two runs.
+        rrule: A recurrence rule of RFC 5545.
+        timezone: The time zone's name, such as ``Europe/Berlin``; None for UTC.
+    """
+
+    cron: str | None = None
+    interval: timedelta | None = None
+    rrule: str | None = None
+    timezone: str | None = None
+
+    def __str__(self) -> str:
+        zone = f" ({self.timezone})" if self.timezone else ""
+        if self.cron:
+            return f"cron {self.cron}{zone}"
+        return f"every {self.interval}{zone}" if self.interval else f"rrule {self.rrule}{zone}"
+
+
+@dataclass(frozen=True)
+class DeploymentSpecification:
+    """A deployment that fits its project.
+
+    Attributes:
+        name: Its name.
+        uri: The project, so that it means the same on every machine that can reach it: local paths are absolute.
+        entry_point: The entry point's name.
+        parameters: Values of the entry point's parameters, of JSON's types.
+        extra_parameters: Values of further parameters.
+        options: Run options by name.
+        schema: The schema of the flow's parameters.
+        description: For people to read, as markdown.
+        version: The version of the project that it was made from.
+        tags: Its tags.
+        schedule: When it runs by itself; None for only when it is started.
+        paused: Whether its schedule waits to be resumed.
+        concurrency_limit: How many of its runs may be under way at once; None for any number.
+    """
+
+    name: str
+    uri: str
+    entry_point: str
+    parameters: Mapping[str, Any]
+    extra_parameters: Mapping[str, Any]
+    options: Mapping[str, Any]
+    schema: Mapping[str, Any] = field(repr=False)
+    description: str
+    version: str | None
+    tags: tuple[str, ...] = ()
+    schedule: Schedule | None = None
+    paused: bool = False
+    concurrency_limit: int | None = None
+
+    def flow_parameters(self) -> dict[str, Any]:
+        """Returns the flow parameters that its runs have when nobody gives others."""
+        return {
+            "uri": self.uri,
+            "entry_point": self.entry_point,
+            "parameters": dict(self.parameters),
+            "extra_parameters": dict(self.extra_parameters),
+            "options": dict(self.options),
+        }
+
+
+def specify(
+    uri: str | Path,
+    entry_point: str = "main",
+    name: str | None = None,
+    *,
+    version: str | None = None,
+    pin: bool = False,
+    parameters: Mapping[str, Any] | None = None,
+    backend: str = "local",
+    backend_config: Mapping[str, Any] | str | None = None,
+    options: Mapping[str, Any] | None = None,
+    schedule: Schedule | None = None,
+    tags: Sequence[str] = (),
+    concurrency_limit: int | None = None,
+    paused: bool = False,
+) -> DeploymentSpecification:
+    """Fetches the project, checks the deployment against it, and describes what is to be made.
+
+    Args:
+        uri: The project's folder or URI.
+        entry_point: The entry point's name.
+        name: The deployment's name; None for the project's, with the entry point's when that is not ``main``.
+        version: A branch, tag or commit that the deployment follows.
+        pin: Whether it stays at the commit that the version is now.
+        parameters: Values that its runs have when nobody gives others.
+        backend: Where the command runs.
+        backend_config: The backend's configuration, or the name of a block.
+        options: Further run options, as ``run()`` names them.
+        schedule: When it runs by itself.
+        tags: Its tags.
+        concurrency_limit: How many of its runs may be under way at once.
+        paused: Whether its schedule waits to be resumed.
+
+    Raises:
+        ExecutionException: The project can't be fetched, or the deployment does not fit it; the message says why.
+    """
+    config = _stored_config(backend, backend_config)
+    run_options = {
+        **{key: value for key, value in (options or {}).items() if value is not None},
+        "version": version,
+        "backend": backend,
+        "backend_config": config,
+    }
+    problems = option_problems(run_options)
+    if problems:
+        raise ParameterError("The deployment can't be made", problems)
+    source = detect_source(str(uri), version)
+    copy = source.fetch(StopSignal(), lambda _: None)
+    try:
+        project = load_project(copy.directory)
+        found = find_entry_point(project, entry_point)
+        fitting = _fitting_values(found, parameters or {}, complete=schedule is not None and not paused)
+    finally:
+        source.remove(copy)
+    run_options["version"] = _followed_version(copy, version, pin=pin)
+    run_options = {key: value for key, value in run_options.items() if value not in (None, {}, "")}
+    declared = {key: value for key, value in fitting.items() if key in found.parameters}
+    extra = {key: value for key, value in fitting.items() if key not in found.parameters}
+    place = _portable_uri(source, copy)
+    return DeploymentSpecification(
+        name=_checked_name(name or _default_name(project.display_name, found.name)),
+        uri=place,
+        entry_point=found.name,
+        parameters=declared,
+        extra_parameters=extra,
+        options=run_options,
+        schema=deployment_schema(place, found, fitting, run_options),
+        description=_description(project.display_name, found, place, copy, run_options.get("version")),
+        version=copy.commit,
+        tags=tuple(tags),
+        schedule=schedule,
+        paused=paused,
+        concurrency_limit=concurrency_limit,
+    )
+
+
+def _stored_config(backend: str, config: Mapping[str, Any] | str | None) -> Any:
+    """The configuration as it is stored with the deployment: a block by its name, anything else by what it holds."""
+    if isinstance(config, str) and re.fullmatch(r"[a-z0-9-]+/[^/]+", config) and not Path(config).exists():
+        return config
+    return dict(get_backend(backend).validate_config(load_backend_config(config, backend=backend)))
+
+
+def _fitting_values(entry_point: EntryPoint, given: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
+    """Checks the values that are given; what a form is to ask for may be missing, unless runs start by themselves."""
+    if not complete:
+        present = {
+            name: parameter
+            for name, parameter in entry_point.parameters.items()
+            if not parameter.required or given.get(name) is not None
+        }
+        command = entry_point.command if len(present) == len(entry_point.parameters) else "true"
+        entry_point = dataclasses.replace(entry_point, parameters=present, command=command)
+    checked = check_parameters(entry_point, given)
+    texts = {**checked.declared, **checked.downloads, **checked.extra}
+    values: dict[str, Any] = {}
+    for name in given:
+        if name not in texts:
+            continue
+        parameter = entry_point.parameters.get(name)
+        values[name] = texts[name] if parameter is None else typed_value(parameter.type, texts[name])
+    return values
+
+
+def _followed_version(copy: WorkingCopy, version: str | None, *, pin: bool) -> str | None:
+    if not pin:
+        return version
+    if copy.kind != "git":
+        raise ParameterError(
+            "The deployment can't be made",
+            [
+                Problem(
+                    "only a version of a git project can be pinned", fix="leave pin out, or name a git URI or a version"
+                )
+            ],
+        )
+    return copy.commit
+
+
+def _portable_uri(source: Source, copy: WorkingCopy) -> str:
+    # A worker has another working directory: a relative path would mean another folder there.
+    return str(copy.directory) if copy.kind == "local" else _absolute(source.uri)
+
+
+def _absolute(uri: str) -> str:
+    place, separator, below = uri.partition("#")
+    if "://" in place or re.match(r"^[^/\s:]+@[^/\s:]+:", place):
+        return uri
+    return f"{Path(place).expanduser().absolute()}{separator}{below}"
+
+
+def _default_name(project: str, entry_point: str) -> str:
+    name = project if entry_point == "main" else f"{project}-{entry_point}"
+    return re.sub(r"[/%&<>]+", "-", name).strip("-") or "project"
+
+
+def _checked_name(name: str) -> str:
+    # prefect.types: names may hold anything but these.
+    if re.search(r"[/%&<>]", name):
+        raise ParameterError(
+            "The deployment can't be made",
+            [Problem(f"the name {name!r} holds one of / % & < >", parameter="name", fix="choose another name")],
+        )
+    return name
+
+
+def _description(project: str, entry_point: EntryPoint, uri: str, copy: WorkingCopy, version: str | None) -> str:
+    followed = (
+        f"version `{version}`" if version else ("its default branch" if copy.kind == "git" else "the folder as it is")
+    )
+    return (
+        f"Runs the entry point `{entry_point.name}` of the MLflow project **{project}** from `{uri}`, {followed}.\n\n"
+        f"```\n{entry_point.command.strip()}\n```\n"
+    )
