@@ -139,7 +139,7 @@ def _property(parameter: ProjectParameter, place: int, value: Any) -> dict[str, 
     schema = _type_schema(parameter.type)
     if isinstance(default, str) and schema["type"] != "string":
         # "inf", or a number with more digits than JSON's readers keep: only text holds it.
-        schema = {"anyOf": [schema, {"type": "string"}]}
+        schema = {"anyOf": [schema, {"type": "string"}], "description": schema["description"]}
     shown = {"title": parameter.name, "position": place, **schema}
     return shown if default is None else {**shown, "default": default}
 
@@ -147,24 +147,17 @@ def _property(parameter: ProjectParameter, place: int, value: Any) -> dict[str, 
 def _type_schema(kind: ParameterType) -> dict[str, Any]:
     match kind:
         case "int":
-            return {"type": "integer"}
+            return {"type": "integer", "description": "int"}
         case "float":
-            return {"type": "number"}
+            return {"type": "number", "description": "float"}
         case "string":
-            return {"type": "string"}
+            return {"type": "string", "description": "string"}
         case "path":
-            return {
-                "type": "string",
-                "format": "path",
-                "description": "A file or folder where it runs, or a remote URI.",
-            }
+            words = "path: a file or folder where it runs, or a remote URI"
+            return {"type": "string", "format": "path", "description": words}
         case "uri":
-            return {
-                "type": "string",
-                "format": "uri",
-                "pattern": r"^[A-Za-z][A-Za-z0-9+.\-]*:",
-                "description": "A URI.",
-            }
+            pattern = r"^[A-Za-z][A-Za-z0-9+.\-]*:"
+            return {"type": "string", "format": "uri", "pattern": pattern, "description": "uri: with a scheme"}
         case _:
             assert_never(kind)
 

@@ -24,33 +24,25 @@ from prefect_mlprojects.calls import CallContext, CheckedCall, ProjectCall
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.environments.managers import release_environment
 from prefect_mlprojects.exceptions import ExecutionException, RunCancelled, RunFailed, RunTimedOut, TrackingError
+from prefect_mlprojects.flows.announcement import RunAnnouncement
 from prefect_mlprojects.flows.cancellation import watch_cancellation
 from prefect_mlprojects.settings import log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git_facts import read_uncommitted_changes
-from prefect_mlprojects.submitted_run import (
-    BRANCH_LABEL,
-    COMMIT_LABEL,
-    EXPERIMENT_ID_LABEL,
-    REPOSITORY_LABEL,
-    RUN_ID_LABEL,
-    TRACKING_URI_LABEL,
-)
+from prefect_mlprojects.submitted_run import RUN_ID_LABEL
 from prefect_mlprojects.tasks.execute import Target, execute
 from prefect_mlprojects.tasks.fetch import fetch
 from prefect_mlprojects.tasks.resolve_env import resolve_env
 from prefect_mlprojects.tasks.session import RunResult, RunSession, current_session
 from prefect_mlprojects.tasks.steps import install_plain_errors
 from prefect_mlprojects.tasks.validate_params import Invocation, validate_params
-from prefect_mlprojects.tracking import TrackedRun, TrackingRequest, child_variables, resolve_tracking_uri
+from prefect_mlprojects.tracking import TrackingRequest, child_variables, resolve_tracking_uri
 from prefect_mlprojects.types import StopSignal
 
 _logger = logging.getLogger(__name__)
 
 FLOW_NAME = "run_project"
 FLOW_RUN_ID_VARIABLE = "PREFECT_MLPROJECTS_FLOW_RUN_ID"
-
-PATCH_ARTIFACT = "source/uncommitted-changes.patch"
 
 install_plain_errors()
 
@@ -125,21 +117,21 @@ async def run_project(
     session = current_session()
     session.set_flow_run_id(str(context.flow_run.id))
     async with watch_cancellation(context.flow_run.id, session.stop):
-        return await _ProjectRun(call, session, context.flow_run).run()
+        return await _ProjectRun(call, session, context.flow_run, context.client).run()
 
 
 class _ProjectRun:
     """One run on its way through the four steps."""
 
-    def __init__(self, call: ProjectCall, session: RunSession, flow_run: FlowRun) -> None:
+    def __init__(self, call: ProjectCall, session: RunSession, flow_run: FlowRun, client: Any) -> None:
         self._call = call
+        self._client = client
         self._session = session
         self._flow_run = flow_run
         self._source: Source | None = None
         self._working_copy: WorkingCopy | None = None
         self._environment: PreparedEnvironment | Preparation | None = None
-        self._announcement: asyncio.Task[None] | None = None
-        self._patch: asyncio.Task[None] | None = None
+        self._announcement: RunAnnouncement | None = None
 
     async def run(self) -> RunResult | State[Any]:
         """Goes through the steps; whatever happens, the MLflow run ends as the flow run does."""
@@ -268,46 +260,14 @@ class _ProjectRun:
             patch = await asyncio.to_thread(read_uncommitted_changes, working_copy.directory, session.stop)
         tracked = await asyncio.to_thread(session.tracker.start, request)
         session.set_tracked_run(tracked)
-        name = f"{checked.project.display_name}/{checked.entry_point.name}"
-        self._announcement = asyncio.ensure_future(self._announce(name, tracked, working_copy))
-        if patch is not None:
-            self._patch = asyncio.ensure_future(asyncio.to_thread(self._keep_changes, tracked, patch))
+        self._announcement = RunAnnouncement(
+            self._flow_run, self._client, session, checked, call.backend, tracked, patch
+        )
 
     def _earlier_run_id(self) -> str | None:
         """The MLflow run of an earlier attempt of this flow run: one that is retried, or whose worker died."""
         run_id = (self._flow_run.labels or {}).get(RUN_ID_LABEL)
         return run_id if isinstance(run_id, str) else None
-
-    def _keep_changes(self, tracked: TrackedRun, patch: str) -> None:
-        """Keeps what was not committed with the MLflow run, so that the run can be made again."""
-        try:
-            self._session.tracker.log_text(tracked, PATCH_ARTIFACT, patch)
-        except TrackingError as error:
-            _logger.warning("The uncommitted changes could not be kept with the run: %s", error)
-
-    async def _announce(self, name: str, tracked: TrackedRun, working_copy: WorkingCopy) -> None:
-        """Makes the MLflow run known to Prefect, and the flow run by its project's name."""
-        labels: dict[str, bool | int | float | str] = {
-            RUN_ID_LABEL: tracked.run_id,
-            EXPERIMENT_ID_LABEL: tracked.experiment_id,
-            TRACKING_URI_LABEL: mask_text(tracked.tracking_uri),
-            **{
-                label: value
-                for label, value in (
-                    (COMMIT_LABEL, working_copy.commit),
-                    (BRANCH_LABEL, working_copy.branch),
-                    (REPOSITORY_LABEL, working_copy.repository_url),
-                )
-                if value
-            },
-        }
-        try:
-            async with get_client() as client:
-                await client.update_flow_run_labels(self._flow_run.id, labels)
-                if self._flow_run.name != name:
-                    await client.set_flow_run_name(self._flow_run.id, name)
-        except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
-            _logger.warning("The flow run's name and labels could not be set: %s", error)
 
     async def _finish(
         self,
@@ -318,14 +278,16 @@ class _ProjectRun:
         error: ExecutionException | None = None,
     ) -> RunResult:
         session, tracked = self._session, self._session.tracked_run
+        announced = None
+        if self._announcement is not None:
+            announced = asyncio.ensure_future(self._announcement.end(status, message, self._environment))
         if tracked is not None:
             try:
                 await asyncio.to_thread(session.tracker.finish, tracked, status)
             except TrackingError as problem:
                 get_run_logger().warning("The MLflow run's status could not be set to %s: %s", status, problem)
-        unfinished = [task for task in (self._announcement, self._patch) if task is not None]
-        if unfinished:
-            await asyncio.wait(unfinished)
+        if announced is not None:
+            await announced
         if isinstance(self._environment, PreparedEnvironment):
             release_environment(self._environment)
         if self._source is not None and self._working_copy is not None:

@@ -1,0 +1,209 @@
+"""The markdown artifact of a run: what runs, of which version, with what, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from prefect_mlprojects.sources import WorkingCopy
+from prefect_mlprojects.tracking import TrackedRun
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import PrefectClient
+
+_logger = logging.getLogger(__name__)
+
+_MAX_VALUE_CHARACTERS = 300
+_MAX_METRICS = 100
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the artifact tells.
+
+    Attributes:
+        project: The project's name.
+        entry_point: The entry point's name.
+        working_copy: The project's files.
+        parameters: Values by parameter name.
+        backend: The backend's name.
+        tracked: The MLflow run.
+        environment: What the command runs in, for people to read; empty while that is not known.
+        status: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``.
+        message: Why it ended as it did; empty when it finished.
+        metrics: The MLflow run's metrics, once it has finished.
+    """
+
+    project: str
+    entry_point: str
+    working_copy: WorkingCopy
+    parameters: Mapping[str, str]
+    backend: str
+    tracked: TrackedRun
+    environment: str = ""
+    status: str = "RUNNING"
+    message: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def render(facts: RunFacts) -> str:
+    """Returns the artifact's markdown.
+
+    Args:
+        facts: What to tell.
+    """
+    copy, tracked = facts.working_copy, facts.tracked
+    rows = {
+        "Status": f"**{facts.status}**",
+        "Project": code(copy.source_name),
+        "Version": _version(copy),
+        "Entry point": code(facts.entry_point),
+        "Environment": escape(facts.environment) or "being prepared",
+        "Backend": escape(facts.backend),
+        "MLflow run": f"[{tracked.run_id}]({tracked.url})" if tracked.url else code(tracked.run_id),
+        "MLflow experiment": code(tracked.experiment_id),
+        "Tracking": code(tracked.masked_tracking_uri),
+    }
+    parts = [f"# {escape(facts.project)} / {escape(facts.entry_point)}", _table(("", ""), rows)]
+    if facts.message:
+        parts.append(_fenced("Why it ended", facts.message))
+    if facts.parameters:
+        values = {code(name): code(value) for name, value in facts.parameters.items()}
+        parts.append("## Parameters\n\n" + _table(("Parameter", "Value"), values))
+    if facts.metrics:
+        shown = {code(name): f"{value:g}" for name, value in list(facts.metrics.items())[:_MAX_METRICS]}
+        parts.append("## Metrics\n\n" + _table(("Metric", "Value"), shown))
+    return "\n\n".join(parts) + "\n"
+
+
+def code(text: str) -> str:
+    """Returns a text as markdown code of one line that shows it as it is, also in a table.
+
+    Args:
+        text: Any text.
+    """
+    text = text if len(text) <= _MAX_VALUE_CHARACTERS else text[:_MAX_VALUE_CHARACTERS] + "…"
+    text = re.sub(r"\s", " ", text)
+    fence = _fence(text, 1)
+    space = " " if text.startswith("`") or text.endswith("`") or not text.strip() else ""
+    escaped = text.replace("|", "\\|")
+    return f"{fence}{space}{escaped}{space}{fence}"
+
+
+def escape(text: str) -> str:
+    """Returns a text that markdown shows as it is.
+
+    Args:
+        text: Any text of one line.
+    """
+    return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", text)
+
+
+def _fenced(title: str, text: str) -> str:
+    fence = _fence(text, 3)
+    return f"## {title}\n\n{fence}text\n{text}\n{fence}"
+
+
+def _fence(text: str, least: int) -> str:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    return "`" * max(least, longest + 1)
+
+
+def _version(copy: WorkingCopy) -> str:
+    if copy.commit is None:
+        return "not under git"
+    shown = f"`{copy.commit[:12]}`"
+    link = commit_url(copy.repository_url, copy.commit)
+    parts = [f"[{shown}]({link})" if link else shown]
+    if copy.branch:
+        parts.append(f"of {code(copy.branch)}")
+    if copy.dirty:
+        parts.append("with uncommitted changes")
+    return " ".join(parts)
+
+
+def commit_url(repository_url: str | None, commit: str) -> str | None:
+    """Returns the page of a commit at the hosting services that have one; None for any other repository.
+
+    Args:
+        repository_url: The repository's URL, as git writes it.
+        commit: The commit's full SHA.
+    """
+    text = repository_url or ""
+    scp = re.match(r"^[^@/\s]+@([^:/\s]+):(.+)$", text)
+    parts = urlsplit(text)
+    host, path = (scp[1], scp[2]) if scp else (parts.hostname or "", parts.path)
+    path = path.strip("/").removesuffix(".git")
+    kinds = {"github.com": "commit", "codeberg.org": "commit", "gitlab.com": "-/commit", "bitbucket.org": "commits"}
+    return f"https://{host}/{path}/{kinds[host]}/{commit}" if host in kinds and path else None
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+class RunArtifact:
+    """The artifact on the server; what can't be written is logged, since the run itself does not depend on it.
+
+    Args:
+        flow_run_id: The flow run that it belongs to.
+        facts: What it tells at first.
+    """
+
+    def __init__(self, flow_run_id: UUID, facts: RunFacts) -> None:
+        self._flow_run_id = flow_run_id
+        self._facts = facts
+        self._id: UUID | None = None
+
+    async def create(self, client: PrefectClient) -> None:
+        """Makes it.
+
+        Args:
+            client: Prefect's client.
+        """
+        from prefect.client.schemas.actions import ArtifactCreate
+
+        # Prefect's rule for keys: lower case letters, digits and dashes.
+        key = re.sub(r"[^a-z0-9]+", "-", f"{self._facts.project}-{self._facts.entry_point}".lower()).strip("-")
+        try:
+            artifact = await client.create_artifact(
+                ArtifactCreate(
+                    type="markdown",
+                    key=key or "mlproject",
+                    description=f"Run of {self._facts.project}/{self._facts.entry_point}",
+                    data=render(self._facts),
+                    flow_run_id=self._flow_run_id,
+                )
+            )
+            self._id = artifact.id
+        except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
+            _logger.warning("The flow run's artifact could not be made: %s", error)
+
+    async def finish(
+        self, client: PrefectClient, environment: str, status: str, message: str, metrics: Mapping[str, float]
+    ) -> None:
+        """Tells how the run ended.
+
+        Args:
+            client: Prefect's client.
+            environment: What the command ran in.
+            status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+            message: Why.
+            metrics: The MLflow run's metrics.
+        """
+        from prefect.client.schemas.actions import ArtifactUpdate
+
+        if self._id is None:
+            return
+        facts = replace(self._facts, environment=environment or "none", status=status, message=message, metrics=metrics)
+        try:
+            await client.update_artifact(self._id, ArtifactUpdate(data=render(facts)))
+        except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
+            _logger.warning("The flow run's artifact could not be updated: %s", error)
