@@ -12,10 +12,10 @@ from typing import Any
 
 from prefect_mlprojects.backend_config import load_backend_config
 from prefect_mlprojects.backends import get_backend
-from prefect_mlprojects.deployments.parameter_schema import deployment_schema, option_problems, typed_value
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
+from prefect_mlprojects.spec.parameter_schema import deployment_schema, option_problems, typed_value
 from prefect_mlprojects.types import StopSignal
 
 DEFAULT_WORK_POOL = "mlprojects"

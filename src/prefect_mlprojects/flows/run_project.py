@@ -23,12 +23,23 @@ from prefect_mlprojects.backends.base import Preparation, RunIdentity
 from prefect_mlprojects.calls import CallContext, CheckedCall, ProjectCall
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.environments.managers import release_environment
-from prefect_mlprojects.exceptions import ExecutionException, RunCancelled, RunFailed, RunTimedOut, TrackingError
+from prefect_mlprojects.exceptions import (
+    ExecutionException,
+    ParameterError,
+    Problem,
+    ProjectSpecError,
+    RunCancelled,
+    RunFailed,
+    RunTimedOut,
+    TrackingError,
+)
 from prefect_mlprojects.flows.announcement import RunAnnouncement
 from prefect_mlprojects.flows.cancellation import watch_cancellation
 from prefect_mlprojects.settings import log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git_facts import read_uncommitted_changes
+from prefect_mlprojects.spec import find_entry_point, load_project
+from prefect_mlprojects.spec.parameter_schema import schema_changes
 from prefect_mlprojects.submitted_run import RUN_ID_LABEL
 from prefect_mlprojects.tasks.execute import Target, execute
 from prefect_mlprojects.tasks.fetch import fetch
@@ -137,6 +148,8 @@ class _ProjectRun:
         """Goes through the steps; whatever happens, the MLflow run ends as the flow run does."""
         try:
             exit_code = await self._steps()
+        except (ParameterError, ProjectSpecError) as error:
+            return await self._ended_by(await self._with_changes(error))
         except ExecutionException as error:
             return await self._ended_by(error)
         except Exception as error:
@@ -167,6 +180,24 @@ class _ProjectRun:
         name = "TimedOut" if isinstance(error, RunTimedOut) else "Failed"
         get_run_logger().error("%s", error.message)
         return Failed(message=error.message, data=error, name=name)
+
+    async def _with_changes(self, error: ParameterError | ProjectSpecError) -> ExecutionException:
+        """Adds to the error of a deployment's run how the project has changed since it was deployed."""
+        if self._flow_run.deployment_id is None or self._working_copy is None:
+            return error
+        try:
+            deployment = await self._client.read_deployment(self._flow_run.deployment_id)
+            project = await asyncio.to_thread(load_project, self._working_copy.directory)
+            changes = schema_changes(
+                deployment.parameter_openapi_schema or {}, find_entry_point(project, self._call.entry_point)
+            )
+        except Exception:  # noqa: BLE001 - the error itself is what matters
+            return error
+        if not changes:
+            return error
+        problems = [Problem(change) for change in changes]
+        headline = f"{error.message}\nSince it was deployed as '{deployment.name}', the project has changed"
+        return ParameterError(headline, [*problems, Problem("deploy it again to update its form: mlprojects deploy")])
 
     async def _steps(self) -> int | None:
         call, session = self._call, self._session

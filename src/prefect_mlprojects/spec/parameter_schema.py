@@ -13,8 +13,7 @@ from typing import Any
 from typing_extensions import assert_never
 
 from prefect_mlprojects.exceptions import Problem
-from prefect_mlprojects.spec import EntryPoint, ProjectParameter
-from prefect_mlprojects.spec.project import ParameterType
+from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
 
 _BACKENDS_NOTE = "local, kubernetes, databricks, or one that an installed package adds"
 
