@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prefect_mlprojects.exceptions import BackendError
+
+_BLOCK_REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*/[^/]+")
+
+
+def is_block_reference(text: str) -> bool:
+    """Tells whether a text names a block (``block-type/block-name``) and not a file.
+
+    Args:
+        text: What a user gave as a backend's configuration.
+    """
+    return (
+        _BLOCK_REFERENCE.fullmatch(text) is not None
+        and not text.endswith((".json", ".yaml", ".yml"))
+        and not Path(text).exists()
+    )
 
 
 def load_backend_config(config: Mapping[str, Any] | str | Path | None, *, backend: str = "local") -> dict[str, Any]:

@@ -43,6 +43,8 @@ class ProjectCall:
         build_image: Whether an image is built for the project.
         timeout: Seconds that the command may take; None for no limit.
         retries: How often a failed command is tried again.
+        git_credentials: The name of a git-credentials block; None looks for one by the repository's host.
+        tracking: The name of an mlflow-tracking-server block; None tracks as this process does.
     """
 
     uri: str
@@ -61,6 +63,8 @@ class ProjectCall:
     build_image: bool = False
     timeout: float | None = None
     retries: int = 0
+    git_credentials: str | None = None
+    tracking: str | None = None
 
     def with_form(self, extra_parameters: Mapping[str, Any] | None, options: Mapping[str, Any] | None) -> ProjectCall:
         """Returns the call with what the form of a deployment keeps apart.
@@ -80,6 +84,30 @@ class ProjectCall:
             raise ParameterError("The run's options do not fit", problems)
         parameters = {**(self.parameters or {}), **(extra_parameters or {})}
         return replace(self, **given, parameters=parameters or None)
+
+    def with_project(self, project: Mapping[str, Any]) -> ProjectCall:
+        """Returns the call with what a project block holds: the call's own values win over the block's defaults.
+
+        Args:
+            project: ``uri``, ``version``, ``entry_point``, ``parameters`` and ``options``.
+
+        Raises:
+            ParameterError: The block has an option that there is not.
+        """
+        initial = ProjectCall(uri=self.uri)
+        options = {
+            name: value
+            for name, value in (project.get("options") or {}).items()
+            if getattr(self, name, None) == getattr(initial, name, None)
+        }
+        named = replace(
+            self,
+            uri=str(project["uri"]),
+            version=self.version or project.get("version"),
+            entry_point=project.get("entry_point") or "main" if self.entry_point == "main" else self.entry_point,
+            parameters={**(project.get("parameters") or {}), **(self.parameters or {})},
+        )
+        return named.with_form(None, options)
 
     def flow_parameters(self) -> dict[str, Any]:
         """Returns the parameters for the flow ``run_project``."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefect_mlprojects.backend_config import load_backend_config
+from prefect_mlprojects.backend_config import is_block_reference, load_backend_config
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.calls import CallContext, ProjectCall, check_call
 from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem, RunFailed
@@ -36,6 +36,8 @@ def run(
     *,
     timeout: float | None = None,
     retries: int = 0,
+    git_credentials: str | None = None,
+    tracking: str | None = None,
 ) -> SubmittedRun:
     """Runs an MLflow-Projects project as a Prefect flow; a drop-in for ``mlflow.projects.run``.
 
@@ -62,6 +64,8 @@ def run(
         docker_auth: Credentials for the image registry; they stay in memory.
         timeout: Seconds that the command may take; None for no limit.
         retries: How often a failed command is tried again.
+        git_credentials: The name of a git-credentials block; None looks for one by the repository's host.
+        tracking: The name of an mlflow-tracking-server block; None tracks as MLflow does in this process.
 
     Returns:
         A handle on the run: finished when ``synchronous``, else under way.
@@ -87,6 +91,8 @@ def run(
         build_image,
         timeout=timeout,
         retries=retries,
+        git_credentials=git_credentials,
+        tracking=tracking,
     )
     name = preflight(call)
 
@@ -120,6 +126,8 @@ def make_call(
     *,
     timeout: float | None = None,
     retries: int = 0,
+    git_credentials: str | None = None,
+    tracking: str | None = None,
 ) -> ProjectCall:
     """Checks the options of a call that need no project, and returns the call as plain JSON values.
 
@@ -138,7 +146,13 @@ def make_call(
         problems.append(Problem("the project's URI is empty", parameter="uri"))
     if problems:
         raise ParameterError("The call can't be made", problems)
-    config = get_backend(backend).validate_config(load_backend_config(backend_config, backend=backend))
+    config: Mapping[str, Any] | str
+    if isinstance(backend_config, str) and is_block_reference(backend_config):
+        # What a block holds is read when the flow runs, and never stored with it.
+        get_backend(backend)
+        config = backend_config
+    else:
+        config = dict(get_backend(backend).validate_config(load_backend_config(backend_config, backend=backend)))
     return ProjectCall(
         uri=str(uri),
         entry_point=entry_point,
@@ -149,7 +163,7 @@ def make_call(
         experiment_name=experiment_name,
         experiment_id=None if experiment_id is None else str(experiment_id),
         backend=backend,
-        backend_config=dict(config),
+        backend_config=config,
         storage_dir=None if storage_dir is None else str(Path(storage_dir).expanduser().absolute()),
         run_id=run_id,
         run_name=run_name,
@@ -157,6 +171,8 @@ def make_call(
         build_image=build_image,
         timeout=timeout,
         retries=retries,
+        git_credentials=git_credentials,
+        tracking=tracking,
     )
 
 
@@ -176,6 +192,8 @@ def preflight(call: ProjectCall) -> str | None:
     Raises:
         ExecutionException: The project, the entry point, the parameters or the environment manager do not fit.
     """
+    if call.uri.startswith("block://"):
+        return None
     source = detect_source(call.uri, call.version)
     if source.kind != "local":
         return None

@@ -23,6 +23,7 @@ EXIT_USAGE = 2
 EXIT_CANCELLED = 130
 
 _COMMANDS = {
+    "blocks": ("blocks", "Manage this package's block types on the Prefect server."),
     "cancel": ("runs", "Cancel a run and wait until it has ended."),
     "completion": ("completion", "Print the shell completion script."),
     "deploy": ("deployments", "Deploy a project: schedules, and a typed form in Prefect's UI."),

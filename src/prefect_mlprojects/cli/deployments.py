@@ -41,6 +41,8 @@ _DEPLOYMENT_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--env-manager", metavar="NAME", help="local, virtualenv, uv or conda."),
     click.option("--experiment-name", metavar="NAME", help="MLflow experiment by name."),
+    click.option("--git-credentials", metavar="NAME", help="A git-credentials block; found by host when not given."),
+    click.option("--tracking", metavar="NAME", help="An mlflow-tracking-server block."),
     click.option("--timeout", type=float, metavar="SECONDS", help="End the command after so many seconds."),
     click.option("--retries", type=int, metavar="N", help="How often a failed command is retried."),
     click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag of the deployment. May be repeated."),
@@ -48,6 +50,9 @@ _DEPLOYMENT_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--concurrency-limit", type=click.IntRange(min=1), metavar="N", help="How many runs may be under way at once."
     ),
 )
+
+
+_RUN_OPTIONS = ("env_manager", "experiment_name", "git_credentials", "tracking", "timeout", "retries")
 
 
 def _deployment_options(function: _F) -> _F:
@@ -69,7 +74,7 @@ def _specify(uri: str, options: dict[str, Any]) -> Any:
         parameters=options["parameters"],
         backend=options["backend"],
         backend_config=options["backend_config"],
-        options={name: options[name] for name in ("env_manager", "experiment_name", "timeout", "retries")},
+        options={name: options[name] for name in _RUN_OPTIONS},
         schedule=make_schedule(options["cron"], options["interval"], options["rrule"], options["timezone"]),
         tags=options["tags"],
         concurrency_limit=options["concurrency_limit"],

@@ -109,7 +109,7 @@ _CALL_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "-c",
         "--backend-config",
         metavar="FILE",
-        help="The backend's configuration: a .json or .yaml file, or a JSON text.",
+        help="The backend's configuration: a .json or .yaml file, a JSON text, or block-type/block-name.",
     ),
     click.option(
         "--env-manager",
@@ -126,6 +126,14 @@ _CALL_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--run-id", metavar="ID", help="MLflow run to go on with; a new one when not given."),
     click.option("--run-name", metavar="NAME", help="The MLflow run's name."),
     click.option("--build-image", is_flag=True, help="Build an image for a Docker project."),
+    click.option(
+        "--git-credentials",
+        metavar="NAME",
+        help="A git-credentials block; found by the repository's host when not given.",
+    ),
+    click.option(
+        "--tracking", metavar="NAME", help="An mlflow-tracking-server block; MLFLOW_TRACKING_URI when not given."
+    ),
     click.option("--timeout", type=float, metavar="SECONDS", help="End the command after so many seconds."),
     click.option(
         "--retries", type=int, default=0, metavar="N", show_default=True, help="How often a failed command is retried."

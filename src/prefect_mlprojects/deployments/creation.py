@@ -12,6 +12,9 @@ from uuid import UUID
 from prefect_mlprojects.deployments.specification import DEFAULT_WORK_POOL, DeploymentSpecification, Schedule, specify
 from prefect_mlprojects.exceptions import ParameterError, PrefectServerError, Problem
 from prefect_mlprojects.prefect_api import call_api
+from prefect_mlprojects.spec.parameter_schema import typed_value
+from prefect_mlprojects.spec.parameters import type_expectation
+from prefect_mlprojects.spec.project import ParameterType
 from prefect_mlprojects.submitted_run import AttachedSubmittedRun, SubmittedRun
 
 if TYPE_CHECKING:
@@ -61,13 +64,86 @@ class Deployment:
         """
         from prefect_mlprojects.server import resolve_api
 
-        flow_parameters = self.specification.flow_parameters()
-        declared = self.specification.schema["properties"]["parameters"]["properties"]
-        for name, value in (parameters or {}).items():
-            flow_parameters["parameters" if name in declared else "extra_parameters"][name] = value
-        flow_parameters["options"].update(options or {})
+        flow_parameters = _with_values(
+            self.specification.flow_parameters(), self.specification.schema, parameters or {}, options or {}
+        )
         run_id = call_api(resolve_api().api_url, _start, self.id, self.full_name, flow_parameters)
         return AttachedSubmittedRun(run_id)
+
+
+def run_deployment(
+    name: str,
+    *,
+    entry_point: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> SubmittedRun:
+    """Starts a run of a deployment that is there, and returns a handle on the run at once.
+
+    Args:
+        name: Its name, with or without ``run_project/``.
+        entry_point: The entry point that it must be for; None for any.
+        parameters: Values of parameters, in place of the deployment's.
+        options: Run options, in place of the deployment's.
+
+    Raises:
+        ParameterError: There is no such deployment, it is for another entry point, or the server refused the values.
+        PrefectServerError: The server can't be reached.
+    """
+    from prefect_mlprojects.server import resolve_api
+
+    full_name = name if "/" in name else f"{FLOW_NAME}/{name}"
+    api_url = resolve_api().api_url
+    found = call_api(api_url, _find, full_name)
+    if found is None:
+        raise ParameterError(
+            f"The deployment {full_name} can't run",
+            [Problem("there is no deployment of that name", fix="make it with `mlprojects deploy`")],
+        )
+    deployment_id, stored, schema = found
+    if entry_point is not None and stored.get("entry_point", "main") != entry_point:
+        raise ParameterError(
+            f"The deployment {full_name} can't run",
+            [Problem(f"it is for the entry point {stored.get('entry_point', 'main')!r}, not {entry_point!r}")],
+        )
+    flow_parameters = _with_values(stored, schema, parameters or {}, options or {})
+    return AttachedSubmittedRun(call_api(api_url, _start, deployment_id, full_name, flow_parameters))
+
+
+def _with_values(
+    stored: Mapping[str, Any], schema: Mapping[str, Any], values: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The flow parameters of a deployment with other values: typed as its form has them, where they come as text."""
+    known = schema.get("properties", {})
+    declared = known.get("parameters", {}).get("properties", {})
+    typed = "options" in known
+    result = {name: dict(value) if isinstance(value, Mapping) else value for name, value in stored.items()}
+    for name, value in values.items():
+        place = "parameters" if name in declared or not typed else "extra_parameters"
+        result.setdefault(place, {})[name] = _as_typed(value, declared.get(name, {}))
+    if typed:
+        result.setdefault("options", {}).update(options)
+        return result
+    # A deployment that was made from the flow's signature, by prefect.yaml for example.
+    return {**result, **options}
+
+
+def _as_typed(value: Any, field_schema: Mapping[str, Any]) -> Any:
+    kinds: dict[str, ParameterType] = {"integer": "int", "number": "float"}
+    kind = kinds.get(str(field_schema.get("type")))
+    if kind is None or not isinstance(value, str) or type_expectation(kind, value) is not None:
+        return value
+    return typed_value(kind, value)
+
+
+async def _find(client: PrefectClient, full_name: str) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        found = await client.read_deployment_by_name(full_name)
+    except ObjectNotFound:
+        return None
+    return str(found.id), dict(found.parameters), dict(found.parameter_openapi_schema or {})
 
 
 def deploy(

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from prefect_mlprojects.backend_config import load_backend_config
+from prefect_mlprojects.backend_config import is_block_reference, load_backend_config
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
@@ -167,7 +167,7 @@ def specify(
 
 def _stored_config(backend: str, config: Mapping[str, Any] | str | None) -> Any:
     """The configuration as it is stored with the deployment: a block by its name, anything else by what it holds."""
-    if isinstance(config, str) and re.fullmatch(r"[a-z0-9-]+/[^/]+", config) and not Path(config).exists():
+    if isinstance(config, str) and is_block_reference(config):
         return config
     return dict(get_backend(backend).validate_config(load_backend_config(config, backend=backend)))
 

@@ -17,9 +17,15 @@ from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
 from prefect_mlprojects._redaction import mask_text
-from prefect_mlprojects.backend_config import load_backend_config
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.base import Preparation, RunIdentity
+from prefect_mlprojects.blocks.resolution import (
+    PROJECT_SCHEME,
+    git_credentials_lookup,
+    read_project,
+    resolve_backend_config,
+    resolve_tracking,
+)
 from prefect_mlprojects.calls import CallContext, CheckedCall, ProjectCall
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.environments.managers import release_environment
@@ -76,6 +82,8 @@ async def run_project(
     build_image: bool = False,
     timeout: float | None = None,
     retries: int = 0,
+    git_credentials: str | None = None,
+    tracking: str | None = None,
     extra_parameters: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
 ) -> RunResult | State[Any]:
@@ -98,6 +106,8 @@ async def run_project(
         build_image: Whether an image is built for the project.
         timeout: Seconds that the command may take; None for no limit.
         retries: How often a failed command is tried again.
+        git_credentials: The name of a git-credentials block; None looks for one by the repository's host.
+        tracking: The name of an mlflow-tracking-server block; None tracks as the process that runs the flow does.
         extra_parameters: Further values by parameter name: a deployment's form keeps undeclared ones apart.
         options: Arguments from ``version`` to ``retries`` by name, in place of those above: a deployment's form has them together.
 
@@ -121,6 +131,8 @@ async def run_project(
         build_image=build_image,
         timeout=timeout,
         retries=retries,
+        git_credentials=git_credentials,
+        tracking=tracking,
     ).with_form(extra_parameters, options)
     context = FlowRunContext.get()
     assert context is not None
@@ -200,12 +212,20 @@ class _ProjectRun:
         return ParameterError(headline, [*problems, Problem("deploy it again to update its form: mlprojects deploy")])
 
     async def _steps(self) -> int | None:
+        if self._call.uri.startswith(PROJECT_SCHEME):
+            self._call = self._call.with_project(await read_project(self._client, self._call.uri))
         call, session = self._call, self._session
         config = get_backend(call.backend).validate_config(
-            load_backend_config(call.backend_config, backend=call.backend)
+            await resolve_backend_config(self._client, call.backend_config, call.backend)
         )
-        context = CallContext(config, session.tracking_uri or resolve_tracking_uri(), session.docker_auth)
-        self._source = detect_source(call.uri, call.version, git_credentials=session.git_credentials)
+        tracking_uri = await resolve_tracking(self._client, call.tracking) if call.tracking else None
+        context = CallContext(
+            config, tracking_uri or session.tracking_uri or resolve_tracking_uri(), session.docker_auth
+        )
+        credentials = session.git_credentials or git_credentials_lookup(
+            self._client, asyncio.get_running_loop(), call.git_credentials
+        )
+        self._source = detect_source(call.uri, call.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)
         checked, invocation = await self._prepare(self._working_copy, context)
         tracked, environment = session.tracked_run, self._environment

@@ -40,6 +40,16 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "experiment_name": {"type": "string", "title": "MLflow experiment"},
     "experiment_id": {"type": "string", "title": "MLflow experiment's id"},
     "run_name": {"type": "string", "title": "MLflow run's name"},
+    "git_credentials": {
+        "type": "string",
+        "title": "Git credentials",
+        "description": "The name of a git-credentials block; found by the repository's host when left out.",
+    },
+    "tracking": {
+        "type": "string",
+        "title": "Tracking server",
+        "description": "The name of an mlflow-tracking-server block.",
+    },
     "storage_dir": {"type": "string", "title": "Folder for downloads"},
     "timeout": {
         "type": "number",

@@ -1,0 +1,204 @@
+"""Blocks on a real server: registered, masked, and used by runs."""
+
+# mypy: disable-error-code="arg-type"
+# Secrets are given as text, as users do; pydantic makes them secret.
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from prefect_mlprojects import run
+from prefect_mlprojects.blocks import GitCredentialsBlock, MLflowProject, MLflowTrackingServer, MLprojectBackend
+from prefect_mlprojects.exceptions import BackendError, ExecutionException, ParameterError
+
+SECRET = "s3cret-" + uuid.uuid4().hex
+GREET = str(Path(__file__).parents[2] / "projects" / "greet")
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: Any) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return tmp_path
+
+
+@pytest.fixture
+def save(prefect_server: Any) -> Callable[[Any], str]:
+    """Saves a block under a name of its own, which it returns."""
+    from prefect_mlprojects.prefect_api import call_api
+
+    def do(block: Any) -> str:
+        name = f"t-{uuid.uuid4().hex[:8]}"
+
+        async def keep(client: Any) -> None:
+            await block.asave(name, client=client)
+
+        call_api(prefect_server.api_url, keep)
+        return name
+
+    return do
+
+
+def test_the_server_knows_the_types_without_a_command(prefect_server: Any) -> None:
+    found = httpx.post(f"{prefect_server.api_url}/block_types/filter", json={"limit": 200}).json()
+
+    assert {"git-credentials", "mlflow-tracking-server", "mlflow-project", "mlproject-backend"} <= {
+        each["slug"] for each in found
+    }
+
+
+def test_the_command_line() -> None:
+    command = [sys.executable, "-m", "prefect_mlprojects", "blocks"]
+    done = subprocess.run([*command, "register"], capture_output=True, text=True, check=True)
+    assert "Registered Git Credentials (git-credentials)" in done.stdout
+    subprocess.run([*command, "list"], capture_output=True, text=True, check=True)
+
+
+def test_secrets_show_only_masked(prefect_server: Any, save: Callable[[Any], str]) -> None:
+    blocks = [
+        GitCredentialsBlock(token=SECRET, hosts=["example.com"]),
+        MLflowTrackingServer(uri="https://mlflow.example.com", username="me", password=SECRET),
+        MLprojectBackend(config={"grace-period": 3}, secrets={"token": SECRET}),
+    ]
+    for block in blocks:
+        name = save(block)
+        slug = block.get_block_type_slug()
+        shown = httpx.get(f"{prefect_server.api_url}/block_types/slug/{slug}/block_documents/name/{name}").text
+        assert SECRET not in shown
+        assert "********" in shown
+        assert SECRET not in repr(block) + str(block)
+
+
+def test_a_configuration_from_a_block(save: Callable[[Any], str], prefect_server: Any) -> None:
+    name = save(MLprojectBackend(config={"grace-period": 3}))
+    done = run(GREET, backend_config=f"mlproject-backend/{name}", env_manager="local")
+
+    assert done.get_status() == "FINISHED"
+    stored = httpx.get(f"{prefect_server.api_url}/flow_runs/{done.flow_run_id}").json()
+    assert stored["parameters"]["backend_config"] == f"mlproject-backend/{name}"
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "words"),
+    [
+        ("mlproject-backend/nowhere", ExecutionException, "no block 'mlproject-backend/nowhere'.*UI under Blocks"),
+        ("no-such-type/x", ExecutionException, "no block 'no-such-type/x'"),
+        ({"credentials": "prod"}, BackendError, "unknown key 'credentials'"),
+    ],
+)
+def test_blocks_that_do_not_fit(config: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        run(GREET, backend_config=config, env_manager="local")
+
+
+def test_a_block_with_a_wrong_configuration(save: Callable[[Any], str]) -> None:
+    name = save(MLprojectBackend(config={"grace": 3}, secrets={"token": SECRET}))
+    with pytest.raises(BackendError, match="unknown key 'grace'") as caught:
+        run(GREET, backend_config=f"mlproject-backend/{name}", env_manager="local")
+    assert SECRET not in str(caught.value)
+
+
+def test_a_tracking_server_from_a_block(save: Callable[[Any], str], workspace: Path, prefect_server: Any) -> None:
+    from mlflow.tracking import MlflowClient
+
+    store = f"sqlite:///{workspace / 'other.db'}"
+    done = run(GREET, tracking=save(MLflowTrackingServer(uri=store)), env_manager="local")
+
+    assert MlflowClient(store).get_run(done.run_id).info.status == "FINISHED"
+    secret = MLflowTrackingServer(uri="http://127.0.0.1:9", username="me", password=SECRET)
+    with pytest.raises(ExecutionException) as caught:
+        run(GREET, tracking=save(secret), env_manager="local")
+    assert SECRET not in str(caught.value)
+    assert "127.0.0.1:9" in str(caught.value)
+
+
+def test_a_password_with_odd_characters() -> None:
+    block = MLflowTrackingServer(uri="https://h/path", username="a@b", password="p/w:x")
+    assert block.tracking_uri() == "https://a%40b:p%2Fw%3Ax@h/path"
+
+
+def test_a_project_by_its_name(save: Callable[[Any], str], capfd: pytest.CaptureFixture[str]) -> None:
+    name = save(MLflowProject(uri=GREET, parameters={"name": "block", "times": 2}, options={"env_manager": "local"}))
+
+    run(f"block://{name}")
+    assert capfd.readouterr().out.count("hello block") == 2
+    run(f"block://{name}", parameters={"times": 1})
+    assert capfd.readouterr().out.count("hello block") == 1
+    with pytest.raises(ExecutionException, match="no block 'mlflow-project/nowhere'"):
+        run("block://nowhere")
+    wrong = save(MLflowProject(uri=GREET, options={"env_manger": "local"}))
+    with pytest.raises(ParameterError, match="no run option 'env_manger'"):
+        run(f"block://{wrong}")
+
+
+def test_git_credentials_by_host_and_by_name(
+    save: Callable[[Any], str], prefect_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect_mlprojects.blocks.resolution import find_git_credentials
+    from prefect_mlprojects.prefect_api import call_api
+
+    host = f"{uuid.uuid4().hex}.example.com"
+    save(GitCredentialsBlock(token="other", hosts=["elsewhere.example.com"]))
+    general = save(GitCredentialsBlock(token="general", hosts=[host]))
+    save(GitCredentialsBlock(token="exact", hosts=[f"{host}:8443"]))
+
+    def token(*arguments: Any) -> str | None:
+        found = call_api(prefect_server.api_url, find_git_credentials, *arguments)
+        return found.token if found else None
+
+    assert token(host) == "general"
+    assert token(f"{host}:8443") == "exact"
+    assert token(f"{host}:1") == "general"
+    assert token("unknown.example.com") is None
+    assert token("unknown.example.com", general) == "general"
+
+
+def test_a_run_uses_the_credentials_of_its_host(save: Callable[[Any], str], tmp_path: Path) -> None:
+    """The server's 401 tells which credentials came: a real repository with a password is fetched in the tests of sources."""
+    import base64
+    import http.server
+    import threading
+
+    came: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            came.append(self.headers.get("Authorization") or "")
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="git"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in http.server
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = f"127.0.0.1:{server.server_port}"
+    save(GitCredentialsBlock(username="ci", token=SECRET, hosts=[host]))
+    with pytest.raises(ExecutionException) as caught:
+        run(f"http://{host}/o/r", env_manager="local")
+    server.shutdown()
+    server.server_close()
+
+    assert "Basic " + base64.b64encode(f"ci:{SECRET}".encode()).decode() in came
+    assert SECRET not in str(caught.value)
+
+
+def test_a_reference_never_hides_a_file(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "backend.json").write_text(json.dumps({"grace-period": 1}))
+    done = run(GREET, backend_config="conf/backend.json", env_manager="local")
+    assert done.get_status() == "FINISHED"
+    assert os.environ.get("MLPROJECTS_GIT_TOKEN") is None

@@ -1,0 +1,246 @@
+"""Deployments on a real server, run by real workers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from prefect_mlprojects import deploy
+from prefect_mlprojects.exceptions import ParameterError, PrefectServerError
+
+from .conftest import PROJECT, started, wait_for
+
+Call = Callable[..., Any]
+
+
+def runs_of(call: Call, deployment_id: str) -> list[Any]:
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    found: list[Any] = call(
+        "read_flow_runs",
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[UUID(deployment_id)])),
+        sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+        limit=100,
+    )
+    return found
+
+
+def test_what_is_stored(project: Path, call: Call, pool: str) -> None:
+    made = deploy(
+        project,
+        name="stored",
+        work_pool=pool,
+        cron="0 3 * * *",
+        timezone="Europe/Berlin",
+        parameters={"needed": 1.5},
+        tags=["retraining"],
+        concurrency_limit=1,
+        paused=True,
+        options={"env_manager": "local"},
+    )
+    stored = call("read_deployment", UUID(made.id))
+
+    assert (stored.name, stored.work_pool_name, stored.tags, stored.paused) == ("stored", pool, ["retraining"], True)
+    assert stored.entrypoint == "prefect_mlprojects.flows.run_project.run_project"
+    assert not stored.pull_steps
+    assert stored.enforce_parameter_schema
+    assert stored.global_concurrency_limit.limit == 1
+    assert [(str(each.schedule.cron), each.schedule.timezone, each.active) for each in stored.schedules] == [
+        ("0 3 * * *", "Europe/Berlin", False)
+    ]
+    fields = stored.parameter_openapi_schema["properties"]["parameters"]["properties"]
+    assert {name: facts["type"] for name, facts in fields.items()} == {
+        "count": "integer",
+        "word": "string",
+        "needed": "number",
+    }
+    assert (fields["count"]["default"], fields["word"]["default"], fields["needed"]["default"]) == (0, "", 1.5)
+    assert stored.parameters["options"] == {"backend": "local", "env_manager": "local"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "options", "words"),
+    [
+        ({"needed": 1, "count": "many"}, {}, "count"),
+        ({"count": 1}, {}, "needed"),
+        ({"needed": 1}, {"env_manager": "pip"}, "env_manager"),
+        ({"needed": 1}, {"retries": -1}, "retries"),
+    ],
+)
+def test_the_server_refuses_what_does_not_fit(
+    parameters: dict[str, Any], options: dict[str, Any], words: str, project: Path, pool: str
+) -> None:
+    made = deploy(project, work_pool=pool)
+
+    with pytest.raises(ParameterError, match=words):
+        made.run(parameters, options=options)
+
+
+def test_a_pool_that_there_is_not(project: Path) -> None:
+    with pytest.raises(PrefectServerError, match=r"no work pool 'nowhere'.*prefect work-pool create nowhere"):
+        deploy(project, work_pool="nowhere")
+
+
+def test_the_default_pool_is_made(project: Path, call: Call) -> None:
+    deploy(project)
+
+    assert call("read_work_pool", "mlprojects").type == "process"
+
+
+def test_a_worker_runs_it(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    made = deploy(project, work_pool=pool, options={"env_manager": "local"})
+    with started("worker", "--pool", pool, log=tmp_path / "worker.log"):
+        run = made.run({"needed": 2, "count": 0, "extra": "more"})
+        assert run.wait(), (tmp_path / "worker.log").read_text()
+        flow_run = call("read_flow_run", UUID(run.flow_run_id))
+        assert flow_run.name == "deployed/main"
+        logged = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(run.run_id)
+        assert logged.data.params == {"count": "0", "word": "", "needed": "2", "extra": "more"}
+        assert logged.data.tags["prefect.flow_run_id"] == run.flow_run_id
+        assert "got 0 " in (tmp_path / "worker.log").read_text()
+        from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+        artifacts = call(
+            "read_artifacts",
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(run.flow_run_id)])),
+            limit=10,
+        )
+        assert [(each.type, each.key) for each in artifacts] == [("markdown", "deployed-main")]
+        assert "| Status | **FINISHED** |" in artifacts[0].data
+        assert run.run_id in artifacts[0].data
+
+        # The project changes: what was asked for no longer fits, and the form follows when it is deployed again.
+        (project / "MLproject").write_text(
+            PROJECT.replace("count: {type: int, default: 0}", "size: int").replace("{count}", "{size}")
+        )
+        failed = made.run({"needed": 2, "count": 5})
+        assert not failed.wait()
+        message = call("read_flow_run", UUID(failed.flow_run_id)).state.message
+        assert "Since it was deployed as 'deployed', the project has changed" in message
+        assert "parameter 'count' is gone" in message
+        assert "parameter 'size' (int) is new and needs a value" in message
+        again = deploy(project, work_pool=pool, options={"env_manager": "local"})
+        assert again.id == made.id
+        with pytest.raises(ParameterError, match="size"):
+            again.run({"needed": 2})
+        assert again.run({"needed": 2, "size": 4}).wait()
+
+        # Cancelled as the UI does it: the process ends, and both say so.
+        sleeper = deploy(project, "sleep", work_pool=pool, options={"env_manager": "local"}).run()
+        wait_for(lambda: "started" in (tmp_path / "worker.log").read_text(), "the command")
+        sleeper.cancel()
+        assert sleeper.get_status() == "KILLED"
+        assert call("read_flow_run", UUID(sleeper.flow_run_id)).state.is_cancelled()
+        status = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(sleeper.run_id).info.status
+        assert status == "KILLED"
+
+
+def test_a_scheduled_run_fires_by_itself(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
+    made = deploy(project, work_pool=pool, interval=15, parameters={"needed": 1}, options={"env_manager": "local"})
+    with started("worker", "--pool", pool, log=tmp_path / "worker.log"):
+        finished = wait_for(
+            lambda: [run for run in runs_of(call, made.id) if run.state.is_completed()], "a scheduled run"
+        )
+        call("pause_deployment", UUID(made.id))
+    assert finished[0].auto_scheduled
+
+
+def test_two_workers_share_the_runs_of_a_pool(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
+    made = deploy(project, work_pool=pool, options={"env_manager": "local"})
+    runs = [made.run({"needed": 1, "count": number}) for number in range(20)]
+    with (
+        started("worker", "--pool", pool, "--limit", "2", "--name", "first", log=tmp_path / "first.log"),
+        started("worker", "--pool", pool, "--limit", "2", "--name", "second", log=tmp_path / "second.log"),
+    ):
+        assert [run.wait() for run in runs] == [True] * 20
+    logs = [(tmp_path / f"{name}.log").read_text() for name in ("first", "second")]
+    shares = [sum(f"got {number} " in log for number in range(20)) for log in logs]
+    assert sum(shares) == 20
+    assert min(shares) > 0
+
+
+def test_serve_runs_and_cancels(project: Path, call: Call, tmp_path: Path) -> None:
+    with started("serve", "project", "-e", "sleep", "--env-manager", "local", log=tmp_path / "serve.log"):
+        stored = wait_for(lambda: _find(call, "run_project/deployed-sleep"), "the deployment")
+        flow_run = call("create_flow_run_from_deployment", stored.id)
+        wait_for(lambda: "started" in (tmp_path / "serve.log").read_text(), "the command")
+        from prefect_mlprojects import SubmittedRun
+
+        handle = SubmittedRun.attach(str(flow_run.id))
+        handle.cancel()
+        assert handle.get_status() == "KILLED"
+        assert call("read_flow_run", flow_run.id).state.is_cancelled()
+
+
+def _find(call: Call, name: str) -> Any:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        return call("read_deployment_by_name", name)
+    except ObjectNotFound:
+        return None
+
+
+def test_a_run_without_a_heartbeat_has_crashed(project: Path, pool: str, call: Call, prefect_server: Any) -> None:
+    from prefect.states import Running
+
+    from prefect_mlprojects.deployments import zombies
+    from prefect_mlprojects.prefect_api import call_api
+
+    made = deploy(project, work_pool=pool)
+    (automation,) = call("read_automations_by_name", zombies.AUTOMATION_NAME)
+    try:
+        # The same automation with less patience.
+        call("delete_automation", automation.id)
+        call_api(prefect_server.api_url, zombies.ensure_zombie_automation, 10)
+        flow_run = call(
+            "create_flow_run_from_deployment",
+            UUID(made.id),
+            parameters={**made.specification.flow_parameters(), "parameters": {"needed": 1}},
+        )
+        call("set_flow_run_state", flow_run.id, Running(), force=True)
+        _send_heartbeat(prefect_server.api_url, flow_run.id, flow_run.flow_id)
+        state = wait_for(
+            lambda: (found := call("read_flow_run", flow_run.id).state).is_final() and found, "the automation"
+        )
+        assert state.is_crashed()
+        assert "heartbeat" in state.message
+    finally:
+        for each in call("read_automations_by_name", zombies.AUTOMATION_NAME):
+            call("delete_automation", each.id)
+        call_api(prefect_server.api_url, zombies.ensure_zombie_automation)
+
+
+def _send_heartbeat(api_url: str, flow_run_id: UUID, flow_id: UUID) -> None:
+    """Sends the event that Prefect's engine sends; see ``prefect.flow_engine`` and ``prefect._internal``."""
+    code = (
+        "import sys\n"
+        "from prefect.events import emit_event\n"
+        "from prefect.events.worker import EventsWorker\n"
+        "emit_event('prefect.flow-run.heartbeat', {'prefect.resource.id': 'prefect.flow-run.' + sys.argv[1],"
+        " 'prefect.resource.name': 'x'}, related=[{'prefect.resource.id': 'prefect.flow.' + sys.argv[2],"
+        " 'prefect.resource.name': 'run_project', 'prefect.resource.role': 'flow'}])\n"
+        "EventsWorker.instance().drain()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(flow_run_id), str(flow_id)], check=True, timeout=60)
+
+
+def test_the_command_line(project: Path, pool: str) -> None:
+    command = [sys.executable, "-m", "prefect_mlprojects", "deploy", "project", "--work-pool", pool]
+    done = subprocess.run([*command, "--cron", "0 3 * * *", "-P", "needed=2", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert (made["name"], made["work_pool"], made["schedule"]) == ("run_project/deployed", pool, "cron 0 3 * * *")
+    wrong = subprocess.run([*command, "--cron", "0 3 * * *"], capture_output=True, text=True)
+    assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
+    assert "'needed' (float) needs a value" in wrong.stderr

@@ -1,0 +1,116 @@
+"""Deployments are checked against their project before Prefect is asked for anything."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from prefect_mlprojects.deployments.creation import make_schedule
+from prefect_mlprojects.deployments.specification import specify
+from prefect_mlprojects.exceptions import BackendError, FetchError, ParameterError, ProjectSpecError
+
+PROJECT = """\
+name: churn
+entry_points:
+  main:
+    parameters: {alpha: {type: float, default: 0.1}, rounds: int}
+    command: "python train.py {alpha} {rounds}"
+  score/all: {command: "true"}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "MLproject").write_text(PROJECT)
+    return folder
+
+
+def test_what_is_deployed(project: Path) -> None:
+    made = specify("project", parameters={"alpha": "0.5", "rounds": 3, "more": "x"}, tags=["a"])
+
+    assert made.name == "churn"
+    assert made.uri == str(project)
+    assert made.flow_parameters() == {
+        "uri": str(project),
+        "entry_point": "main",
+        "parameters": {"alpha": 0.5, "rounds": 3},
+        "extra_parameters": {"more": "x"},
+        "options": {"backend": "local"},
+    }
+    assert "`main`" in made.description
+
+
+def test_the_name_of_another_entry_point(project: Path) -> None:
+    assert specify(project, "score/all").name == "churn-score-all"
+    assert specify(project, name="nightly").name == "nightly"
+    with pytest.raises(ParameterError, match="holds one of"):
+        specify(project, name="a/b")
+
+
+def test_what_a_form_asks_for_may_be_missing_but_not_for_a_schedule(project: Path) -> None:
+    assert specify(project).parameters == {}
+    schedule = make_schedule("0 3 * * *", None, None, "Europe/Berlin")
+    assert str(schedule) == "cron 0 3 * * * (Europe/Berlin)"
+    assert specify(project, schedule=schedule, paused=True).paused
+    with pytest.raises(ParameterError, match=r"'rounds' .int. needs a value"):
+        specify(project, schedule=schedule)
+    assert specify(project, schedule=schedule, parameters={"rounds": 1}).schedule == schedule
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"parameters": {"alpha": "much"}}, ParameterError, "'alpha' .float. has the value 'much'"),
+        ({"entry_point": "mian"}, ProjectSpecError, "main"),
+        ({"backend": "locl"}, BackendError, "Did you mean 'local'"),
+        ({"backend_config": {"grace": 1}}, BackendError, "unknown key 'grace'"),
+        ({"options": {"env_manger": "uv"}}, ParameterError, "did you mean 'env_manager'"),
+        ({"pin": True}, ParameterError, "only a version of a git project can be pinned"),
+        ({"uri": "nowhere"}, FetchError, "does not exist"),
+    ],
+)
+def test_what_does_not_fit(arguments: dict[str, object], error: type[Exception], words: str, project: Path) -> None:
+    with pytest.raises(error, match=words):
+        specify(**{"uri": str(project), **arguments})  # type: ignore[arg-type]
+
+
+def test_a_git_version_is_followed_or_pinned(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_MLPROJECTS_CACHE_DIR", str(tmp_path / "cache"))
+
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=A", "-c", "user.email=a@example.com")
+        done = subprocess.run(["git", *identity, *arguments], cwd=project, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init", "-q", "-b", "trunk")
+    git("add", "-A")
+    git("commit", "-qm", "x")
+    followed = specify(f"git+{project.as_uri()}", version="trunk")
+    pinned = specify(f"git+{project.as_uri()}", version="trunk", pin=True)
+
+    assert (followed.options["version"], followed.uri) == ("trunk", f"git+{project.as_uri()}")
+    assert pinned.options["version"] == pinned.version == git("rev-parse", "HEAD")
+    assert list((tmp_path / "cache" / "working-copies").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("0 3 * * *", 60, None, None), "give only one of cron and interval"),
+        ((None, None, None, "Europe/Berlin"), "a time zone needs a schedule"),
+        (("nonsense", None, None, None), "the schedule cron nonsense does not fit"),
+        (("0 3 * * *", None, None, "Mars/Base"), "does not fit"),
+        ((None, -5, None, None), "does not fit"),
+        ((None, None, "FREQ=SOMETIMES", None), "does not fit"),
+    ],
+)
+def test_schedules_that_do_not_fit(
+    arguments: tuple[str | None, float | None, str | None, str | None], words: str
+) -> None:
+    with pytest.raises(ParameterError, match=words):
+        make_schedule(*arguments)

@@ -1,0 +1,129 @@
+"""The form of a deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_mlprojects.spec import find_entry_point, load_project
+from prefect_mlprojects.spec.parameter_schema import deployment_schema, option_problems, schema_changes, typed_value
+from prefect_mlprojects.spec.project import EntryPoint
+
+PARAMETERS = """\
+      count: int
+      zero: {type: int, default: 0}
+      rate: {type: float, default: 1e-3}
+      whole: {type: float, default: 2}
+      limit: {type: float, default: inf}
+      word: {type: string, default: ""}
+      number: {type: string, default: 3}
+      data: path
+      place: {type: uri, default: "s3://bucket/key"}
+      odd: {type: thing, default: x}
+"""
+
+
+def entry_point(folder: Path, parameters: str = PARAMETERS) -> EntryPoint:
+    (folder / "MLproject").write_text(
+        f"name: x\nentry_points:\n  main:\n    parameters:\n{parameters}    command: 'true'\n"
+    )
+    return find_entry_point(load_project(folder), "main")
+
+
+def properties(schema: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = schema["properties"]["parameters"]["properties"]
+    return found
+
+
+def test_each_parameter_is_a_typed_field(tmp_path: Path) -> None:
+    schema = deployment_schema("/p", entry_point(tmp_path))
+    found = properties(schema)
+
+    assert list(found) == ["count", "zero", "rate", "whole", "limit", "word", "number", "data", "place", "odd"]
+    assert [facts["position"] for facts in found.values()] == list(range(10))
+    assert found["count"] == {"title": "count", "position": 0, "type": "integer", "description": "int"}
+    assert (found["zero"]["type"], found["zero"]["default"]) == ("integer", 0)
+    assert (found["rate"]["type"], found["rate"]["default"]) == ("number", 0.001)
+    assert found["whole"]["default"] == 2
+    assert found["limit"]["default"] == "inf"
+    assert {"type": "string"} in found["limit"]["anyOf"]
+    assert (found["word"]["type"], found["word"]["default"]) == ("string", "")
+    assert found["number"]["default"] == "3"
+    assert found["data"]["format"] == "path"
+    assert "default" not in found["data"]
+    assert found["place"]["format"] == "uri"
+    assert found["odd"]["type"] == "string"
+    assert schema["properties"]["parameters"]["required"] == ["count", "data"]
+    assert "parameters" in schema["required"]
+
+
+def test_the_deployments_values_are_the_defaults(tmp_path: Path) -> None:
+    schema = deployment_schema(
+        "/p", entry_point(tmp_path), {"count": 7, "rate": 0.5, "more": "x"}, {"version": "v1", "timeout": 60}
+    )
+
+    assert properties(schema)["count"]["default"] == 7
+    assert properties(schema)["rate"]["default"] == 0.5
+    assert schema["properties"]["extra_parameters"]["default"] == {"more": "x"}
+    options = schema["properties"]["options"]["properties"]
+    assert (options["version"]["default"], options["timeout"]["default"]) == ("v1", 60)
+    assert "default" not in options["env_manager"]
+    assert schema["properties"]["uri"]["enum"] == ["/p"]
+
+
+def test_an_entry_point_without_parameters(tmp_path: Path) -> None:
+    schema = deployment_schema("/p", entry_point(tmp_path, "      {}\n"))
+
+    assert properties(schema) == {}
+    assert schema["required"] == ["uri"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("int", "3", 3),
+        ("int", "-0", 0),
+        ("int", "9" * 30, "9" * 30),
+        ("float", "1e-3", 0.001),
+        ("float", "5", 5),
+        ("float", "nan", "nan"),
+        ("float", "1e999", "1e999"),
+        ("string", "3", "3"),
+        ("path", "/x", "/x"),
+    ],
+)
+def test_values_keep_what_they_are(kind: Any, text: str, value: Any) -> None:
+    found = typed_value(kind, text)
+
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_changes_since_a_deployment(tmp_path: Path) -> None:
+    old = deployment_schema("/p", entry_point(tmp_path))
+    assert schema_changes(old, entry_point(tmp_path)) == ()
+
+    new = entry_point(
+        tmp_path,
+        "      count: float\n      zero: int\n      rate: {type: float, default: 5}\n      data: path\n"
+        "      fresh: {type: int, default: 1}\n      needed: string\n"
+        "      whole: float\n      limit: {type: float, default: inf}\n      word: {type: string, default: b}\n"
+        "      number: {type: string, default: 3}\n      odd: {type: thing, default: x}\n",
+    )
+    assert schema_changes(old, new) == (
+        "parameter 'place' is gone",
+        "parameter 'count' was int and is float",
+        "parameter 'zero' needs a value now",
+        "parameter 'fresh' (int) is new",
+        "parameter 'needed' (string) is new and needs a value",
+        "parameter 'whole' needs a value now",
+    )
+    assert schema_changes({}, new) == ()
+
+
+def test_an_option_that_there_is_not_names_the_nearest() -> None:
+    (problem,) = option_problems({"env_manger": "uv"})
+
+    assert "did you mean 'env_manager'" in str(problem)
