@@ -167,7 +167,7 @@ class CondaChannel:
         self._list(subdir, file.name, record)
 
     def _list(self, subdir: str, file: str, record: dict[str, Any]) -> None:
-        for each in {subdir, "noarch"}:
+        for each in (SUBDIR, "noarch"):
             path = self.folder / each / "repodata.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             repodata: dict[str, Any] = {

@@ -57,7 +57,7 @@ def test_the_solution_is_written_beside_the_environment(workshop: Any, conda: An
     lock = Path(environment.facts["lock"])
     assert lock.parent == environment.plan.location.parent
     text = lock.read_text()
-    assert f"{channel.url}/noarch/data-3.1-0.conda" in text
+    assert f"{channel.folder}/noarch/data-3.1-0.conda" in text
     assert "sha256" in text
     from rattler import LockFile
 
