@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -28,6 +29,9 @@ _ENVIRONMENT_MARKERS = frozenset(
         "UV_RUN_RECURSION_DEPTH",
     )
 )
+CONDA_STATE_FILE = "conda-meta/state"
+"""Where conda keeps the variables of an environment (``variables:`` of its file)."""
+
 _CONDA_PREFIX = re.compile(r"^CONDA_PREFIX(_\d+)?$")
 
 # Prefect's own variables for the process of a flow run; a flow that the project starts is not that flow run.
@@ -72,7 +76,11 @@ def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None
         for name, value in local_variables(environ).items()
         if name not in _ENVIRONMENT_MARKERS and not _CONDA_PREFIX.match(name)
     }
-    active = (Path(value) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if (value := environ.get(name)))
+    active = [Path(value) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if (value := environ.get(name))]
+    for prefix in active:
+        for name, value in variables_of_conda(prefix).items():
+            if variables.get(name) == value:
+                del variables[name]
     hidden = {os.path.realpath(prefix / "bin") for prefix in (own_prefix, *active) if prefix is not None}
     folders = (environ.get("PATH") or os.defpath).split(os.pathsep)
     variables["PATH"] = os.pathsep.join(
@@ -96,6 +104,31 @@ def activated_variables(environ: Mapping[str, str], location: Path, own_prefix: 
     variables["PATH"] = prepend_to_path(location / "bin", variables["PATH"])
     variables["VIRTUAL_ENV"] = str(location)
     return variables
+
+
+def variables_of_conda(prefix: Path) -> dict[str, str]:
+    """The variables that a conda environment sets without scripts: those of its packages, then its own.
+
+    Args:
+        prefix: The environment's folder; one that is no conda environment sets none.
+    """
+    found: dict[str, str] = {}
+    try:
+        files = sorted((prefix / "etc/conda/env_vars.d").glob("*.json"))
+    except OSError:
+        files = []
+    for file in files:
+        found |= {str(name): str(value) for name, value in _read_json(file).items()}
+    state = _read_json(prefix / CONDA_STATE_FILE).get("env_vars")
+    return found | {str(name): str(value) for name, value in (state if isinstance(state, dict) else {}).items()}
+
+
+def _read_json(file: Path) -> dict[str, object]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def prepend_to_path(folder: Path, path: str) -> str:

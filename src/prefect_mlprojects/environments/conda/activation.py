@@ -19,13 +19,15 @@ from pathlib import Path
 from prefect_mlprojects._guard import COOKIE_VARIABLE
 from prefect_mlprojects._process import run_tool
 from prefect_mlprojects._redaction import mask_text
-from prefect_mlprojects.environments.activation import environment_without_ours, prepend_to_path
+from prefect_mlprojects.environments.activation import (
+    CONDA_STATE_FILE,
+    environment_without_ours,
+    prepend_to_path,
+    variables_of_conda,
+)
 from prefect_mlprojects.environments.errors import stopped_error
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
-
-STATE_FILE = "conda-meta/state"
-"""Where conda keeps the variables of an environment (``variables:`` of its file)."""
 
 _UNSET = "***unset***"  # conda's word for a variable to remove
 # What a shell changes by itself.
@@ -65,8 +67,6 @@ def conda_variables(
     variables = environment_without_ours(environ, own_prefix)
     scripts: list[Path] = []
     if active:
-        for name in _set_by(Path(active)):
-            variables.pop(name, None)
         scripts += reversed(_scripts(Path(active), "deactivate.d"))
     variables |= {
         "PATH": prepend_to_path(location / "bin", variables["PATH"]),
@@ -75,7 +75,7 @@ def conda_variables(
         "CONDA_SHLVL": "1",
         "CONDA_PROMPT_MODIFIER": f"({location.name}) ",
     }
-    for name, value in _set_by(location).items():
+    for name, value in variables_of_conda(location).items():
         if value == _UNSET:
             variables.pop(name, None)
         else:
@@ -95,34 +95,9 @@ def write_state(location: Path, variables: Mapping[str, str]) -> None:
         OSError: They can't be written.
     """
     if variables:
-        file = location / STATE_FILE
+        file = location / CONDA_STATE_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"env_vars": dict(variables)}), encoding="utf-8")
-
-
-def _set_by(prefix: Path) -> dict[str, str]:
-    """The variables that an environment sets without scripts: those of its packages, then its own."""
-    found: dict[str, str] = {}
-    try:
-        files = sorted((prefix / "etc/conda/env_vars.d").glob("*.json"))
-    except OSError:
-        files = []
-    for file in files:
-        found |= _read_variables(file)
-    state = _read_json(prefix / STATE_FILE).get("env_vars")
-    return found | {str(name): str(value) for name, value in (state if isinstance(state, dict) else {}).items()}
-
-
-def _read_variables(file: Path) -> dict[str, str]:
-    return {str(name): str(value) for name, value in _read_json(file).items()}
-
-
-def _read_json(file: Path) -> dict[str, object]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _scripts(prefix: Path, folder: str) -> list[Path]:
