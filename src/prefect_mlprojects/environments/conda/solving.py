@@ -68,6 +68,7 @@ class CondaBuild:
             platform = rattler.Subdir(configuration.subdir)
         except Exception as error:
             raise self.failure(f"conda's setting subdir is {configuration.subdir!r}, which is no platform") from error
+        self._warn_of_certificates()
         client = _make_client(configuration)
         folder = package_cache(self.cache_directory)
         action = "force-cache-only" if configuration.offline else "cache-or-fetch"
@@ -94,6 +95,15 @@ class CondaBuild:
         except Exception as error:
             raise self.failure(f"a package could not be installed: {words(error)}") from error
         return tuple(records)
+
+    def _warn_of_certificates(self) -> None:
+        """The library takes a file of certificates from the environment only, which this process must not change."""
+        file = self.recipe.configuration.ssl_verify
+        if isinstance(file, str) and os.environ.get("SSL_CERT_FILE") != file:
+            self.report(
+                f"Warning: conda's setting ssl_verify names {file}; set the environment variable SSL_CERT_FILE to it as "
+                "well, else the machine's own certificates are used"
+            )
 
     async def _reach_channels(self, gateway: rattler.Gateway, platforms: list[rattler.Subdir]) -> bool:
         """Fetches what each channel has, so that one that can't be reached is named; tells whether any has pip."""
