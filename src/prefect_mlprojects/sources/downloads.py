@@ -167,6 +167,7 @@ class _Download:
         return mask_uri(self.uri)
 
     def run(self, folder: Path) -> Path:
+        self.report(f"downloading {self.shown}")
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 if self.stop.requested:
@@ -215,9 +216,20 @@ class _Download:
         return target
 
     def _by_mlflow(self, folder: Path) -> Path:
+        import mlflow
         from mlflow.artifacts import download_artifacts
 
-        return Path(download_artifacts(artifact_uri=self.uri, dst_path=str(folder), tracking_uri=self.tracking_uri))
+        # A registry that was set apart from the tracking store counts; else the models are where the runs are.
+        registry = mlflow.get_registry_uri()
+        apart = self.tracking_uri is None or registry != mlflow.get_tracking_uri()
+        return Path(
+            download_artifacts(
+                artifact_uri=self.uri,
+                dst_path=str(folder),
+                tracking_uri=self.tracking_uri,
+                registry_uri=registry if apart else self.tracking_uri,
+            )
+        )
 
     def _while_not_stopped(self, fetch: Callable[[Path], Path], folder: Path) -> Path:
         """Runs what may wait for a network in a thread, and leaves that alone when the end is asked for."""

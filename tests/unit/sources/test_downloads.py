@@ -320,7 +320,7 @@ def test_what_has_a_tag_is_downloaded_once(web: WebServer, tmp_path: Path, cache
     assert first.parent != second.parent
     assert second.samefile(first)
     assert not second.stat().st_mode & 0o222
-    assert lines == [f"{web.url('/data.csv')} has been downloaded before and is unchanged"]
+    assert lines[1:] == [f"{web.url('/data.csv')} has been downloaded before and is unchanged"]
     web.answers["/data.csv"], web.etags["/data.csv"] = [(200, b"new", None)], '"two"'
     assert fetch(web.url("/data.csv"), tmp_path / "third").read_bytes() == b"new"
     assert first.read_bytes() == b"a,b"
@@ -373,7 +373,7 @@ def test_a_file_that_changes_while_it_is_downloaded_is_fetched_again(web: WebSer
     lines: list[str] = []
     download(web.url("/data.csv"), tmp_path, report=lines.append, stop=StopSignal())
     assert len(web.requests) == 2
-    assert "it changed while it was downloaded" in lines[0]
+    assert "it changed while it was downloaded" in lines[1]
 
     web.etags["/data.csv"], web.answers["/data.csv"] = '"one"', [(200, b"old", None)]
     assert fetch(web.url("/data.csv"), tmp_path).read_bytes() == b"old"
