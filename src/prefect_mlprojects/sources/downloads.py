@@ -19,11 +19,9 @@ from prefect_mlprojects import settings
 from prefect_mlprojects._redaction import mask_text, mask_uri
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.download_cache import DownloadCache, StoppedError
+from prefect_mlprojects.sources.mlflow_files import MLFLOW_SCHEMES, download_with_mlflow
 from prefect_mlprojects.sources.remote_files import check_unchanged, fetch_item, look_at
 from prefect_mlprojects.types import StopSignal
-
-MLFLOW_SCHEMES = ("runs", "models", "mlflow-artifacts", "dbfs", "uc-volume")
-"""What MLflow downloads; everything else is left to ``fsspec``."""
 
 _PARALLEL = 4
 _ATTEMPTS = 4
@@ -216,20 +214,7 @@ class _Download:
         return target
 
     def _by_mlflow(self, folder: Path) -> Path:
-        import mlflow
-        from mlflow.artifacts import download_artifacts
-
-        # A registry that was set apart from the tracking store counts; else the models are where the runs are.
-        registry = mlflow.get_registry_uri()
-        apart = self.tracking_uri is None or registry != mlflow.get_tracking_uri()
-        return Path(
-            download_artifacts(
-                artifact_uri=self.uri,
-                dst_path=str(folder),
-                tracking_uri=self.tracking_uri,
-                registry_uri=registry if apart else self.tracking_uri,
-            )
-        )
+        return download_with_mlflow(self.uri, folder, self.tracking_uri)
 
     def _while_not_stopped(self, fetch: Callable[[Path], Path], folder: Path) -> Path:
         """Runs what may wait for a network in a thread, and leaves that alone when the end is asked for."""

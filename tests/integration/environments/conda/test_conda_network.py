@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from prefect_mlprojects.exceptions import EnvironmentBuildError
+from prefect_mlprojects.types import StopSignal
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -23,6 +24,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
+        if self.server.hangs:
+            self.server.asked.set()
+            self.server.go_on.wait(120)
         wanted = self.server.password
         given = self.headers.get("Authorization", "")
         if wanted is not None and given != "Basic " + base64.b64encode(wanted.encode()).decode():
@@ -44,9 +48,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 class ChannelServer(http.server.ThreadingHTTPServer):
     password: str | None = None
     token: str | None = None
+    hangs = False
+    daemon_threads = True
 
     def __init__(self, folder: Path) -> None:
         self.requests: list[str] = []
+        self.asked, self.go_on = threading.Event(), threading.Event()
         super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
 
     @property
@@ -61,6 +68,7 @@ def server(channel: Any) -> Iterator[ChannelServer]:
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
     yield made
+    made.go_on.set()
     made.shutdown()
     made.server_close()
 
@@ -133,3 +141,26 @@ def test_offline_uses_what_was_fetched(
     server.requests.clear()
     assert not workshop.prepare(project, "conda", rebuild=True).reused
     assert server.requests == []
+
+
+def test_a_stop_does_not_wait_for_a_channel_that_hangs(workshop: Any, conda: Any, server: ChannelServer) -> None:
+    server.hangs = True
+    project = workshop.project({"conda.yaml": conda.yaml([f"http://{server.place}/channel"], "data")})
+    stop = StopSignal()
+    caught: list[str] = []
+
+    def prepare() -> None:
+        try:
+            workshop.prepare(project, "conda", stop=stop)
+        except EnvironmentBuildError as error:
+            caught.append(error.message)
+
+    thread = threading.Thread(target=prepare)
+    thread.start()
+    assert server.asked.wait(60)
+    stop.request("cancelled by a test")
+    thread.join(60)
+    assert not thread.is_alive()
+    assert caught == ["The building of the environment was stopped (cancelled by a test)."]
+    assert not server.go_on.is_set()
+    assert workshop.leftovers() == []
