@@ -110,6 +110,8 @@ def main() -> None:
             PREFECT_MLPROJECTS_SERVER_DIR=str(root / "server"),
         )
         os.environ.pop("PREFECT_API_URL", None)
+        # With it, what uv installs would be compiled anew by every import.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         project = root / "project"
         project.mkdir()
         (project / "MLproject").write_text(MLPROJECT)
