@@ -239,3 +239,13 @@ def test_a_stop_ends_the_installation(workshop: Any, conda: Any, channel: Any) -
         workshop.prepare(project, "conda", stop=stop, report=report)
     assert [environment for environment in list_environments() if environment.complete] == []
     assert len(list((workshop.prepare(project, "conda").plan.location / "share/many").iterdir())) == 5000
+
+
+def test_a_spoilt_package_is_named(workshop: Any, conda: Any, channel: Any) -> None:
+    channel.add("data", content=conda.Content.of({"share/data.txt": "42" * 1000}))
+    (file,) = channel.folder.glob("*/data-1.0-0.conda")
+    file.write_bytes(file.read_bytes().replace(b"4242", b"4343"))
+    project = workshop.project({"conda.yaml": conda.yaml([channel], "data")})
+    message = failure(workshop, project)
+    assert "a package could not be installed: failed to fetch data-1.0-0.conda" in message
+    assert "checksum" in message
