@@ -42,10 +42,10 @@ def validate_command(
 
     with _working_copy(uri, None) as copy:
         findings = lint(copy.directory, entry_point or ("main" if parameters else None), parameters or None)
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if not errors:
-        errors = [Finding("error", problem) for problem in check_environment(load_project(directory))]
-        findings += errors
+        errors = [finding for finding in findings if finding.severity == "error"]
+        if not errors:
+            errors = [Finding("error", problem) for problem in check_environment(load_project(copy.directory))]
+            findings += errors
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], default=str))
     else:
