@@ -17,8 +17,9 @@ from rattler.exceptions import GatewayError, SolverError
 from rattler.install import InstallerReporter
 
 from prefect_mlprojects._redaction import mask_text
-from prefect_mlprojects.environments.conda.channels import public_url
+from prefect_mlprojects.environments.conda.channels import public_url, split_channel
 from prefect_mlprojects.environments.conda.configuration import CondaConfiguration
+from prefect_mlprojects.environments.conda.credentials import ChannelAccess, credentials_file, take_credentials
 from prefect_mlprojects.environments.conda.recipe import CondaRecipe, describe_problems, spec_problems
 from prefect_mlprojects.environments.errors import disk_full_message, stopped_error
 from prefect_mlprojects.exceptions import EnvironmentBuildError
@@ -60,16 +61,18 @@ class CondaBuild:
         problems = spec_problems(self.recipe.specs, self.recipe.file)
         if problems:
             raise EnvironmentBuildError(describe_problems(self.recipe.project, problems), manager="conda")
-        return _run_until_stopped(self._build, self.stop)
+        access = take_credentials(self.recipe.channels)
+        with credentials_file(access, os.environ) as credentials:
+            return _run_until_stopped(lambda: self._build(access, credentials), self.stop)
 
-    async def _build(self) -> tuple[rattler.RepoDataRecord, ...]:
+    async def _build(self, access: ChannelAccess, credentials: str | None) -> tuple[rattler.RepoDataRecord, ...]:
         configuration = self.recipe.configuration
         try:
             platform = rattler.Subdir(configuration.subdir)
         except Exception as error:
             raise self.failure(f"conda's setting subdir is {configuration.subdir!r}, which is no platform") from error
         self._warn_of_certificates()
-        client = _make_client(configuration)
+        client = _make_client(configuration, credentials)
         folder = package_cache(self.cache_directory)
         action = "force-cache-only" if configuration.offline else "cache-or-fetch"
         gateway = rattler.Gateway(
@@ -78,8 +81,9 @@ class CondaBuild:
             client=client,
         )
         platforms = [platform, rattler.Subdir("noarch")]
-        has_pip = await self._reach_channels(gateway, platforms)
-        records = await self._solve(gateway, platforms, add_pip=has_pip and configuration.add_pip_as_python_dependency)
+        has_pip = await self._reach_channels(gateway, platforms, access)
+        add_pip = has_pip and configuration.add_pip_as_python_dependency
+        records = await self._solve(gateway, platforms, access, add_pip=add_pip)
         self.report(f"Installing {len(records)} conda packages")
         try:
             await rattler.install(
@@ -105,13 +109,16 @@ class CondaBuild:
                 "well, else the machine's own certificates are used"
             )
 
-    async def _reach_channels(self, gateway: rattler.Gateway, platforms: list[rattler.Subdir]) -> bool:
+    async def _reach_channels(
+        self, gateway: rattler.Gateway, platforms: list[rattler.Subdir], access: ChannelAccess
+    ) -> bool:
         """Fetches what each channel has, so that one that can't be reached is named; tells whether any has pip."""
         found = False
         for url in self.recipe.channels:
             self.report(f"Asking the channel {public_url(url)}")
             try:
-                packages = await gateway.query([rattler.Channel(url)], platforms, ["pip"], recursive=False)
+                channel = rattler.Channel(access.url(url))
+                packages = await gateway.query([channel], platforms, ["pip"], recursive=False)
             except GatewayError as error:
                 advice = (
                     "Conda's setting offline is on, and this machine has no copy of its index."
@@ -125,7 +132,7 @@ class CondaBuild:
         return found
 
     async def _solve(
-        self, gateway: rattler.Gateway, platforms: list[rattler.Subdir], *, add_pip: bool
+        self, gateway: rattler.Gateway, platforms: list[rattler.Subdir], access: ChannelAccess, *, add_pip: bool
     ) -> list[rattler.RepoDataRecord]:
         self.report(f"Solving for {', '.join(spec.text for spec in self.recipe.specs) or 'nothing'}")
         priority = self.recipe.configuration.channel_priority
@@ -139,8 +146,8 @@ class CondaBuild:
         for order in orders:
             try:
                 return await rattler.solve(
-                    [rattler.Channel(url) for url in self.recipe.channels],
-                    [rattler.MatchSpec(spec.match) for spec in self.recipe.specs],
+                    [rattler.Channel(access.url(url)) for url in self.recipe.channels],
+                    [rattler.MatchSpec(_with_channel(spec.match, access)) for spec in self.recipe.specs],
                     gateway=gateway,
                     platforms=platforms,
                     virtual_packages=virtual,
@@ -197,6 +204,11 @@ def words(error: BaseException) -> str:
     return public_url(mask_text(" ".join(str(error).split()))) or type(error).__name__
 
 
+def _with_channel(match: str, access: ChannelAccess) -> str:
+    channel, rest = split_channel(match)
+    return match if channel is None else f"{access.url(channel)}::{rest}"
+
+
 def _block(error: BaseException) -> str:
     lines = [line for line in mask_text(str(error)).strip().splitlines() if line.strip()]
     return "\n".join(f"  {line}" for line in lines)
@@ -224,15 +236,15 @@ def _run_until_stopped(make: Callable[[], Awaitable[_T]], stop: StopSignal) -> _
     return asyncio.run(main())
 
 
-def _make_client(configuration: CondaConfiguration) -> rattler.Client:
+def _make_client(configuration: CondaConfiguration, credentials: str | None) -> rattler.Client:
     """A client with conda's network settings; rattler itself finds credentials: RATTLER_AUTH_FILE, keyring, netrc."""
     lines = []
     if configuration.ssl_verify is False:
         lines.append("tls-no-verify = true")
     elif configuration.ssl_verify is not True:
         lines.append('tls-root-certs = "system"')
-    if auth := os.environ.get("RATTLER_AUTH_FILE"):
-        lines.append(f"authentication-override-file = {json.dumps(auth)}")
+    if credentials is not None:
+        lines.append(f"authentication-override-file = {json.dumps(credentials)}")
     if configuration.proxy_servers:
         lines.append("[proxy-config]")
         lines += [

@@ -86,6 +86,8 @@ def test_a_channel_with_a_password_in_its_url(workshop: Any, conda: Any, server:
     assert f"http://{server.place}/channel/noarch/data-1.0-0.conda" in lock
     assert "geheim" not in lock + "".join(workshop.lines)
     assert any(line.startswith("Downloading data") for line in workshop.lines)
+    kept = [file for file in workshop.cache.rglob("*") if file.is_file() and b"geheim" in file.read_bytes()]
+    assert kept == []
     server.password = "user:other"
     with pytest.raises(EnvironmentBuildError, match=f"the channel http://{server.place}/channel can't be reached") as e:
         workshop.prepare(project, "conda", rebuild=True)
@@ -100,6 +102,8 @@ def test_a_token_in_the_url(workshop: Any, conda: Any, server: ChannelServer) ->
     lock = Path(environment.facts["lock"]).read_text()
     assert f"http://{server.place}/channel/noarch/data-1.0-0.conda" in lock
     assert "tk-1234" not in lock + "".join(workshop.lines)
+    kept = [file for file in workshop.cache.rglob("*") if file.is_file() and b"tk-1234" in file.read_bytes()]
+    assert kept == []
 
 
 def test_credentials_from_rattlers_file(
