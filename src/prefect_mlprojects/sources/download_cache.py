@@ -46,6 +46,14 @@ class DownloadCache:
 
     folder: Path
 
+    def is_usable(self) -> bool:
+        """Whether the folder is there, or can be made, and can be written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return False
+        return os.access(self.folder, os.W_OK | os.X_OK)
+
     def hand_out(
         self,
         key: str,
@@ -70,10 +78,9 @@ class DownloadCache:
 
         Raises:
             StoppedError: The end was asked for while another process downloaded it.
-            OSError: The cache or the target can't be written.
+            OSError: The cache, which must be usable, or the target can't be written.
             Exception: Whatever ``fetch`` raises.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock(key, report, stop):
             there = self._is_whole(key)
             if not there:

@@ -200,7 +200,8 @@ class _Download:
             fetch_item(item, place, _progress(self))
 
         key = item.key
-        if key is None:
+        cache = DownloadCache(settings.cache_directory() / "downloads")
+        if key is None or not cache.is_usable():
             fetch(target)
             return target
 
@@ -208,7 +209,6 @@ class _Download:
             fetch(place)
             check_unchanged(item, self.shown)
 
-        cache = DownloadCache(settings.cache_directory() / "downloads")
         if cache.hand_out(key, name, target, fetch_shared, self.report, self.stop):
             self.report(f"{self.shown} has been downloaded before and is unchanged")
         return target

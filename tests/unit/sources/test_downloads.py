@@ -494,3 +494,14 @@ def test_what_no_run_used_for_long_goes_when_something_comes(web: WebServer, tmp
     names = {file.name for file in cache.glob("*/content/*")}
     assert names == {"new", "more"}
     assert kept.read_bytes() == b"old"
+
+
+def test_a_cache_that_cannot_be_written_only_means_downloading_each_time(
+    web: WebServer, tmp_path: Path, cache: Path
+) -> None:
+    cache.write_text("a file where the folder should be")
+    web.answers["/data.csv"] = [(200, b"a,b", None)]
+    web.etags["/data.csv"] = '"one"'
+
+    assert [fetch(web.url("/data.csv"), tmp_path).read_bytes() for _ in range(2)] == [b"a,b"] * 2
+    assert len(web.requests) == 2
