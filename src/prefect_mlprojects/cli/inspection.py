@@ -37,11 +37,15 @@ def validate_command(
 
     Prints a line for each problem: file:line: severity: message. Exit code 1 when there is an error.
     """
-    from prefect_mlprojects.spec import lint
+    from prefect_mlprojects.environments.checks import check_environment
+    from prefect_mlprojects.spec import Finding, lint, load_project
 
     with _working_copy(uri, None) as copy:
         findings = lint(copy.directory, entry_point or ("main" if parameters else None), parameters or None)
-    errors = [finding for finding in findings if finding.severity == "error"]
+        errors = [finding for finding in findings if finding.severity == "error"]
+        if not errors:
+            errors = [Finding("error", problem) for problem in check_environment(load_project(copy.directory))]
+            findings += errors
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], default=str))
     else:

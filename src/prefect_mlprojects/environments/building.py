@@ -9,7 +9,6 @@ from pathlib import Path
 
 from prefect_mlprojects._process import ToolResult, run_tool
 from prefect_mlprojects._redaction import mask_text
-from prefect_mlprojects.environments.activation import activated_variables, own_environment
 from prefect_mlprojects.environments.errors import cache_errors, disk_full_message, stopped_error
 from prefect_mlprojects.environments.installers import build_variables, uv_arguments
 from prefect_mlprojects.environments.interpreters import Interpreter
@@ -17,7 +16,8 @@ from prefect_mlprojects.environments.python_downloads import uv_executable
 from prefect_mlprojects.environments.recipe import LockedProject, Recipe
 from prefect_mlprojects.environments.requirements import RequirementSet
 from prefect_mlprojects.exceptions import EnvironmentBuildError
-from prefect_mlprojects.types import StopSignal
+from prefect_mlprojects.spec.project import Project
+from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
 
 _DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
 
@@ -27,20 +27,22 @@ class Build:
     """One build under way.
 
     Attributes:
-        recipe: What is built.
-        interpreter: The Python it is made from.
+        manager: Who makes it.
+        project: The project it is for.
         location: Where it is made; not there yet.
         cache_directory: The cache directory, for messages.
         environ: The environment variables of this process.
+        activated: The same with the environment activated.
         report: Takes the tools' output, a line each.
         stop: Asks for the end.
     """
 
-    recipe: Recipe
-    interpreter: Interpreter
+    manager: EnvironmentManagerName
+    project: Project
     location: Path
     cache_directory: Path
     environ: Mapping[str, str]
+    activated: Mapping[str, str]
     report: Callable[[str], None]
     stop: StopSignal
 
@@ -52,7 +54,7 @@ class Build:
     @property
     def variables(self) -> dict[str, str]:
         """The variables that installers see."""
-        return build_variables(self.environ, activated_variables(self.environ, self.location, own_environment()))
+        return build_variables(self.environ, self.activated)
 
     def run(self, step: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
         """Runs a tool in the project's folder, where it finds the project's settings and packages.
@@ -65,83 +67,86 @@ class Build:
         Raises:
             EnvironmentBuildError: It failed, or was stopped.
         """
-        manager = self.recipe.manager
         if self.stop.requested:
-            raise stopped_error(manager, self.stop)
+            raise stopped_error(self.manager, self.stop)
         try:
             result = run_tool(
                 command,
-                cwd=self.recipe.project.directory,
+                cwd=self.project.directory,
                 env=self.variables if variables is None else variables,
                 report=lambda line: self.report(mask_text(line)),
                 stop=self.stop,
             )
         except OSError as error:
-            where = self.recipe.project.directory
             raise EnvironmentBuildError(
-                f"The environment of project '{self.recipe.project.display_name}' can't be built: "
-                f"{command[0]} could not be started in {where}: {error.strerror or error}",
-                manager=manager,
+                f"The environment of project '{self.project.display_name}' can't be built: "
+                f"{command[0]} could not be started in {self.project.directory}: {error.strerror or error}",
+                manager=self.manager,
             ) from error
         if self.stop.requested:
-            raise stopped_error(manager, self.stop)
+            raise stopped_error(self.manager, self.stop)
         if result.exit_code != 0:
             raise self._failure(step, result)
 
     def _failure(self, step: str, result: ToolResult) -> EnvironmentBuildError:
         tail = tuple(mask_text(line) for line in result.output_tail)
-        name, manager = self.recipe.project.display_name, self.recipe.manager
         message = (
-            f"The environment of project '{name}' can't be built: "
-            f"{manager} failed {step} (exit code {result.exit_code})."
+            f"The environment of project '{self.project.display_name}' can't be built: "
+            f"{self.manager} failed {step} (exit code {result.exit_code})."
         )
         if any(sign in line for line in tail for sign in _DISK_FULL):
             message += "\n" + disk_full_message(self.cache_directory)
         if tail:
             message += "\nIt said last:\n" + "\n".join(f"  {line}" for line in tail)
-        return EnvironmentBuildError(message, manager=manager, output_tail=tail)
+        return EnvironmentBuildError(message, manager=self.manager, output_tail=tail)
 
 
-def build_with_uv(build: Build) -> None:
+def build_with_uv(build: Build, recipe: Recipe, interpreter: Interpreter) -> None:
     """Makes an environment with uv; see ``Build.run`` for the errors.
 
     Args:
         build: The build.
+        recipe: What is built.
+        interpreter: The Python it is made from.
     """
-    locked = build.recipe.contents.locked
+    locked = recipe.contents.locked
     if locked is not None:
-        _sync(build, locked)
-        _seed(build)
+        _sync(build, locked, interpreter)
+        _seed(build, recipe.python_version)
         return
     command = [uv_executable(), "venv", "--quiet", "--color", "never", "--no-project", "--no-python-downloads"]
-    build.run("creating it", [*command, "--python", str(build.interpreter.path), str(build.location)])
-    _seed(build)
-    installer = [
-        uv_executable(),
-        "pip",
-        "install",
-        "--color",
-        "never",
-        "--python",
-        str(build.python),
-        *uv_arguments(build.environ),
-    ]
-    _install(build, "build_dependencies", build.recipe.contents.build, installer)
-    _install(build, "dependencies", build.recipe.contents.run, installer)
+    build.run("creating it", [*command, "--python", str(interpreter.path), str(build.location)])
+    _seed(build, recipe.python_version)
+    install_with_uv(build, "build_dependencies", recipe.contents.build)
+    install_with_uv(build, "dependencies", recipe.contents.run)
 
 
-def build_with_virtualenv(build: Build) -> None:
+def build_with_virtualenv(build: Build, recipe: Recipe, interpreter: Interpreter) -> None:
     """Makes an environment with virtualenv and pip; see ``Build.run`` for the errors.
 
     Args:
         build: The build.
+        recipe: What is built.
+        interpreter: The Python it is made from.
     """
     # virtualenv is one of our own packages, so it runs with our own interpreter and variables.
-    command = [sys.executable, "-m", "virtualenv", "--no-periodic-update", "--python", str(build.interpreter.path)]
+    command = [sys.executable, "-m", "virtualenv", "--no-periodic-update", "--python", str(interpreter.path)]
     build.run("creating it", [*command, str(build.location)], build_variables(build.environ, build.environ))
     installer = [str(build.python), "-m", "pip", "install", "--progress-bar", "off"]
-    _install(build, "build_dependencies", build.recipe.contents.build, installer)
-    _install(build, "dependencies", build.recipe.contents.run, installer)
+    for name, requirements in (("build_dependencies", recipe.contents.build), ("dependencies", recipe.contents.run)):
+        _install(build, name, requirements, installer)
+
+
+def install_with_uv(build: Build, name: str, requirements: RequirementSet) -> None:
+    """Installs requirements with uv; see ``Build.run`` for the errors.
+
+    Args:
+        build: The build.
+        name: What they are, for messages.
+        requirements: The requirements; without any, nothing is run.
+    """
+    installer = [uv_executable(), "pip", "install", "--color", "never", "--python", str(build.python)]
+    _install(build, name, requirements, [*installer, *uv_arguments(build.environ), *_fresh_arguments(requirements)])
 
 
 def _install(build: Build, name: str, requirements: RequirementSet, installer: list[str]) -> None:
@@ -150,11 +155,9 @@ def _install(build: Build, name: str, requirements: RequirementSet, installer: l
     arguments = list(requirements.arguments)
     if requirements.lines:
         file = build.location / f"{name}.txt"
-        with cache_errors(build.cache_directory, build.recipe.manager):
+        with cache_errors(build.cache_directory, build.manager):
             file.write_text("".join(f"{line}\n" for line in requirements.lines), encoding="utf-8")
         arguments += ["-r", str(file)]
-    if build.recipe.manager == "uv":
-        arguments += _fresh_arguments(requirements)
     build.run(f"installing the {name.replace('_', ' ')}", [*installer, *arguments])
 
 
@@ -171,7 +174,7 @@ def _fresh_arguments(requirements: RequirementSet) -> list[str]:
     return [argument for name in names if name for argument in ("--reinstall-package", name)]
 
 
-def _sync(build: Build, locked: LockedProject) -> None:
+def _sync(build: Build, locked: LockedProject, interpreter: Interpreter) -> None:
     variables = {**build.variables, "UV_PROJECT_ENVIRONMENT": str(build.location)}
     del variables["VIRTUAL_ENV"]  # uv would warn that it is not the project's .venv
     command = [
@@ -187,18 +190,18 @@ def _sync(build: Build, locked: LockedProject) -> None:
     for package in locked.packages:
         if package.installed and package.path.is_dir():
             command += ["--reinstall-package", package.name]
-    command += [*uv_arguments(build.environ), "--python", str(build.interpreter.path)]
+    command += [*uv_arguments(build.environ), "--python", str(interpreter.path)]
     build.run("installing what uv.lock says", command, variables)
 
 
-def _seed(build: Build) -> None:
+def _seed(build: Build, python_version: str) -> None:
     """Puts in the pip (and for old Pythons the setuptools) that MLflow's environments have, from virtualenv's wheels.
 
     Without a pip of its own, ``pip install`` in a project's command would find another environment's.
     """
     from virtualenv.seed.wheels.embed import get_embed_wheel
 
-    minor = tuple(int(part) for part in build.recipe.python_version.split(".")[:2])
+    minor = tuple(int(part) for part in python_version.split(".")[:2])
     names = ("pip",) if minor >= (3, 12) else ("pip", "setuptools")
     wheels = [get_embed_wheel(name, f"{minor[0]}.{minor[1]}") for name in names]
     paths = [str(wheel.path) for wheel in wheels if wheel is not None]

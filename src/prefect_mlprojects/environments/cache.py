@@ -5,6 +5,7 @@ Layout below ``<cache directory>/environments``::
     <key>/environment.json   which build is the current one; written last, at once, so that it never names half a build
     <key>/<number>/          a build. Environments can't be moved (their scripts hold absolute paths), so each is made
                              where it stays, and a new build never touches an older one that a run may be using
+    <key>/<number>.*         what belongs to a build and is not in it, such as the lock of a conda environment
     <key>/used               its time of change is the time of the last use
     .locks/<key>.lock        held while a build is made, or the folder removed
     .locks/<key>.<n>.use     held, shared, by every process that uses build n
@@ -48,7 +49,7 @@ class EnvironmentRecord:
         build: The number of the build that is used.
         manager: The environment manager that made it.
         description: For people to read.
-        python_version: Its Python's version.
+        python_version: Its Python's version; empty for a conda environment without one.
         created: When the build ended, seconds since the epoch.
         size: Bytes it takes on the disk.
         facts: What else is worth knowing, such as the project it was made for.
@@ -83,9 +84,11 @@ class EnvironmentCache:
             key: The content hash.
         """
         record = self.read(key)
-        if record is None or not (self.location(record) / "bin" / "python").exists():
+        if record is None:
             return None
-        return record
+        # A conda environment may have no Python; it always has this folder.
+        sign = "bin/python" if record.python_version else "conda-meta"
+        return record if (self.location(record) / sign).exists() else None
 
     def read(self, key: str) -> EnvironmentRecord | None:
         """What is recorded of a key, whether or not its Python still works.
@@ -239,7 +242,7 @@ class EnvironmentCache:
             key: The content hash.
             location: What ``begin`` returned.
         """
-        remove_tree(location)
+        _remove_build(location)
         with contextlib.suppress(OSError):
             (self.folder / key).rmdir()
 
@@ -335,7 +338,14 @@ class EnvironmentCache:
         stale = tuple(build for build in self._builds(key) if current is None or build != current.build)
         with self._unused_builds(key, stale) as unused:
             for build in unused:
-                remove_tree(self.folder / key / str(build))
+                _remove_build(self.folder / key / str(build))
+
+
+def _remove_build(location: Path) -> None:
+    remove_tree(location)
+    with contextlib.suppress(OSError):
+        for neighbour in location.parent.glob(f"{location.name}.*"):
+            neighbour.unlink()
 
 
 def _describe_holder(file: Path) -> str:

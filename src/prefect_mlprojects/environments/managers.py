@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from typing_extensions import assert_never
 
-from prefect_mlprojects.environments.base import EnvironmentManager, EnvironmentPlan, PreparedEnvironment
+from prefect_mlprojects.environments.base import EnvironmentManager, PreparedEnvironment
+from prefect_mlprojects.environments.conda.manager import CondaManager
 from prefect_mlprojects.environments.local import LocalManager
 from prefect_mlprojects.environments.pins import release_pin
-from prefect_mlprojects.environments.virtual import PIN, VirtualEnvironmentManager
-from prefect_mlprojects.exceptions import EnvironmentBuildError
-from prefect_mlprojects.spec.project import Project
-from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
+from prefect_mlprojects.environments.provision import PIN
+from prefect_mlprojects.environments.virtual import VirtualEnvironmentManager
+from prefect_mlprojects.types import EnvironmentManagerName
 
 
 def environment_manager(name: EnvironmentManagerName) -> EnvironmentManager:
@@ -31,7 +28,7 @@ def environment_manager(name: EnvironmentManagerName) -> EnvironmentManager:
         case "uv" | "virtualenv":
             return VirtualEnvironmentManager(name)
         case "conda":
-            return _CondaRefusal()
+            return CondaManager()
         case _:
             assert_never(name)
 
@@ -48,31 +45,3 @@ def release_environment(environment: PreparedEnvironment) -> None:
     token = environment.facts.get(PIN)
     if token is not None:
         release_pin(token)
-
-
-@dataclass(frozen=True)
-class _CondaRefusal:
-    """Says that conda environments can't be built by this version."""
-
-    def plan(self, project: Project) -> EnvironmentPlan:
-        raise _conda_error(project)
-
-    def prepare(
-        self,
-        project: Project,
-        plan: EnvironmentPlan,  # noqa: ARG002 - the contract's signature
-        report: Callable[[str], None],  # noqa: ARG002 - the contract's signature
-        stop: StopSignal,  # noqa: ARG002 - the contract's signature
-        *,
-        rebuild: bool = False,  # noqa: ARG002 - the contract's signature
-    ) -> PreparedEnvironment:
-        raise _conda_error(project)
-
-
-def _conda_error(project: Project) -> EnvironmentBuildError:
-    return EnvironmentBuildError(
-        f"The conda environment of project '{project.display_name}' can't be built: conda environments can't be built "
-        "by this version. With --env-manager uv the project gets the Python version and the pip section of its conda "
-        "file; with --env-manager local it runs in your own environment.",
-        manager="conda",
-    )

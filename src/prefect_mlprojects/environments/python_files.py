@@ -82,13 +82,19 @@ class LockedPackage:
 
 
 @dataclass
-class _Reader:
-    """Collects a file's problems while it is read."""
+class FileReader:
+    """Collects an environment file's problems while it is read.
+
+    Attributes:
+        document: The file.
+        problems: What is wrong with it.
+    """
 
     document: YamlDocument
     problems: list[Problem] = field(default_factory=list)
 
     def problem(self, message: str, *path: str, fix: str | None = None) -> None:
+        """Notes what is wrong at a key."""
         self.problems.append(self.document.problem(message, *path, fix=fix))
 
     def entries(self, *path: str) -> dict[str, Any]:
@@ -147,7 +153,7 @@ def read_python_env(path: Path) -> PythonSpec | tuple[Problem, ...]:
     Returns:
         What it asks for, or everything that is wrong with it.
     """
-    reader = _open(path)
+    reader = open_environment_file(path)
     if isinstance(reader, tuple):
         return reader
     for name in reader.document.content:
@@ -173,7 +179,7 @@ def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]
     Returns:
         What it asks for with a warning that names the conda packages left out, or everything that is wrong with it.
     """
-    reader = _open(path)
+    reader = open_environment_file(path)
     if isinstance(reader, tuple):
         return reader
     python: str | None = None
@@ -184,7 +190,7 @@ def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]
     for position, item in reader.entries("dependencies").items():
         line = reader.document.line("dependencies", position)
         if isinstance(item, dict):
-            pip.extend(_conda_pip(reader, position, item))
+            pip.extend(conda_pip_entries(reader, position, item))
         elif not isinstance(item, str):
             reader.problem("a conda dependency must be a text or a pip section", "dependencies", position)
         elif (match := _CONDA_PYTHON.match(item.strip())) is not None:
@@ -230,7 +236,15 @@ def read_lock(path: Path) -> tuple[str | None, tuple[LockedPackage, ...]] | Prob
     return (requires["versions"].replace(" ", "") if requires else None), packages
 
 
-def _open(path: Path) -> _Reader | tuple[Problem, ...]:
+def open_environment_file(path: Path) -> FileReader | tuple[Problem, ...]:
+    """Opens an environment file, which must be a YAML mapping.
+
+    Args:
+        path: The file, absolute.
+
+    Returns:
+        Its reader, or what is wrong with it.
+    """
     document = read_yaml(path)
     if document.problems:
         return document.problems
@@ -238,10 +252,10 @@ def _open(path: Path) -> _Reader | tuple[Problem, ...]:
         return (Problem("the file is empty", file=path, fix="write at least 'dependencies: []'"),)
     if not isinstance(document.content, dict):
         return (Problem("it must be a mapping with keys such as 'dependencies:'", file=path, line=1),)
-    return _Reader(document)
+    return FileReader(document)
 
 
-def _python_version(reader: _Reader) -> str | None:
+def _python_version(reader: FileReader) -> str | None:
     value = reader.document.content.get("python")
     if value is None:
         return None
@@ -275,7 +289,14 @@ def is_python_request(text: str) -> bool:
         return False
 
 
-def _conda_pip(reader: _Reader, position: str, section: dict[Any, Any]) -> Iterator[RequirementEntry]:
+def conda_pip_entries(reader: FileReader, position: str, section: dict[Any, Any]) -> Iterator[RequirementEntry]:
+    """The requirements of a conda file's pip section.
+
+    Args:
+        reader: The file.
+        position: Where the section stands among the dependencies, counted from 0.
+        section: The section.
+    """
     for key in section:
         if key == "pip":
             yield from reader.requirements("dependencies", position, "pip")
@@ -284,7 +305,7 @@ def _conda_pip(reader: _Reader, position: str, section: dict[Any, Any]) -> Itera
             reader.problem(f"{str(key)!r} is not a pip section", "dependencies", position, str(key), fix=fix)
 
 
-def _conda_python(reader: _Reader, position: str, rest: str) -> str | None:
+def _conda_python(reader: FileReader, position: str, rest: str) -> str | None:
     where, fix = ("dependencies", position), "write python=3.11, for example"
     if not rest:
         reader.problem("python must be pinned", *where, fix=fix)

@@ -107,20 +107,6 @@ class Recipe:
         return f"{self.manager}, Python {self.python_version}, {what}"
 
 
-def check_environment(project: Project, manager: VenvManagerName = "uv") -> tuple[Problem, ...]:
-    """Checks the files that describe a project's Python environment.
-
-    Args:
-        project: The project.
-        manager: Who would make the environment.
-
-    Returns:
-        Everything that is wrong with the files; nothing for a Docker project.
-    """
-    contents = read_contents(project, manager)
-    return contents if isinstance(contents, tuple) else ()
-
-
 def read_contents(project: Project, manager: VenvManagerName) -> Contents | tuple[Problem, ...]:
     """Reads what a project's environment is to hold.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +15,11 @@ from prefect_mlprojects.environments.base import EnvironmentPlan, PreparedEnviro
 from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord, now
 from prefect_mlprojects.environments.errors import cache_errors, stopped_error
 from prefect_mlprojects.environments.interpreters import Interpreter, find_interpreter
+from prefect_mlprojects.environments.provision import PIN, new_build, obtain
 from prefect_mlprojects.environments.recipe import Recipe, VenvManagerName, make_recipe, no_python_message
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.spec.project import Project
 from prefect_mlprojects.types import StopSignal
-
-PIN = "pin"
-"""The key in ``PreparedEnvironment.facts`` under which the use of a cached environment is noted."""
 
 
 @dataclass(frozen=True)
@@ -55,30 +52,25 @@ class VirtualEnvironmentManager:
         this process ends.
         """
         cache = EnvironmentCache(settings.cache_directory())
-        token = uuid.uuid4().hex
-        if not rebuild and plan.key is not None:
-            record = cache.use(plan.key, token)
-            if record is not None:
-                return self._prepared(record, plan, cache, token, reused=True)
-        if stop.requested:
-            raise stopped_error(self.name, stop)
-        # The project's files may have changed since they were planned, and what is built must be what its key says.
-        recipe = make_recipe(project, self.name, os.environ, cache.root)
-        before = cache.read(recipe.key)
-        with cache.lock(recipe.key, self.name, report, stop):
-            record = cache.use(recipe.key, token)
-            # Someone may have built it, or built it anew, while this caller waited.
-            reused = record is not None and (not rebuild or record != before)
-            if record is None or not reused:
-                record = self._build(recipe, cache, report, stop)
-                record = cache.use(record.key, token)
-        if record is None:
-            raise EnvironmentBuildError(
-                f"The environment in {cache.folder / recipe.key} vanished right after it was built; was the cache "
-                "folder emptied?",
-                manager=self.name,
-            )
-        return self._prepared(record, self._plan(recipe, cache), cache, token, reused=reused)
+        obtained = obtain(
+            cache,
+            plan,
+            lambda: make_recipe(project, self.name, os.environ, cache.root),
+            lambda recipe: self._build(recipe, cache, report, stop),
+            report,
+            stop,
+            rebuild=rebuild,
+        )
+        if obtained.recipe is not None:
+            plan = self._plan(obtained.recipe, cache)
+        record = obtained.record
+        location = cache.location(record)
+        return PreparedEnvironment(
+            activated_variables(os.environ, location, own_environment()),
+            replace(plan, location=location, ready=True, python_version=record.python_version),
+            reused=obtained.reused,
+            facts={PIN: obtained.token, "python": str(location / "bin" / "python")},
+        )
 
     def _plan(self, recipe: Recipe, cache: EnvironmentCache) -> EnvironmentPlan:
         record = cache.find(recipe.key)
@@ -95,17 +87,6 @@ class VirtualEnvironmentManager:
             recipe.contents.warnings,
         )
 
-    def _prepared(
-        self, record: EnvironmentRecord, plan: EnvironmentPlan, cache: EnvironmentCache, token: str, *, reused: bool
-    ) -> PreparedEnvironment:
-        location = cache.location(record)
-        return PreparedEnvironment(
-            activated_variables(os.environ, location, own_environment()),
-            replace(plan, location=location, ready=True, python_version=record.python_version),
-            reused=reused,
-            facts={PIN: token, "python": str(location / "bin" / "python")},
-        )
-
     def _build(
         self, recipe: Recipe, cache: EnvironmentCache, report: Callable[[str], None], stop: StopSignal
     ) -> EnvironmentRecord:
@@ -113,26 +94,20 @@ class VirtualEnvironmentManager:
 
         interpreter = recipe.interpreter or self._download(recipe, cache.root, report, stop)
         report(f"Building an environment: {recipe.description}")
-        with cache_errors(cache.root, self.name):
-            location = cache.begin(recipe.key)
-        complete = False
-        try:
-            build = Build(recipe, interpreter, location, cache.root, dict(os.environ), report, stop)
+        with new_build(cache, recipe.key, self.name) as location:
+            environ = dict(os.environ)
+            activated = activated_variables(environ, location, own_environment())
+            build = Build(self.name, recipe.project, location, cache.root, environ, activated, report, stop)
             match self.name:
                 case "uv":
-                    build_with_uv(build)
+                    build_with_uv(build, recipe, interpreter)
                 case "virtualenv":
-                    build_with_virtualenv(build)
+                    build_with_virtualenv(build, recipe, interpreter)
                 case _:
                     assert_never(self.name)
             self._check_unchanged(recipe, cache.root)
             with cache_errors(cache.root, self.name):
-                record = cache.complete(_record(recipe, location))
-            complete = True
-            return record
-        finally:
-            if not complete:
-                cache.abandon(recipe.key, location)
+                return cache.complete(_record(recipe, location))
 
     def _check_unchanged(self, recipe: Recipe, root: Path) -> None:
         """Makes sure that the installer read the files that the key was made from."""

@@ -15,16 +15,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from prefect_mlprojects import settings
 from prefect_mlprojects._redaction import mask_text, mask_uri
 from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.sources.download_cache import DownloadCache, StoppedError
+from prefect_mlprojects.sources.mlflow_files import MLFLOW_SCHEMES, download_with_mlflow
+from prefect_mlprojects.sources.remote_files import check_unchanged, fetch_item, look_at
 from prefect_mlprojects.types import StopSignal
 
-MLFLOW_SCHEMES = ("runs", "models", "mlflow-artifacts", "dbfs", "uc-volume")
-"""What MLflow downloads; everything else is left to ``fsspec``."""
-
 _PARALLEL = 4
-_ATTEMPTS = 3
+_ATTEMPTS = 4
+_FIRST_PAUSE_SECONDS = 0.5
 _REPORT_SECONDS = 2.0
+
+_PASSING_STATUSES = frozenset((408, 425, 429))
 
 # Broken connections that the drivers (aiohttp, botocore, fsspec) do not raise as OSError.
 _PASSING_ERRORS = frozenset(
@@ -149,10 +153,6 @@ def download(
     return whole / fetched.relative_to(partial)
 
 
-class _StoppedError(Exception):
-    """The end was asked for in the middle of a download."""
-
-
 @dataclass(frozen=True)
 class _Download:
     uri: str
@@ -165,13 +165,14 @@ class _Download:
         return mask_uri(self.uri)
 
     def run(self, folder: Path) -> Path:
+        self.report(f"downloading {self.shown}")
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 if self.stop.requested:
-                    raise _StoppedError
+                    raise StoppedError
                 fetch = self._by_mlflow if self._scheme in MLFLOW_SCHEMES else self._by_fsspec
                 return self._while_not_stopped(fetch, folder)
-            except _StoppedError:
+            except StoppedError:
                 raise FetchError(
                     f"The download of {self.shown} was stopped: {self.stop.reason}.", uri=self.shown
                 ) from None
@@ -183,7 +184,7 @@ class _Download:
                 self.report(f"downloading {self.shown} broke off ({_words(error)}); trying again")
             shutil.rmtree(folder)
             folder.mkdir()
-            self.stop.wait(attempt)
+            self.stop.wait(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
         raise AssertionError("the last attempt returns or raises")
 
     @property
@@ -191,39 +192,29 @@ class _Download:
         return urlsplit(self.uri).scheme.lower()
 
     def _by_fsspec(self, folder: Path) -> Path:
-        import fsspec
+        item = look_at(self.uri, self.shown)
+        name = _local_name(self.uri)
+        target = folder / name
 
-        filesystem, path = fsspec.core.url_to_fs(self.uri)
-        # fsspec keeps listings for the life of a process; the data may have changed since another run.
-        filesystem.invalidate_cache()
-        target = folder / _local_name(self.uri)
-        progress = _progress(self)
-        if self._scheme in ("http", "https"):
-            # A web page is no folder, and fsspec's other questions make every error "no such file". aiohttp compares the
-            # size with the one that the server announces.
-            files: dict[str, int | None] = {"": None}
-            filesystem.get_file(path, str(target), callback=progress)
-        elif filesystem.isdir(path):
-            sizes = {name: facts.get("size") for name, facts in filesystem.find(path, detail=True).items()}
-            files = {_below(path, name, self.shown): size for name, size in sizes.items()}
-            target.mkdir()
-            filesystem.get(f"{path.rstrip('/')}/", f"{target}/", recursive=True, callback=progress)
-        else:
-            files = {"": filesystem.info(path).get("size")}
-            filesystem.get_file(path, str(target), callback=progress)
-        for name, size in files.items():
-            self._check_size(target / name if name else target, size)
+        def fetch(place: Path) -> None:
+            fetch_item(item, place, _progress(self))
+
+        key = item.key
+        cache = DownloadCache(settings.cache_directory() / "downloads")
+        if key is None or not cache.is_usable():
+            fetch(target)
+            return target
+
+        def fetch_shared(place: Path) -> None:
+            fetch(place)
+            check_unchanged(item, self.shown)
+
+        if cache.hand_out(key, name, target, fetch_shared, self.report, self.stop):
+            self.report(f"{self.shown} has been downloaded before and is unchanged")
         return target
 
-    def _check_size(self, file: Path, size: int | None) -> None:
-        found = file.stat().st_size if file.is_file() else None
-        if found is None or (size is not None and found != size):
-            raise ConnectionError(f"of {file.name} {found or 0} bytes arrived, {size} were announced")
-
     def _by_mlflow(self, folder: Path) -> Path:
-        from mlflow.artifacts import download_artifacts
-
-        return Path(download_artifacts(artifact_uri=self.uri, dst_path=str(folder), tracking_uri=self.tracking_uri))
+        return download_with_mlflow(self.uri, folder, self.tracking_uri)
 
     def _while_not_stopped(self, fetch: Callable[[Path], Path], folder: Path) -> Path:
         """Runs what may wait for a network in a thread, and leaves that alone when the end is asked for."""
@@ -245,7 +236,7 @@ class _Download:
         woken.wait()
         forget()
         if not result.done():
-            raise _StoppedError
+            raise StoppedError
         return result.result()
 
     def _failure(self, error: Exception) -> FetchError:
@@ -271,7 +262,7 @@ def _progress(job: _Download) -> Any:
 
         def call(self, *_arguments: Any, **_named: Any) -> None:
             if job.stop.requested:
-                raise _StoppedError
+                raise StoppedError
             now = time.monotonic()
             if now - self.last_report > _REPORT_SECONDS and self.value:
                 self.last_report = now
@@ -282,14 +273,6 @@ def _progress(job: _Download) -> Any:
             return _progress(job)
 
     return Progress()
-
-
-def _below(root: str, name: str, shown: str) -> str:
-    """The name of a remote file below its folder; an object's name may be anything, ``..`` too."""
-    relative = name.removeprefix(root.rstrip("/")).lstrip("/")
-    if ".." in PurePosixPath(relative).parts:
-        raise FetchError(f"{shown} can't be downloaded: its file {name!r} would land outside of its folder.", uri=shown)
-    return relative
 
 
 def _local_name(uri: str) -> str:
@@ -305,8 +288,24 @@ def _may_pass(error: Exception) -> bool:
         return False
     if isinstance(error, OSError):
         return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    status = getattr(error, "status", None)
-    return (isinstance(status, int) and status >= 500) or type(error).__name__ in _PASSING_ERRORS
+    status = _status(error)
+    if status is not None:
+        return status >= 500 or status in _PASSING_STATUSES
+    return type(error).__name__ in _PASSING_ERRORS
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status that an error of a driver carries; each has its own name for it."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status", "status_code", "code"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and 100 <= value < 600:
+                return value
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return value if isinstance(value, int) else None
+    return None
 
 
 def _words(error: Exception) -> str:

@@ -335,13 +335,6 @@ def test_the_tools_of_our_own_environment_are_out_of_sight(workshop: Any, monkey
     )
 
 
-def test_conda_environments_say_what_can_be_done(workshop: Any) -> None:
-    project = workshop.project({"conda.yaml": "dependencies: [python=3.10]\n"})
-    with pytest.raises(EnvironmentBuildError, match=r"can't be built by this version.*--env-manager uv") as caught:
-        environment_manager("conda").plan(project)
-    assert caught.value.manager == "conda"
-
-
 def test_a_project_that_is_gone(workshop: Any, kit: Any) -> None:
     project = workshop.project({})
     project.directory.rmdir()

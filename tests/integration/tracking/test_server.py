@@ -159,8 +159,15 @@ def test_artifacts_of_a_run_are_downloaded(server: Any, request_for: RequestMake
     assert (file.name, file.read_text()) == ("a.txt", "hello")
     assert folder.name == "folder"
     assert (folder / "deep" / "b.txt").read_text() == "world"
+    artifacts = client.get_run(run.run_id).info.artifact_uri
+    assert artifacts.startswith("mlflow-artifacts:/")
+    assert fetch(f"{artifacts}/folder/a.txt").read_text() == "hello"
+    assert (fetch(f"{artifacts}/folder") / "deep" / "b.txt").read_text() == "world"
+    client.create_registered_model("greeting")
+    client.create_model_version("greeting", f"{artifacts}/folder", run.run_id)
+    assert (fetch("models:/greeting/1") / "deep" / "b.txt").read_text() == "world"
     with pytest.raises(FetchError, match="nothing"):
         fetch(f"runs:/{run.run_id}/nothing")
     with pytest.raises(FetchError, match="can't be downloaded"):
         fetch(f"runs:/{'0' * 32}/a.txt")
-    assert len(list((tmp_path / "storage").iterdir())) == 2
+    assert len(list((tmp_path / "storage").iterdir())) == 5

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from prefect_mlprojects.environments.checks import check_environment
 from prefect_mlprojects.environments.interpreters import current_interpreter
 from prefect_mlprojects.environments.recipe import (
     Contents,
     Recipe,
     VenvManagerName,
-    check_environment,
     make_recipe,
     read_contents,
 )

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -8,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import fsspec.implementations.memory
 import pytest
 
 from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.sources import downloads
 from prefect_mlprojects.sources.downloads import download, download_all
 from prefect_mlprojects.types import StopSignal
 
@@ -36,6 +41,7 @@ class WebServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, list[tuple[int, bytes, int | None]]] = {}
         self.requests: list[str] = []
+        self.etags: dict[str, str] = {}
         self.stalled = threading.Event()
         self.go_on = threading.Event()
 
@@ -58,6 +64,8 @@ class Handler(BaseHTTPRequestHandler):
         status, body, length = answers.pop(0) if len(answers) > 1 and with_body else answers[0]
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
+        if self.path in self.server.etags:
+            self.send_header("ETag", self.server.etags[self.path])
         self.end_headers()
         if with_body:
             self.wfile.write(body)
@@ -82,6 +90,15 @@ def web() -> Iterator[WebServer]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of shared downloads."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PREFECT_MLPROJECTS_CACHE_DIR", str(folder))
+    monkeypatch.setattr(downloads, "_FIRST_PAUSE_SECONDS", 0.01)
+    return folder / "downloads"
 
 
 def test_a_file_keeps_its_name_and_bytes(memory: Any, tmp_path: Path) -> None:
@@ -149,7 +166,7 @@ def test_a_transfer_that_breaks_off_is_tried_again_and_then_an_error(web: WebSer
     with pytest.raises(FetchError, match="can't be downloaded"):
         fetch(web.url("/data.csv"), tmp_path)
 
-    assert web.requests.count("/data.csv") == 3
+    assert web.requests.count("/data.csv") == 4
     assert list(tmp_path.iterdir()) == []
 
 
@@ -281,3 +298,210 @@ def test_a_stop_before_the_start_downloads_nothing(memory: Any, tmp_path: Path) 
         download_all({"data": "memory://bucket/data.csv"}, tmp_path, report=lambda line: None, stop=stop)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_works_after_two_failures(web: WebServer, tmp_path: Path) -> None:
+    web.answers["/data.csv"] = [(503, b"busy", None), (429, b"slow down", None), (200, b"good", None)]
+
+    assert fetch(web.url("/data.csv"), tmp_path).read_bytes() == b"good"
+    assert len(web.requests) == 3
+
+
+def test_what_has_a_tag_is_downloaded_once(web: WebServer, tmp_path: Path, cache: Path) -> None:
+    web.answers["/data.csv"] = [(200, b"a,b", None)]
+    web.etags["/data.csv"] = '"one"'
+    first = fetch(web.url("/data.csv"), tmp_path / "first")
+    lines: list[str] = []
+
+    second = download(web.url("/data.csv"), tmp_path / "second", report=lines.append, stop=StopSignal())
+
+    assert web.requests == ["/data.csv"]
+    assert second.read_bytes() == b"a,b"
+    assert first.parent != second.parent
+    assert second.samefile(first)
+    assert not second.stat().st_mode & 0o222
+    assert lines[1:] == [f"{web.url('/data.csv')} has been downloaded before and is unchanged"]
+    web.answers["/data.csv"], web.etags["/data.csv"] = [(200, b"new", None)], '"two"'
+    assert fetch(web.url("/data.csv"), tmp_path / "third").read_bytes() == b"new"
+    assert first.read_bytes() == b"a,b"
+
+
+def test_without_a_tag_it_is_downloaded_each_time(web: WebServer, tmp_path: Path, cache: Path) -> None:
+    web.answers["/data.csv"] = [(200, b"a,b", None)]
+
+    files = [fetch(web.url("/data.csv"), tmp_path) for _ in range(2)]
+
+    assert web.requests == ["/data.csv"] * 2
+    files[0].write_bytes(b"it is the run's own")
+    assert files[1].read_bytes() == b"a,b"
+    assert not cache.exists()
+
+
+def test_a_shared_file_that_was_written_to_is_downloaded_anew(web: WebServer, tmp_path: Path) -> None:
+    web.answers["/data.csv"] = [(200, b"a,b", None)]
+    web.etags["/data.csv"] = 'W/"weak"'
+    first = fetch(web.url("/data.csv"), tmp_path)
+    first.chmod(0o644)
+    first.write_bytes(b"x,y,z")
+
+    assert fetch(web.url("/data.csv"), tmp_path).read_bytes() == b"a,b"
+    assert first.read_bytes() == b"x,y,z"
+
+
+def test_one_that_is_tagged_and_breaks_off_leaves_nothing(web: WebServer, tmp_path: Path, cache: Path) -> None:
+    web.answers["/data.csv"] = [(200, b"half", 8)]
+    web.etags["/data.csv"] = '"one"'
+    web.go_on.set()
+
+    with pytest.raises(FetchError, match="can't be downloaded"):
+        fetch(web.url("/data.csv"), tmp_path)
+
+    assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_changes_while_it_is_downloaded_is_fetched_again(web: WebServer, tmp_path: Path) -> None:
+    """Its new content must not be taken for what the old tag names."""
+
+    class Changing(list[tuple[int, bytes, int | None]]):
+        def pop(self, *_: Any) -> tuple[int, bytes, int | None]:
+            web.etags["/data.csv"] = '"two"'
+            return super().pop(0)
+
+    web.etags["/data.csv"] = '"one"'
+    web.answers["/data.csv"] = Changing([(200, b"new", None), (200, b"new", None)])
+    lines: list[str] = []
+    download(web.url("/data.csv"), tmp_path, report=lines.append, stop=StopSignal())
+    assert len(web.requests) == 2
+    assert "it changed while it was downloaded" in lines[1]
+
+    web.etags["/data.csv"], web.answers["/data.csv"] = '"one"', [(200, b"old", None)]
+    assert fetch(web.url("/data.csv"), tmp_path).read_bytes() == b"old"
+
+
+def test_a_secret_of_the_uri_is_no_part_of_its_name(web: WebServer, tmp_path: Path, cache: Path) -> None:
+    web.answers["/data.csv"] = [(200, b"a,b", None)]
+    web.etags["/data.csv?token=one"] = web.etags["/data.csv?token=two"] = '"one"'
+    for token in ("one", "two"):
+        fetch(web.url(f"/data.csv?token={token}"), tmp_path)
+    assert len(web.requests) == 1
+
+
+class TaggedFileSystem(fsspec.implementations.memory.MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A store in memory that tells tags, as S3 does; it stands for stores that can't be had here."""
+
+    protocol = "tagged"
+    store: dict[str, Any] = {}  # noqa: RUF012 - as the base class has it
+    pseudo_dirs = [""]  # noqa: RUF012
+    fetched: list[str] = []  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("tagged://")))
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        return self._tagged(super().info(path, **options))
+
+    def find(self, path: str, *arguments: Any, **options: Any) -> Any:
+        found = super().find(path, *arguments, **options)
+        return {name: self._tagged(facts) for name, facts in found.items()} if isinstance(found, dict) else found
+
+    def _tagged(self, facts: dict[str, Any]) -> dict[str, Any]:
+        tag = str(hash(self.store[facts["name"]].getvalue())) if facts["type"] == "file" else None
+        return {**facts, "ETag": tag}
+
+    def get_file(self, rpath: str, lpath: Any, **options: Any) -> None:
+        self.fetched.append(rpath)
+        super().get_file(rpath, lpath, **options)
+
+
+def test_a_folder_whose_files_have_tags_is_downloaded_once(tmp_path: Path) -> None:
+    fsspec.register_implementation("tagged", TaggedFileSystem, clobber=True)
+    store = fsspec.filesystem("tagged")
+    store.pipe({"/bucket/set/a.txt": b"1", "/bucket/set/deep/b.txt": b"22"})
+
+    def tree(folder: Path) -> dict[str, bytes]:
+        return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+    for _ in range(2):
+        folder = fetch("tagged://bucket/set", tmp_path)
+        assert folder.name == "set"
+        assert tree(folder) == {"a.txt": b"1", "deep/b.txt": b"22"}
+        (folder / "own.txt").write_text("a run may add files")
+    assert len([name for name in store.fetched if name.endswith(".txt")]) == 2
+    store.pipe("/bucket/set/deep/b.txt", b"333")
+    assert tree(fetch("tagged://bucket/set", tmp_path))["deep/b.txt"] == b"333"
+
+
+DOWNLOAD = """
+import sys
+from pathlib import Path
+from prefect_mlprojects.sources.downloads import download
+from prefect_mlprojects.types import StopSignal
+print("ready", flush=True)
+sys.stdin.readline()
+print(download(sys.argv[1], Path(sys.argv[2]), report=print, stop=StopSignal()).read_bytes()[:5])
+"""
+
+
+def start(uri: str, folder: Path) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", DOWNLOAD, uri, str(folder)], stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return process
+
+
+def test_eight_processes_download_it_once(web: WebServer, tmp_path: Path) -> None:
+    web.answers["/big"] = [(200, b"x" * 3_000_000, None)]
+    web.etags["/big"] = '"one"'
+    processes = [start(web.url("/big"), tmp_path / str(number)) for number in range(8)]
+    for process in processes:
+        assert process.communicate(timeout=120)[0].endswith("b'xxxxx'\n")
+        assert process.returncode == 0
+    assert web.requests == ["/big"]
+
+
+def test_a_download_that_was_killed_is_done_anew(web: WebServer, tmp_path: Path, cache: Path) -> None:
+    web.answers["/big"] = [(200, b"stall", 2_000_000), (200, b"whole", None)]
+    web.etags["/big"] = '"one"'
+    process = start(web.url("/big"), tmp_path)
+    assert web.stalled.wait(60)
+    process.kill()
+    process.communicate()
+    web.go_on.set()
+    assert list(cache.glob(".partial-*"))
+
+    assert fetch(web.url("/big"), tmp_path).read_bytes() == b"whole"
+    assert not list(cache.glob(".partial-*"))
+
+
+def test_what_no_run_used_for_long_goes_when_something_comes(web: WebServer, tmp_path: Path, cache: Path) -> None:
+    for name in ("old", "new", "more"):
+        web.answers[f"/{name}"] = [(200, name.encode(), None)]
+        web.etags[f"/{name}"] = f'"{name}"'
+    kept = fetch(web.url("/old"), tmp_path)
+    fetch(web.url("/new"), tmp_path)
+    for stamps in cache.glob("*/stamps.json"):
+        if "old" in stamps.read_text():
+            os.utime(stamps, (0, 0))
+
+    fetch(web.url("/more"), tmp_path)
+
+    names = {file.name for file in cache.glob("*/content/*")}
+    assert names == {"new", "more"}
+    assert kept.read_bytes() == b"old"
+
+
+def test_a_cache_that_cannot_be_written_only_means_downloading_each_time(
+    web: WebServer, tmp_path: Path, cache: Path
+) -> None:
+    cache.write_text("a file where the folder should be")
+    web.answers["/data.csv"] = [(200, b"a,b", None)]
+    web.etags["/data.csv"] = '"one"'
+
+    assert [fetch(web.url("/data.csv"), tmp_path).read_bytes() for _ in range(2)] == [b"a,b"] * 2
+    assert len(web.requests) == 2

@@ -1,0 +1,1 @@
+"""Conda environments without conda: py-rattler solves and installs what a ``conda.yaml`` asks for."""

@@ -1,0 +1,61 @@
+"""Files and folders that MLflow keeps: artifacts of runs, registered models, Databricks' file system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+MLFLOW_SCHEMES = ("runs", "models", "mlflow-artifacts", "dbfs", "uc-volume")
+"""What MLflow downloads; everything else is left to ``fsspec``."""
+
+
+def download_with_mlflow(uri: str, folder: Path, tracking_uri: str | None) -> Path:
+    """Downloads what MLflow keeps.
+
+    Args:
+        uri: Where it is.
+        folder: Where it goes; an empty folder.
+        tracking_uri: The store to ask; None for the one that this process uses.
+
+    Returns:
+        The local file or folder.
+
+    Raises:
+        Exception: Whatever MLflow raises.
+    """
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+
+    registry_uri = mlflow.get_registry_uri()
+    if tracking_uri is not None and registry_uri == mlflow.get_tracking_uri():
+        # No registry was set apart from the tracking store, so the models are where the runs are.
+        registry_uri = tracking_uri
+    if tracking_uri is not None and _is_plain_model(uri, registry_uri):
+        uri = _model_location(uri, tracking_uri, registry_uri)
+    return Path(
+        download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri, registry_uri=registry_uri)
+    )
+
+
+def _is_plain_model(uri: str, registry_uri: str) -> bool:
+    parts = urlsplit(uri)
+    return parts.scheme == "models" and not parts.netloc and not registry_uri.startswith(("databricks", "uc:"))
+
+
+def _model_location(uri: str, tracking_uri: str, registry_uri: str) -> str:
+    """Where a model's files are; MLflow itself would ask the registry of this process, whatever it is told."""
+    from mlflow import MlflowClient
+    from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+    # A version's files may be those of a logged model, which is a model of its own.
+    while _is_plain_model(uri, registry_uri):
+        model, path = ModelsArtifactRepository.split_models_uri(uri)  # type: ignore[no-untyped-call]  # MLflow has no types here
+        found = get_model_name_and_version(client, model)  # type: ignore[no-untyped-call]
+        if len(found) == 1:
+            location = client.get_logged_model(found[0]).artifact_location
+        else:
+            location = client.get_model_version_download_uri(*found)
+        uri = f"{location.rstrip('/')}/{path}" if path else location
+    return uri

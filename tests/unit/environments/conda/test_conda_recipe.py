@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_mlprojects.environments.conda.activation import conda_variables
+from prefect_mlprojects.environments.conda.files import CondaFile, read_conda_file
+from prefect_mlprojects.environments.conda.recipe import check_conda_environment, make_conda_recipe
+from prefect_mlprojects.environments.python_files import RequirementEntry
+from prefect_mlprojects.exceptions import EnvironmentBuildError
+from prefect_mlprojects.spec.project import CondaEnvironment, Project
+from prefect_mlprojects.types import StopSignal
+
+FULL = """\
+name: demo
+channels: [conda-forge, nodefaults]
+dependencies:
+  - python=3.10
+  - numpy=1.26.*
+  - pip:
+    - -r requirements.txt
+variables:
+  A: 1
+  B: yes
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    (tmp_path / "requirements.txt").write_text("six\n")
+    (tmp_path / "conda.yaml").write_text(FULL)
+    return Project(tmp_path, None, "demo", {}, CondaEnvironment(tmp_path / "conda.yaml"))
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin"}
+
+
+def test_a_full_file_is_read(project: Project) -> None:
+    file = project.directory / "conda.yaml"
+    assert read_conda_file(file) == CondaFile(
+        file,
+        "demo",
+        ("conda-forge", "nodefaults"),
+        (RequirementEntry("python=3.10", 4), RequirementEntry("numpy=1.26.*", 5)),
+        (RequirementEntry("-r requirements.txt", 7),),
+        {"A": "1", "B": "true"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the file is empty"),
+        ("- a\n", "it must be a mapping"),
+        ("channels: conda-forge\n", ":1: channels must be a list (put it behind a dash"),
+        ("channels: [1]\n", ":1: an entry of channels must be a text"),
+        ("dependencies:\n  - 3\n", ":2: a conda dependency must be a text"),
+        ("dependencies:\n  - pip: [3]\n", ":2: an entry of pip must be a text"),
+        ("dependencies:\n  - ' =3'\n", ":2: '=3' is not a conda dependency"),
+        ("variables: [a]\n", ":1: variables must be a mapping"),
+        ("variables:\n  A: [1]\n", ":2: the variable 'A' can't be set"),
+        ("dependencies:\n  - pip: [-r no.txt]\n", ":2: it names the requirements file"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(project: Project, environ: dict[str, str], text: str, words: str) -> None:
+    file = project.directory / "conda.yaml"
+    file.write_text(text)
+    with pytest.raises(EnvironmentBuildError) as caught:
+        make_conda_recipe(project, environ)
+    assert f"{file}" in caught.value.message
+    assert words in caught.value.message
+    assert [words in str(problem) for problem in check_conda_environment(project)] == [True]
+
+
+def test_a_version_that_the_solver_does_not_understand_is_a_problem(project: Project) -> None:
+    (project.directory / "conda.yaml").write_text("dependencies:\n  - a\n  - b>=1..*0\n")
+    (problem,) = check_conda_environment(project)
+    assert problem.line == 3
+
+
+def test_unknown_keys_are_warned_of(project: Project) -> None:
+    file = project.directory / "conda.yaml"
+    file.write_text("dependency: [a]\n")
+    found = read_conda_file(file)
+    assert isinstance(found, CondaFile)
+    assert found.warnings == ("conda.yaml: the key 'dependency' is not conda's and is passed over",)
+
+
+def test_a_file_with_a_pip_section_gets_a_python(project: Project, environ: dict[str, str]) -> None:
+    (project.directory / "conda.yaml").write_text("dependencies:\n  - pip: [six]\n")
+    assert [spec.text for spec in make_conda_recipe(project, environ).specs] == ["python"]
+
+
+def test_what_a_reader_would_not_notice_makes_the_same_key(project: Project, environ: dict[str, str]) -> None:
+    key = make_conda_recipe(project, environ).key
+    text = FULL.replace("numpy=1.26.*", "numpy = 1.26.*").replace("name: demo", "name: other  # comment")
+    (project.directory / "conda.yaml").write_text(text)
+    assert make_conda_recipe(project, environ).key == key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("numpy=1.26.*", "numpy=1.25.*"),
+        ("conda-forge, ", "bioconda, "),
+        ("B: yes", "B: no"),
+        ("requirements.txt", "other.txt"),
+    ],
+)
+def test_other_content_makes_another_key(project: Project, environ: dict[str, str], change: tuple[str, str]) -> None:
+    key = make_conda_recipe(project, environ).key
+    (project.directory / "other.txt").write_text("seven\n")
+    (project.directory / "conda.yaml").write_text(FULL.replace(*change))
+    assert make_conda_recipe(project, environ).key != key
+
+
+def test_files_and_settings_that_choose_packages_are_part_of_the_key(project: Project, environ: dict[str, str]) -> None:
+    keys = {make_conda_recipe(project, environ).key}
+    for name, value in {
+        "CONDA_SUBDIR": "osx-64",
+        "CONDA_OVERRIDE_CUDA": "12",
+        "CONDA_CHANNEL_PRIORITY": "strict",
+        "CONDA_CHANNEL_ALIAS": "https://mirror",
+    }.items():
+        keys.add(make_conda_recipe(project, {**environ, name: value}).key)
+    (project.directory / "requirements.txt").write_text("seven\n")
+    keys.add(make_conda_recipe(project, environ).key)
+    assert len(keys) == 6
+    assert make_conda_recipe(project, {**environ, "CONDA_REMOTE_MAX_RETRIES": "9"}).key in keys
+
+
+def test_passwords_are_no_part_of_the_key(project: Project, environ: dict[str, str]) -> None:
+    def key(alias: str) -> str:
+        return make_conda_recipe(project, {**environ, "CONDA_CHANNEL_ALIAS": alias}).key
+
+    assert key("https://a:b@host") == key("https://host") == key("https://host/t/tk-1")
+
+
+def test_a_channel_of_a_dependency_is_searched_too(project: Project, environ: dict[str, str]) -> None:
+    text = "channels: [one]\ndependencies: [two::a=1, file:///three::b]\n"
+    (project.directory / "conda.yaml").write_text(text)
+    recipe = make_conda_recipe(project, {**environ, "CONDA_CHANNEL_ALIAS": "https://x"})
+    assert recipe.channels == ("https://x/one", "https://x/two", "file:///three")
+    assert [spec.match for spec in recipe.specs] == ["https://x/two::a=1", "file:///three::b"]
+
+
+def test_planning_does_not_load_the_solver(project: Project, environ: dict[str, str]) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from prefect_mlprojects.environments.conda.recipe import make_conda_recipe\n"
+        "from prefect_mlprojects.spec.project import CondaEnvironment, Project\n"
+        "folder = Path(sys.argv[1])\n"
+        "make_conda_recipe(Project(folder, None, 'x', {}, CondaEnvironment(folder / 'conda.yaml')), {})\n"
+        "assert 'rattler' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(project.directory)], check=True)
+
+
+def test_without_scripts_no_shell_is_started(tmp_path: Path, environ: dict[str, str]) -> None:
+    lines: list[Any] = []
+    variables = conda_variables({**environ, "PATH": ""}, tmp_path, None, lines.append, StopSignal())
+    assert variables["PATH"].startswith(f"{tmp_path}/bin:")
+    assert variables["CONDA_PREFIX"] == str(tmp_path)
+    assert lines == []
