@@ -54,8 +54,6 @@ _EXTRAS: Mapping[str, str] = {
     "abfss": "azure",
     "az": "azure",
     "adl": "azure",
-    "http": "http",
-    "https": "http",
 }
 
 

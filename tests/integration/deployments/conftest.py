@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 PROJECT = """\
-name: deployed
+name: NAME
 entry_points:
   main:
     parameters:
@@ -25,7 +25,7 @@ entry_points:
       needed: float
     command: "echo got {count} {word} {needed}"
   sleep:
-    command: "echo started; sleep 600 & wait"
+    command: "echo sleeping now; sleep 600 & wait"
 """
 
 
@@ -34,7 +34,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: Any
     """A project of the test's own, tracked in a store of its own."""
     folder = tmp_path / "project"
     folder.mkdir()
-    (folder / "MLproject").write_text(PROJECT)
+    # All tests share a server, on which a deployment has its project's name.
+    (folder / "MLproject").write_text(PROJECT.replace("NAME", f"deployed-{uuid.uuid4().hex[:8]}"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")

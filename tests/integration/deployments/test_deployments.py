@@ -12,10 +12,10 @@ from uuid import UUID
 
 import pytest
 
-from prefect_mlprojects import deploy
+from prefect_mlprojects import deploy, load_project
 from prefect_mlprojects.exceptions import ParameterError, PrefectServerError
 
-from .conftest import PROJECT, started, wait_for
+from .conftest import started, wait_for
 
 Call = Callable[..., Any]
 
@@ -103,7 +103,7 @@ def test_a_worker_runs_it(project: Path, pool: str, call: Call, tmp_path: Path) 
         run = made.run({"needed": 2, "count": 0, "extra": "more"})
         assert run.wait(), (tmp_path / "worker.log").read_text()
         flow_run = call("read_flow_run", UUID(run.flow_run_id))
-        assert flow_run.name == "deployed/main"
+        assert flow_run.name == f"{made.name}/main"
         logged = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(run.run_id)
         assert logged.data.params == {"count": "0", "word": "", "needed": "2", "extra": "more"}
         assert logged.data.tags["prefect.flow_run_id"] == run.flow_run_id
@@ -115,18 +115,18 @@ def test_a_worker_runs_it(project: Path, pool: str, call: Call, tmp_path: Path) 
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(run.flow_run_id)])),
             limit=10,
         )
-        assert [(each.type, each.key) for each in artifacts] == [("markdown", "deployed-main")]
+        assert [(each.type, each.key) for each in artifacts] == [("markdown", f"{made.name}-main")]
         assert "| Status | **FINISHED** |" in artifacts[0].data
         assert run.run_id in artifacts[0].data
 
         # The project changes: what was asked for no longer fits, and the form follows when it is deployed again.
-        (project / "MLproject").write_text(
-            PROJECT.replace("count: {type: int, default: 0}", "size: int").replace("{count}", "{size}")
-        )
+        text = (project / "MLproject").read_text()
+        text = text.replace("count: {type: int, default: 0}", "size: int").replace("{count}", "{size}")
+        (project / "MLproject").write_text(text)
         failed = made.run({"needed": 2, "count": 5})
         assert not failed.wait()
         message = call("read_flow_run", UUID(failed.flow_run_id)).state.message
-        assert "Since it was deployed as 'deployed', the project has changed" in message
+        assert f"Since it was deployed as '{made.name}', the project has changed" in message
         assert "parameter 'count' is gone" in message
         assert "parameter 'size' (int) is new and needs a value" in message
         again = deploy(project, work_pool=pool, options={"env_manager": "local"})
@@ -137,7 +137,7 @@ def test_a_worker_runs_it(project: Path, pool: str, call: Call, tmp_path: Path) 
 
         # Cancelled as the UI does it: the process ends, and both say so.
         sleeper = deploy(project, "sleep", work_pool=pool, options={"env_manager": "local"}).run()
-        wait_for(lambda: "started" in (tmp_path / "worker.log").read_text(), "the command")
+        wait_for(lambda: "sleeping now" in (tmp_path / "worker.log").read_text(), "the command")
         sleeper.cancel()
         assert sleeper.get_status() == "KILLED"
         assert call("read_flow_run", UUID(sleeper.flow_run_id)).state.is_cancelled()
@@ -170,10 +170,11 @@ def test_two_workers_share_the_runs_of_a_pool(project: Path, pool: str, call: Ca
 
 
 def test_serve_runs_and_cancels(project: Path, call: Call, tmp_path: Path) -> None:
+    name = load_project(project).name
     with started("serve", "project", "-e", "sleep", "--env-manager", "local", log=tmp_path / "serve.log"):
-        stored = wait_for(lambda: _find(call, "run_project/deployed-sleep"), "the deployment")
+        stored = wait_for(lambda: _find(call, f"run_project/{name}-sleep"), "the deployment")
         flow_run = call("create_flow_run_from_deployment", stored.id)
-        wait_for(lambda: "started" in (tmp_path / "serve.log").read_text(), "the command")
+        wait_for(lambda: "sleeping now" in (tmp_path / "serve.log").read_text(), "the command")
         from prefect_mlprojects import SubmittedRun
 
         handle = SubmittedRun.attach(str(flow_run.id))
@@ -240,7 +241,12 @@ def test_the_command_line(project: Path, pool: str) -> None:
     done = subprocess.run([*command, "--cron", "0 3 * * *", "-P", "needed=2", "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
-    assert (made["name"], made["work_pool"], made["schedule"]) == ("run_project/deployed", pool, "cron 0 3 * * *")
+    name = load_project(project).name
+    assert (made["name"], made["work_pool"], made["schedule"]) == (
+        f"run_project/{name}",
+        pool,
+        "cron 0 3 * * *",
+    )
     wrong = subprocess.run([*command, "--cron", "0 3 * * *"], capture_output=True, text=True)
     assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
     assert "'needed' (float) needs a value" in wrong.stderr
