@@ -5,41 +5,26 @@ from __future__ import annotations
 import errno
 import shutil
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from prefect_mlprojects._output import TailedOutput
 from prefect_mlprojects._process import ProcessResult, run_process
 from prefect_mlprojects.backends.base import ExecutionOutcome, ExecutionRequest
 from prefect_mlprojects.backends.config_models import parse_config
 from prefect_mlprojects.backends.endings import find_cause
+from prefect_mlprojects.backends.local_config import LocalConfig
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal
-
-
-class LocalConfig(BaseModel):
-    """The local backend's configuration.
-
-    Attributes:
-        grace_period: Seconds between asking the command to end and killing it; None for the setting
-            ``PREFECT_MLPROJECTS_GRACE_PERIOD``.
-    """
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-    grace_period: float | None = Field(default=None, ge=0, allow_inf_nan=False, alias="grace-period")
 
 
 class LocalBackend:
     """Runs commands with ``bash -c`` in the project's folder."""
 
     def validate_config(self, config: BackendConfig) -> BackendConfig:
-        """Checks the configuration: the only key is ``grace-period``.
+        """Checks the configuration; see ``LocalConfig``.
 
         Raises:
             BackendError: A key is unknown or a value is not of its kind.
         """
-        parsed = parse_config(LocalConfig, config, backend="local")
-        return parsed.model_dump(by_alias=True, exclude_none=True)
+        return parse_config(LocalConfig, config, backend="local").plain()
 
     def execute(self, request: ExecutionRequest, output: OutputSink, stop: StopSignal) -> ExecutionOutcome:
         """Runs the command and returns when it, and every process it left, has ended and all its output was written.

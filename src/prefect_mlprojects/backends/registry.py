@@ -8,7 +8,7 @@ from typing_extensions import assert_never
 
 from prefect_mlprojects.backends.base import Backend
 from prefect_mlprojects.exceptions import BackendError
-from prefect_mlprojects.spec.project import DockerEnvironment, Project
+from prefect_mlprojects.spec.project import Project
 from prefect_mlprojects.types import DockerArgs
 
 if TYPE_CHECKING:
@@ -58,14 +58,12 @@ def select_backend(name: str, project: Project, docker_args: DockerArgs | None) 
     Raises:
         BackendError: There is none of that name, or it can't run this project.
     """
-    backend = get_backend(name)
-    wants_container = isinstance(project.environment, DockerEnvironment) or bool((docker_args or {}).get("image"))
-    if name == "local" and wants_container:
-        raise BackendError(
-            f"The project '{project.display_name}' wants a container, which the local backend can't run yet.",
-            backend=name,
-        )
-    return backend
+    if name == "local":
+        from prefect_mlprojects.backends.docker.backend import DockerBackend, wants_container
+
+        if wants_container(project, docker_args):
+            return DockerBackend()
+    return get_backend(name)
 
 
 def _entry_points() -> EntryPoints:

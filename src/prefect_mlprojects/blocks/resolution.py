@@ -20,8 +20,12 @@ PROJECT_SLUG = "mlflow-project"
 TRACKING_SLUG = "mlflow-tracking-server"
 PROJECT_SCHEME = "block://"
 
-# The block that a bare name under "credentials" means, by backend; the last words also name Prefect's own blocks.
-_CREDENTIALS_SLUGS: Mapping[str, str] = {"kubernetes": "kubernetes-cluster", "databricks": "databricks-workspace"}
+# The block that a bare name under "credentials" means, by backend.
+_CREDENTIALS_SLUGS: Mapping[str, str] = {
+    "local": "docker-registry",
+    "kubernetes": "kubernetes-cluster",
+    "databricks": "databricks-workspace",
+}
 
 
 async def load_block(client: PrefectClient, slug: str, name: str) -> Block:

@@ -1,0 +1,245 @@
+"""Images: pulled, built with a project's files, pushed. For the backends that run containers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefect_mlprojects.backends.project_archive import content_digest, iterate_archive, project_files
+from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.sources.base import WorkingCopy
+from prefect_mlprojects.types import StopSignal
+
+CODE_FOLDER = "/mlflow/projects/code"
+"""Where a project's files are in an image, as in MLflow."""
+
+CONTENT_LABEL = "prefect-mlprojects.content"
+"""The label that tells which files an image was built with."""
+
+_DOCKERFILE = "Dockerfile.prefect-mlprojects"
+
+
+@dataclass(frozen=True)
+class BuiltImage:
+    """An image with a project's files.
+
+    Attributes:
+        name: Its name and tag.
+        image_id: Its id.
+        reused: Whether it was there already.
+    """
+
+    name: str
+    image_id: str
+    reused: bool
+
+
+def ensure_image(
+    engine: Any,
+    image: str,
+    *,
+    pull: str,
+    auth: Mapping[str, str] | None,
+    backend: str,
+    report: Callable[[str], None],
+    stop: StopSignal,
+) -> tuple[str, bool]:
+    """Has an image on the engine when it returns.
+
+    Args:
+        engine: Docker's low-level client.
+        image: Its name, with a tag or digest; without one, ``latest``.
+        pull: ``missing``, ``always`` or ``never``.
+        auth: Credentials for its registry, as Docker's SDK takes them.
+        backend: The backend's name, for errors.
+        report: Takes lines about the progress.
+        stop: Asks for the end.
+
+    Returns:
+        Its id, and whether it was there already.
+
+    Raises:
+        BackendError: It is not there and can't be pulled.
+    """
+    from docker.errors import APIError, ImageNotFound
+
+    if pull != "always":
+        try:
+            return str(engine.inspect_image(image)["Id"]), True
+        except ImageNotFound:
+            if pull == "never":
+                raise BackendError(
+                    f"The image {image!r} is not on the Docker engine, and the configuration says never to pull one.",
+                    backend=backend,
+                ) from None
+    repository, tag = _split(image)
+    report(f"pulling the image {image}")
+    try:
+        progress = engine.pull(repository, tag=tag, stream=True, decode=True, auth_config=dict(auth) if auth else None)
+        _follow(progress, report, stop, f"The image {image!r} can't be pulled", backend)
+        return str(engine.inspect_image(image)["Id"]), False
+    except APIError as error:
+        raise BackendError(
+            f"The image {image!r} can't be pulled: {_words(error)} Is its name right, and are credentials needed (docker_auth, or "
+            "credentials in the backend configuration)?",
+            backend=backend,
+        ) from None
+
+
+def build_project_image(
+    engine: Any,
+    base: str,
+    base_id: str,
+    copy: WorkingCopy,
+    repository: str | None,
+    *,
+    backend: str,
+    report: Callable[[str], None],
+    stop: StopSignal,
+) -> BuiltImage:
+    """Builds a thin image: the base image with the project's files; reused when neither has changed.
+
+    The files are streamed to the engine; nothing is copied on this machine.
+
+    Args:
+        engine: Docker's low-level client.
+        base: The base image's name.
+        base_id: Its id.
+        copy: The project's files.
+        repository: What the image is named; None for a sound default. The tag is the commit's first seven digits, as in MLflow,
+            where the files are those of a commit, else those of their content.
+        backend: The backend's name, for errors.
+        report: Takes the build's output.
+        stop: Asks for the end.
+
+    Raises:
+        BackendError: The build failed, naming the step, or was stopped.
+    """
+    from docker.errors import APIError
+
+    dockerfile = f"FROM {base}\nCOPY . {CODE_FOLDER}/\nWORKDIR {CODE_FOLDER}\n".encode()
+    files = project_files(copy.directory)
+    extra = {_DOCKERFILE: dockerfile}
+    digest = content_digest(files, {**extra, "base": base_id.encode()})
+    clean = copy.commit is not None and not copy.dirty
+    name = f"{_repository(repository)}:{copy.commit[:7] if clean and copy.commit else digest[:7]}"
+    try:
+        for image in engine.images(filters={"label": f"{CONTENT_LABEL}={digest}"}):
+            engine.tag(image["Id"], *_split(name))
+            return BuiltImage(name, str(image["Id"]), reused=True)
+        report(f"building the image {name} from {base} with {sum(not each.path.is_dir() for each in files)} files")
+        context = _Stream(iterate_archive(files, extra=extra))
+        progress = engine.build(
+            fileobj=context,
+            custom_context=True,
+            dockerfile=_DOCKERFILE,
+            tag=name,
+            labels={CONTENT_LABEL: digest},
+            rm=True,
+            forcerm=True,
+            decode=True,
+        )
+        _follow(progress, report, stop, f"The image {name} can't be built", backend)
+        return BuiltImage(name, str(engine.inspect_image(name)["Id"]), reused=False)
+    except APIError as error:
+        raise BackendError(f"The image {name} can't be built: {_words(error)}", backend=backend) from None
+
+
+def push_image(
+    engine: Any,
+    name: str,
+    *,
+    auth: Mapping[str, str] | None,
+    backend: str,
+    report: Callable[[str], None],
+    stop: StopSignal,
+) -> str:
+    """Pushes an image to its registry and returns it pinned: ``repository@sha256:…``.
+
+    Args:
+        engine: Docker's low-level client.
+        name: Its name and tag.
+        auth: Credentials for its registry.
+        backend: The backend's name, for errors.
+        report: Takes lines about the progress.
+        stop: Asks for the end.
+
+    Raises:
+        BackendError: The registry refused it or can't be reached.
+    """
+    from docker.errors import APIError
+
+    repository, tag = _split(name)
+    report(f"pushing the image {name}")
+    digests: list[str] = []
+    try:
+        progress = engine.push(repository, tag=tag, stream=True, decode=True, auth_config=dict(auth) if auth else None)
+        _follow(progress, report, stop, f"The image {name} can't be pushed", backend, digests)
+    except APIError as error:
+        raise BackendError(f"The image {name} can't be pushed: {_words(error)}", backend=backend) from None
+    if not digests:
+        raise BackendError(f"The image {name} was pushed, but its registry told no digest.", backend=backend)
+    return f"{repository}@{digests[-1]}"
+
+
+class _Stream:
+    """An archive as requests takes it: something to iterate over, whose length is not known."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
+
+
+def _follow(
+    progress: Iterator[Mapping[str, Any]],
+    report: Callable[[str], None],
+    stop: StopSignal,
+    what: str,
+    backend: str,
+    digests: list[str] | None = None,
+) -> None:
+    """Reads what the engine says of a long work, step by step; each layer's progress only when its word changes."""
+    step, said = "", dict[str, str]()
+    for event in progress:
+        if stop.requested:
+            close = getattr(progress, "close", None)
+            if callable(close):
+                close()
+            raise BackendError(f"{what}: it was stopped: {stop.reason}.", backend=backend)
+        if "error" in event:
+            place = f" in the step {step!r}" if step else ""
+            raise BackendError(f"{what}{place}: {str(event['error']).strip()}", backend=backend)
+        if digests is not None and isinstance(event.get("aux"), Mapping) and event["aux"].get("Digest"):
+            digests.append(str(event["aux"]["Digest"]))
+        for line in str(event.get("stream") or "").splitlines():
+            if line.strip():
+                step = line.strip() if line.startswith("Step ") else step
+                report(line.rstrip())
+        status, layer = event.get("status"), str(event.get("id") or "")
+        if status and not event.get("progressDetail") and said.get(layer) != status:
+            said[layer] = str(status)
+            report(f"{layer}: {status}" if layer else str(status))
+
+
+def _repository(name: str | None) -> str:
+    # MLflow's default, and Docker's rule for names (https://docs.docker.com/reference/cli/docker/image/tag/).
+    text = re.sub(r"[^a-z0-9._/:-]+", "-", (name or "docker-project").lower()).strip("-._/")
+    return text or "docker-project"
+
+
+def _split(image: str) -> tuple[str, str]:
+    """Divides an image's name from its tag or digest."""
+    if "@" in image:
+        repository, _, digest = image.partition("@")
+        return repository, digest
+    repository, colon, tag = image.rpartition(":")
+    return (repository, tag) if colon and "/" not in tag else (image, "latest")
+
+
+def _words(error: Exception) -> str:
+    text = str(getattr(error, "explanation", None) or error).strip().rstrip(".")
+    return f"{text}."
