@@ -41,6 +41,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Stops what the session started and removes its folder."""
     if config.stash.get(_owner, False):
         stop_server()
+        docker = Path(os.environ[_ROOT_VARIABLE]) / "docker"
+        if docker.is_dir():
+            from tests.services.docker_engine import stop_engine
+
+            stop_engine(docker)
         shutil.rmtree(os.environ[_ROOT_VARIABLE], ignore_errors=True)
 
 

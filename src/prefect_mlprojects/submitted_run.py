@@ -277,8 +277,8 @@ class AttachedSubmittedRun(SubmittedRun):
             if run_status(flow_run.state) != "RUNNING" or remaining <= 0:
                 return flow_run
             try:
-                # Long waits are cut: an event that got lost costs minutes then, not the whole wait.
-                await wait_for_flow_run(self._id, timeout=max(1, math.ceil(min(remaining, 300))), client=client)
+                # Long waits are cut: an event that got lost costs half a minute then, not the whole wait.
+                await wait_for_flow_run(self._id, timeout=max(1, math.ceil(min(remaining, 30))), client=client)
             except FlowRunWaitTimeout:
                 continue
             except Exception as error:  # noqa: BLE001 - the server may be away for a while; reading it again tells

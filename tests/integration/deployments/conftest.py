@@ -25,7 +25,7 @@ entry_points:
       needed: float
     command: "echo got {count} {word} {needed}"
   sleep:
-    command: "echo sleeping now; sleep 600 & wait"
+    command: "echo sleeping $((20 + 3)); sleep 600 & wait"
 """
 
 

@@ -140,7 +140,7 @@ def test_cancel_in_the_browser_ends_the_work(
     made = deploy(project, "sleep", work_pool=pool, options={"env_manager": "local"})
     with started("worker", "--pool", pool, log=tmp_path / "worker.log"):
         run = made.run()
-        wait_for(lambda: "sleeping now" in (tmp_path / "worker.log").read_text(), "the command")
+        wait_for(lambda: "sleeping 23" in (tmp_path / "worker.log").read_text(), "the command")
         page.driver.get(f"{prefect_server.ui_url}/runs/flow-run/{run.flow_run_id}")
         page.shows("Running")
         page.press("Cancel")

@@ -91,10 +91,11 @@ def test_deploy_run_and_cancel(project: Path, server: str, monkeypatch: pytest.M
     monkeypatch.setenv("PREFECT_API_URL", server)
     made = deploy(project, options={"env_manager": "local"})
     sleeper: Any = deploy(project, "sleep", options={"env_manager": "local"})
-    with started("worker", log=tmp_path / "worker.log"):
+    with started("worker", log=tmp_path / "worker.log") as worker:
         run = made.run({"needed": 1})
-        assert run.wait(), (tmp_path / "worker.log").read_text()
+        wait_for(lambda: run.get_status() != "RUNNING" or worker.poll() is not None, "the run's end", 240)
+        assert run.get_status() == "FINISHED", (tmp_path / "worker.log").read_text()
         cancelled = sleeper.run()
-        wait_for(lambda: "sleeping now" in (tmp_path / "worker.log").read_text(), "the command")
+        wait_for(lambda: "sleeping 23" in (tmp_path / "worker.log").read_text(), "the command")
         cancelled.cancel()
         assert cancelled.get_status() == "KILLED"

@@ -157,7 +157,7 @@ def test_all_mistakes_of_a_call_come_at_once_and_leave_no_run(greet: str, worksp
         ({"timeout": -1}, ParameterError, "timeout"),
         ({"backend_config": {"grace-perod": 3}}, BackendError, "grace-period"),
         ({"backend_config": "missing.json"}, BackendError, "missing.json"),
-        ({"version": "main"}, ExecutionException, "version"),
+        ({"version": "no-such-branch"}, ExecutionException, "no branch, tag or commit"),
     ],
 )
 def test_bad_calls(

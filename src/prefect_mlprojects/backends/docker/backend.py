@@ -139,7 +139,7 @@ class DockerBackend:
         if running is not None:
             request.events.report(f"going on with the container {running[:12]}, which runs already")
             run = ContainerRun(engine, running, tailed, tty=tty)
-            run.attach()
+            run.attach_to_running()
         else:
             from docker.errors import APIError
 

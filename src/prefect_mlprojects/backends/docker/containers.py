@@ -76,13 +76,30 @@ class ContainerRun:
         self._output = output
         self._tty = tty
         self._ended = threading.Event()
-        self._reader: threading.Thread | None = None
+        self._readers: list[threading.Thread] = []
+        self._output_lock = threading.Lock()
 
     def attach(self) -> None:
-        """Begins to read its output; from its start, also when it runs already."""
+        """Begins to read the output of a container that is to be started."""
         stream = self._engine.attach(self._id, stdout=True, stderr=True, stream=True, logs=True, demux=not self._tty)
-        self._reader = threading.Thread(target=self._read, args=(stream,), name="container-output", daemon=True)
-        self._reader.start()
+        self._read_in_background(stream, None if not self._tty else "stdout")
+
+    def attach_to_running(self) -> None:
+        """Begins to read the output of a container that runs already, from its start.
+
+        Attaching does not bring what was printed before; the engine's log does, but one stream at a time.
+        """
+        names: tuple[StreamName, ...] = ("stdout",) if self._tty else ("stdout", "stderr")
+        for name in names:
+            stream = self._engine.logs(
+                self._id, stdout=name == "stdout", stderr=name == "stderr", stream=True, follow=True
+            )
+            self._read_in_background(stream, name)
+
+    def _read_in_background(self, stream: Iterator[Any], name: StreamName | None) -> None:
+        reader = threading.Thread(target=self._read, args=(stream, name), name="container-output", daemon=True)
+        self._readers.append(reader)
+        reader.start()
 
     def start(self) -> None:
         """Starts it.
@@ -116,8 +133,8 @@ class ContainerRun:
             self.end(grace)
             self._ended.wait(grace + 30)
         state = self._state()
-        if self._reader is not None:
-            self._reader.join(10)
+        for reader in self._readers:
+            reader.join(10)
         tail = self._output.close()
         if ending == "stopped":
             return ExecutionOutcome("stopped", cause=str(stop.reason), output_tail=tail)
@@ -181,16 +198,17 @@ class ContainerRun:
             return {"ExitCode": 137, "Error": "the container was removed while it ran"}
         return state
 
-    def _read(self, stream: Iterator[Any]) -> None:
+    def _read(self, stream: Iterator[Any], only: StreamName | None) -> None:
+        """Passes output on: of one stream, or of both in pairs."""
         try:
             for piece in stream:
-                if self._tty:
-                    self._output.write("stdout", piece)
-                    continue
-                pairs: tuple[tuple[StreamName, bytes | None], ...] = (("stdout", piece[0]), ("stderr", piece[1]))
+                pairs: tuple[tuple[StreamName, bytes | None], ...] = (
+                    ((only, piece),) if only is not None else (("stdout", piece[0]), ("stderr", piece[1]))
+                )
                 for name, data in pairs:
                     if data:
-                        self._output.write(name, data)
+                        with self._output_lock:
+                            self._output.write(name, data)
         except Exception as error:  # noqa: BLE001 - whatever broke, the run's end counts
             if not self._ended.is_set():
                 _logger.warning("The container's output could not be read to its end: %s", error)

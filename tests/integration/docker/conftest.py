@@ -1,0 +1,101 @@
+"""Docker projects on a real engine of the session's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.services import docker_engine
+
+IMAGE = "busybox-tests:1"
+CARRIED = "busybox-carried:1"
+
+PROJECT = """\
+name: contained
+docker_env:
+  image: busybox-tests:1
+  environment: [[FIXED, "from project"], COPIED]
+entry_points:
+  main:
+    parameters:
+      word: {type: string, default: hi}
+      file: {type: path, default: "data.txt"}
+    command: "echo out {word} && echo err >&2 && cat {file} > copy.txt; cat copy.txt; pwd"
+  fail: {command: "echo going down >&2; exit 3"}
+  variables: {command: "env"}
+  missing: {command: "no-such-command"}
+  sleep: {command: "echo sleeping now; sleep 600"}
+  lines: {command: "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done"}
+  who: {command: "id -u; touch /shared/made"}
+"""
+
+
+@pytest.fixture(scope="session")
+def engine(need_program: Callable[[str], str]) -> Iterator[Any]:
+    """Docker's low-level client, connected to the session's engine, with the images in it."""
+    need_program("dockerd")
+    need_program("busybox")
+    if os.geteuid() != 0:
+        pytest.skip("a Docker engine of the tests' own needs root")
+    import docker
+    from filelock import FileLock
+
+    folder = Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        address = docker_engine.start_engine(folder)
+        client = docker.APIClient(base_url=address, version="auto")
+        names = {name for image in client.images() for name in image["RepoTags"] or ()}
+        if IMAGE not in names:
+            docker_engine.import_busybox(client, IMAGE)
+            docker_engine.import_busybox(client, CARRIED, project=True)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def registry(engine: Any, need_program: Callable[[str], str]) -> str:
+    """``host:port`` of the session's registry."""
+    need_program("docker-registry")
+    from filelock import FileLock
+
+    folder = Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker"
+    with FileLock(folder / "lock"):
+        return docker_engine.start_registry(folder)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: Any, engine: Any) -> Path:
+    """A Docker project, tracked in a store of its own, with the session's engine as the one that the environment names."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "MLproject").write_text(PROJECT)
+    (folder / "data.txt").write_text("the data\n")
+    monkeypatch.chdir(folder)
+    socket = Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker" / "docker.sock"
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{socket}")
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    store = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+    (tmp_path / "store").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("COPIED", "from here")
+    import mlflow
+
+    mlflow.set_tracking_uri(store)
+    return folder
+
+
+@pytest.fixture
+def containers_of(engine: Any) -> Callable[[str], list[Any]]:
+    """The containers, running or not, of a flow run."""
+
+    def find(flow_run_id: str) -> list[Any]:
+        found: list[Any] = engine.containers(
+            all=True, filters={"label": f"prefect-mlprojects.flow-run-id={flow_run_id}"}
+        )
+        return found
+
+    return find

@@ -1,0 +1,270 @@
+"""Docker projects on a real engine: the same as the local backend's, and what is a container's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.services import docker_engine
+
+from prefect_mlprojects import run
+from prefect_mlprojects.exceptions import BackendError, ParameterError, RunFailed, RunTimedOut
+
+Containers = Callable[[str], list[Any]]
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + 90
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"timed out waiting for {what}"
+        time.sleep(0.05)
+    return found
+
+
+def test_a_run(project: Path, capfd: pytest.CaptureFixture[str], containers_of: Containers) -> None:
+    from mlflow import MlflowClient
+
+    done = run(str(project), parameters={"word": "two words; $(date) 'q' \"d\" \\ é"})
+    output = capfd.readouterr()
+
+    assert output.out == "out two words; $(date) 'q' \"d\" \\ é\nthe data\n/mlflow/projects/code\n"
+    assert "err\n" in output.err
+    assert containers_of(done.flow_run_id) == []
+    # What the command writes stays in the container.
+    assert not (project / "copy.txt").exists()
+    found = MlflowClient().get_run(done.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["mlflow.project.env"] == "docker"
+    assert found.data.tags["mlflow.docker.image.uri"] == "busybox-tests:1"
+    assert found.data.tags["mlflow.docker.image.id"].startswith("sha256:")
+
+
+def test_the_variables(project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "for S3")
+    monkeypatch.setenv("UNRELATED", "stays here")
+    done = run(str(project), "variables", docker_args={"e": ["FIXED=from call", "MORE=1"], "hostname": "box"})
+    variables = dict(line.partition("=")[::2] for line in capfd.readouterr().out.splitlines())
+
+    assert variables["FIXED"] == "from call"
+    assert (variables["MORE"], variables["COPIED"], variables["AWS_SECRET_ACCESS_KEY"]) == ("1", "from here", "for S3")
+    assert variables["MLFLOW_RUN_ID"] == done.run_id
+    assert variables["MLFLOW_TRACKING_URI"] == os.environ["MLFLOW_TRACKING_URI"]
+    assert "UNRELATED" not in variables
+
+
+def test_a_failure(project: Path, containers_of: Containers) -> None:
+    with pytest.raises(RunFailed, match=r"exit code 3.*\n.*\n.*going down") as caught:
+        run(str(project), "fail")
+    assert caught.value.exit_code == 3
+    assert containers_of(str(caught.value.flow_run_id)) == []
+    with pytest.raises(RunFailed, match=r"exit code 127\.\nA command was not found"):
+        run(str(project), "missing")
+
+
+def test_all_lines_in_order(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(str(project), "lines")
+    assert capfd.readouterr().out.splitlines() == [f"line {number}" for number in range(2000)]
+
+
+def test_a_timeout_and_a_cancel_end_the_container(project: Path, containers_of: Containers) -> None:
+    with pytest.raises(RunTimedOut) as caught:
+        run(str(project), "sleep", timeout=2)
+    assert containers_of(str(caught.value.flow_run_id)) == []
+
+    handle = run(str(project), "sleep", synchronous=False)
+    wait_for(
+        lambda: [each for each in containers_of(handle.flow_run_id) if each["State"] == "running"], "the container"
+    )
+    handle.cancel()
+    assert handle.get_status() == "KILLED"
+    assert containers_of(handle.flow_run_id) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_end_of_our_process_ends_the_container(number: signal.Signals, project: Path, engine: Any) -> None:
+    code = (
+        "import sys\nfrom prefect_mlprojects import run\n"
+        "run(sys.argv[1], 'sleep', docker_args={'label': 'test=' + sys.argv[2]})\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(project), f"-{os.getpid()}-{number}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == b"sleeping now\n"
+    ours = f"-{os.getpid()}-{number}"
+    (container,) = [each for each in engine.containers() if each["Labels"].get("test") == ours]
+    owner.send_signal(number)
+    owner.wait(60)
+
+    def gone() -> bool:
+        return all(each["Id"] != container["Id"] for each in engine.containers(all=True))
+
+    wait_for(gone, "the container's end")
+
+
+def test_an_image_that_carries_the_project(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (project / "MLproject").write_text("name: x\nentry_points:\n  main: {command: pwd}\n")
+    run(str(project), docker_args={"image": "busybox-carried:1"})
+    assert capfd.readouterr().out == "/carried\n"
+
+
+def test_files_of_path_parameters(project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outside = tmp_path / "with space" / "outside.txt"
+    outside.parent.mkdir()
+    outside.write_text("from outside\n")
+    run(str(project), parameters={"file": str(outside)})
+    assert "from outside\n" in capfd.readouterr().out
+
+
+def test_a_mounted_project_keeps_what_is_written(project: Path) -> None:
+    run(str(project), backend_config={"project-files": "mount"})
+    assert (project / "copy.txt").read_text() == "the data\n"
+
+
+def test_files_belong_to_the_caller(project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    for parent in shared.parents:
+        if parent.is_relative_to("/tmp/pytest-of-root"):
+            parent.chmod(0o755)
+    run(str(project), "who", docker_args={"volumes": {str(shared): {"bind": "/shared", "mode": "rw"}}})
+    assert (shared / "made").stat().st_uid == os.getuid()
+    assert capfd.readouterr().out == f"{os.getuid()}\n"
+    (shared / "made").unlink()
+    run(str(project), "who", docker_args={"v": f"{shared}:/shared", "user": "1234"})
+    assert capfd.readouterr().out == "1234\n"
+    assert (shared / "made").stat().st_uid == 1234
+
+
+def test_build_reuse_and_rebuild(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (project / ".dockerignore").write_text("secret.txt\n")
+    (project / "secret.txt").write_text("x")
+    from mlflow import MlflowClient
+
+    def image() -> tuple[str, str]:
+        done = run(str(project), build_image=True)
+        tags = MlflowClient().get_run(done.run_id).data.tags
+        return tags["mlflow.docker.image.uri"], tags["mlflow.docker.image.id"]
+
+    first = image()
+    assert first[0].startswith("contained:")
+    assert "/mlflow/projects/code" in capfd.readouterr().out
+    assert image() == first
+    (project / "data.txt").write_text("other data\n")
+    second = image()
+    assert second[1] != first[1]
+    assert "other data" in capfd.readouterr().out
+    (project / "MLproject").write_text((project / "MLproject").read_text().replace("pwd", "ls -A"))
+    capfd.readouterr()
+    image()
+    assert "secret.txt" not in capfd.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"docker_args": {"memroy": "1g"}}, ParameterError, "did you mean 'memory'"),
+        ({"docker_args": {"d": True}}, ParameterError, "the run waits for its container"),
+        ({"docker_args": {"cpus": "many"}}, ParameterError, "can't be 'many'"),
+        (
+            {"docker_args": {"image": "no-such-image:1"}, "backend_config": {"pull": "never"}},
+            BackendError,
+            "never to pull",
+        ),
+        ({"docker_args": {"gpus": "all"}}, RunFailed, "no driver|NVIDIA|could not select"),
+        ({"docker_args": {"network": "nowhere"}}, RunFailed, "network"),
+        ({"docker_args": {"entrypoint": "/no/such"}}, RunFailed, "entrypoint|No such file"),
+        ({"env_manager": "uv"}, ParameterError, "can't be used in a container"),
+        ({"backend_config": {"project-file": "mount"}}, BackendError, "did you mean 'project-files'"),
+        (
+            {"backend_config": {"docker-host": "unix:///nowhere.sock"}},
+            BackendError,
+            "No Docker engine answers at unix:///nowhere",
+        ),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit(arguments: dict[str, Any], error: type[Exception], words: str, project: Path) -> None:
+    with pytest.raises(error, match=words):
+        run(str(project), **arguments)
+
+
+def test_a_variable_that_is_not_set(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COPIED")
+    with pytest.raises(ParameterError, match="copies the variable COPIED, which is not set here"):
+        run(str(project))
+
+
+def test_push_and_pull_with_credentials(
+    project: Path, engine: Any, registry: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from prefect_mlprojects.backends.images import push_image
+    from prefect_mlprojects.types import StopSignal
+
+    auth = {"username": docker_engine.USER, "password": docker_engine.PASSWORD}
+    name = f"{registry}/team/box:1"
+    engine.tag("busybox-tests:1", f"{registry}/team/box", "1")
+    lines: list[str] = []
+    pinned = push_image(engine, name, auth=auth, backend="local", report=lines.append, stop=StopSignal())
+    assert pinned.startswith(f"{registry}/team/box@sha256:")
+    with pytest.raises(BackendError, match="can't be pushed"):
+        push_image(engine, name, auth=None, backend="local", report=lines.append, stop=StopSignal())
+    engine.remove_image(name)
+    with pytest.raises(BackendError, match=r"can't be pulled.*docker_auth"):
+        run(str(project), docker_args={"image": name})
+    for call in (
+        {"docker_auth": auth, "docker_args": {"image": name}},
+        {"docker_args": {"image": name}, "backend_config": {"pull": "always", "credentials": auth}},
+        {"docker_args": {"image": pinned}},
+    ):
+        done = run(str(project), **call)
+        assert done.get_status() == "FINISHED"
+        assert docker_engine.PASSWORD not in capfd.readouterr().err
+    assert docker_engine.PASSWORD not in "".join(lines)
+
+
+def test_a_run_that_goes_on(project: Path, engine: Any, containers_of: Containers) -> None:
+    """A backend that is asked again for the same flow run finds its container, and starts no second one."""
+    import threading
+
+    from prefect_mlprojects.backends.base import BackendCall, ExecutionRequest, RunIdentity
+    from prefect_mlprojects.backends.docker.backend import DockerBackend
+    from prefect_mlprojects.sources import detect_source
+    from prefect_mlprojects.spec import check_parameters, find_entry_point, load_project
+    from prefect_mlprojects.types import StopSignal, StreamName
+
+    backend = DockerBackend()
+    loaded = load_project(project)
+    entry_point = find_entry_point(loaded, "sleep")
+    copy = detect_source(str(project)).fetch(StopSignal(), lambda _: None)
+    call = BackendCall(loaded, entry_point, check_parameters(entry_point, {}), copy)
+    preparation = backend.prepare(call, lambda _: None, StopSignal())
+    identity = RunIdentity("flow-run-" + str(os.getpid()), "m", "contained", "sleep")
+    request = ExecutionRequest(entry_point.command, project, None, {}, identity, call=call, preparation=preparation)
+    outputs: list[bytes] = []
+
+    class Sink:
+        def write(self, stream: StreamName, data: bytes) -> None:
+            outputs.append(data)
+
+    stops = [StopSignal(), StopSignal()]
+    threads = []
+    for number, stop in enumerate(stops):
+        threads.append(threading.Thread(target=backend.execute, args=(request, Sink(), stop)))
+        threads[-1].start()
+        wait_for(lambda n=number: b"".join(outputs).count(b"sleeping now") == n + 1, "the output")  # type: ignore[misc]
+    assert len(containers_of(identity.flow_run_id)) == 1
+    stops[1].request("enough")
+    for thread in threads:
+        thread.join(60)
+    assert containers_of(identity.flow_run_id) == []
