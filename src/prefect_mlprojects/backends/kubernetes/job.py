@@ -216,6 +216,8 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
     elif not container.get("image"):
         raise no_image()
     if request.template is None:
+        # As on a machine: an image that is there is used, whatever its tag.
+        container["imagePullPolicy"] = "IfNotPresent"
         container["securityContext"] = {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
