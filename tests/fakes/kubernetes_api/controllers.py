@@ -91,7 +91,9 @@ class Controllers:
             if not alive:
                 self._finish(job, end, succeeded, failed)
             return
-        self._set(job, lambda status: status.update(active=len(active), succeeded=succeeded, failed=failed, ready=len(active)))
+        self._set(
+            job, lambda status: status.update(active=len(active), succeeded=succeeded, failed=failed, ready=len(active))
+        )
         wanted = min(spec["parallelism"], spec["completions"] - succeeded)
         if len(active) < wanted and len(alive) < wanted:
             self._add_pod(job, failed)
@@ -180,7 +182,8 @@ class Controllers:
             for each in self._store.list(plural):
                 owners = each["metadata"].get("ownerReferences") or []
                 if not owners or any(
-                    owner["uid"] in jobs and "deletionTimestamp" not in jobs[owner["uid"]]["metadata"] for owner in owners
+                    owner["uid"] in jobs and "deletionTimestamp" not in jobs[owner["uid"]]["metadata"]
+                    for owner in owners
                 ):
                     continue
                 if plural == "pods":
@@ -205,7 +208,17 @@ class Controllers:
             if "deletionTimestamp" not in namespace["metadata"]:
                 continue
             name, left = namespace["metadata"]["name"], 0
-            for plural in ("jobs", "pods", "secrets", "configmaps", "events", "serviceaccounts", "resourcequotas", "roles", "rolebindings"):
+            for plural in (
+                "jobs",
+                "pods",
+                "secrets",
+                "configmaps",
+                "events",
+                "serviceaccounts",
+                "resourcequotas",
+                "roles",
+                "rolebindings",
+            ):
                 for each in self._store.list(plural, name):
                     if plural == "pods":
                         self._delete_pod(each)

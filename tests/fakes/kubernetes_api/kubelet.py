@@ -31,7 +31,9 @@ NODE = "double-node"
 CAPACITY = {"cpu": 8.0, "memory": 32 * 2.0**30, "ephemeral-storage": 100 * 2.0**30}
 IMAGE_PULL_SECONDS = 0.2
 
-_IMAGE_NAME = re.compile(r"([a-z0-9]+([._:-][a-z0-9]+)*/)*[a-z0-9]+([._-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?")
+_IMAGE_NAME = re.compile(
+    r"([a-z0-9]+([._:-][a-z0-9]+)*/)*[a-z0-9]+([._-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
 _EXPANSION = re.compile(r"\$(?:\$|\(([^()]*)\))")
 _ENTER = r"""
 set -e
@@ -109,7 +111,9 @@ class WaitingError(Exception):
 class Container:
     """One instance of a container: its process and its log."""
 
-    def __init__(self, command: list[str], env: dict[str, str], root: Path, workdir: str, mounts: list[tuple[str, str, str]]) -> None:
+    def __init__(
+        self, command: list[str], env: dict[str, str], root: Path, workdir: str, mounts: list[tuple[str, str, str]]
+    ) -> None:
         self.log = LogBuffer()
         self.started_at = now()
         self.finished_at = ""
@@ -217,7 +221,9 @@ class Kubelet:
 
     def running(self) -> int:
         """Returns how many containers run."""
-        return sum(container.process.poll() is None for each in list(self._running.values()) for container in list(each))
+        return sum(
+            container.process.poll() is None for each in list(self._running.values()) for container in list(each)
+        )
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -241,7 +247,9 @@ class Kubelet:
         current = self._current(pod)
         if current is None:
             return
-        self._store.update("pods", pod["metadata"]["namespace"], pod["metadata"]["name"], lambda body: change(body["status"]))
+        self._store.update(
+            "pods", pod["metadata"]["namespace"], pod["metadata"]["name"], lambda body: change(body["status"])
+        )
 
     def _run_pod(self, pod: Json) -> None:
         try:
@@ -249,7 +257,9 @@ class Kubelet:
                 self._run_containers(pod)
         finally:
             current = self._current(pod)
-            while current is not None and not self._stopping.is_set() and "deletionTimestamp" not in current["metadata"]:
+            while (
+                current is not None and not self._stopping.is_set() and "deletionTimestamp" not in current["metadata"]
+            ):
                 with self._store.changed:
                     self._store.changed.wait(0.5)
                 current = self._current(pod)
@@ -261,13 +271,16 @@ class Kubelet:
         while not self._deleted(pod):
             problem = _misfit(pod["spec"])
             if problem is None:
+
                 def bind(body: Json) -> None:
                     body["spec"]["nodeName"] = NODE
                     body["status"]["phase"] = "Pending"
                     _condition(body["status"], "PodScheduled", "True")
 
                 self._store.update("pods", pod["metadata"]["namespace"], pod["metadata"]["name"], bind)
-                self._record("Normal", pod, "Pod", "Scheduled", f"Successfully assigned {pod['metadata']['name']} to {NODE}")
+                self._record(
+                    "Normal", pod, "Pod", "Scheduled", f"Successfully assigned {pod['metadata']['name']} to {NODE}"
+                )
                 return True
             message = f"0/1 nodes are available: {problem}. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
             self._status(pod, lambda status: _condition(status, "PodScheduled", "False", "Unschedulable", message))
@@ -312,7 +325,11 @@ class Kubelet:
 
     def _terminate(self, pod: Json, threads: list[threading.Thread]) -> None:
         current = self._current(pod)
-        grace = 0 if current is None or self._stopping.is_set() else current["metadata"].get("deletionGracePeriodSeconds", 30)
+        grace = (
+            0
+            if current is None or self._stopping.is_set()
+            else current["metadata"].get("deletionGracePeriodSeconds", 30)
+        )
         for running in list(self._running[pod["metadata"]["uid"]]):
             running.kill(signal.SIGTERM)
         deadline = time.monotonic() + grace
@@ -424,17 +441,24 @@ class Kubelet:
         self._logs.setdefault((pod["metadata"]["uid"], spec["name"]), []).append(container.log)
         self._running[pod["metadata"]["uid"]].append(container)
         self._state(pod, place, spec, {"running": {"startedAt": container.started_at}}, restarts)
-        self._status(pod, lambda status: status.update(phase="Running", startTime=now()) if place == "containerStatuses" else None)
+        self._status(
+            pod,
+            lambda status: status.update(phase="Running", startTime=now()) if place == "containerStatuses" else None,
+        )
         return container
 
     def _pull(self, spec: Json) -> None:
         image = spec["image"]
         if not _IMAGE_NAME.fullmatch(image):
-            raise WaitingError("InvalidImageName", f'Failed to apply default image tag "{image}": couldn\'t parse image name')
+            raise WaitingError(
+                "InvalidImageName", f'Failed to apply default image tag "{image}": couldn\'t parse image name'
+            )
         if image not in self.images:
             time.sleep(IMAGE_PULL_SECONDS)
             if spec["imagePullPolicy"] == "Never":
-                raise WaitingError("ErrImageNeverPull", f'Container image "{image}" is not present with pull policy of Never')
+                raise WaitingError(
+                    "ErrImageNeverPull", f'Container image "{image}" is not present with pull policy of Never'
+                )
             raise WaitingError("ErrImagePull", f'failed to pull and unpack image "{image}": not found')
 
     def _environment(self, pod: Json, spec: Json) -> dict[str, str]:
@@ -465,7 +489,9 @@ class Kubelet:
             if found is None:
                 raise WaitingError("CreateContainerConfigError", f'{plural[:-1]} "{reference["name"]}" not found')
             key = reference["key"]
-            raise WaitingError("CreateContainerConfigError", f"couldn't find key {key} in {plural} {namespace}/{reference['name']}")
+            raise WaitingError(
+                "CreateContainerConfigError", f"couldn't find key {key} in {plural} {namespace}/{reference['name']}"
+            )
         return base64.b64decode(value).decode() if encoded else str(value)
 
     def _state(self, pod: Json, place: str, spec: Json, state: Json, restarts: int, last: Json | None = None) -> None:
@@ -474,7 +500,12 @@ class Kubelet:
                 if each["name"] == spec["name"]:
                     if last is not None:
                         each["lastState"] = last
-                    each |= {"state": state, "restartCount": restarts, "ready": "running" in state, "started": "running" in state}
+                    each |= {
+                        "state": state,
+                        "restartCount": restarts,
+                        "ready": "running" in state,
+                        "started": "running" in state,
+                    }
 
         self._status(pod, change)
 
@@ -489,7 +520,9 @@ def _initial(status: Json, spec: Json) -> None:
                     "imageID": "",
                     "ready": False,
                     "restartCount": 0,
-                    "state": {"waiting": {"reason": "PodInitializing" if spec.get("initContainers") else "ContainerCreating"}},
+                    "state": {
+                        "waiting": {"reason": "PodInitializing" if spec.get("initContainers") else "ContainerCreating"}
+                    },
                     "lastState": {},
                 }
                 for each in spec[kind]

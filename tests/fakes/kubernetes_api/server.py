@@ -106,7 +106,10 @@ class KubernetesDouble:
             )
         for quota in self.store.list("resourcequotas", namespace):
             limit = (quota.get("spec") or {}).get("hard", {}).get("pods")
-            used = sum(each["status"].get("phase") not in ("Succeeded", "Failed") for each in self.store.list("pods", namespace))
+            used = sum(
+                each["status"].get("phase") not in ("Succeeded", "Failed")
+                for each in self.store.list("pods", namespace)
+            )
             if limit is not None and used + 1 > int(limit):
                 raise ApiError(
                     403,
@@ -193,12 +196,16 @@ class _Handler(BaseHTTPRequestHandler):
         metadata = body.setdefault("metadata", {})
         if resource.namespaced:
             if metadata.setdefault("namespace", namespace) != namespace:
-                raise ApiError(400, "BadRequest", "the namespace of the object does not match the namespace on the request")
+                raise ApiError(
+                    400, "BadRequest", "the namespace of the object does not match the namespace on the request"
+                )
             place = store.find("namespaces", "", namespace)
             if place is None:
                 raise not_found(RESOURCES["namespaces"], namespace)
             if "deletionTimestamp" in place["metadata"]:
-                raise ApiError(403, "Forbidden", f"unable to create new content in namespace {namespace}: it is being terminated")
+                raise ApiError(
+                    403, "Forbidden", f"unable to create new content in namespace {namespace}: it is being terminated"
+                )
         validate(body, resource)
         if resource.kind == "Pod":
             return cluster.create_pod(body)
@@ -324,12 +331,16 @@ class _Handler(BaseHTTPRequestHandler):
         containers = [each["name"] for each in [*(pod["spec"].get("initContainers") or []), *pod["spec"]["containers"]]]
         container = self.query.get("container") or (containers[0] if len(containers) == 1 else "")
         if container not in containers:
-            raise ApiError(400, "BadRequest", f"a container name must be specified for pod {name}, choose one of: {containers}")
+            raise ApiError(
+                400, "BadRequest", f"a container name must be specified for pod {name}, choose one of: {containers}"
+            )
         logs = self.cluster.kubelet.logs(pod["metadata"]["uid"], container)
         index = -2 if self.query.get("previous") == "true" else -1
         if len(logs) < -index:
             what = "previous terminated container" if index == -2 else "container"
-            raise ApiError(400, "BadRequest", f'{what} "{container}" in pod "{name}" is waiting to start: ContainerCreating')
+            raise ApiError(
+                400, "BadRequest", f'{what} "{container}" in pod "{name}" is waiting to start: ContainerCreating'
+            )
         since = 0
         if "sinceTime" in self.query:
             since = int(datetime.fromisoformat(self.query["sinceTime"].replace("Z", "+00:00")).timestamp()) * 10**9

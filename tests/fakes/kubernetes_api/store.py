@@ -79,7 +79,9 @@ class ApiError(Exception):
 
 
 def not_found(resource: Resource, name: str) -> ApiError:
-    return ApiError(404, "NotFound", f'{resource.qualified} "{name}" not found', {"name": name, "kind": resource.plural})
+    return ApiError(
+        404, "NotFound", f'{resource.qualified} "{name}" not found', {"name": name, "kind": resource.plural}
+    )
 
 
 def now() -> str:

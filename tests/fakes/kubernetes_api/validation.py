@@ -79,7 +79,9 @@ def _shape(value: Any, kind: str, path: str, unknown: list[str]) -> Any:
 
 def _demand(fits: bool, path: str, kind: str, value: Any) -> None:
     if not fits:
-        raise ApiError(400, "BadRequest", f"json: cannot unmarshal {type(value).__name__} into field {path} of type {kind}")
+        raise ApiError(
+            400, "BadRequest", f"json: cannot unmarshal {type(value).__name__} into field {path} of type {kind}"
+        )
 
 
 def _require(model: Any, value: Json, names: dict[str, str], path: str) -> None:
@@ -119,7 +121,10 @@ def validate(body: Json, resource: Resource) -> None:
     if not name:
         raise fail("metadata.name", "Required value: name or generateName is required")
     if len(name) > longest or not pattern.fullmatch(name):
-        raise fail("metadata.name", f'Invalid value: "{name}": a lowercase RFC 1123 name must consist of lower case alphanumeric characters')
+        raise fail(
+            "metadata.name",
+            f'Invalid value: "{name}": a lowercase RFC 1123 name must consist of lower case alphanumeric characters',
+        )
     _validate_labels(metadata.get("labels") or {}, "metadata.labels", fail)
     for key in metadata.get("annotations") or {}:
         _validate_key(key, "metadata.annotations", fail)
@@ -147,7 +152,10 @@ def _validate_labels(labels: dict[str, str], path: str, fail: Any) -> None:
     for key, value in labels.items():
         _validate_key(key, path, fail)
         if len(value) > 63 or not _LABEL_VALUE.fullmatch(value):
-            raise fail(path, f'Invalid value: "{value}": a valid label must be at most 63 alphanumeric characters, "-", "_" or "."')
+            raise fail(
+                path,
+                f'Invalid value: "{value}": a valid label must be at most 63 alphanumeric characters, "-", "_" or "."',
+            )
 
 
 def _validate_job(body: Json, fail: Any) -> None:
@@ -155,7 +163,9 @@ def _validate_job(body: Json, fail: Any) -> None:
     if not spec:
         raise fail("spec.template.spec.containers", "Required value")
     if len(body["metadata"]["name"]) > 63:
-        raise fail("spec.template.labels", f'Invalid value: "{body["metadata"]["name"]}": must be no more than 63 characters')
+        raise fail(
+            "spec.template.labels", f'Invalid value: "{body["metadata"]["name"]}": must be no more than 63 characters'
+        )
     for field in ("backoffLimit", "ttlSecondsAfterFinished", "completions", "parallelism"):
         if (spec.get(field) or 0) < 0:
             raise fail(f"spec.{field}", f"Invalid value: {spec[field]}: must be greater than or equal to 0")
@@ -170,7 +180,9 @@ def _validate_job(body: Json, fail: Any) -> None:
         raise fail("spec.template.spec.containers", "Required value")
     policy = pod.get("restartPolicy") or "Always"
     if policy not in ("Never", "OnFailure"):
-        raise fail("spec.template.spec.restartPolicy", f'Unsupported value: "{policy}": supported values: "OnFailure", "Never"')
+        raise fail(
+            "spec.template.spec.restartPolicy", f'Unsupported value: "{policy}": supported values: "OnFailure", "Never"'
+        )
     _validate_pod_spec(pod, "spec.template.spec", fail)
 
 
@@ -209,7 +221,9 @@ def _validate_container(container: Json, path: str, volumes: set[str], fail: Any
     if not container.get("image"):
         raise fail(f"{path}.image", "Required value")
     if container["image"] != container["image"].strip():
-        raise fail(f"{path}.image", f'Invalid value: "{container["image"]}": must not have leading or trailing whitespace')
+        raise fail(
+            f"{path}.image", f'Invalid value: "{container["image"]}": must not have leading or trailing whitespace'
+        )
     for index, variable in enumerate(container.get("env") or []):
         place = f"{path}.env[{index}]"
         if not _ENV_NAME.fullmatch(variable["name"]):
@@ -231,10 +245,17 @@ def _validate_container(container: Json, path: str, volumes: set[str], fail: Any
         for name, quantity in (resources.get(kind) or {}).items():
             if not _QUANTITY.fullmatch(str(quantity)):
                 # The real server fails to decode it.
-                raise ApiError(400, "BadRequest", f"quantities must match the regular expression: {path}.resources.{kind}[{name}]: {quantity}")
+                raise ApiError(
+                    400,
+                    "BadRequest",
+                    f"quantities must match the regular expression: {path}.resources.{kind}[{name}]: {quantity}",
+                )
             limit = (resources.get("limits") or {}).get(name)
             if kind == "requests" and limit is not None and quantity_value(quantity) > quantity_value(limit):
-                raise fail(f"{path}.resources.requests", f'Invalid value: "{quantity}": must be less than or equal to {name} limit of {limit}')
+                raise fail(
+                    f"{path}.resources.requests",
+                    f'Invalid value: "{quantity}": must be less than or equal to {name} limit of {limit}',
+                )
 
 
 _UNITS = {
@@ -255,7 +276,10 @@ def _validate_data(body: Json, resource: Resource, fail: Any) -> None:
     for field in ("data", "binaryData", "stringData"):
         for key, value in (body.get(field) or {}).items():
             if len(key) > 253 or not _DATA_KEY.fullmatch(key):
-                raise fail(f"{field}[{key}]", f'Invalid value: "{key}": a valid config key must consist of alphanumeric characters')
+                raise fail(
+                    f"{field}[{key}]",
+                    f'Invalid value: "{key}": a valid config key must consist of alphanumeric characters',
+                )
             encoded = field == "binaryData" or (resource.kind == "Secret" and field == "data")
             try:
                 total += len(base64.b64decode(value, validate=True) if encoded else value.encode())
@@ -278,7 +302,11 @@ def validate_update(old: Json, new: Json, resource: Resource) -> None:
     for field in ("name", "namespace", "uid", "creationTimestamp"):
         if new["metadata"].get(field) != old["metadata"].get(field):
             if field == "uid":
-                raise ApiError(409, "Conflict", f"Precondition failed: UID in precondition: {new['metadata'].get('uid')}, UID in object meta: {old['metadata']['uid']}")
+                raise ApiError(
+                    409,
+                    "Conflict",
+                    f"Precondition failed: UID in precondition: {new['metadata'].get('uid')}, UID in object meta: {old['metadata']['uid']}",
+                )
             raise invalid(resource.kind, name, f"metadata.{field}", "field is immutable")
     if resource.kind == "Job":
         for field in ("template", "selector", "completions", "completionMode"):
@@ -293,7 +321,13 @@ def with_defaults(body: Json, resource: Resource) -> Json:
     body = copy.deepcopy(body)
     if resource.kind == "Job":
         spec = body["spec"]
-        for field, value in (("backoffLimit", 6), ("completions", 1), ("parallelism", 1), ("suspend", False), ("completionMode", "NonIndexed")):
+        for field, value in (
+            ("backoffLimit", 6),
+            ("completions", 1),
+            ("parallelism", 1),
+            ("suspend", False),
+            ("completionMode", "NonIndexed"),
+        ):
             spec.setdefault(field, value)
         _default_pod(spec["template"]["spec"])
         body["status"] = {}

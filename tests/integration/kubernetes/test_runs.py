@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_the_command_sees_the_project_and_its_variables_as_they_are(cluster: Any) -> None:
-    outcome = cluster.run("""cat "hello ä.txt"; pwd; echo "$TOKEN" '$$ $(HOME)' "$(echo inner)" """)
+    outcome = cluster.run("""cat "hello ä.txt"; pwd; echo "$TOKEN"; echo '$$ $(HOME)' "$(echo inner)" """)
     assert outcome.succeeded
     expected = ["hello", "/mlflow/projects/code", "it's a $(HOME) $$ secret", "$$ $(HOME) inner"]
     assert cluster.recorder.data.decode().splitlines() == expected
