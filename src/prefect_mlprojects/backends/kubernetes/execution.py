@@ -299,8 +299,8 @@ class JobRun:
             return None
         self._events.report(
             f"The project ended in pod {pod['metadata']['name']}, but {', '.join(others)} went on for "
-            f"{self._limits.start:g} s, so the Job would never end: it is deleted. Make it a sidecar that Kubernetes ends by itself: an init container with "
-            "restartPolicy: Always."
+            f"{self._limits.start:g} s, so the Job would never end: it is deleted. Make it a sidecar that "
+            "Kubernetes ends by itself: an init container with restartPolicy: Always."
         )
         return diagnosis
 

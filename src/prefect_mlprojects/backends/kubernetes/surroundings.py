@@ -60,7 +60,7 @@ def is_local(uri: str) -> bool:
     """
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0].lower()
-    if scheme in ("", "file", "sqlite"):
+    if scheme in ("file", "sqlite") or uri.startswith("/"):
         return True
     host = (parts.hostname or "").lower()
     if host == "localhost" or host.endswith(".localhost"):
