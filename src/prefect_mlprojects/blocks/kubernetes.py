@@ -22,8 +22,8 @@ class KubernetesCluster(Block):
         git_token: The token with which they do.
     """
 
-    _block_type_name = "MLprojects Kubernetes Cluster"
-    _block_type_slug = "mlprojects-kubernetes-cluster"
+    _block_type_name = "Kubernetes Cluster (MLproject)"
+    _block_type_slug = "kubernetes-cluster"
     _description = "The way into a Kubernetes cluster on which projects run as Jobs."
 
     kubeconfig: SecretStr | None = Field(default=None, description="A kubeconfig's text.")
@@ -73,8 +73,8 @@ class KubernetesJobDefaults(Block):
         credentials: The name of a Kubernetes cluster block.
     """
 
-    _block_type_name = "MLprojects Kubernetes Job"
-    _block_type_slug = "mlprojects-kubernetes-job"
+    _block_type_name = "Kubernetes Backend (MLproject)"
+    _block_type_slug = "kubernetes-backend"
     _description = "Defaults for projects that run as Kubernetes Jobs."
 
     config: dict[str, Any] = Field(default_factory=dict, description="The Kubernetes backend's configuration.")
