@@ -30,7 +30,7 @@ from prefect_mlprojects.backends.kubernetes.connection import connect
 from prefect_mlprojects.backends.kubernetes.delivery import call_delivery, git_checkout, pack_project, place_values
 from prefect_mlprojects.backends.kubernetes.diagnosis import explain_refusal
 from prefect_mlprojects.backends.kubernetes.execution import JobRun, Limits
-from prefect_mlprojects.backends.kubernetes.images import image_name, push_project_image
+from prefect_mlprojects.backends.kubernetes.images import base_image, push_project_image
 from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job, no_image, project_container
 from prefect_mlprojects.backends.kubernetes.submission import submit
 from prefect_mlprojects.backends.kubernetes.surroundings import check_tracking, link_annotations, pod_variables
@@ -77,9 +77,11 @@ class KubernetesBackend:
         _check_docker_args(call)
         check_tracking(call, config)
         delivery = call_delivery(call, config).delivery
-        if delivery != "image":
+        if delivery == "image":
+            base_image(call)
+        else:
             _image(call, template)
-        _request(call, config, template, delivery, name="check", labels={}, variables={}, image=None)
+        _request(call, config, template, delivery, name="check", labels={}, variables={}, image="check")
 
     def place_paths(self, call: BackendCall, values: Mapping[str, str]) -> Mapping[str, str]:
         """Returns relative paths for what is part of the project.
@@ -120,7 +122,7 @@ class KubernetesBackend:
         config = parse_kubernetes_config(call.config)
         template = load_template(config, call.working_copy.directory)
         choice = call_delivery(call, config)
-        image = image_name(call, config) if choice.delivery == "image" else _image(call, template)
+        image = _image(call, template) if choice.delivery != "image" else f"{config.repository_uri}@DIGEST"
         identity = RunIdentity("FLOW-RUN-ID", "MLFLOW-RUN-ID", call.project.display_name, call.entry_point.name)
         variables = {name: name for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID")}
         request = _request(
