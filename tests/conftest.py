@@ -12,6 +12,17 @@ import pytest
 
 from prefect_mlprojects.server import ServerAddress, ensure_server, stop_server
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Lets the Kubernetes tests run on a real cluster."""
+    group = parser.getgroup("kubernetes")
+    group.addoption(
+        "--kube-context", help="Run tests/integration/kubernetes on the cluster of this kubeconfig context."
+    )
+    group.addoption("--kube-image", help="An image that its nodes hold, with sh, tar, gzip and python3.")
+    group.addoption("--kube-registry", help="HOST:PORT of a registry that its nodes pull from.")
+
+
 _ROOT_VARIABLE = "PREFECT_MLPROJECTS_TEST_ROOT"
 
 

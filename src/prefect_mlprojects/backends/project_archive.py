@@ -162,8 +162,18 @@ def iterate_archive(
     extra: Mapping[str, bytes] | None = None,
     compressed: bool = False,
     owner: tuple[int, int] = (0, 0),
+    tar_format: int = tarfile.PAX_FORMAT,
 ) -> Iterator[bytes]:
     """Yields the archive that ``write_archive`` writes in pieces, without holding it in memory or on disk.
+
+    Args:
+        files: What ``project_files`` listed.
+        prefix: The folder that all names are put into; empty for none.
+        extra: Further files by name; they win over files of the same name.
+        compressed: Whether to compress with gzip.
+        owner: User and group id of all files.
+        tar_format: ``tarfile.PAX_FORMAT``, or ``tarfile.GNU_FORMAT`` for a reader such as busybox that knows no other way to
+            write long and non-ASCII names.
 
     Raises:
         BackendError: A file can't be read, or changed its size while it was read.
@@ -175,10 +185,10 @@ def iterate_archive(
 
         # No time and no file name in gzip's header: the same files give the same bytes.
         packed = gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0, compresslevel=6)
-        archive = tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        archive = tarfile.open(fileobj=packed, mode="w|", format=tar_format)  # noqa: SIM115
     else:
         packed = None
-        archive = tarfile.open(fileobj=buffer, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        archive = tarfile.open(fileobj=buffer, mode="w|", format=tar_format)  # noqa: SIM115
     folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     for file in files:
         if file.name in extra:

@@ -14,7 +14,7 @@ from prefect_mlprojects.types import DockerArgs
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
 
-BuiltinBackendName: TypeAlias = Literal["local"]
+BuiltinBackendName: TypeAlias = Literal["local", "kubernetes"]
 ENTRY_POINT_GROUP = "prefect_mlprojects.backends"
 
 
@@ -78,6 +78,10 @@ def _make_builtin(name: BuiltinBackendName) -> Backend:
             from prefect_mlprojects.backends.local import LocalBackend
 
             return LocalBackend()
+        case "kubernetes":
+            from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
+
+            return KubernetesBackend()
         case _:
             assert_never(name)
 

@@ -6,7 +6,16 @@ The entry point group ``prefect.collections`` loads this package where a Prefect
 from prefect_mlprojects.blocks.backend import MLprojectBackend
 from prefect_mlprojects.blocks.docker import DockerRegistry
 from prefect_mlprojects.blocks.git import GitCredentialsBlock
+from prefect_mlprojects.blocks.kubernetes import KubernetesCluster, KubernetesJobDefaults
 from prefect_mlprojects.blocks.project import MLflowProject
 from prefect_mlprojects.blocks.tracking import MLflowTrackingServer
 
-__all__ = ["DockerRegistry", "GitCredentialsBlock", "MLflowProject", "MLflowTrackingServer", "MLprojectBackend"]
+__all__ = [
+    "DockerRegistry",
+    "GitCredentialsBlock",
+    "KubernetesCluster",
+    "KubernetesJobDefaults",
+    "MLflowProject",
+    "MLflowTrackingServer",
+    "MLprojectBackend",
+]

@@ -29,6 +29,7 @@ _COMMANDS = {
     "deploy": ("deployments", "Deploy a project: schedules, and a typed form in Prefect's UI."),
     "describe": ("inspection", "List a project's entry points and their parameters."),
     "env": ("environments", "Manage the cached environments."),
+    "kubernetes": ("kubernetes", "List and remove the Jobs of runs on a Kubernetes cluster."),
     "logs": ("runs", "Print a run's log."),
     "plan": ("inspection", "Say what would run, without running it."),
     "run": ("run", "Run a project."),

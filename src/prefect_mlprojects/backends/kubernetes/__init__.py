@@ -1,0 +1,1 @@
+"""The Kubernetes backend: a project's command runs as a Job."""

@@ -1,0 +1,348 @@
+"""Why a run on Kubernetes does not start, or ended as it did: pure functions from what the cluster says to cause and advice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects.backends.base import Ending
+from prefect_mlprojects.backends.endings import find_cause
+from prefect_mlprojects.backends.kubernetes.api import LOST, ApiRefusal
+from prefect_mlprojects.backends.kubernetes.job import UNPACK_FAILED_CODE
+
+Json: TypeAlias = Mapping[str, Any]
+Patience: TypeAlias = Literal["start", "scheduling"]
+"""Which grace a trouble is given: ``start-grace`` or ``scheduling-grace`` of the configuration."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What keeps a Job from going on; it may heal.
+
+    Attributes:
+        kind: Kubernetes' name of it, such as ``ImagePullBackOff``.
+        cause: What is wrong, in words.
+        advice: What to do about it.
+        patience: How long it may last.
+    """
+
+    kind: str
+    cause: str
+    advice: str
+    patience: Patience = "start"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """How a Job ended, and why.
+
+    Attributes:
+        ending: As ``ExecutionOutcome.ending``.
+        cause: Why, in words.
+        advice: What to do about it; empty when there is nothing to say.
+        exit_code: The command's exit code, when it exited by itself.
+        signal: The number of the signal that ended it, when one did.
+    """
+
+    ending: Ending
+    cause: str
+    advice: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+_IMAGE = "Check the image's name and tag, that the nodes can reach its registry, and 'image-pull-secrets'."
+_CONFIG = "The pod refers to a ConfigMap, Secret or key that does not exist: check the job template."
+_WAITING: Mapping[str, str] = {
+    "ImagePullBackOff": _IMAGE,
+    "ErrImagePull": _IMAGE,
+    "InvalidImageName": "Check the image's name: [registry/]name[:tag][@digest], in lower case.",
+    "ErrImageNeverPull": "The node does not hold the image and imagePullPolicy is Never: load it, or change the policy.",
+    "ImageInspectError": _IMAGE,
+    "RegistryUnavailable": _IMAGE,
+    "CreateContainerConfigError": _CONFIG,
+    "CreateContainerError": "The node could not create the container: check the job template's mounts and security context.",
+    "RunContainerError": "The node could not start the container: does its image hold 'sh', and do its mounts exist?",
+    "CrashLoopBackOff": "A container of the pod ends again and again: see its log with 'kubectl logs --previous'.",
+}
+_MEMORY = "It used more memory than it may: raise the limit ('resources: {limits: {memory: …}}'), or let the command use less."
+_ROOM = (
+    "Ask for less ('resources'), correct the job template's nodeSelector, affinity and tolerations, or add nodes; "
+    "'scheduling-grace' says how long to wait for one."
+)
+_NODE = "The node went away while the pod ran. Run it again; 'backoff-limit' lets Kubernetes do so by itself."
+_EVICTED = (
+    "The node was short of a resource. Ask for what the command really needs ('resources'), so that it fits the node."
+)
+_UNPACK = "With 'code-delivery: archive' the image must hold tar and gzip; use 'image' or 'git' for one that does not."
+
+
+def find_trouble(job: Json, pods: Iterable[Json], events: Iterable[Json]) -> Trouble | None:
+    """Returns what keeps a running Job from going on, or None when nothing is known to.
+
+    Args:
+        job: The Job as the API server has it.
+        pods: Its pods.
+        events: The events about the Job and its pods.
+    """
+    pods, events = list(pods), list(events)
+    for pod in pods:
+        trouble = _pod_trouble(pod, events)
+        if trouble is not None:
+            return trouble
+    if not pods and not (job.get("status") or {}).get("active"):
+        return _creation_trouble(job, events)
+    return None
+
+
+def _pod_trouble(pod: Json, events: list[Json]) -> Trouble | None:
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return None
+    if status.get("reason") == "NodeLost" or _node_unreachable(pod):
+        node = (pod.get("spec") or {}).get("nodeName", "?")
+        return Trouble("NodeLost", f"node {node} of pod {name} does not answer", _NODE, "scheduling")
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            words = condition.get("message") or condition.get("reason") or "no reason given"
+            return Trouble("Unschedulable", f"no node can take pod {name}: {words}", _ROOM, "scheduling")
+    for container in _container_statuses(status):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason = waiting.get("reason", "")
+        if reason in _WAITING:
+            image = (
+                f" (image {container.get('image')})" if _WAITING[reason] is _IMAGE and container.get("image") else ""
+            )
+            words = _first_words(waiting.get("message") or _event_words(name, events, "Failed"))
+            cause = f"container {container.get('name')} of pod {name} can't start: {reason}{image}{words}"
+            return Trouble(reason, mask_text(cause), _WAITING[reason])
+    if status.get("phase") == "Pending" and (words := _event_words(name, events, "FailedMount")):
+        advice = "Check the volumes of the job template: a ConfigMap, Secret or claim that they name may be missing."
+        return Trouble("FailedMount", f"a volume of pod {name} can't be mounted{_first_words(words)}", advice)
+    return None
+
+
+def _container_statuses(status: Json) -> list[Json]:
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+
+
+def _node_unreachable(pod: Json) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(
+        each.get("type") == "DisruptionTarget"
+        and each.get("status") == "True"
+        and each.get("reason") == "DeletionByTaintManager"
+        for each in conditions
+    )
+
+
+def _first_words(text: str) -> str:
+    text = " ".join(text.split())
+    return f": {text[:400]}" if text else ""
+
+
+def _event_words(name: str, events: list[Json], reason: str) -> str:
+    """The newest message of a reason about an object."""
+    words = [
+        each
+        for each in events
+        if each.get("reason") == reason and (each.get("involvedObject") or {}).get("name") == name
+    ]
+    words.sort(key=lambda each: each.get("lastTimestamp") or each.get("eventTime") or "")
+    return str(words[-1].get("message") or "") if words else ""
+
+
+def _creation_trouble(job: Json, events: list[Json]) -> Trouble | None:
+    words = _event_words(job["metadata"]["name"], events, "FailedCreate")
+    if not words:
+        return None
+    if "exceeded quota" in words or "limited:" in words:
+        advice = "The namespace's quota is used up: wait, ask for less ('resources'), or have the quota raised."
+        return Trouble(
+            "QuotaExceeded", f"the cluster refuses the Job's pods{_first_words(words)}", advice, "scheduling"
+        )
+    advice = "An admission rule of the namespace refuses the pod: give the job template what it asks for."
+    return Trouble("FailedCreate", f"the cluster refuses the Job's pods{_first_words(words)}", advice)
+
+
+def job_finished(job: Json) -> bool:
+    """Tells whether a Job has its final condition."""
+    return _final_condition(job) is not None
+
+
+def _final_condition(job: Json) -> Json | None:
+    for condition in (job.get("status") or {}).get("conditions") or []:
+        if condition.get("type") in ("Complete", "Failed") and condition.get("status") == "True":
+            result: Json = condition
+            return result
+    return None
+
+
+def explain_end(job: Json, pods: Iterable[Json], container: str) -> Diagnosis:
+    """Explains how a finished Job ended.
+
+    Args:
+        job: The Job, with its final condition.
+        pods: Its pods, as far as they are still there or were seen.
+        container: The name of the project's container.
+    """
+    condition = _final_condition(job) or {}
+    ordered = sorted(pods, key=lambda pod: (pod.get("metadata") or {}).get("creationTimestamp") or "")
+    if condition.get("type") == "Complete":
+        return Diagnosis("exited", "exit code 0", exit_code=0)
+    if condition.get("reason") == "DeadlineExceeded":
+        seconds = (job.get("spec") or {}).get("activeDeadlineSeconds")
+        return Diagnosis(
+            "timed-out",
+            f"the Job took longer than its limit of {seconds} s (DeadlineExceeded)",
+            "Raise 'timeout' of the backend configuration, or activeDeadlineSeconds of the job template.",
+        )
+    ends = [end for pod in ordered if (end := explain_pod(pod, container)) is not None and end.exit_code != 0]
+    if ends:
+        last = ends[-1]
+        if len(ends) > 1 and condition.get("reason") == "BackoffLimitExceeded":
+            cause = f"{last.cause}; {len(ends)} pods failed, more than 'backoff-limit' lets it try again (BackoffLimitExceeded)"
+            return Diagnosis(last.ending, cause, last.advice, last.exit_code, last.signal)
+        return last
+    words = condition.get("message") or "no reason given"
+    return Diagnosis("not-started", f"the Job failed: {condition.get('reason') or 'Failed'}: {words}")
+
+
+def explain_pod(pod: Json, container: str) -> Diagnosis | None:
+    """Explains how a pod's project ended; None while it has not.
+
+    Args:
+        pod: The pod.
+        container: The name of the project's container.
+    """
+    status, name = pod.get("status") or {}, pod["metadata"]["name"]
+    disrupted = _disruption(pod)
+    if disrupted is not None:
+        return disrupted
+    for each in status.get("initContainerStatuses") or []:
+        ended = (each.get("state") or {}).get("terminated")
+        if ended and ended.get("exitCode") not in (0, None) and status.get("phase") == "Failed":
+            advice = f"See its log: kubectl logs {name} -c {each.get('name')}."
+            if each.get("name") == "mlprojects-clone":
+                advice = f"The repository could not be cloned; check its URL, the commit and the git token. {advice}"
+            cause = f"init container {each.get('name')} of pod {name} failed: {_terminated_words(ended)}"
+            return Diagnosis("not-started", cause, advice)
+    for each in status.get("containerStatuses") or []:
+        ended = (each.get("state") or {}).get("terminated")
+        if each.get("name") == container and ended:
+            return _explain_terminated(ended)
+    if status.get("phase") == "Failed":
+        words = status.get("message") or status.get("reason") or "no reason given"
+        return Diagnosis("not-started", f"pod {name} failed: {words}")
+    return None
+
+
+def _disruption(pod: Json) -> Diagnosis | None:
+    status, name = pod.get("status") or {}, pod["metadata"]["name"]
+    reason, words = status.get("reason"), status.get("message") or ""
+    if reason == "Evicted":
+        return Diagnosis("not-started", f"pod {name} was evicted (Evicted){_first_words(words)}", _EVICTED)
+    if reason == "NodeLost":
+        return Diagnosis("not-started", f"the node of pod {name} was lost (NodeLost){_first_words(words)}", _NODE)
+    if status.get("phase") != "Failed":
+        return None
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+            why = f"{condition.get('reason')}{_first_words(condition.get('message') or '')}"
+            lost = condition.get("reason") in ("DeletionByTaintManager", "DeletionByPodGC")
+            advice = (
+                _NODE if lost else "The cluster took the pod's place for another. Run it again, or raise its priority."
+            )
+            return Diagnosis("not-started", f"the cluster ended pod {name}: {why}", advice)
+    return None
+
+
+def _terminated_words(ended: Json) -> str:
+    reason = ended.get("reason") or ""
+    words = f" ({reason})" if reason not in ("", "Error", "Completed") else ""
+    return f"exit code {ended.get('exitCode')}{words}{_first_words(ended.get('message') or '')}"
+
+
+def _explain_terminated(ended: Json) -> Diagnosis:
+    code, reason = int(ended.get("exitCode") or 0), ended.get("reason") or ""
+    if reason == "OOMKilled":
+        return Diagnosis("exited", f"exit code {code}: OOMKilled, it ran out of memory", _MEMORY, code or 137, 9)
+    if reason in ("StartError", "ContainerCannotRun"):
+        cause = f"the container could not start{_first_words(ended.get('message') or reason)}"
+        return Diagnosis(
+            "not-started", cause, "The image must hold 'sh'; check the job template's security context too."
+        )
+    if code == UNPACK_FAILED_CODE:
+        return Diagnosis("exited", f"exit code {code}", _UNPACK, code)
+    found = find_cause(code)
+    return Diagnosis("exited", found.text, found.advice, found.exit_code, found.signal)
+
+
+def project_ended_beside_others(pods: Iterable[Json], container: str) -> tuple[Json, Diagnosis, tuple[str, ...]] | None:
+    """Finds a pod whose project has ended while other containers go on, so that its Job can never complete.
+
+    Args:
+        pods: The Job's pods.
+        container: The name of the project's container.
+
+    Returns:
+        The pod, how the project ended, and the containers that go on; None when there is no such pod.
+    """
+    for pod in pods:
+        status = pod.get("status") or {}
+        if status.get("phase") != "Running" or (pod.get("spec") or {}).get("restartPolicy") != "Never":
+            continue
+        ended = None
+        others: list[str] = []
+        for each in status.get("containerStatuses") or []:
+            state = each.get("state") or {}
+            if each.get("name") == container:
+                ended = state.get("terminated")
+            elif "terminated" not in state:
+                others.append(str(each.get("name")))
+        if ended and others:
+            return pod, _explain_terminated(ended), tuple(others)
+    return None
+
+
+def explain_refusal(refusal: ApiRefusal, cluster: str) -> tuple[str, str]:
+    """Explains what the API server refused: the cause and the advice.
+
+    Args:
+        refusal: The refusal.
+        cluster: What the cluster is called.
+    """
+    verb, _, resource = refusal.action.partition(" ")
+    place = f" in namespace {refusal.namespace}" if refusal.namespace else ""
+    words = mask_text(" ".join(refusal.message.split()))[:800]
+    if refusal.status == LOST:
+        return (
+            f"{cluster} does not answer ({refusal.action}): {words}",
+            "Check 'kube-context' and that the API server can be reached from here: kubectl cluster-info.",
+        )
+    if refusal.status == 401:
+        return f"{cluster} does not know us: {words}", "The credentials are missing or have expired: sign in again."
+    if refusal.status == 403 and _is_permission(words):
+        return (
+            f"no permission to {verb} {resource}{place}: {words}",
+            f"Have a Role with the verb '{verb}' on '{resource}' bound; docs/kubernetes.md lists all that are needed.",
+        )
+    if refusal.status == 403:
+        return f"{cluster} refuses to {refusal.action}{place}: {words}", "A quota or an admission rule refuses it."
+    if refusal.status in (400, 422):
+        return (
+            f"{cluster} finds the manifest invalid ({refusal.action}{place}): {words}",
+            "Correct the job template or the backend configuration; 'mlprojects plan' prints the manifest.",
+        )
+    if refusal.status == 404:
+        return (
+            f"{cluster} has no such thing ({refusal.action}{place}): {words}",
+            "Check 'namespace' of the configuration.",
+        )
+    return f"{cluster} answered {refusal.status} to {refusal.action}{place}: {words}", ""
+
+
+def _is_permission(words: str) -> bool:
+    return " cannot " in words or "forbidden: User" in words

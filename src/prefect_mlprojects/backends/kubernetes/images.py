@@ -1,0 +1,83 @@
+"""Builds a project's image and pushes it to where the cluster's nodes pull from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prefect_mlprojects.backends.base import BackendCall
+from prefect_mlprojects.backends.images import build_project_image, ensure_image, push_image
+from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesConfig
+from prefect_mlprojects.backends.kubernetes.job import no_image
+from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.spec.project import DockerEnvironment
+from prefect_mlprojects.types import StopSignal
+
+_ENGINE_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class PushedImage:
+    """An image in a registry.
+
+    Attributes:
+        reference: Its name, pinned by digest.
+        digest: The digest.
+        reused: Whether it was built earlier.
+    """
+
+    reference: str
+    digest: str
+    reused: bool
+
+
+def base_image(call: BackendCall) -> str:
+    """Returns the image that a project's own image is built on.
+
+    Raises:
+        BackendError: The call names none.
+    """
+    image = (call.docker_args or {}).get("image")
+    if not image and isinstance(call.project.environment, DockerEnvironment):
+        image = call.project.environment.image
+    if not image:
+        raise no_image()
+    return str(image)
+
+
+def push_project_image(
+    call: BackendCall, config: KubernetesConfig, report: Callable[[str], None], stop: StopSignal
+) -> PushedImage:
+    """Builds the project's image on the Docker engine, unless its files have not changed, and pushes it.
+
+    Raises:
+        BackendError: There is no engine, or it could not build or push the image.
+    """
+    base, login = base_image(call), dict(call.docker_auth) if call.docker_auth else None
+    engine = _engine()
+    try:
+        base_id, _ = ensure_image(engine, base, pull="missing", auth=login, backend=BACKEND, report=report, stop=stop)
+        built = build_project_image(
+            engine, base, base_id, call.working_copy, config.repository_uri, backend=BACKEND, report=report, stop=stop
+        )
+        reference = push_image(engine, built.name, auth=login, backend=BACKEND, report=report, stop=stop)
+    finally:
+        engine.close()
+    return PushedImage(reference, reference.rpartition("@")[2], built.reused)
+
+
+def _engine() -> Any:
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.from_env(timeout=_ENGINE_SECONDS)
+        client.ping()
+    except DockerException as error:
+        raise BackendError(
+            f"'code-delivery: image' needs a Docker engine to build with, and none answers: {str(error).splitlines()[0]}. "
+            "Start one or name it with DOCKER_HOST; 'code-delivery: archive' and 'git' need none.",
+            backend=BACKEND,
+        ) from None
+    return client.api

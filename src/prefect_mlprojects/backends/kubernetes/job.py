@@ -1,0 +1,418 @@
+"""The Job of a run: the user's template, or a safe default, with what the run needs merged in; pure.
+
+The format is ``batch/v1`` Job (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/).
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prefect_mlprojects.backends.kubernetes.config import BACKEND, DeliveryName, KubernetesConfig
+from prefect_mlprojects.backends.kubernetes.names import MANAGED_BY_LABEL, PREFIX
+from prefect_mlprojects.exceptions import BackendError
+
+CONTAINER_NAME = "project"
+CODE_DIRECTORY = "/mlflow/projects/code"
+"""Where MLflow's images hold the project (``MLFLOW_DOCKER_WORKDIR_PATH``)."""
+ARCHIVE_DIRECTORY = "/mlflow/projects/archive"
+ARCHIVE_FILE = "project.tar.gz"
+DEFAULT_TTL_SECONDS = 86_400
+
+_CODE_VOLUME = "mlprojects-code"
+_ARCHIVE_VOLUME = "mlprojects-archive"
+_PLAIN_VARIABLES = frozenset({"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID"})
+"""What may stand in the Job's spec; all other values go into the Secret, since none of them is known to be harmless."""
+
+UNPACK_FAILED_CODE = 120
+"""The exit code with which the prelude ends when it could not unpack the project."""
+UNPACK_FAILED_TEXT = "mlprojects: the project could not be unpacked"
+
+_RUN = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
+_UNPACK = f"""fail() {{ echo "{UNPACK_FAILED_TEXT}: $1" >&2; exit {UNPACK_FAILED_CODE}; }}
+command -v tar >/dev/null 2>&1 || fail "the image has no tar"
+command -v gzip >/dev/null 2>&1 || fail "the image has no gzip"
+mkdir -p {CODE_DIRECTORY} && cd {CODE_DIRECTORY} || fail "{CODE_DIRECTORY} can't be used"
+gzip -dc {ARCHIVE_DIRECTORY}/{ARCHIVE_FILE} | tar -xf - -o -p || fail "tar failed"
+"""
+# tar's -o: files belong to whoever unpacks them; busybox and GNU tar both know it, and no long options.
+_CLONE = """set -eu
+export HOME=/tmp GIT_TERMINAL_PROMPT=0
+umask 000
+git init -q "$1/.repository"
+cd "$1/.repository"
+if [ -n "${MLPROJECTS_GIT_TOKEN:-}" ]; then
+  helper='!f() { echo "username=${MLPROJECTS_GIT_USERNAME:-x-access-token}"; echo "password=$MLPROJECTS_GIT_TOKEN"; }; f'
+  git config credential.helper "$helper"
+fi
+git remote add origin "$2"
+git fetch -q --depth 1 origin "$3" || git fetch -q origin "+refs/heads/*:refs/remotes/origin/*" "+refs/tags/*:refs/tags/*"
+git -c advice.detachedHead=false checkout -q "$3"
+"""
+
+
+@dataclass(frozen=True)
+class GitCheckout:
+    """What an init container clones.
+
+    Attributes:
+        url: The repository's URL, without credentials.
+        commit: The full SHA.
+        subdirectory: The project's folder in it; empty for its top.
+    """
+
+    url: str
+    commit: str
+    subdirectory: str = ""
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """All that a Job is made of.
+
+    Attributes:
+        name: The Job's name; its Secret and ConfigMap derive theirs from it.
+        namespace: The namespace.
+        image: The image; None when the template names it.
+        command: The shell command line.
+        delivery: How the code gets there.
+        config: The configuration.
+        template: The user's Job.
+        labels: Labels for the Job and its pods.
+        annotations: Annotations for the Job.
+        variables: The command's environment; the values may be secret.
+        volumes: Host paths to mount, in Docker's notation.
+        checkout: What to clone, for ``git``.
+        registry_auth: ``username``, ``password`` and ``registry`` with which the nodes pull the image.
+        deadline: Seconds after which Kubernetes itself ends the Job; None for no limit.
+        termination_grace: Seconds between asking a pod to end and killing it.
+    """
+
+    name: str
+    namespace: str
+    image: str | None
+    command: str
+    delivery: DeliveryName
+    config: KubernetesConfig
+    template: Mapping[str, Any] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    volumes: tuple[str, ...] = ()
+    checkout: GitCheckout | None = None
+    registry_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    deadline: int | None = None
+    termination_grace: int = 10
+
+    @property
+    def variables_secret(self) -> str:
+        """The name of the Secret that holds the variables."""
+        return f"{self.name}-env"
+
+    @property
+    def registry_secret(self) -> str:
+        """The name of the Secret with which the nodes pull the image."""
+        return f"{self.name}-pull"
+
+    @property
+    def archive_map(self) -> str:
+        """The name of the ConfigMap that holds the project."""
+        return f"{self.name}-code"
+
+
+def build_job(request: JobRequest) -> dict[str, Any]:
+    """Returns the Job's manifest: plain JSON that holds no secret.
+
+    What the template says is kept, except for the project's container's image (when another is named), command, our
+    variables and mounts; what the configuration sets wins over the template.
+
+    Raises:
+        BackendError: There is no image, a volume can't be carried over, or the template's parts don't fit.
+    """
+    job: dict[str, Any] = copy.deepcopy(dict(request.template or {}))
+    job["apiVersion"], job["kind"] = "batch/v1", "Job"
+    job.pop("status", None)
+    _set_metadata(job, request)
+    spec = _child(job, "spec")
+    _set_job_spec(spec, request)
+    template = _child(spec, "template")
+    metadata = _child(template, "metadata")
+    metadata["labels"] = {**(metadata.get("labels") or {}), **request.labels}
+    pod = _child(template, "spec")
+    _set_pod_spec(pod, request)
+    container = project_container(pod)
+    _set_container(container, pod, request)
+    return job
+
+
+def project_container(pod_spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the container that runs the project: the one named ``project``, else the first."""
+    containers: list[dict[str, Any]] = pod_spec["containers"]
+    return next((each for each in containers if each.get("name") == CONTAINER_NAME), containers[0])
+
+
+def _child(parent: dict[str, Any], key: str) -> dict[str, Any]:
+    value = parent.get(key)
+    if not isinstance(value, dict):
+        value = parent[key] = {}
+    return value
+
+
+def _set_metadata(job: dict[str, Any], request: JobRequest) -> None:
+    metadata = _child(job, "metadata")
+    for key in ("generateName", "uid", "resourceVersion", "creationTimestamp", "managedFields", "ownerReferences"):
+        metadata.pop(key, None)
+    metadata["name"], metadata["namespace"] = request.name, request.namespace
+    metadata["labels"] = {**(metadata.get("labels") or {}), **request.labels}
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), **request.annotations}
+
+
+def _set_job_spec(spec: dict[str, Any], request: JobRequest) -> None:
+    config = request.config
+    _settle(spec, "backoffLimit", config.backoff_limit, 0)
+    _settle(spec, "ttlSecondsAfterFinished", config.ttl_seconds_after_finished, DEFAULT_TTL_SECONDS)
+    deadline = config.timeout if config.timeout is not None else request.deadline
+    if deadline is not None:
+        spec["activeDeadlineSeconds"] = deadline
+
+
+def _settle(spec: dict[str, Any], key: str, configured: object, default: object) -> None:
+    """Sets a field to what is configured; else keeps the template's, else takes the default."""
+    if configured is not None:
+        spec[key] = configured
+    elif spec.get(key) is None:
+        spec[key] = default
+
+
+def _set_pod_spec(pod: dict[str, Any], request: JobRequest) -> None:
+    config = request.config
+    pod.setdefault("restartPolicy", "Never")
+    _settle(pod, "terminationGracePeriodSeconds", config.termination_grace, request.termination_grace)
+    if config.service_account is not None:
+        pod["serviceAccountName"] = config.service_account
+        pod.pop("serviceAccount", None)
+    if request.template is None:
+        # A project needs no access to the cluster, unless somebody names an account for it.
+        pod.setdefault("automountServiceAccountToken", config.service_account is not None)
+        pod.setdefault("securityContext", {"seccompProfile": {"type": "RuntimeDefault"}})
+    if not pod.get("containers"):
+        pod["containers"] = [{"name": CONTAINER_NAME}]
+    secrets = [{"name": name} for name in config.image_pull_secrets]
+    if request.registry_auth:
+        secrets.append({"name": request.registry_secret})
+    if secrets:
+        present = list(pod.get("imagePullSecrets") or [])
+        pod["imagePullSecrets"] = present + [each for each in secrets if each not in present]
+
+
+def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobRequest) -> None:
+    container.setdefault("name", CONTAINER_NAME)
+    if request.image is not None:
+        container["image"] = request.image
+    elif not container.get("image"):
+        raise no_image()
+    if request.template is None:
+        # As on a machine: an image that is there is used, whatever its tag.
+        container["imagePullPolicy"] = "IfNotPresent"
+        container["securityContext"] = {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    resources = request.config.resources
+    if resources is not None:
+        settled = _child(container, "resources")
+        for kind, wanted in (("requests", resources.requests), ("limits", resources.limits)):
+            if wanted:
+                settled[kind] = {**(settled.get(kind) or {}), **wanted}
+    prelude = _UNPACK + _RUN if request.delivery == "archive" else _RUN
+    # The kubelet itself expands $(NAME) and $$ in these, before any shell sees them.
+    container["command"] = ["sh", "-c", escape_expansion(prelude), "mlprojects"]
+    container["args"] = [escape_expansion(request.command)]
+    if request.delivery in ("archive", "image", "git"):
+        container["workingDir"] = CODE_DIRECTORY
+    ours = _environment(request)
+    names = {each["name"] for each in ours}
+    container["env"] = ours + [each for each in container.get("env") or [] if each.get("name") not in names]
+    if request.delivery == "archive":
+        archive = {"configMap": {"name": request.archive_map, "defaultMode": 0o444}}
+        _mount(pod, container, _ARCHIVE_VOLUME, archive, ARCHIVE_DIRECTORY, read_only=True)
+        _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_DIRECTORY)
+    elif request.delivery == "git":
+        _add_clone(pod, container, request)
+    for index, volume in enumerate(request.volumes):
+        _mount_host_path(pod, container, volume, index, request.config)
+
+
+def no_image() -> BackendError:
+    """The error of a call that names no image."""
+    return BackendError(
+        "No image is named for the Kubernetes pod: pass docker_args={'image': 'name:tag'}, write 'docker_env: {image: …}' "
+        "into the MLproject file, or give the job template's container an image.",
+        backend=BACKEND,
+    )
+
+
+def escape_expansion(text: str) -> str:
+    """Doubles each ``$``, which the kubelet takes back: it expands ``$(NAME)`` in commands and arguments, and ``$$`` to ``$``."""
+    return text.replace("$", "$$")
+
+
+def _environment(request: JobRequest) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for name, value in sorted(request.variables.items()):
+        if name in _PLAIN_VARIABLES:
+            entries.append({"name": name, "value": escape_expansion(value)})
+        else:
+            reference = {"name": request.variables_secret, "key": name}
+            entries.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
+    return entries
+
+
+def _mount(
+    pod: dict[str, Any],
+    container: dict[str, Any],
+    name: str,
+    source: Mapping[str, Any],
+    path: str,
+    *,
+    read_only: bool = False,
+    sub_path: str = "",
+) -> None:
+    volumes = list(pod.get("volumes") or [])
+    if not any(each.get("name") == name for each in volumes):
+        volumes.append({"name": name, **source})
+    pod["volumes"] = volumes
+    mount: dict[str, Any] = {"name": name, "mountPath": path}
+    if read_only:
+        mount["readOnly"] = True
+    if sub_path:
+        mount["subPath"] = sub_path
+    mounts = list(container.get("volumeMounts") or [])
+    if any(each.get("mountPath", "").rstrip("/") == path for each in mounts):
+        raise BackendError(
+            f"The job template mounts a volume at {path}, where the project's code belongs; mount it elsewhere, or use "
+            "'code-delivery: none'.",
+            backend=BACKEND,
+        )
+    container["volumeMounts"] = [*mounts, mount]
+
+
+def _add_clone(pod: dict[str, Any], container: dict[str, Any], request: JobRequest) -> None:
+    checkout, secrets = request.checkout, request.config.secrets
+    assert checkout is not None
+    below = "/".join(filter(None, (".repository", checkout.subdirectory.strip("/"))))
+    _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_DIRECTORY, sub_path=below)
+    clone: dict[str, Any] = {
+        "name": "mlprojects-clone",
+        "image": request.config.git_image,
+        "command": ["sh", "-c", escape_expansion(_CLONE), "mlprojects"],
+        "args": [escape_expansion(each) for each in (CODE_DIRECTORY, checkout.url, checkout.commit)],
+        "volumeMounts": [{"name": _CODE_VOLUME, "mountPath": CODE_DIRECTORY}],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    if secrets.git_token is not None:
+        clone["env"] = [
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": request.variables_secret, "key": name}}}
+            for name in sorted(git_variables(request.config))
+        ]
+    # First: an init container of the user's may want the code.
+    pod["initContainers"] = [clone, *(pod.get("initContainers") or [])]
+
+
+def git_variables(config: KubernetesConfig) -> dict[str, str]:
+    """Returns the variables with which the clone signs in; secret."""
+    secrets = config.secrets
+    if secrets.git_token is None:
+        return {}
+    variables = {"MLPROJECTS_GIT_TOKEN": secrets.git_token.get_secret_value()}
+    if secrets.git_username:
+        variables["MLPROJECTS_GIT_USERNAME"] = secrets.git_username
+    return variables
+
+
+def _mount_host_path(
+    pod: dict[str, Any], container: dict[str, Any], volume: str, index: int, config: KubernetesConfig
+) -> None:
+    host, _, rest = volume.partition(":")
+    path, _, mode = rest.partition(":")
+    if not config.allow_host_paths:
+        raise BackendError(
+            f"The project's docker_env mounts {volume!r}, a folder of the machine; on a cluster that is a hostPath of "
+            "whichever node the pod lands on. Allow it with 'allow-host-paths: true', or mount a volume in the job template.",
+            backend=BACKEND,
+        )
+    if not host.startswith("/") or not path.startswith("/"):
+        raise BackendError(
+            f"The volume {volume!r} of docker_env can't become a hostPath: both of its paths must be absolute.",
+            backend=BACKEND,
+        )
+    name = f"mlprojects-host-{index}"
+    _mount(
+        pod, container, name, {"hostPath": {"path": host}}, path.rstrip("/") or "/", read_only="ro" in mode.split(",")
+    )
+
+
+def build_parts(
+    request: JobRequest, archive: bytes | None, owner: Mapping[str, Any]
+) -> list[tuple[Literal["Secret", "ConfigMap"], dict[str, Any]]]:
+    """Returns the objects that belong to a Job, kinds and manifests; they are removed with it.
+
+    Args:
+        request: What the Job is made of.
+        archive: The project's archive, for ``archive``.
+        owner: The Job as the server returned it.
+    """
+
+    def metadata(name: str) -> dict[str, Any]:
+        reference = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "name": owner["metadata"]["name"],
+            "uid": owner["metadata"]["uid"],
+            "blockOwnerDeletion": False,
+            "controller": True,
+        }
+        labels = {**request.labels, MANAGED_BY_LABEL: PREFIX}
+        return {"name": name, "namespace": request.namespace, "labels": labels, "ownerReferences": [reference]}
+
+    parts: list[tuple[Literal["Secret", "ConfigMap"], dict[str, Any]]] = []
+    hidden = {name: value for name, value in request.variables.items() if name not in _PLAIN_VARIABLES}
+    if request.delivery == "git":
+        hidden |= git_variables(request.config)
+    if hidden:
+        body = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata(request.variables_secret)}
+        data = {name: base64.b64encode(value.encode()).decode() for name, value in hidden.items()}
+        parts.append(("Secret", {**body, "data": data}))
+    if request.registry_auth:
+        body = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": "kubernetes.io/dockerconfigjson",
+            "metadata": metadata(request.registry_secret),
+        }
+        login = base64.b64encode(registry_login(request.registry_auth).encode()).decode()
+        parts.append(("Secret", {**body, "data": {".dockerconfigjson": login}}))
+    if archive is not None:
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(request.archive_map)}
+        parts.append(("ConfigMap", {**body, "binaryData": {ARCHIVE_FILE: base64.b64encode(archive).decode()}}))
+    return parts
+
+
+def registry_login(auth: Mapping[str, Any]) -> str:
+    """Returns credentials as the text of Docker's ``config.json``; secret.
+
+    Args:
+        auth: ``username``, ``password`` and ``registry``, as ``docker_auth`` has them.
+    """
+    username, password = str(auth.get("username", "")), str(auth.get("password", ""))
+    registry = str(auth.get("registry") or auth.get("serveraddress") or "https://index.docker.io/v1/")
+    login = {
+        "username": username,
+        "password": password,
+        "auth": base64.b64encode(f"{username}:{password}".encode()).decode(),
+    }
+    return json.dumps({"auths": {registry: login}})

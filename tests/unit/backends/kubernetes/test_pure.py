@@ -1,0 +1,168 @@
+"""The pure parts: names, manifests, the choice of a delivery, the log filter, diagnoses."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from prefect_mlprojects.backends.base import RunIdentity
+from prefect_mlprojects.backends.kubernetes.api import ApiRefusal
+from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig, dump_config, parse_kubernetes_config
+from prefect_mlprojects.backends.kubernetes.delivery import choose_delivery
+from prefect_mlprojects.backends.kubernetes.diagnosis import explain_end, explain_refusal, find_trouble
+from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job
+from prefect_mlprojects.backends.kubernetes.logs import LineFilter
+from prefect_mlprojects.backends.kubernetes.names import job_name
+from prefect_mlprojects.backends.kubernetes.surroundings import is_local
+from prefect_mlprojects.exceptions import BackendError
+
+
+@pytest.mark.parametrize("project", ["Größe & Co", "9lives", "", "x" * 300, "-a-", "日本"])
+def test_names_are_labels(project: str) -> None:
+    name = job_name(RunIdentity("flow", "run", project, "main"))
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+    assert len(name) <= 52
+    assert name == job_name(RunIdentity("flow", "run", project, "main"))
+    assert name != job_name(RunIdentity("flow", "run", project, "main"), 2)
+
+
+def test_a_template_is_kept() -> None:
+    template = {
+        "spec": {
+            "backoffLimit": 4,
+            "template": {
+                "spec": {
+                    "restartPolicy": "OnFailure",
+                    "containers": [
+                        {"name": "side", "image": "s"},
+                        {"name": "project", "env": [{"name": "A", "value": "1"}]},
+                    ],
+                }
+            },
+        }
+    }
+    request = JobRequest(
+        "j",
+        "ns",
+        "image:1",
+        "echo $$",
+        "archive",
+        KubernetesConfig(),
+        template,
+        variables={"A": "hidden", "B": "hidden"},
+    )
+    job = build_job(request)
+    pod = job["spec"]["template"]["spec"]
+    side, project = pod["containers"]
+    assert (job["spec"]["backoffLimit"], pod["restartPolicy"], side) == (4, "OnFailure", {"name": "side", "image": "s"})
+    assert project["image"] == "image:1"
+    assert project["args"] == ["echo $$$$"]
+    assert [each["name"] for each in project["env"]] == ["A", "B"]
+    assert "hidden" not in str(job)
+
+
+def test_the_choice_of_a_delivery() -> None:
+    def choose(requested: Any = None, uri: str | None = None, build: bool = False, size: int | None = 1) -> str:
+        return choose_delivery(requested, repository_uri=uri, build_image=build, archive_size=size).delivery
+
+    assert [choose(), choose(uri="r/x"), choose(build=True, uri="r/x"), choose("none"), choose("git")] == [
+        "archive",
+        "image",
+        "image",
+        "none",
+        "git",
+    ]
+    for wrong in ({"build": True}, {"requested": "image"}, {"size": None}, {"requested": "git", "build": True}):
+        with pytest.raises(BackendError, match="Ways for the code"):
+            choose(**wrong)
+
+
+def test_lines_that_come_again_are_taken_once() -> None:
+    lines = LineFilter()
+    one = b"2026-01-01T00:00:01.000000001Z a\n2026-01-01T00:00:01.000000001Z a\n2026-01-01T00:00:02.5Z b\n"
+    assert lines.feed(one + b"2026-01-01T00:00:02.6Z cut o") == [b"a\n", b"a\n", b"b\n"]
+    assert lines.since == "2026-01-01T00:00:01Z"
+    lines.reconnect()
+    assert lines.feed(one + b"2026-01-01T00:00:02.6Z cut off\n2026-01-01T00:00:09Z end") == [b"cut off\n"]
+    assert lines.close() == [b"end"]
+
+
+def _pod(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "p"}, "spec": {"nodeName": "n", "restartPolicy": "Never"}, "status": status}
+
+
+def _ended(code: int, reason: str) -> dict[str, Any]:
+    state = {"terminated": {"exitCode": code, "reason": reason}}
+    return _pod(phase="Failed", containerStatuses=[{"name": "project", "state": state}])
+
+
+def _job(reason: str) -> dict[str, Any]:
+    condition = {"type": "Failed", "status": "True", "reason": reason, "message": "m"}
+    return {"metadata": {"name": "j"}, "spec": {"activeDeadlineSeconds": 9}, "status": {"conditions": [condition]}}
+
+
+@pytest.mark.parametrize(
+    ("job", "pod", "ending", "words"),
+    [
+        (_job("BackoffLimitExceeded"), _ended(3, "Error"), "exited", "exit code 3"),
+        (_job("BackoffLimitExceeded"), _ended(137, "OOMKilled"), "exited", "OOMKilled"),
+        (_job("DeadlineExceeded"), _pod(phase="Failed"), "timed-out", "9 s"),
+        (_job("BackoffLimitExceeded"), _pod(phase="Failed", reason="Evicted", message="disk"), "not-started", "disk"),
+        (_job("BackoffLimitExceeded"), _pod(phase="Failed", reason="NodeLost"), "not-started", "NodeLost"),
+    ],
+)
+def test_ends(job: Any, pod: Any, ending: str, words: str) -> None:
+    found = explain_end(job, [pod], "project")
+    assert found.ending == ending
+    assert words in found.cause
+
+
+def test_troubles() -> None:
+    job = {"metadata": {"name": "j"}, "status": {}}
+    unschedulable = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes"}
+    waiting = {"name": "project", "state": {"waiting": {"reason": "CreateContainerConfigError", "message": "secret x"}}}
+    quota = {"reason": "FailedCreate", "involvedObject": {"name": "j"}, "message": "exceeded quota: q"}
+    kinds = [
+        find_trouble(job, [_pod(phase="Pending", conditions=[unschedulable])], []),
+        find_trouble(job, [_pod(phase="Pending", containerStatuses=[waiting])], []),
+        find_trouble(job, [], [quota]),
+        find_trouble(job, [_pod(phase="Running")], []),
+    ]
+    assert [each.kind if each else None for each in kinds] == [
+        "Unschedulable",
+        "CreateContainerConfigError",
+        "QuotaExceeded",
+        None,
+    ]
+
+
+def test_a_missing_permission_names_verb_and_resource() -> None:
+    refusal = ApiRefusal("create jobs", 403, "Forbidden", 'User "u" cannot create resource "jobs"', namespace="ns")
+    cause, advice = explain_refusal(refusal, "the cluster")
+    assert "no permission to create jobs in namespace ns" in cause
+    assert "'create' on 'jobs'" in advice
+
+
+def test_configuration() -> None:
+    parsed = parse_kubernetes_config({"kube-context": "c", "resources": {"cpu": 2}})
+    assert parse_kubernetes_config(dump_config(parsed)) == parsed
+    assert parsed.resources is not None
+    assert parsed.resources.requests == {"cpu": "2"}
+    with pytest.raises(BackendError, match="did you mean 'kube-context'"):
+        parse_kubernetes_config({"kube-contex": "c"})
+
+
+@pytest.mark.parametrize(
+    ("uri", "local"),
+    [
+        ("sqlite:///x.db", True),
+        ("file:///x", True),
+        ("http://127.0.0.1:5000", True),
+        ("https://mlflow.example", False),
+        ("databricks", False),
+    ],
+)
+def test_local_stores(uri: str, local: bool) -> None:
+    assert is_local(uri) is local
