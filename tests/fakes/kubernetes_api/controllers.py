@@ -54,7 +54,7 @@ class Controllers:
                 if self._store.version == version:
                     self._store.changed.wait(0.2)
 
-    def _sync_job(self, job: Json) -> None:
+    def _sync_job(self, job: Json) -> None:  # noqa: C901 - the controller's cases, one after another
         metadata, spec = job["metadata"], job["spec"]
         uid, namespace = metadata["uid"], metadata["namespace"]
         if "deletionTimestamp" in metadata or self._expire(job):
@@ -72,7 +72,7 @@ class Controllers:
         if spec.get("suspend"):
             for pod in active:
                 self._delete_pod(pod)
-            self._set(job, lambda status: status.update(active=0) or status.pop("startTime", None))
+            self._set(job, _suspend)
             return
         if "startTime" not in job["status"]:
             self._set(job, lambda status: status.update(startTime=now(), active=0))
@@ -253,3 +253,8 @@ def _done(job: Json) -> Json | None:
 def _age(text: str) -> float:
     then = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
     return (datetime.now(timezone.utc) - then).total_seconds()
+
+
+def _suspend(status: Json) -> None:
+    status["active"] = 0
+    status.pop("startTime", None)

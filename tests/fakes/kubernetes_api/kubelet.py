@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -282,8 +283,11 @@ class Kubelet:
                     "Normal", pod, "Pod", "Scheduled", f"Successfully assigned {pod['metadata']['name']} to {NODE}"
                 )
                 return True
-            message = f"0/1 nodes are available: {problem}. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
-            self._status(pod, lambda status: _condition(status, "PodScheduled", "False", "Unschedulable", message))
+            message = (
+                f"0/1 nodes are available: {problem}. preemption: 0/1 nodes are available: 1 Preemption is not helpful for "
+                "scheduling."
+            )
+            self._status(pod, partial(_unschedulable, message=message))
             if not told:
                 self._record("Warning", pod, "Pod", "FailedScheduling", message)
                 told = True
@@ -560,3 +564,7 @@ def _misfit(spec: Json) -> str | None:
         if wanted > capacity:
             return f"1 Insufficient {resource}"
     return None
+
+
+def _unschedulable(status: Json, message: str) -> None:
+    _condition(status, "PodScheduled", "False", "Unschedulable", message)

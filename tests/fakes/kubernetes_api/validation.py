@@ -24,7 +24,7 @@ _QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+|[numkMGTPE]|[KMGT
 _ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 _DATA_KEY = re.compile(r"[-._a-zA-Z0-9]+")
 _MAX_OBJECT = 1_048_576
-_PATHS_OF_NUMBERS = {"int": int, "bool": bool, "str": str, "float": (int, float)}
+_PATHS_OF_NUMBERS: dict[str, type | tuple[type, ...]] = {"int": int, "bool": bool, "str": str, "float": (int, float)}
 
 
 def decode(body: Any, resource: Resource, *, strict: bool) -> Json:
@@ -38,7 +38,8 @@ def decode(body: Any, resource: Resource, *, strict: bool) -> Json:
     decoded = _shape(body, f"V1{resource.kind}" if resource.kind != "Event" else "CoreV1Event", "", unknown)
     if unknown and strict:
         fields = ", ".join(f'unknown field "{field}"' for field in unknown)
-        message = f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: strict decoding error: {fields}'
+        head = f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}'
+        message = f"{head}: strict decoding error: {fields}"
         raise ApiError(400, "BadRequest", message)
     result: Json = decoded
     return result
@@ -117,7 +118,7 @@ def validate(body: Json, resource: Resource) -> None:
     def fail(field: str, message: str) -> ApiError:
         return invalid(resource.kind, name, field, message)
 
-    pattern, longest = (_LABEL_NAME, 63) if resource.kind in ("Namespace",) else (_SUBDOMAIN, 253)
+    pattern, longest = (_LABEL_NAME, 63) if resource.kind == "Namespace" else (_SUBDOMAIN, 253)
     if not name:
         raise fail("metadata.name", "Required value: name or generateName is required")
     if len(name) > longest or not pattern.fullmatch(name):
@@ -186,7 +187,7 @@ def _validate_job(body: Json, fail: Any) -> None:
     _validate_pod_spec(pod, "spec.template.spec", fail)
 
 
-def _validate_pod_spec(pod: Json, path: str, fail: Any) -> None:
+def _validate_pod_spec(pod: Json, path: str, fail: Any) -> None:  # noqa: C901 - one rule after another, as the server has them
     volumes: set[str] = set()
     for index, volume in enumerate(pod.get("volumes") or []):
         place = f"{path}.volumes[{index}]"
@@ -217,7 +218,7 @@ def _validate_pod_spec(pod: Json, path: str, fail: Any) -> None:
         raise fail(f"{path}.terminationGracePeriodSeconds", "Invalid value: must be greater than or equal to 0")
 
 
-def _validate_container(container: Json, path: str, volumes: set[str], fail: Any) -> None:
+def _validate_container(container: Json, path: str, volumes: set[str], fail: Any) -> None:  # noqa: C901 - one rule after another, as the server has them
     if not container.get("image"):
         raise fail(f"{path}.image", "Required value")
     if container["image"] != container["image"].strip():
@@ -287,9 +288,9 @@ def _validate_data(body: Json, resource: Resource, fail: Any) -> None:
                 raise ApiError(400, "BadRequest", f"illegal base64 data in {field}.{key}") from None
     if total > _MAX_OBJECT:
         raise fail("data" if resource.kind == "Secret" else "", f"Too long: may not be more than {_MAX_OBJECT} bytes")
-    if resource.kind == "Secret" and body.get("type") == "kubernetes.io/dockerconfigjson":
-        if ".dockerconfigjson" not in (body.get("data") or {}):
-            raise fail("data[.dockerconfigjson]", "Required value")
+    is_docker_config = resource.kind == "Secret" and body.get("type") == "kubernetes.io/dockerconfigjson"
+    if is_docker_config and ".dockerconfigjson" not in (body.get("data") or {}):
+        raise fail("data[.dockerconfigjson]", "Required value")
 
 
 def validate_update(old: Json, new: Json, resource: Resource) -> None:
@@ -302,11 +303,9 @@ def validate_update(old: Json, new: Json, resource: Resource) -> None:
     for field in ("name", "namespace", "uid", "creationTimestamp"):
         if new["metadata"].get(field) != old["metadata"].get(field):
             if field == "uid":
-                raise ApiError(
-                    409,
-                    "Conflict",
-                    f"Precondition failed: UID in precondition: {new['metadata'].get('uid')}, UID in object meta: {old['metadata']['uid']}",
-                )
+                wanted, found = new["metadata"].get("uid"), old["metadata"]["uid"]
+                message = f"Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
+                raise ApiError(409, "Conflict", message)
             raise invalid(resource.kind, name, f"metadata.{field}", "field is immutable")
     if resource.kind == "Job":
         for field in ("template", "selector", "completions", "completionMode"):

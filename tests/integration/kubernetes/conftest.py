@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,8 +16,6 @@ from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
 from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.spec import check_parameters, find_entry_point, load_project
 from prefect_mlprojects.types import StopSignal, StreamName
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "fakes"))
 
 DOUBLE_IMAGE = "double/project:1.0"
 
@@ -99,7 +96,7 @@ def double(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.config.getoption("--kube-context"):
         yield None
         return
-    from kubernetes_api import KubernetesDouble
+    from tests.fakes.kubernetes_api import KubernetesDouble
 
     made = KubernetesDouble({DOUBLE_IMAGE})
     yield made
