@@ -14,7 +14,7 @@ from prefect_mlprojects.types import DockerArgs
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
 
-BuiltinBackendName: TypeAlias = Literal["local"]
+BuiltinBackendName: TypeAlias = Literal["local", "databricks"]
 ENTRY_POINT_GROUP = "prefect_mlprojects.backends"
 
 
@@ -80,6 +80,10 @@ def _make_builtin(name: BuiltinBackendName) -> Backend:
             from prefect_mlprojects.backends.local import LocalBackend
 
             return LocalBackend()
+        case "databricks":
+            from prefect_mlprojects.backends.databricks.backend import DatabricksBackend
+
+            return DatabricksBackend()
         case _:
             assert_never(name)
 
