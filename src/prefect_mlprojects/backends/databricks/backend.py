@@ -59,8 +59,8 @@ class DatabricksBackend:
             raise BackendError(NO_CLUSTER, backend=NAME)
         if isinstance(call.project.environment, DockerEnvironment) or call.docker_args or call.build_image:
             raise BackendError(
-                f"The project '{call.project.display_name}' wants a Docker container, which Databricks does not run: its runtime is "
-                "the container. Give the project a python_env, or run it with the local or kubernetes backend.",
+                f"The project '{call.project.display_name}' wants a Docker container, which Databricks does not run: its runtime "
+                "is the container. Give the project a python_env, or run it with the local or kubernetes backend.",
                 backend=NAME,
             )
         _check_tracking(call.tracking_uri, config)
@@ -89,7 +89,7 @@ class DatabricksBackend:
         config = parse_databricks_config(call.config)
         root = _root(config, "<user>")
         archive = _archive(call)
-        token = "mlp-<flow run id>-0"
+        token = "mlp-<flow run id>-0"  # noqa: S105 - an idempotency token
         code = _code(root, hashlib.sha256(archive).hexdigest(), token, live=config.live_output)
         body = submission(call, config, command, code, remote_variables({}, call.tracking_uri), token)
         return {"submission": json.dumps(body, indent=2)}
@@ -151,6 +151,7 @@ class _Execution:
         self._facts = request.preparation.facts
         self._storage: Storage = storage_for(client, self._facts["root"])
         self._phase = ""
+        self._token = ""
 
     def run(self) -> ExecutionOutcome:
         started = time.monotonic()
@@ -176,6 +177,8 @@ class _Execution:
         elif live is None or not live.seen:
             driver_output(self._client, run, self._output, whole=True)
         tail = self._output.close()
+        if found.status != "succeeded":
+            self._note_told()
         self._forget(code)
         return _outcome(found, why, self._stop, live.exit_code if live is not None else None, error, tail)
 
@@ -189,12 +192,27 @@ class _Execution:
             run_id = int(self._ask(partial(_post, self._client, body), "Databricks refused the run")["run_id"])
             run = self._ask(partial(self._client.jobs.get_run, run_id), "The run can't be read")
             found = diagnose(run)
-            told = found.ended and found.status != "succeeded"
-            if told and not (code.output and self._storage.names(code.output)):
+            if found.ended and found.status != "succeeded" and self._was_told(token):
                 continue
+            self._token = token
             self._tell(run_id, run)
             return run_id, code
         raise BackendError(f"The run was tried {_MAX_ATTEMPTS} times.", backend=NAME)
+
+    def _was_told(self, token: str) -> bool:
+        return bool(
+            self._ask(partial(self._storage.exists, self._marker(token)), "The run's marker can't be looked for")
+        )
+
+    def _note_told(self) -> None:
+        """Notes that the failure was told: a retry of the flow run is then a new run, a restart before that is not."""
+        try:
+            self._storage.write(self._marker(self._token), b"told\n")
+        except Exception as error:  # noqa: BLE001 - the failure itself is what people must hear of
+            self._request.events.report(f"A retry will find the same run again: {error}")
+
+    def _marker(self, token: str) -> str:
+        return f"{self._facts['root']}/told/{token}"
 
     def _live(self) -> bool:
         return self._config.live_output and not self._config.git_source

@@ -1,3 +1,4 @@
+# ruff: noqa: T201, UP031 - its standard error is the driver's, and it must run on Python 3.8
 """Runs a project on the driver of a Databricks cluster; uploaded as it is, so standard library and Python 3.8 only.
 
 It gets one argument, a JSON text: where the archive is, the command, plain variables, names of secrets, the environment. It
@@ -63,7 +64,7 @@ class Chunks:
             pending, self._pending = self._pending, []
             for stream, pieces in pending:
                 self._number += 1
-                self._write("%08d.%s" % (self._number, stream), b"".join(pieces))  # noqa: UP031 - Python 3.8's bytes
+                self._write("%08d.%s" % (self._number, stream), b"".join(pieces))
 
     def _write(self, name: str, data: bytes) -> None:
         if self._folder is None:
@@ -87,7 +88,7 @@ def unpack(archive: str, digest: str) -> Path:
     content = Path(archive).read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
-        raise SystemExit("The uploaded archive %s is damaged: run again." % archive)  # noqa: UP031
+        raise SystemExit("The uploaded archive %s is damaged: run again." % archive)
     folder = Path(tempfile.mkdtemp(prefix="mlprojects-"))
     with tarfile.open(archive, "r:gz") as tar:
         if hasattr(tarfile, "data_filter"):
@@ -129,11 +130,11 @@ def install(wanted: dict[str, Any], target: Path, requirements: Path, project: P
         )
         base = [uv, "pip", "install", "-q", "--python", str(target / "bin" / "python")]
     else:
-        own = "%d.%d.%d" % sys.version_info[:3]  # noqa: UP031
+        own = "%d.%d.%d" % sys.version_info[:3]
         if python and not (own + ".").startswith(python + "."):
             raise SystemExit(
                 "The project wants Python %s; the driver has %s, and uv can't be installed." % (python, own)
-            )  # noqa: UP031
+            )
         log([sys.executable, "-m", "venv", str(target)], project)
         base = [str(target / "bin" / "python"), "-m", "pip", "install", "-q"]
     if wanted.get("build"):
@@ -212,7 +213,7 @@ def main(text: str) -> None:
     def log(command: list[str], folder: Path) -> None:
         code = run_command(command, folder, dict(os.environ), chunks)
         if code:
-            raise SystemExit("%s failed with exit code %d." % (" ".join(command[:3]), code))  # noqa: UP031
+            raise SystemExit("%s failed with exit code %d." % (" ".join(command[:3]), code))
 
     try:
         root = unpack(job["archive"], job["sha256"])
