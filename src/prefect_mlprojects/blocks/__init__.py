@@ -4,8 +4,16 @@ The entry point group ``prefect.collections`` loads this package where a Prefect
 """
 
 from prefect_mlprojects.blocks.backend import MLprojectBackend
+from prefect_mlprojects.blocks.databricks import DatabricksBackendBlock, DatabricksWorkspace
 from prefect_mlprojects.blocks.git import GitCredentialsBlock
 from prefect_mlprojects.blocks.project import MLflowProject
 from prefect_mlprojects.blocks.tracking import MLflowTrackingServer
 
-__all__ = ["GitCredentialsBlock", "MLflowProject", "MLflowTrackingServer", "MLprojectBackend"]
+__all__ = [
+    "DatabricksBackendBlock",
+    "DatabricksWorkspace",
+    "GitCredentialsBlock",
+    "MLflowProject",
+    "MLflowTrackingServer",
+    "MLprojectBackend",
+]
