@@ -400,7 +400,7 @@ class _Handler(BaseHTTPRequestHandler):
     workspace: FakeWorkspace
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in http.server
         """Says nothing."""
 
     def _handle(self) -> None:

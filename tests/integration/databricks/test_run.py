@@ -141,3 +141,16 @@ def test_an_environment_is_built_on_the_driver(workspace: Any, tmp_path: Path) -
 
     assert submitted.get_status() == "FINISHED"
     assert str(tmp_path / "environments") in workspace.runs[1000].logs
+
+
+def test_what_runs_left_is_cleaned(workspace: Any, capsys: Any) -> None:
+    from prefect_mlprojects.cli.app import main
+
+    call()
+
+    with pytest.raises(SystemExit) as ended:
+        main(["databricks", "clean", "--older-than", "0"])
+
+    assert ended.value.code == 0
+    assert "2 files and folders." in capsys.readouterr().out
+    assert list(workspace.root.rglob("*.tar.gz")) == []
