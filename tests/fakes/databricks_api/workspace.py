@@ -160,7 +160,7 @@ class FakeWorkspace:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={"PATH": os.environ["PATH"], "HOME": str(self.root), **self.environment},
+                env={**_network_settings(), "PATH": os.environ["PATH"], "HOME": str(self.root), **self.environment},
             )
             run.life_cycle = "RUNNING"
         try:
@@ -243,6 +243,8 @@ class FakeWorkspace:
                 "authorization_endpoint": f"{self.host}/oidc/v1/authorize",
                 "token_endpoint": f"{self.host}/oidc/v1/token",
             }
+        if path == "/.well-known/databricks-config":
+            return {"oidc_endpoint": f"{self.host}/oidc"}
         if path.startswith("/.well-known/"):
             raise Refusal(404, "NOT_FOUND", "There is no such endpoint.")
         if path == "/oidc/v1/token":
@@ -388,6 +390,12 @@ class FakeWorkspace:
             "file_size": path.stat().st_size,
             "modification_time": int(path.stat().st_mtime * 1000),
         }
+
+
+def _network_settings() -> dict[str, str]:
+    """How this machine reaches a package index: a cluster has that from its init scripts."""
+    prefixes = ("UV_", "PIP_", "SSL_", "REQUESTS_CA", "HTTP_", "HTTPS_", "NO_PROXY", "http_", "https_", "no_proxy")
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
 
 
 def _only(values: dict[str, Any], known: set[str], what: str) -> None:

@@ -121,7 +121,7 @@ def test_an_expired_token_is_told_with_advice(workspace: Any) -> None:
 
 
 def test_a_machines_credentials_are_enough(workspace: Any, monkeypatch: Any) -> None:
-    monkeypatch.delenv("DATABRICKS_TOKEN")
+    monkeypatch.setenv("DATABRICKS_TOKEN", "somebody-elses")
     workspace.tokens.clear()
     credentials = {"host": workspace.host, "client_id": "robot", "client_secret": "robot-secret"}
 
@@ -154,3 +154,46 @@ def test_what_runs_left_is_cleaned(workspace: Any, capsys: Any) -> None:
     assert ended.value.code == 0
     assert "2 files and folders." in capsys.readouterr().out
     assert list(workspace.root.rglob("*.tar.gz")) == []
+
+
+def test_a_restarted_flow_run_finds_its_run_again(workspace: Any, mlflow_server: str) -> None:
+    from prefect_mlprojects._output import TailedOutput
+    from prefect_mlprojects.backends.base import BackendCall, ExecutionRequest, RunIdentity
+    from prefect_mlprojects.backends.databricks.backend import DatabricksBackend
+    from prefect_mlprojects.sources import WorkingCopy
+    from prefect_mlprojects.spec import build_command, check_parameters, find_entry_point, load_project
+    from prefect_mlprojects.types import StopSignal
+
+    class Nowhere:
+        def write(self, stream: str, data: bytes) -> None:
+            """Takes no notice."""
+
+    import mlflow
+
+    project = load_project(PROJECT)
+    entry_point = find_entry_point(project, "main")
+    parameters = check_parameters(entry_point, {})
+    copy = WorkingCopy(directory=PROJECT, uri=str(PROJECT), kind="local", source_name=str(PROJECT))
+    config = {"new_cluster": CLUSTER, **FAST}
+    backend_call = BackendCall(project, entry_point, parameters, copy, config=config, tracking_uri=mlflow_server)
+    backend, stop = DatabricksBackend(), StopSignal()
+    preparation = backend.prepare(backend_call, print, stop)
+    with mlflow.start_run() as tracked:
+        variables = {"MLFLOW_RUN_ID": tracked.info.run_id}
+    request = ExecutionRequest(
+        command=build_command(entry_point, parameters),
+        working_directory=PROJECT,
+        environment=None,
+        variables=variables,
+        identity=RunIdentity("0d6f7c1e-0000-4000-8000-000000000001", tracked.info.run_id, "p", "main"),
+        config=config,
+        call=backend_call,
+        preparation=preparation,
+    )
+
+    first = backend.execute(request, TailedOutput(Nowhere()), stop)
+    again = backend.execute(request, TailedOutput(Nowhere()), stop)
+
+    assert first.succeeded, first
+    assert again.succeeded
+    assert len(workspace.runs) == 1

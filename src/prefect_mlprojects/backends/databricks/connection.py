@@ -50,6 +50,10 @@ def connect(config: DatabricksConfig, tracking_uri: str) -> WorkspaceClient:
     unknown = sorted(set(values) - {each.name for each in Config.attributes()})
     if unknown:
         raise BackendError(f"The Databricks credentials have an unknown field: {', '.join(unknown)}.", backend=NAME)
+    if values and "auth_type" not in values:
+        # The environment may hold other credentials; the SDK would refuse to choose.
+        kind = "oauth-m2m" if values.get("client_secret") else "pat" if values.get("token") else None
+        values |= {"auth_type": kind} if kind else {}
     profile = config.profile or profile_of(tracking_uri)
     if not values and profile:
         values["profile"] = profile
