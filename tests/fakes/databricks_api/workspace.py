@@ -153,7 +153,7 @@ class FakeWorkspace:
         mapped = [self._mapped(each) for each in python.get("parameters", [])]
         command = [sys.executable, str(self.local(python["python_file"])), *mapped]
         with self._lock:
-            if run.cancelled:
+            if run.life_cycle != "PENDING":
                 return
             run.process = subprocess.Popen(
                 command,
@@ -171,7 +171,7 @@ class FakeWorkspace:
             return
         run.logs = out.decode("utf-8", "replace")
         code = run.process.returncode
-        if run.cancelled:
+        if self.runs[run.run_id].cancelled:
             run.result, run.code, run.kind = "CANCELED", "USER_CANCELED", "CLIENT_ERROR"
             run.message = f"Run cancelled by {USER}"
         elif code == 0:
@@ -297,7 +297,8 @@ class FakeWorkspace:
         path = self.local("/Workspace" + parts["path"].get_content().strip())
         if not path.parent.is_dir():
             raise Refusal(404, "RESOURCE_DOES_NOT_EXIST", f"The parent folder ({path.parent}) does not exist.")
-        path.write_bytes(parts["content"].get_payload(decode=True))
+        content: Any = parts["content"].get_payload(decode=True)
+        path.write_bytes(content)
         return {}
 
     def _files(self, name: str, path: Path, values: dict[str, Any]) -> Any:
