@@ -18,6 +18,7 @@ from prefect_mlprojects.spec import (
     check_parameters,
     find_entry_point,
     load_project,
+    spark_job_entry_point,
 )
 from prefect_mlprojects.types import BackendConfig, EnvironmentManagerName
 
@@ -170,7 +171,8 @@ def check_call(call: ProjectCall, working_copy: WorkingCopy, context: CallContex
         EnvironmentBuildError: The environment manager is unknown or does not fit the project.
     """
     project = load_project(working_copy.directory)
-    entry_point = find_entry_point(project, call.entry_point)
+    entry_point = spark_job_entry_point(project, call.entry_point) if call.backend == "databricks" else None
+    entry_point = entry_point or find_entry_point(project, call.entry_point)
     parameters = check_parameters(entry_point, call.parameters)
     backend = select_backend(call.backend, project, call.docker_args)
     backend_call = BackendCall(

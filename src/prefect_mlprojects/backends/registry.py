@@ -14,7 +14,7 @@ from prefect_mlprojects.types import DockerArgs
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
 
-BuiltinBackendName: TypeAlias = Literal["local", "kubernetes"]
+BuiltinBackendName: TypeAlias = Literal["local", "kubernetes", "databricks"]
 ENTRY_POINT_GROUP = "prefect_mlprojects.backends"
 
 
@@ -82,6 +82,10 @@ def _make_builtin(name: BuiltinBackendName) -> Backend:
             from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
 
             return KubernetesBackend()
+        case "databricks":
+            from prefect_mlprojects.backends.databricks.backend import DatabricksBackend
+
+            return DatabricksBackend()
         case _:
             assert_never(name)
 

@@ -26,6 +26,7 @@ _COMMANDS = {
     "blocks": ("blocks", "Manage this package's block types on the Prefect server."),
     "cancel": ("runs", "Cancel a run and wait until it has ended."),
     "completion": ("completion", "Print the shell completion script."),
+    "databricks": ("databricks", "Manage what runs leave in a Databricks workspace."),
     "deploy": ("deployments", "Deploy a project: schedules, and a typed form in Prefect's UI."),
     "describe": ("inspection", "List a project's entry points and their parameters."),
     "env": ("environments", "Manage the cached environments."),

@@ -68,6 +68,21 @@ def find_entry_point(project: Project, name: str) -> EntryPoint:
     return EntryPoint(name=name, command=command, parameters={}, script=name)
 
 
+def spark_job_entry_point(project: Project, name: str) -> EntryPoint | None:
+    """Returns what stands for the entry point of a Databricks Spark job with a ``python_file``; None for other projects.
+
+    Such a project has no entry points: whatever is asked for, its file runs, with the parameters of the MLproject file.
+
+    Args:
+        project: The project.
+        name: The entry point that was asked for.
+    """
+    file = (project.databricks_spark_job or {}).get("python_file")
+    if file is None:
+        return None
+    return EntryPoint(name=name, command=f"python {file}".replace("{", "{{").replace("}", "}}"), parameters={})
+
+
 def _unknown_in_spark_job(project: Project, name: str) -> Problem:
     if (project.databricks_spark_job or {}).get("python_file") is not None:
         return Problem(

@@ -1,0 +1,1 @@
+"""Runs projects as one-time runs of a Databricks workspace."""

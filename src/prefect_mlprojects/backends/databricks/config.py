@@ -1,0 +1,155 @@
+"""The configuration of the databricks backend: MLflow's forms and ours, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from prefect_mlprojects.backends.config_models import parse_config
+from prefect_mlprojects.exceptions import BackendError
+
+NAME = "databricks"
+NO_CLUSTER = (
+    "Backend spec must be provided when launching MLflow project runs on Databricks: name a new_cluster, an "
+    "existing-cluster-id or a (serverless) environment in the backend configuration."
+)
+_OWN_CLUSTER_KEYS = ("libraries",)
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class DatabricksConfig(BaseModel):
+    """What users write as ``backend_config``; keys may have hyphens or underscores.
+
+    Attributes:
+        credentials: A block's name, or fields of the SDK's ``Config``: host, token, client_id, client_secret …
+        profile: A profile of ``~/.databrickscfg``; wins over the one of a ``databricks://profile`` tracking URI.
+        new_cluster: The cluster that is made for the run (the Clusters API's specification).
+        existing_cluster_id: A cluster that is there.
+        environment: A serverless environment: ``environment_version``, ``dependencies``.
+        libraries: Libraries of the Jobs API for the cluster.
+        timeout: Seconds after which Databricks itself ends the run.
+        run_name: The run's name in the workspace.
+        access_control: Permissions on the run (the Jobs API's ``access_control_list``).
+        code_path: Where the code is uploaded: ``/Workspace/…``, ``/Volumes/…`` or ``dbfs:/…``.
+        git_source: Whether Databricks itself checks a git project out.
+        secrets: Variable of the command -> ``scope/key`` of a Databricks secret, which the driver reads.
+        live_output: Whether output is written beside the code and read while the run goes on.
+        poll_interval: Seconds between two looks at the run; grows to ``max_poll_interval`` while nothing happens.
+        max_poll_interval: The longest such time, in seconds.
+        network_timeout: Seconds for which the workspace may be out of reach before the watching is given up.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, alias_generator=_kebab, hide_input_in_errors=True)
+
+    credentials: str | dict[str, Any] | None = Field(default=None, repr=False)
+    profile: str | None = None
+    new_cluster: dict[str, Any] | None = None
+    existing_cluster_id: str | None = None
+    environment: dict[str, Any] | None = None
+    libraries: list[dict[str, Any]] = Field(default_factory=list)
+    timeout: int | None = Field(default=None, gt=0)
+    run_name: str | None = None
+    access_control: list[dict[str, Any]] = Field(default_factory=list)
+    code_path: str | None = None
+    git_source: bool = False
+    secrets: dict[str, str] = Field(default_factory=dict)
+    live_output: bool = True
+    poll_interval: float = Field(default=2.0, gt=0)
+    max_poll_interval: float = Field(default=20.0, gt=0)
+    network_timeout: float = Field(default=900.0, ge=0)
+
+    @field_validator("code_path")
+    @classmethod
+    def _known_place(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        value = value.rstrip("/")
+        if ".." in value.split("/") or not value.startswith(("/Workspace/", "/Volumes/", "dbfs:/")):
+            raise ValueError("must be an absolute path that begins with /Workspace/, /Volumes/ or dbfs:/")
+        if value.startswith("/Volumes/") and len(value.split("/")) < 5:
+            raise ValueError("must name a volume: /Volumes/CATALOG/SCHEMA/VOLUME[/FOLDER]")
+        return value
+
+    @field_validator("secrets")
+    @classmethod
+    def _scope_and_key(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, place in value.items():
+            if place.count("/") != 1 or not all(place.split("/")):
+                raise ValueError(f"{name} must name a Databricks secret as scope/key")
+        return value
+
+    @model_validator(mode="after")
+    def _one_compute(self) -> DatabricksConfig:
+        given = [self.new_cluster, self.existing_cluster_id, self.environment]
+        if sum(each is not None for each in given) > 1:
+            raise ValueError("new_cluster, existing-cluster-id and environment exclude each other: name one")
+        if self.environment is not None and self.libraries:
+            raise ValueError("a serverless environment takes no libraries: name them under environment.dependencies")
+        return self
+
+    @property
+    def compute(self) -> Literal["new", "existing", "serverless"] | None:
+        """What it runs on; None when nothing is named."""
+        if self.new_cluster is not None:
+            return "new"
+        if self.existing_cluster_id is not None:
+            return "existing"
+        return "serverless" if self.environment is not None else None
+
+
+@cache
+def _cluster_fields() -> frozenset[str]:
+    from dataclasses import fields
+
+    from databricks.sdk.service.compute import ClusterSpec
+
+    return frozenset(each.name for each in fields(ClusterSpec))
+
+
+def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
+    """Returns a configuration in any of its forms as a value.
+
+    MLflow's forms are a bare cluster specification, ``new_cluster`` with ``libraries``, and either under ``cluster_spec``.
+
+    Args:
+        config: What the user wrote.
+
+    Raises:
+        BackendError: A key is unknown (the nearest is named) or a value is not of its kind.
+    """
+    values = dict(config)
+    for key in ("cluster_spec", "cluster-spec"):
+        spec = values.pop(key, None)
+        if spec is None:
+            continue
+        if not isinstance(spec, Mapping):
+            raise BackendError(
+                f"The configuration of the {NAME} backend does not fit: {key}: must be a mapping", backend=NAME
+            )
+        values = {**spec, **values}
+    own = {name for field in DatabricksConfig.model_fields for name in (field, _kebab(field))}
+    bare = {key: values.pop(key) for key in list(values) if key not in own and key in _cluster_fields()}
+    if bare:
+        values["new_cluster"] = {**(values.pop("new_cluster", None) or values.pop("new-cluster", None) or {}), **bare}
+    parsed = parse_config(DatabricksConfig, values, backend=NAME)
+    _check_cluster(parsed.new_cluster or {})
+    return parsed
+
+
+def _check_cluster(cluster: Mapping[str, Any]) -> None:
+    for key in cluster:
+        if key in _cluster_fields():
+            continue
+        near = get_close_matches(key, _cluster_fields(), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise BackendError(
+            f"The configuration of the {NAME} backend does not fit: new_cluster: unknown key {key!r}{hint}",
+            backend=NAME,
+        )

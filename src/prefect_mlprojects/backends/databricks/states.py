@@ -1,0 +1,219 @@
+"""What the states of a Databricks run mean: pure functions from what the Jobs API says to an ending and its cause."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from databricks.sdk.service.jobs import Run
+
+Status = Literal["running", "succeeded", "failed", "cancelled", "timed-out", "not-started"]
+
+# https://docs.databricks.com/api/workspace/jobs/getrun: life_cycle_state -> whether the run has ended.
+LIFE_CYCLES = MappingProxyType(
+    {
+        "BLOCKED": False,
+        "PENDING": False,
+        "QUEUED": False,
+        "RUNNING": False,
+        "TERMINATING": False,
+        "WAITING_FOR_RETRY": False,
+        "WAITING": False,
+        "TERMINATED": True,
+        "SKIPPED": True,
+        "INTERNAL_ERROR": True,
+    }
+)
+
+RESULTS: MappingProxyType[str, tuple[Status, str]] = MappingProxyType(
+    {
+        "SUCCESS": ("succeeded", "the run succeeded"),
+        "SUCCESS_WITH_FAILURES": ("succeeded", "the run succeeded, with failures in it"),
+        "FAILED": ("failed", "the task failed"),
+        "TIMEDOUT": ("timed-out", "Databricks ended the run: it took longer than the configured timeout"),
+        "CANCELED": ("cancelled", "the run was cancelled in Databricks"),
+        "MAXIMUM_CONCURRENT_RUNS_REACHED": ("not-started", "too many runs at once"),
+        "EXCLUDED": ("not-started", "the run was excluded by its conditions"),
+        "DISABLED": ("not-started", "the task is disabled"),
+        "UPSTREAM_FAILED": ("not-started", "a task before it failed"),
+        "UPSTREAM_CANCELED": ("cancelled", "a task before it was cancelled"),
+    }
+)
+
+CODES: MappingProxyType[str, tuple[Status, str, str]] = MappingProxyType(
+    {
+        "SUCCESS": ("succeeded", "the run succeeded", ""),
+        "SUCCESS_WITH_FAILURES": ("succeeded", "the run succeeded, with failures in it", ""),
+        "USER_CANCELED": ("cancelled", "a user cancelled the run in Databricks", "The run's page says who."),
+        "CANCELED": ("cancelled", "Databricks cancelled the run", "The run's page says why."),
+        "SKIPPED": ("not-started", "the run was skipped", "Look at the run's conditions and limits."),
+        "DRIVER_ERROR": (
+            "failed",
+            "the driver died",
+            "Often its memory ran out: take a larger node type for the driver, or read the cluster's event log.",
+        ),
+        "CLUSTER_ERROR": (
+            "not-started",
+            "the cluster failed to start or broke",
+            "Read the cluster's event log; check its node type, policy and network.",
+        ),
+        "REPOSITORY_CHECKOUT_FAILED": (
+            "not-started",
+            "Databricks could not check the repository out",
+            "Check the git credentials in the workspace, or leave git-source out so that the code is uploaded.",
+        ),
+        "INVALID_CLUSTER_REQUEST": (
+            "not-started",
+            "the cluster's specification is invalid",
+            "Correct new_cluster in the backend configuration.",
+        ),
+        "WORKSPACE_RUN_LIMIT_EXCEEDED": (
+            "not-started",
+            "the workspace's limit of concurrent runs is reached",
+            "Wait for other runs to end, or ask for a higher limit.",
+        ),
+        "FEATURE_DISABLED": (
+            "not-started",
+            "the workspace has a feature that the run needs switched off",
+            "Ask the workspace's administrator to enable it.",
+        ),
+        "CLUSTER_REQUEST_LIMIT_EXCEEDED": (
+            "not-started",
+            "too many clusters are asked for at once",
+            "Try again later, or use an existing cluster or pool.",
+        ),
+        "STORAGE_ACCESS_ERROR": (
+            "failed",
+            "the storage could not be accessed",
+            "Check the permissions on the volume or the DBFS root, and on what code-path names.",
+        ),
+        "RUN_EXECUTION_ERROR": ("failed", "the task failed", ""),
+        "UNAUTHORIZED_ERROR": (
+            "not-started",
+            "a permission is missing",
+            "Give the user or service principal access to what the message names.",
+        ),
+        "LIBRARY_INSTALLATION_ERROR": (
+            "not-started",
+            "a library could not be installed",
+            "Correct 'libraries' (or 'python_libraries'): check names, versions and the cluster's way to the package index.",
+        ),
+        "MAX_CONCURRENT_RUNS_EXCEEDED": ("not-started", "too many runs at once", "Wait for other runs to end."),
+        "MAX_SPARK_CONTEXTS_EXCEEDED": (
+            "not-started",
+            "the cluster has too many Spark contexts",
+            "Use another cluster, or a new one for each run.",
+        ),
+        "RESOURCE_NOT_FOUND": (
+            "not-started",
+            "something that the run needs does not exist",
+            "Check cluster, policy and code-path in the backend configuration.",
+        ),
+        "INVALID_RUN_CONFIGURATION": (
+            "not-started",
+            "the run's configuration is invalid",
+            "Correct the backend configuration.",
+        ),
+        "INTERNAL_ERROR": (
+            "failed",
+            "an internal error of Databricks",
+            "Try again; if it stays, tell Databricks' support the run's id.",
+        ),
+        "CLOUD_FAILURE": (
+            "not-started",
+            "the cloud provider failed",
+            "Often it has no such machines left: try again, or take another node type or zone.",
+        ),
+        "MAX_JOB_QUEUE_SIZE_EXCEEDED": ("not-started", "the queue is full", "Wait for other runs to end."),
+        "DISABLED": ("not-started", "the task is disabled", ""),
+        "BREAKING_CHANGE": (
+            "not-started",
+            "the run uses something that Databricks has removed",
+            "Follow what its message says; a newer runtime is often needed.",
+        ),
+        "BUDGET_POLICY_LIMIT_EXCEEDED": (
+            "not-started",
+            "the budget policy's limit is used up",
+            "Ask for a higher limit, or run under another budget policy.",
+        ),
+    }
+)
+
+TYPES = MappingProxyType(
+    {
+        "SUCCESS": "",
+        "CLIENT_ERROR": "caused by the request or the code",
+        "CLOUD_FAILURE": "caused by the cloud provider",
+        "INTERNAL_ERROR": "caused by Databricks itself",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Where a run is, and why.
+
+    Attributes:
+        status: Where it is.
+        phase: Its state in Databricks' word.
+        cause: Why it ended, in words, Databricks' and the cloud's own included.
+        advice: What to do about it; empty when there is nothing to say.
+    """
+
+    status: Status
+    phase: str
+    cause: str = ""
+    advice: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over."""
+        return self.status != "running"
+
+
+def diagnose(run: Run) -> Diagnosis:
+    """Explains a run's state.
+
+    Args:
+        run: What ``runs/get`` answered.
+    """
+    details = run.status.termination_details if run.status else None
+    return explain(
+        _word(run.state.life_cycle_state if run.state else None) or _word(run.status.state if run.status else None),
+        _word(run.state.result_state if run.state else None),
+        _word(details.code if details else None),
+        _word(details.type if details else None),
+        (details.message if details else None) or (run.state.state_message if run.state else None) or "",
+    )
+
+
+def explain(life_cycle: str, result: str = "", code: str = "", kind: str = "", message: str = "") -> Diagnosis:
+    """Explains the words of a run's state; words that nobody has heard of never raise.
+
+    Args:
+        life_cycle: The life-cycle state.
+        result: The result state, once it has ended.
+        code: The termination code.
+        kind: The termination type.
+        message: What Databricks and the cloud say.
+    """
+    if not LIFE_CYCLES.get(life_cycle, bool(result or code)):
+        return Diagnosis("running", life_cycle or "UNKNOWN")
+    fallback: Status = "not-started" if life_cycle == "SKIPPED" else "failed"
+    words = {"SKIPPED": "the run was skipped", "INTERNAL_ERROR": "an internal error of Databricks"}
+    status, text, advice = fallback, words.get(life_cycle, f"it ended as {result or code or life_cycle}"), ""
+    if result in RESULTS:
+        status, text = RESULTS[result]
+    if code in CODES:
+        by_code, text, advice = CODES[code]
+        # The result state decides how it ended, where it says so; the code says why.
+        status = by_code if status in ("failed", "not-started") or result not in RESULTS else status
+    cause = text + (f" ({TYPES[kind]})" if TYPES.get(kind) else "")
+    message = message.strip().rstrip(".")
+    return Diagnosis(status, life_cycle, f"{cause}: {message}" if message and status != "succeeded" else cause, advice)
+
+
+def _word(value: object) -> str:
+    return str(getattr(value, "value", value) or "")

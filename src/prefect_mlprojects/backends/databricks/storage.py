@@ -1,0 +1,173 @@
+"""Files in a workspace: workspace files, Unity Catalog volumes and DBFS behind four verbs."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from databricks.sdk import WorkspaceClient
+
+FOLDER = ".prefect-mlprojects"
+
+
+class Storage(Protocol):
+    """Holds files under absolute paths; what is not there is never an error."""
+
+    def exists(self, path: str) -> bool:
+        """Returns whether there is such a file."""
+
+    def write(self, path: str, content: bytes) -> None:
+        """Writes a file, with the folders above it, in place of what was there."""
+
+    def read(self, path: str) -> bytes:
+        """Returns a file's content."""
+
+    def names(self, path: str) -> list[tuple[str, float]]:
+        """Returns what a folder holds: names and times of change (seconds since the epoch), sorted by name."""
+
+    def remove(self, path: str) -> None:
+        """Removes a file or a folder with all in it."""
+
+
+def storage_for(client: WorkspaceClient, root: str) -> Storage:
+    """Returns the storage that holds a path.
+
+    Args:
+        client: The workspace.
+        root: A path of ``/Workspace``, ``/Volumes`` or ``dbfs:``.
+    """
+    if root.startswith("/Volumes/"):
+        return _Volume(client)
+    return _Dbfs(client) if root.startswith("dbfs:") else _WorkspaceFiles(client)
+
+
+def driver_path(path: str) -> str:
+    """Returns the path as the driver's file system has it."""
+    return "/dbfs/" + path.removeprefix("dbfs:").lstrip("/") if path.startswith("dbfs:") else path
+
+
+def _not_found() -> Any:
+    from databricks.sdk.errors import NotFound
+
+    return NotFound
+
+
+class _WorkspaceFiles:
+    def __init__(self, client: WorkspaceClient) -> None:
+        self._api = client.workspace
+
+    @staticmethod
+    def _path(path: str) -> str:
+        return path.removeprefix("/Workspace")
+
+    def exists(self, path: str) -> bool:
+        try:
+            self._api.get_status(self._path(path))
+        except _not_found():
+            return False
+        return True
+
+    def write(self, path: str, content: bytes) -> None:
+        from databricks.sdk.service.workspace import ImportFormat
+
+        self._api.mkdirs(self._path(path).rpartition("/")[0])
+        # RAW: a .py file must not become a notebook.
+        self._api.upload(self._path(path), io.BytesIO(content), format=ImportFormat.RAW, overwrite=True)
+
+    def read(self, path: str) -> bytes:
+        from databricks.sdk.service.workspace import ExportFormat
+
+        return self._api.download(self._path(path), format=ExportFormat.AUTO).read()
+
+    def names(self, path: str) -> list[tuple[str, float]]:
+        try:
+            entries = [
+                (str(each.path).rpartition("/")[2], (each.modified_at or each.created_at or 0) / 1000)
+                for each in self._api.list(self._path(path))
+            ]
+        except _not_found():
+            return []
+        return sorted(entries)
+
+    def remove(self, path: str) -> None:
+        try:
+            self._api.delete(self._path(path), recursive=True)
+        except _not_found():
+            return
+
+
+class _Volume:
+    def __init__(self, client: WorkspaceClient) -> None:
+        self._api = client.files
+
+    def exists(self, path: str) -> bool:
+        try:
+            self._api.get_metadata(path)
+        except _not_found():
+            return False
+        return True
+
+    def write(self, path: str, content: bytes) -> None:
+        self._api.create_directory(path.rpartition("/")[0])
+        self._api.upload(path, io.BytesIO(content), overwrite=True)
+
+    def read(self, path: str) -> bytes:
+        contents = self._api.download(path).contents
+        return contents.read() if contents is not None else b""
+
+    def names(self, path: str) -> list[tuple[str, float]]:
+        try:
+            return sorted(
+                (str(each.name), (each.last_modified or 0) / 1000) for each in self._api.list_directory_contents(path)
+            )
+        except _not_found():
+            return []
+
+    def remove(self, path: str) -> None:
+        try:
+            entries = list(self._api.list_directory_contents(path))
+        except _not_found():
+            try:
+                self._api.delete(path)
+            except _not_found():
+                return
+            return
+        for each in entries:
+            self.remove(str(each.path)) if each.is_directory else self._api.delete(str(each.path))
+        self._api.delete_directory(path)
+
+
+class _Dbfs:
+    def __init__(self, client: WorkspaceClient) -> None:
+        self._api = client.dbfs
+
+    @staticmethod
+    def _path(path: str) -> str:
+        return "/" + path.removeprefix("dbfs:").lstrip("/")
+
+    def exists(self, path: str) -> bool:
+        return self._api.exists(self._path(path))
+
+    def write(self, path: str, content: bytes) -> None:
+        self._api.mkdirs(self._path(path).rpartition("/")[0])
+        self._api.upload(self._path(path), io.BytesIO(content), overwrite=True)
+
+    def read(self, path: str) -> bytes:
+        with self._api.download(self._path(path)) as file:
+            return file.read()
+
+    def names(self, path: str) -> list[tuple[str, float]]:
+        try:
+            return sorted(
+                (str(each.path).rpartition("/")[2], (each.modification_time or 0) / 1000)
+                for each in self._api.list(self._path(path))
+            )
+        except _not_found():
+            return []
+
+    def remove(self, path: str) -> None:
+        try:
+            self._api.delete(self._path(path), recursive=True)
+        except _not_found():
+            return

@@ -1,0 +1,243 @@
+"""What is submitted to Databricks: pure functions from a call and its configuration to a run submission."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from prefect_mlprojects._redaction import strip_credentials
+from prefect_mlprojects.backends.base import BackendCall
+from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
+from prefect_mlprojects.backends.databricks.storage import driver_path
+from prefect_mlprojects.environments.python_files import PythonSpec, read_conda_env, read_python_env
+from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError
+from prefect_mlprojects.spec.project import CondaEnvironment, NoEnvironment, PythonEnvironment
+
+TASK_KEY = "mlproject"
+ENVIRONMENT_KEY = "default"
+REQUIREMENTS_FILE = ".mlprojects-requirements.txt"
+MAX_ARGUMENT_BYTES = 9_500  # The Jobs API takes 10,000 bytes of parameters as JSON.
+_PASSED_ON = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID")
+_PROVIDERS: Mapping[str, str] = {
+    "github.com": "gitHub",
+    "gitlab.com": "gitLab",
+    "bitbucket.org": "bitbucketCloud",
+    "dev.azure.com": "azureDevOpsServices",
+}
+
+
+@dataclass(frozen=True)
+class Code:
+    """Where the code is.
+
+    Attributes:
+        archive: The archive's path in the workspace.
+        sha256: The SHA-256 of its bytes.
+        bootstrap: The bootstrap's path in the workspace.
+        output: The folder for the output; None for no live output.
+    """
+
+    archive: str
+    sha256: str
+    bootstrap: str
+    output: str | None = None
+
+
+def remote_variables(variables: Mapping[str, str], tracking_uri: str) -> dict[str, str]:
+    """Returns the plain variables that the command gets on the driver; nothing secret is among them.
+
+    Args:
+        variables: What the run adds to the command's environment here.
+        tracking_uri: The tracking URI; inside the workspace a Databricks store needs no credentials.
+    """
+    plain = {name: variables[name] for name in _PASSED_ON if name in variables}
+    inside = tracking_uri.partition(":")[0]
+    plain["MLFLOW_TRACKING_URI"] = inside if inside.startswith("databricks") else strip_credentials(tracking_uri)
+    return plain
+
+
+def python_spec(call: BackendCall) -> PythonSpec | None:
+    """Reads what the project's environment holds; None when it has none or ``env_manager`` is ``local``.
+
+    Raises:
+        EnvironmentBuildError: The file is malformed.
+    """
+    environment = call.project.environment
+    if isinstance(environment, NoEnvironment) or call.env_manager == "local":
+        return None
+    assert isinstance(environment, PythonEnvironment | CondaEnvironment)
+    read = (
+        read_python_env(environment.file)
+        if isinstance(environment, PythonEnvironment)
+        else read_conda_env(environment.file, "uv")
+    )
+    if isinstance(read, PythonSpec):
+        return read
+    problems = "; ".join(str(each) for each in read)
+    raise EnvironmentBuildError(
+        f"The environment of '{call.project.display_name}' can't be built: {problems}", manager="uv"
+    )
+
+
+def requirements_text(spec: PythonSpec) -> str:
+    """Returns the requirements file that goes into the archive."""
+    return "".join(f"{entry.text}\n" for entry in spec.dependencies)
+
+
+@dataclass(frozen=True)
+class SparkJob:
+    """A ``databricks_spark_job``: a Python file that runs in the driver's own Python, with its Spark session."""
+
+    file: str
+    parameters: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+
+
+def spark_job(call: BackendCall, command: str) -> SparkJob | None:
+    """Returns the project's Spark job by MLflow's rules; None when it is none.
+
+    Args:
+        call: The call.
+        command: The entry point's command line.
+
+    Raises:
+        BackendError: The entry point's command is not a ``python`` command.
+    """
+    job = call.project.databricks_spark_job
+    if job is None:
+        return None
+    libraries = tuple(str(each) for each in job.get("python_libraries") or ())
+    if job.get("python_file") is not None:
+        return SparkJob(str(job["python_file"]), tuple(str(each) for each in job.get("parameters") or ()), libraries)
+    words = shlex.split(command)
+    if len(words) < 2 or words[0] != "python":
+        raise BackendError(
+            "Databricks spark job only supports 'python' command in the entry point configuration.", backend=NAME
+        )
+    return SparkJob(words[1], tuple(words[2:]), libraries)
+
+
+def job_argument(
+    call: BackendCall, config: DatabricksConfig, command: str, code: Code, variables: Mapping[str, str]
+) -> str:
+    """Returns the JSON text that the bootstrap gets.
+
+    Raises:
+        BackendError: It is longer than the Jobs API takes.
+    """
+    spec, spark = python_spec(call), spark_job(call, command)
+    job: dict[str, Any] = {
+        "archive": driver_path(code.archive),
+        "sha256": code.sha256,
+        "variables": dict(variables),
+        "secrets": config.secrets,
+        "output": driver_path(code.output) if code.output else None,
+    }
+    if spark is not None:
+        job["spark_job"] = {"file": spark.file, "parameters": list(spark.parameters)}
+    else:
+        job["command"] = command
+    if spec is not None:
+        build = [entry.text for entry in spec.build_dependencies]
+        job["environment"] = {"python": spec.python, "build": build, "requirements": REQUIREMENTS_FILE}
+    text = json.dumps(job, sort_keys=True)
+    if len(text.encode()) > MAX_ARGUMENT_BYTES:
+        raise BackendError(
+            f"The command and its variables have {len(text.encode())} bytes; Databricks takes {MAX_ARGUMENT_BYTES}. Put long "
+            "values into a file of the project.",
+            backend=NAME,
+        )
+    return text
+
+
+def submission(
+    call: BackendCall, config: DatabricksConfig, command: str, code: Code, variables: Mapping[str, str], token: str
+) -> dict[str, Any]:
+    """Returns the body of ``POST /api/2.2/jobs/runs/submit``.
+
+    Args:
+        call: The call.
+        config: The configuration.
+        command: The shell command line.
+        code: Where the code is.
+        variables: The plain variables of the command.
+        token: The idempotency token.
+
+    Raises:
+        BackendError: It can't be run so.
+    """
+    task: dict[str, Any] = {"task_key": TASK_KEY}
+    body: dict[str, Any] = {
+        "run_name": config.run_name or f"MLflow Run for {call.working_copy.source_name}",
+        "idempotency_token": token,
+        "tasks": [task],
+    }
+    if config.git_source:
+        body["git_source"], task["spark_python_task"] = _git_task(call, command)
+    else:
+        argument = job_argument(call, config, command, code, variables)
+        task["spark_python_task"] = {"python_file": code.bootstrap, "parameters": [argument]}
+    spark = spark_job(call, command)
+    libraries = [*config.libraries, *({"pypi": {"package": each}} for each in (spark.libraries if spark else ()))]
+    if config.compute == "new":
+        cluster = dict(config.new_cluster or {})
+        if config.git_source:
+            cluster["spark_env_vars"] = {
+                **cluster.get("spark_env_vars", {}),
+                **variables,
+                **{name: f"{{{{secrets/{place}}}}}" for name, place in config.secrets.items()},
+            }
+        task["new_cluster"] = cluster
+    elif config.compute == "existing":
+        task["existing_cluster_id"] = config.existing_cluster_id
+    else:
+        environment = dict(config.environment or {})
+        if libraries:
+            environment["dependencies"] = [
+                *environment.get("dependencies", []),
+                *(each["pypi"]["package"] for each in libraries),
+            ]
+            libraries = []
+        task["environment_key"] = ENVIRONMENT_KEY
+        body["environments"] = [{"environment_key": ENVIRONMENT_KEY, "spec": environment}]
+    if libraries:
+        task["libraries"] = libraries
+    if config.timeout:
+        body["timeout_seconds"] = config.timeout
+    if config.access_control:
+        body["access_control_list"] = config.access_control
+    return body
+
+
+def _git_task(call: BackendCall, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    copy = call.working_copy
+    words = shlex.split(command)
+    provider = _PROVIDERS.get(urlsplit(copy.repository_url or "").hostname or "")
+    if not copy.commit or not copy.repository_url or copy.dirty:
+        problem = "the project must be a commit of a git repository, without uncommitted changes"
+    elif provider is None:
+        problem = f"Databricks knows no git provider for {strip_credentials(copy.repository_url)}"
+    elif (
+        len(words) < 2
+        or words[0] not in ("python", "python3")
+        or any(each in command for each in (";", "|", "&", "$", "`"))
+    ):
+        problem = "the entry point must be one plain command 'python FILE …'"
+    elif python_spec(call) is not None:
+        problem = "the project has an environment of its own; name it under libraries and give env_manager='local'"
+    else:
+        source = {
+            "git_url": strip_credentials(copy.repository_url),
+            "git_provider": provider,
+            "git_commit": copy.commit,
+        }
+        subfolder = copy.uri.partition("#")[2].strip("/")
+        file = f"{subfolder}/{words[1]}" if subfolder else words[1]
+        return source, {"python_file": file, "parameters": words[2:], "source": "GIT"}
+    raise BackendError(
+        f"git-source can't be used: {problem}. Leave it out, so that the code is uploaded.", backend=NAME
+    )
