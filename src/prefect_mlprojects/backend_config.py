@@ -10,6 +10,9 @@ from typing import Any
 
 from prefect_mlprojects.exceptions import BackendError
 
+SECRET_KEYS = ("credentials", "kubeconfig")
+"""Keys of backend configurations whose values may be secret when they are written out."""
+
 _BLOCK_REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*/[^/]+")
 
 
@@ -82,3 +85,20 @@ def _parse(path: str, kind: str, text: str, backend: str) -> Any:
         raise BackendError(f"{path}{line}: not valid YAML: {error.problem}.", backend=backend) from None
     except yaml.YAMLError as error:
         raise BackendError(f"{path}: not valid YAML: {error}.", backend=backend) from None
+
+
+def split_secrets(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divides a configuration into what may be stored with a flow run and what must stay in memory.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        What may be stored, and the values of ``SECRET_KEYS`` that are more than the name of a block or the path of a file.
+    """
+    secret = {name: value for name, value in config.items() if name in SECRET_KEYS and value and not _is_name(value)}
+    return {name: value for name, value in config.items() if name not in secret}, secret
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and "\n" not in value and not value.lstrip().startswith("{")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefect_mlprojects.backend_config import is_block_reference, load_backend_config
+from prefect_mlprojects.backend_config import is_block_reference, load_backend_config, split_secrets
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.calls import CallContext, ProjectCall, check_call
-from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem, RunFailed
+from prefect_mlprojects.exceptions import BackendError, ExecutionException, ParameterError, Problem, RunFailed
 from prefect_mlprojects.sources import detect_source
 from prefect_mlprojects.submitted_run import LocalSubmittedRun, SubmittedRun
 from prefect_mlprojects.types import StopSignal
@@ -74,6 +74,11 @@ def run(
         ExecutionException: The call is wrong, or (when ``synchronous``) the run did not finish successfully. The subclass
             says which.
     """
+    # What is secret in the configuration travels in memory; Prefect stores the rest.
+    secrets: dict[str, Any] = {}
+    if isinstance(backend_config, Mapping):
+        get_backend(backend).validate_config(backend_config)
+        backend_config, secrets = split_secrets(backend_config)
     call = make_call(
         uri,
         entry_point,
@@ -100,7 +105,10 @@ def run(
     from prefect_mlprojects.tracking import active_run_id, resolve_tracking_uri
 
     session = RunSession(
-        tracking_uri=resolve_tracking_uri(), parent_run_id=None if run_id else active_run_id(), docker_auth=docker_auth
+        tracking_uri=resolve_tracking_uri(),
+        parent_run_id=None if run_id else active_run_id(),
+        docker_auth=docker_auth,
+        backend_secrets=secrets,
     )
     handle = submit(call, session, name)
     if synchronous:
@@ -153,6 +161,7 @@ def make_call(
         config = backend_config
     else:
         config = dict(get_backend(backend).validate_config(load_backend_config(backend_config, backend=backend)))
+        refuse_secrets(config, backend)
     return ProjectCall(
         uri=str(uri),
         entry_point=entry_point,
@@ -174,6 +183,25 @@ def make_call(
         git_credentials=git_credentials,
         tracking=tracking,
     )
+
+
+def refuse_secrets(config: Mapping[str, Any], backend: str) -> None:
+    """Refuses a configuration that holds secrets where it would be stored.
+
+    Args:
+        config: The configuration.
+        backend: The backend's name.
+
+    Raises:
+        BackendError: It holds credentials themselves, and not the name of a block.
+    """
+    _, secret = split_secrets(config)
+    if secret:
+        raise BackendError(
+            f"The configuration of the {backend} backend holds secrets ({', '.join(secret)}), which would be stored with the flow "
+            "run. Keep them in a block and give its name here, or give the configuration to run() as a dictionary.",
+            backend=backend,
+        )
 
 
 def _plain(value: Any) -> Any:

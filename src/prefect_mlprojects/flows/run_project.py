@@ -215,9 +215,8 @@ class _ProjectRun:
         if self._call.uri.startswith(PROJECT_SCHEME):
             self._call = self._call.with_project(await read_project(self._client, self._call.uri))
         call, session = self._call, self._session
-        config = get_backend(call.backend).validate_config(
-            await resolve_backend_config(self._client, call.backend_config, call.backend)
-        )
+        resolved = await resolve_backend_config(self._client, call.backend_config, call.backend)
+        config = get_backend(call.backend).validate_config({**resolved, **(session.backend_secrets or {})})
         tracking_uri = await resolve_tracking(self._client, call.tracking) if call.tracking else None
         context = CallContext(
             config, tracking_uri or session.tracking_uri or resolve_tracking_uri(), session.docker_auth

@@ -122,6 +122,7 @@ class RunSession:
         tracking_uri: The tracking URI to use; it may hold a password. None: as this process finds it.
         parent_run_id: The MLflow run that this one is nested in.
         docker_auth: Registry credentials given to ``run()``.
+        backend_secrets: What of the backend's configuration must not be stored with the flow run.
         git_credentials: Finds credentials for git repositories; None leaves that to git.
         output: Where the project's output is shown.
         observer: Watches the steps.
@@ -132,7 +133,8 @@ class RunSession:
     tracker: Tracker = field(default_factory=InProcessTracker)
     tracking_uri: str | None = None
     parent_run_id: str | None = None
-    docker_auth: Mapping[str, Any] | None = None
+    docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    backend_secrets: Mapping[str, Any] | None = field(default=None, repr=False)
     git_credentials: GitCredentialsLookup | None = None
     output: OutputSink = field(default_factory=TerminalOutput)
     observer: RunObserver = field(default_factory=QuietObserver)

@@ -94,7 +94,7 @@ def test_a_configuration_from_a_block(save: Callable[[Any], str], prefect_server
     [
         ("mlproject-backend/nowhere", ExecutionException, "no block 'mlproject-backend/nowhere'.*UI under Blocks"),
         ("no-such-type/x", ExecutionException, "no block 'no-such-type/x'"),
-        ({"credentials": "prod"}, BackendError, "unknown key 'credentials'"),
+        ({"credentials": "nowhere"}, ExecutionException, "no block .docker-registry/nowhere."),
     ],
 )
 def test_blocks_that_do_not_fit(config: Any, error: type[Exception], words: str) -> None:
@@ -202,3 +202,19 @@ def test_a_reference_never_hides_a_file(tmp_path: Path) -> None:
     done = run(GREET, backend_config="conf/backend.json", env_manager="local")
     assert done.get_status() == "FINISHED"
     assert os.environ.get("MLPROJECTS_GIT_TOKEN") is None
+
+
+def test_credentials_that_are_written_out_are_never_stored(prefect_server: Any, workspace: Path) -> None:
+    from prefect_mlprojects import deploy
+
+    config = {"credentials": {"username": "ci", "password": SECRET}}
+    done = run(GREET, backend_config=config, env_manager="local")
+    stored = httpx.get(f"{prefect_server.api_url}/flow_runs/{done.flow_run_id}").json()
+    assert done.get_status() == "FINISHED"
+    assert SECRET not in json.dumps(stored)
+    with pytest.raises(BackendError, match=r"holds secrets \(credentials\)") as caught:
+        deploy(GREET, backend_config=config)
+    assert SECRET not in str(caught.value)
+    (workspace / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BackendError, match="Keep them in a block"):
+        run(GREET, backend_config=str(workspace / "config.json"), env_manager="local")
