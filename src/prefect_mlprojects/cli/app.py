@@ -29,6 +29,7 @@ _COMMANDS = {
     "databricks": ("databricks", "Manage what runs leave in a Databricks workspace."),
     "deploy": ("deployments", "Deploy a project: schedules, and a typed form in Prefect's UI."),
     "describe": ("inspection", "List a project's entry points and their parameters."),
+    "docker": ("docker", "List and remove the containers of runs."),
     "env": ("environments", "Manage the cached environments."),
     "kubernetes": ("kubernetes", "List and remove the Jobs of runs on a Kubernetes cluster."),
     "logs": ("runs", "Print a run's log."),

@@ -268,3 +268,22 @@ def test_a_run_that_goes_on(project: Path, engine: Any, containers_of: Container
     for thread in threads:
         thread.join(60)
     assert containers_of(identity.flow_run_id) == []
+
+
+def test_leftovers_are_listed_and_removed(project: Path, engine: Any) -> None:
+    mine = f"leftover-{os.getpid()}"
+    labels = {"prefect-mlprojects.flow-run-id": mine, "prefect-mlprojects.project": "contained"}
+    host = engine.create_host_config(network_mode="none")
+    running = engine.create_container("busybox-tests:1", ["sleep", "600"], labels=labels, host_config=host)["Id"]
+    ended = engine.create_container("busybox-tests:1", ["true"], labels=labels, host_config=host)["Id"]
+    engine.start(running)
+    command = [sys.executable, "-m", "prefect_mlprojects", "docker"]
+
+    listed = subprocess.run([*command, "ps"], capture_output=True, text=True, check=True).stdout
+    assert f"{running[:12]}  running" in listed
+    assert mine in listed
+    removed = subprocess.run([*command, "clean"], capture_output=True, text=True, check=True).stdout
+    assert ended[:12] in removed
+    assert running[:12] not in removed
+    engine.stop(running, timeout=0)
+    engine.remove_container(running)

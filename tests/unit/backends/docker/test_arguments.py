@@ -1,0 +1,102 @@
+"""Arguments for containers: what each becomes, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prefect_mlprojects.backends.docker.arguments import parse_arguments
+from prefect_mlprojects.exceptions import ParameterError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "name", "value"),
+    [
+        ({"memory": "1g"}, "host", "mem_limit", "1g"),
+        ({"m": "1g"}, "host", "mem_limit", "1g"),
+        ({"cpus": "1.5"}, "host", "nano_cpus", 1_500_000_000),
+        ({"shm-size": "64m"}, "host", "shm_size", "64m"),
+        ({"shm_size": "64m"}, "host", "shm_size", "64m"),
+        ({"network": "host"}, "host", "network_mode", "host"),
+        ({"cap-add": ["NET_ADMIN", "SYS_TIME"]}, "host", "cap_add", ["NET_ADMIN", "SYS_TIME"]),
+        ({"cap-add": "NET_ADMIN"}, "host", "cap_add", ["NET_ADMIN"]),
+        ({"privileged": True}, "host", "privileged", True),
+        ({"t": True}, "create", "tty", True),
+        ({"user": "1000:1000"}, "create", "user", "1000:1000"),
+        ({"name": "box"}, "create", "name", "box"),
+        ({"entrypoint": "/bin/run"}, "create", "entrypoint", ["/bin/run"]),
+        ({"runtime": "nvidia"}, "host", "runtime", "nvidia"),
+        ({"platform": "linux/arm64"}, "create", "platform", "linux/arm64"),
+        ({"add-host": "db:10.0.0.1"}, "host", "extra_hosts", {"db": "10.0.0.1"}),
+        ({"tmpfs": "/tmp:size=64m"}, "host", "tmpfs", {"/tmp": "size=64m"}),
+        ({"l": ["a=1", "b=2"]}, "create", "labels", {"a": "1", "b": "2"}),
+    ],
+)
+def test_each_has_its_place(arguments: dict[str, Any], kind: str, name: str, value: Any) -> None:
+    options = parse_arguments({"image": "x", **arguments}, {})
+
+    assert getattr(options, kind) == {name: value}
+
+
+def test_gpus_and_ulimits() -> None:
+    options = parse_arguments({"gpus": "device=0,2", "ulimit": "nofile=1024:2048"}, {})
+
+    assert options.host["device_requests"][0]["DeviceIDs"] == ["0", "2"]
+    assert (options.host["ulimits"][0].soft, options.host["ulimits"][0].hard) == (1024, 2048)
+    assert parse_arguments({"gpus": "all"}, {}).host["device_requests"][0]["Count"] == -1
+
+
+@pytest.mark.parametrize("name", ["e", "env", "environment"])
+def test_variables_in_each_form(name: str) -> None:
+    assert parse_arguments({name: ["A=1", "B"]}, {"B": "here"}).environment == {"A": "1", "B": "here"}
+    assert parse_arguments({name: {"A": 1}}, {}).environment == {"A": "1"}
+    with pytest.raises(ParameterError, match="the variable B is not set here"):
+        parse_arguments({name: "B"}, {})
+
+
+@pytest.mark.parametrize("name", ["v", "volume", "volumes"])
+def test_volumes_in_each_form(name: str) -> None:
+    assert parse_arguments({name: "/a:/b:ro"}, {}).volumes == ["/a:/b:ro"]
+    assert parse_arguments({name: ["/a:/b", "n:/c"]}, {}).volumes == ["/a:/b", "n:/c"]
+    assert parse_arguments({name: {"/a": {"bind": "/b", "mode": "ro"}, "/c": "/d"}}, {}).volumes == [
+        "/a:/b:ro",
+        "/c:/d",
+    ]
+
+
+def test_ports() -> None:
+    options = parse_arguments({"p": ["8080:80", "127.0.0.1:53:53/udp"]}, {})
+
+    assert set(options.host["port_bindings"]) == {"80", "53/udp"}
+    assert options.create["ports"] == ["80", ("53", "udp")]
+
+
+def test_flags_that_are_off_and_names_with_dashes() -> None:
+    options = parse_arguments({"t": False, "--memory": "1g", "network": None}, {})
+
+    assert (options.create, options.host) == ({}, {"mem_limit": "1g"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"memroy": "1g"}, "did you mean 'memory'"),
+        ({"rm": True}, "is removed when it has ended"),
+        ({"detach": True}, "the run waits for its container"),
+        ({"cpus": "many"}, "can't be 'many'"),
+        ({"ulimit": "nofile"}, "name=soft"),
+        ({"gpus": "some"}, "give all, a number"),
+        ({"v": "/a"}, "host:container"),
+        ({"privileged": "maybe"}, "give true or false"),
+    ],
+)
+def test_what_is_refused(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ParameterError, match=words):
+        parse_arguments(arguments, {})
+
+
+def test_all_mistakes_at_once() -> None:
+    with pytest.raises(ParameterError) as caught:
+        parse_arguments({"memroy": "1g", "cpus": "many"}, {})
+    assert len(caught.value.problems) == 2

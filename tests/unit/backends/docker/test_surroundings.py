@@ -1,0 +1,103 @@
+"""What a container gets of this machine, and why one failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefect_mlprojects.backends.docker.diagnosis import explain_end, explain_start_failure
+from prefect_mlprojects.backends.docker.surroundings import surroundings
+from prefect_mlprojects.exceptions import BackendError
+
+
+def test_a_local_store_keeps_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    found = surroundings({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=True, network=None)
+
+    assert (found.variables["MLFLOW_TRACKING_URI"], found.volumes) == (uri, (f"{tmp_path}:{tmp_path}",))
+    assert not found.host_network
+    with pytest.raises(BackendError, match="its containers can't reach it"):
+        surroundings({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=False, network=None)
+    with pytest.raises(BackendError, match="can't be mounted"):
+        surroundings({"MLFLOW_TRACKING_URI": "sqlite:////etc/mlflow.db"}, {}, engine_is_here=True, network=None)
+
+
+def test_artifacts_elsewhere_are_mounted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+    found = surroundings({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=True, network=None)
+
+    runs = tmp_path / "work" / "mlruns"
+    assert found.volumes == (f"{tmp_path / 'store'}:{tmp_path / 'store'}", f"{runs}:{runs}")
+
+
+def test_a_server_on_localhost_is_reached() -> None:
+    variables = {
+        "MLFLOW_TRACKING_URI": "http://me:secret@localhost:5000/x",
+        "PREFECT_API_URL": "http://127.0.0.1:4200/api",
+    }
+    shared = surroundings(variables, {}, engine_is_here=True, network=None)
+    bridged = surroundings(variables, {}, engine_is_here=True, network="bridge")
+    remote = surroundings(variables, {}, engine_is_here=True, network="my-net")
+
+    assert shared.host_network
+    assert dict(shared.variables) == variables
+    assert bridged.variables["MLFLOW_TRACKING_URI"] == "http://me:secret@host.docker.internal:5000/x"
+    assert bridged.variables["PREFECT_API_URL"] == "http://host.docker.internal:4200/api"
+    assert bridged.extra_hosts == {"host.docker.internal": "host-gateway"}
+    assert dict(remote.variables) == variables
+    assert "secret" not in repr(shared)
+
+
+def test_a_remote_server_is_passed_on() -> None:
+    found = surroundings({"MLFLOW_TRACKING_URI": "https://mlflow.example.com"}, {}, engine_is_here=False, network=None)
+
+    assert (found.volumes, found.host_network, dict(found.extra_hosts)) == ((), False, {})
+
+
+def test_credentials_by_name(tmp_path: Path) -> None:
+    (tmp_path / "key.json").write_text("{}")
+    environ = {
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json"),
+        "HOME": "/root",
+    }
+    found = surroundings({}, environ, engine_is_here=True, network=None)
+
+    assert dict(found.variables) == {
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/mlflow/credentials/key.json",
+    }
+    assert found.volumes == (f"{tmp_path / 'key.json'}:/mlflow/credentials/key.json:ro",)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"ExitCode": 0}, "exit code 0"),
+        ({"ExitCode": 3}, "exit code 3"),
+        ({"ExitCode": 137, "OOMKilled": True}, "out of memory"),
+        ({"ExitCode": 143}, "SIGTERM"),
+        ({"ExitCode": 127, "Error": 'exec: "sh": executable file not found in $PATH'}, "no shell"),
+    ],
+)
+def test_why_a_container_ended(state: dict[str, object], words: str) -> None:
+    assert words in explain_end(state).text
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("No such image: x:1", "the image is not there"),
+        ('could not select device driver "" with capabilities: [[gpu]]', "no driver for the devices"),
+        ("driver failed: Bind for 0.0.0.0:80 failed: port is already allocated", "a port is in use"),
+        ('Conflict. The container name "/x" is already in use by container "1"', "another container has that name"),
+        ("network nowhere not found", "network"),
+        ("something new", "the engine refused it: something new"),
+    ],
+)
+def test_why_a_container_did_not_start(message: str, words: str) -> None:
+    assert words in explain_start_failure(message)[0]
