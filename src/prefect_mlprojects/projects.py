@@ -74,6 +74,11 @@ def run(
         ExecutionException: The call is wrong, or (when ``synchronous``) the run did not finish successfully. The subclass
             says which.
     """
+    from prefect_mlprojects.tracking import active_experiment_id
+
+    if experiment_name is None and experiment_id is None and run_id is None:
+        # As MLflow does: what mlflow.set_experiment() chose in this process.
+        experiment_id = active_experiment_id()
     # What is secret in the configuration travels in memory; Prefect stores the rest.
     secrets: dict[str, Any] = {}
     if isinstance(backend_config, Mapping):
