@@ -88,7 +88,15 @@ def server(postgresql: str, tmp_path: Path) -> Iterator[str]:
 
 
 def test_deploy_run_and_cancel(project: Path, server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     monkeypatch.setenv("PREFECT_API_URL", server)
+    # Prefect reads its environment once, when it is imported: by another test, perhaps, for another server.
+    with temporary_settings({PREFECT_API_URL: server}):
+        deploy_run_and_cancel(project, tmp_path)
+
+
+def deploy_run_and_cancel(project: Path, tmp_path: Path) -> None:
     made = deploy(project, options={"env_manager": "local"})
     sleeper: Any = deploy(project, "sleep", options={"env_manager": "local"})
     with started("worker", log=tmp_path / "worker.log") as worker:

@@ -100,8 +100,8 @@ def test_the_end_of_our_process_ends_the_container(number: signal.Signals, proje
     )
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"sleeping now\n"
-    ours = f"-{os.getpid()}-{number}"
-    (container,) = [each for each in engine.containers() if each["Labels"].get("test") == ours]
+    ours = f"test=-{os.getpid()}-{number}"
+    (container,) = engine.containers(all=True, filters={"label": ours})
     owner.send_signal(number)
     owner.wait(60)
 
