@@ -42,7 +42,8 @@ def test_paths_in_tracking_uris_become_absolute_and_nothing_else_changes(uri: st
 
 
 def test_a_percent_in_the_working_directory_survives(tmp_path: Path) -> None:
-    folder = tmp_path / "100%20 ?x"
+    # A question mark begins the query in SQLAlchemy 2.0, which has no way to write it in a path.
+    folder = tmp_path / "100%20 x"
 
     assert sqlite_path(absolute_tracking_uri("sqlite:///mlflow.db", folder)) == folder / "mlflow.db"
     assert sqlite_path(sqlite_uri(folder / "mlflow.db")) == folder / "mlflow.db"

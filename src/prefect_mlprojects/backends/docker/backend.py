@@ -136,29 +136,26 @@ class DockerBackend:
         tailed = TailedOutput(output)
         tty = bool(options.create.get("tty"))
         running = find_running(engine, request.identity)
-        if running is not None:
-            request.events.report(f"going on with the container {running[:12]}, which runs already")
-            run = ContainerRun(engine, running, tailed, tty=tty)
-            run.attach_to_running()
-        else:
-            from docker.errors import APIError
+        from docker.errors import APIError
 
+        try:
+            container = running or _create(engine, request, call, preparation, options, config)
+        except APIError as error:
+            return _not_started(error)
+        run = ContainerRun(engine, container, tailed, tty=tty)
+        # The guard comes first: a process that is killed right after the start must not leave its container.
+        with guarded(container, config, grace):
             try:
-                container = _create(engine, request, call, preparation, options, config)
-            except APIError as error:
-                return _not_started(error)
-            run = ContainerRun(engine, container, tailed, tty=tty)
-            try:
-                run.attach()
-                run.start()
-            except APIError as error:
-                run.remove()
-                return _not_started(error)
-            request.events.report(f"container {container[:12]} of {preparation.image}")
-            running = container
-        with guarded(running, config, grace):
-            try:
+                if running is not None:
+                    request.events.report(f"going on with the container {container[:12]}, which runs already")
+                    run.attach_to_running()
+                else:
+                    run.attach()
+                    run.start()
+                    request.events.report(f"container {container[:12]} of {preparation.image}")
                 return run.wait(stop, request.timeout, grace)
+            except APIError as error:
+                return _not_started(error)
             finally:
                 run.remove()
 
