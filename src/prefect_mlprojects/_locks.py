@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prefect_mlprojects.types import StopSignal
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.2
 
 
 class LockStoppedError(Exception):
@@ -25,7 +25,7 @@ def hold_lock(file: Path, stop: StopSignal, on_wait: Callable[[], None]) -> Iter
         on_wait: Called once when another process has it.
 
     Raises:
-        LockStoppedError: The end was asked for.
+        LockStoppedError: The end was asked for while another process had it.
         OSError: The file can't be made.
     """
     from filelock import FileLock, Timeout
@@ -34,8 +34,6 @@ def hold_lock(file: Path, stop: StopSignal, on_wait: Callable[[], None]) -> Iter
     lock = FileLock(file)
     waiting = False
     while True:
-        if stop.requested:
-            raise LockStoppedError
         try:
             lock.acquire(timeout=5 * _POLL_SECONDS if waiting else 0, poll_interval=_POLL_SECONDS)
             break
@@ -43,6 +41,8 @@ def hold_lock(file: Path, stop: StopSignal, on_wait: Callable[[], None]) -> Iter
             if not waiting:
                 on_wait()
             waiting = True
+            if stop.requested:
+                raise LockStoppedError from None
     try:
         yield
     finally:

@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from prefect_mlprojects._files import disk_usage, remove_tree, write_atomically
+from prefect_mlprojects._locks import LockStoppedError, hold_lock
 from prefect_mlprojects.environments.errors import cache_errors, stopped_error
-from prefect_mlprojects.environments.files import disk_usage, remove_tree, write_atomically
 from prefect_mlprojects.environments.pins import open_lock_file, pin, release_pin
 from prefect_mlprojects.types import StopSignal
 
@@ -36,7 +37,6 @@ FORMAT = 1
 
 _RECORD = "environment.json"
 _USED = "used"
-_POLL_SECONDS = 0.2
 _REMOVED_PREFIX = ".removed-"
 
 
@@ -172,31 +172,25 @@ class EnvironmentCache:
         Raises:
             EnvironmentBuildError: The cache can't be written, or the waiting was stopped.
         """
-        from filelock import FileLock, Timeout
-
         holder = self._locks / f"{key}.builder"
-        with cache_errors(self.root, manager):
-            self._locks.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self._locks / f"{key}.lock")
-            waiting = False
-            while True:
+
+        def on_wait() -> None:
+            report(f"Waiting for {_describe_holder(holder)}, which is building this environment")
+
+        with contextlib.ExitStack() as held:
+            # Errors of the cache are told as such; what happens in the body is the caller's.
+            with cache_errors(self.root, manager):
                 try:
-                    lock.acquire(timeout=0 if not waiting else 5 * _POLL_SECONDS, poll_interval=_POLL_SECONDS)
-                    break
-                except Timeout:
-                    if not waiting:
-                        report(f"Waiting for {_describe_holder(holder)}, which is building this environment")
-                    waiting = True
-                    if stop.requested:
-                        raise stopped_error(manager, stop) from None
-        try:
-            with contextlib.suppress(OSError):
-                write_atomically(holder, str(os.getpid()))
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                holder.unlink()
-            lock.release()
+                    held.enter_context(hold_lock(self._locks / f"{key}.lock", stop, on_wait))
+                except LockStoppedError:
+                    raise stopped_error(manager, stop) from None
+            try:
+                with contextlib.suppress(OSError):
+                    write_atomically(holder, str(os.getpid()))
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    holder.unlink()
 
     def begin(self, key: str) -> Path:
         """Removes what dead builds left and returns the folder for a new build; call it with the lock held.

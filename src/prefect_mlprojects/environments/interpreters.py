@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from prefect_mlprojects.environments.files import write_atomically
+from prefect_mlprojects._files import write_atomically
 
 InterpreterSource: TypeAlias = Literal["current", "PATH", "pyenv", "uv"]
 

@@ -24,12 +24,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefect_mlprojects._locks import LockStoppedError, hold_lock
 from prefect_mlprojects.types import StopSignal
 
 UNUSED_DAYS = 30
 """Days without use after which an entry is removed, when another one is added."""
-
-_POLL_SECONDS = 0.2
 
 
 class StoppedError(Exception):
@@ -115,24 +114,14 @@ class DownloadCache:
 
     @contextlib.contextmanager
     def _lock(self, key: str, report: Callable[[str], None], stop: StopSignal) -> Iterator[None]:
-        from filelock import FileLock, Timeout
+        def on_wait() -> None:
+            report("Waiting for another run, which downloads the same")
 
-        lock = FileLock(self.folder / f"{key}.lock")
-        waiting = False
-        while True:
-            try:
-                lock.acquire(timeout=5 * _POLL_SECONDS if waiting else 0, poll_interval=_POLL_SECONDS)
-                break
-            except Timeout:
-                if not waiting:
-                    report("Waiting for another run, which downloads the same")
-                waiting = True
-                if stop.requested:
-                    raise StoppedError from None
         try:
-            yield
-        finally:
-            lock.release()
+            with hold_lock(self.folder / f"{key}.lock", stop, on_wait):
+                yield
+        except LockStoppedError:
+            raise StoppedError from None
 
     def _add(self, key: str, name: str, fetch: Callable[[Path], None]) -> None:
         self._remove(key)

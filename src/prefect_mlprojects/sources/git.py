@@ -84,12 +84,7 @@ class GitSource:
 
     def remove(self, copy: WorkingCopy) -> None:
         """Removes the working copy, unless it is to be kept; see ``Source``."""
-        if not copy.temporary:
-            return
-        folder = copy.directory
-        for _ in PurePosixPath(self.subdirectory).parts:
-            folder = folder.parent
-        remove_working_copy(folder)
+        remove_working_copy(copy.directory)
 
     def _credentials_for(self, url: GitUrl) -> GitCredentials | None:
         if url.credentials is not None and url.credentials.token is not None:

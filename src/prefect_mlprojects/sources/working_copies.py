@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import uuid
 from pathlib import Path
 
+from prefect_mlprojects._files import remove_tree
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import cache_directory, keep_working_copies
 
@@ -44,45 +44,21 @@ def new_working_copy(shown: str) -> Path:
     return project
 
 
-def remove_working_copy(project: Path) -> None:
+def remove_working_copy(directory: Path) -> None:
     """Removes what ``new_working_copy`` made, unless it is to be kept; called again, or for any other, it does nothing.
 
     Args:
-        project: What ``new_working_copy`` returned.
+        directory: What ``new_working_copy`` returned, or a folder in it.
     """
-    folder = project.parent
     with _held_lock:
-        handle = _held.pop(folder, None)
-    if handle is None:
+        folder = next((parent for parent in directory.parents if parent in _held), None)
+        handle = _held.pop(folder, None) if folder is not None else None
+    if folder is None or handle is None:
         return
     if not keep_working_copies():
         remove_tree(folder)
     _lock_file(folder).unlink(missing_ok=True)
     os.close(handle)
-
-
-def remove_tree(folder: Path) -> None:
-    """Removes a folder with all that is in it, also what a project made read-only.
-
-    Args:
-        folder: The folder.
-    """
-
-    def make_writable(function: object, path: str, error: object) -> None:  # noqa: ARG001 - shutil's signature
-        parent = os.path.dirname(path)  # noqa: PTH120
-        for each in (parent, path):
-            if os.path.isdir(each) and not os.path.islink(each):  # noqa: PTH112, PTH114
-                os.chmod(each, 0o700)  # noqa: PTH101
-        if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
-            shutil.rmtree(path, ignore_errors=True)
-        elif os.path.lexists(path):
-            os.unlink(path)  # noqa: PTH108
-
-    try:
-        shutil.rmtree(folder, onerror=make_writable)
-    except OSError:
-        # What can't be removed now is swept by a later run.
-        return
 
 
 def _claim_name(root: Path) -> tuple[Path, int]:
@@ -119,8 +95,7 @@ def _sweep(root: Path) -> None:
             os.close(handle)
             continue
         try:
-            remove_tree(root / file.stem)
-            if not (root / file.stem).exists():
+            if remove_tree(root / file.stem):
                 file.unlink(missing_ok=True)
         finally:
             os.close(handle)

@@ -80,9 +80,7 @@ class ZipSource:
 
     def remove(self, copy: WorkingCopy) -> None:
         """Removes the folder that it was unpacked to, unless it is to be kept; see ``Source``."""
-        if copy.temporary:
-            for folder in (copy.directory, *copy.directory.parents):
-                remove_working_copy(folder)
+        remove_working_copy(copy.directory)
 
 
 def unpack(file: Path, folder: Path, shown: str, stop: StopSignal) -> None:

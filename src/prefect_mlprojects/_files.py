@@ -1,4 +1,4 @@
-"""Small file operations that the cache needs to be sure of."""
+"""Small file operations that the caches need to be sure of."""
 
 from __future__ import annotations
 
