@@ -72,7 +72,7 @@ def stop_engine(folder: Path) -> None:
 def start_registry(folder: Path) -> str:
     """Starts Debian's ``docker-registry`` on loopback with basic authentication, unless it runs; returns ``host:port``."""
     known = folder / "registry.address"
-    if known.exists():
+    if known.exists() and _listens(int(known.read_text().rpartition(":")[2])):
         return known.read_text()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -93,10 +93,7 @@ def start_registry(folder: Path) -> str:
         )
     (folder / "registry.pid").write_text(str(process.pid))
     deadline = time.monotonic() + 30
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
+    while not _listens(port):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError((folder / "registry.log").read_text()[-2000:])
         time.sleep(0.05)
@@ -144,6 +141,11 @@ def import_busybox(client: Any, name: str, *, project: bool = False, changes: li
     settings = ["ENV PATH=/bin", *(["WORKDIR /carried"] if project else []), *(changes or [])]
     client.import_image_from_data(data.getvalue(), repository=repository, tag=tag, changes=settings)
     return name
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _answers(address: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.spec import CheckedParameters, EntryPoint, Project
+from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal
 
 Ending: TypeAlias = Literal["exited", "stopped", "timed-out", "not-started"]
@@ -30,6 +31,23 @@ class RunIdentity:
     mlflow_run_id: str
     project: str
     entry_point: str
+
+
+def named_image(project: Project, docker_args: Mapping[str, Any] | None) -> str | None:
+    """Returns the image that a call's arguments for the container name, else that of the project's ``docker_env``.
+
+    Args:
+        project: The project.
+        docker_args: The call's arguments for the container.
+
+    Returns:
+        The image; None when neither names one.
+    """
+    image = (docker_args or {}).get("image")
+    if image:
+        return str(image)
+    environment = project.environment
+    return environment.image if isinstance(environment, DockerEnvironment) else None
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,11 @@ class BackendCall:
     build_image: bool = False
     env_manager: str | None = None
     version: str | None = None
+
+    @property
+    def image(self) -> str | None:
+        """The image that the call names, else the project's ``docker_env``; None when neither does."""
+        return named_image(self.project, self.docker_args)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Images: pulled, built with a project's files, pushed. For the backends that run containers."""
+"""Images: pulled, built with a project's files, pushed, and how a command is run in one. For the backends that run containers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,24 @@ from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.types import StopSignal
 
 CODE_FOLDER = "/mlflow/projects/code"
-"""Where a project's files are in an image, as in MLflow."""
+"""Where a project's files are in an image, as in MLflow (``MLFLOW_DOCKER_WORKDIR_PATH``)."""
 
 CONTENT_LABEL = "prefect-mlprojects.content"
 """The label that tells which files an image was built with."""
 
+RUN_BY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
+"""A script for ``sh``: runs the command line in ``$1`` by bash where the image has it, as on this machine, else by sh."""
+
 _DOCKERFILE = "Dockerfile.prefect-mlprojects"
+
+
+def shell_command(command: str) -> list[str]:
+    """Returns what a container runs for a shell command line; the line stays one argument, whatever it holds.
+
+    Args:
+        command: The command line.
+    """
+    return ["sh", "-c", RUN_BY_SHELL, "sh", command]
 
 
 @dataclass(frozen=True)
@@ -130,9 +142,9 @@ def build_project_image(
             engine.tag(image["Id"], *_split(name))
             return BuiltImage(name, str(image["Id"]), reused=True)
         report(f"building the image {name} from {base} with {sum(not each.path.is_dir() for each in files)} files")
-        context = _Stream(iterate_archive(files, extra=extra))
         progress = engine.build(
-            fileobj=context,
+            # The SDK passes it to requests, which sends an iterator in pieces.
+            fileobj=iterate_archive(files, extra=extra),
             custom_context=True,
             dockerfile=_DOCKERFILE,
             tag=name,
@@ -182,16 +194,6 @@ def push_image(
     if not digests:
         raise BackendError(f"The image {name} was pushed, but its registry told no digest.", backend=backend)
     return f"{repository}@{digests[-1]}"
-
-
-class _Stream:
-    """An archive as requests takes it: something to iterate over, whose length is not known."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._pieces
 
 
 def _follow(

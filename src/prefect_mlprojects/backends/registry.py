@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from typing_extensions import assert_never
 
-from prefect_mlprojects.backends.base import Backend
+from prefect_mlprojects.backends.base import Backend, named_image
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.spec.project import Project
 from prefect_mlprojects.types import DockerArgs
@@ -58,11 +58,10 @@ def select_backend(name: str, project: Project, docker_args: DockerArgs | None) 
     Raises:
         BackendError: There is none of that name, or it can't run this project.
     """
-    if name == "local":
-        from prefect_mlprojects.backends.docker.backend import DockerBackend, wants_container
+    if name == "local" and named_image(project, docker_args) is not None:
+        from prefect_mlprojects.backends.docker.backend import DockerBackend
 
-        if wants_container(project, docker_args):
-            return DockerBackend()
+        return DockerBackend()
     return get_backend(name)
 
 

@@ -51,7 +51,7 @@ def _label(name: str) -> str:
 
 
 def _engine() -> Any:
-    from prefect_mlprojects.backends.docker.engine import connect
+    from prefect_mlprojects.backends.engine import connect
     from prefect_mlprojects.backends.local_config import LocalConfig
 
     return connect(LocalConfig())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import sys
@@ -69,6 +70,26 @@ def sqlite_path(uri: str) -> Path | None:
 
     database = make_url(uri).database
     return Path(database) if database and database != ":memory:" and not database.startswith("file:") else None
+
+
+def is_on_this_machine(uri: str) -> bool:
+    """Tells whether a URI means something only on this machine: a file, a SQLite database, a loopback address.
+
+    Args:
+        uri: An absolute URI.
+    """
+    parts = urlsplit(uri)
+    scheme = parts.scheme.partition("+")[0].lower()
+    if scheme in ("file", "sqlite") or uri.startswith("/"):
+        return True
+    host = (parts.hostname or "").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
 
 
 def sqlite_uri(path: Path) -> str:

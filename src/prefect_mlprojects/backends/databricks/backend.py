@@ -32,6 +32,7 @@ from prefect_mlprojects.backends.databricks.watch import cancel, insist, watch
 from prefect_mlprojects.backends.project_archive import project_files, write_archive
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.spec.project import DockerEnvironment
+from prefect_mlprojects.tracking.uris import is_on_this_machine
 from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from databricks.sdk.service.jobs import Run
 
 _MAX_ATTEMPTS = 100
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class DatabricksBackend:
@@ -97,7 +97,7 @@ class DatabricksBackend:
     def prepare(self, call: BackendCall, report: Callable[[str], None], stop: StopSignal) -> Preparation:
         """Uploads the project and the bootstrap, unless they are there."""
         config = parse_databricks_config(call.config)
-        if urlsplit(call.tracking_uri).hostname in _LOOPBACK:
+        if is_on_this_machine(call.tracking_uri):
             report("Warning: the tracking URI names this machine; a cluster elsewhere can't reach it.")
         client = connect(config, call.tracking_uri)
         ask = partial(

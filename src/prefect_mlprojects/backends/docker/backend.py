@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,17 +11,17 @@ from prefect_mlprojects._output import TailedOutput
 from prefect_mlprojects.backends.base import BackendCall, ExecutionOutcome, ExecutionRequest, Preparation
 from prefect_mlprojects.backends.config_models import parse_config
 from prefect_mlprojects.backends.docker.arguments import ContainerOptions, parse_arguments
-from prefect_mlprojects.backends.docker.containers import ContainerRun, find_running, labels, shell_command
+from prefect_mlprojects.backends.docker.containers import ContainerRun, find_running, labels
 from prefect_mlprojects.backends.docker.diagnosis import explain_start_failure
-from prefect_mlprojects.backends.docker.engine import connect, is_here
 from prefect_mlprojects.backends.docker.guard import guarded
 from prefect_mlprojects.backends.docker.surroundings import surroundings
-from prefect_mlprojects.backends.images import CODE_FOLDER, build_project_image, ensure_image
+from prefect_mlprojects.backends.engine import connect, is_here
+from prefect_mlprojects.backends.images import CODE_FOLDER, build_project_image, ensure_image, shell_command
 from prefect_mlprojects.backends.local_config import LocalConfig, RegistryCredentials
 from prefect_mlprojects.backends.project_archive import iterate_archive, project_files
 from prefect_mlprojects.exceptions import BackendError, ParameterError, Problem
 from prefect_mlprojects.settings import grace_period
-from prefect_mlprojects.spec.project import DockerEnvironment, Project
+from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal
 
 BACKEND = "local"
@@ -50,7 +50,6 @@ class DockerBackend:
 
     def check(self, call: BackendCall) -> None:
         """Checks the arguments for the container, and that the variables to copy are set; see ``PreparingBackend``."""
-        _image_of(call)
         _options(call)
         if call.env_manager not in (None, "local"):
             raise ParameterError(
@@ -63,7 +62,6 @@ class DockerBackend:
                     )
                 ],
             )
-        _registry_auth(call)
 
     def place_paths(self, call: BackendCall, values: Mapping[str, str]) -> Mapping[str, str]:
         """Files of the project keep their place in it; others are mounted, each in a folder of its own."""
@@ -114,12 +112,13 @@ class DockerBackend:
                 stop=stop,
             )
             image, image_id, reused = built.name, built.image_id, built.reused
+        carried = call.build_image or _carries_project(engine, image_id, _options(call).create.get("working_dir"))
         return Preparation(
             description=f"image {image} ({image_id.removeprefix('sha256:')[:12]})",
             reused=reused,
             image=image,
             tags={"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image_id},
-            facts={"image-id": image_id, _CARRIED: "yes" if call.build_image else ""},
+            facts={"image-id": image_id, _CARRIED: "yes" if carried else ""},
         )
 
     def execute(self, request: ExecutionRequest, output: OutputSink, stop: StopSignal) -> ExecutionOutcome:
@@ -160,27 +159,14 @@ class DockerBackend:
                 run.remove()
 
 
-def wants_container(project: Project, docker_args: Mapping[str, Any] | None) -> bool:
-    """Tells whether a call is one for a container.
-
-    Args:
-        project: The project.
-        docker_args: The call's arguments for the container.
-    """
-    return isinstance(project.environment, DockerEnvironment) or bool((docker_args or {}).get("image"))
-
-
 def _config(call: BackendCall) -> LocalConfig:
     return LocalConfig.model_validate(dict(call.config))
 
 
 def _image_of(call: BackendCall) -> str:
-    named = (call.docker_args or {}).get("image")
-    if named:
-        return str(named)
-    environment = call.project.environment
-    assert isinstance(environment, DockerEnvironment)
-    return environment.image
+    # Without an image the registry would not have chosen this backend.
+    assert call.image is not None
+    return call.image
 
 
 def _options(call: BackendCall) -> ContainerOptions:
@@ -227,10 +213,7 @@ def _create(
     image = preparation.facts["image-id"]
     here = is_here(config)
     around = surroundings(request.variables, os.environ, engine_is_here=here, network=options.host.get("network_mode"))
-    # Whether the image carries the project shows in its files only, so a container that never starts is asked.
-    carried = bool(preparation.facts.get(_CARRIED)) or _carries_project(
-        engine, image, options.create.get("working_dir")
-    )
+    carried = bool(preparation.facts[_CARRIED])
     volumes = [*around.volumes, *options.volumes, *_mounted_paths(request)]
     if not carried and config.project_files == "mount":
         volumes.append(f"{request.working_directory}:{CODE_FOLDER}")
@@ -266,21 +249,11 @@ def _create(
             files = iterate_archive(
                 project_files(call.working_copy.directory), prefix=CODE_FOLDER, owner=user or (0, 0)
             )
-            engine.put_archive(container, "/", _Archive(files))
+            engine.put_archive(container, "/", files)
         except BaseException:
             engine.remove_container(container, force=True, v=True)
             raise
     return container
-
-
-class _Archive:
-    """An archive in pieces, as requests sends it."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._pieces
 
 
 def _caller() -> tuple[int, int] | None:
@@ -291,10 +264,15 @@ def _caller() -> tuple[int, int] | None:
 
 
 def _carries_project(engine: Any, image: str, working_directory: str | None) -> bool:
+    """Tells whether an image's working directory holds an MLproject file: a container that never starts is asked."""
     from docker.errors import APIError, NotFound
 
     folder = working_directory or engine.inspect_image(image)["Config"].get("WorkingDir") or "/"
-    probe = engine.create_container(image, command=["true"], entrypoint=[])["Id"]
+    try:
+        probe = engine.create_container(image, command=["true"], entrypoint=[])["Id"]
+    except APIError:
+        # The run's own container will tell why there can be none.
+        return False
     try:
         for name in ("MLproject", "mlproject", "MLPROJECT", "MLProject"):
             try:

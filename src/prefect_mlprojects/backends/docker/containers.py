@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,18 +21,6 @@ FLOW_RUN_LABEL = f"{LABEL}.flow-run-id"
 MLFLOW_RUN_LABEL = f"{LABEL}.mlflow-run-id"
 PROJECT_LABEL = f"{LABEL}.project"
 ENTRY_POINT_LABEL = f"{LABEL}.entry-point"
-
-# bash where the image has it, as on this machine, else sh; "$1" is the command, whole.
-_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
-
-
-def shell_command(command: str) -> list[str]:
-    """Returns what a container runs for a shell command line.
-
-    Args:
-        command: The command line.
-    """
-    return ["sh", "-c", _SHELL, "sh", command]
 
 
 def labels(identity: RunIdentity) -> dict[str, str]:
@@ -117,12 +106,9 @@ class ContainerRun:
             timeout: Seconds that it may run; None for no limit.
             grace: Seconds between asking and killing.
         """
-        threading.Thread(target=self._watch, name="container-end", daemon=True).start()
         wake = threading.Event()
+        threading.Thread(target=self._watch, args=(wake,), name="container-end", daemon=True).start()
         forget = stop.on_request(wake.set)
-        self._on_end = wake
-        if self._ended.is_set():
-            wake.set()
         try:
             in_time = wake.wait(timeout)
         finally:
@@ -167,14 +153,12 @@ class ContainerRun:
         except (APIError, OSError) as error:
             _logger.warning("The container %s could not be removed: %s", self._id[:12], error)
 
-    _on_end: threading.Event | None = None
-
-    def _watch(self) -> None:
+    def _watch(self, wake: threading.Event) -> None:
         """Waits on the engine, which answers when the container has ended; a connection that breaks is made again."""
         from docker.errors import NotFound
         from requests.exceptions import RequestException
 
-        while not self._ended.is_set():
+        while True:
             try:
                 self._engine.wait(self._id, timeout=None)
             except NotFound:
@@ -182,12 +166,11 @@ class ContainerRun:
                 break
             except (RequestException, OSError) as error:
                 _logger.warning("The connection to the Docker engine broke (%s); it is made again", error)
-                self._ended.wait(1)
+                time.sleep(1)
                 continue
             break
         self._ended.set()
-        if self._on_end is not None:
-            self._on_end.set()
+        wake.set()
 
     def _state(self) -> Mapping[str, Any]:
         from docker.errors import NotFound

@@ -65,7 +65,7 @@ def watch(facts: dict[str, object]) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.stdin.buffer.read() == _DONE:
         return
-    from prefect_mlprojects.backends.docker.engine import connect
+    from prefect_mlprojects.backends.engine import connect
 
     address = {name: facts[name] for name in ("docker-host", "docker-tls") if facts.get(name)}
     engine = connect(LocalConfig.model_validate(address))

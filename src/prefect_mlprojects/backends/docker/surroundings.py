@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from prefect_mlprojects.exceptions import BackendError
-from prefect_mlprojects.tracking.uris import TRACKING_URI_VARIABLE, sqlite_path
+from prefect_mlprojects.tracking.uris import TRACKING_URI_VARIABLE, is_on_this_machine, sqlite_path
 
 # As MLflow passes them on (mlflow/projects/backend/local.py and docker.py), for what S3, Azure, Google Cloud and Databricks need.
 PASSED_ON = (
@@ -143,8 +143,7 @@ def _made(folder: Path) -> Path:
 
 
 def _is_loopback(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme in ("http", "https") and (parts.hostname or "") in ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104
+    return url.startswith(("http://", "https://")) and is_on_this_machine(url)
 
 
 def _on_host(url: str) -> str:

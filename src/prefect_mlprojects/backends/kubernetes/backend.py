@@ -239,9 +239,7 @@ def _image(call: BackendCall, template: Mapping[str, Any] | None) -> str:
     Raises:
         BackendError: None of them does.
     """
-    image = (call.docker_args or {}).get("image")
-    if not image and isinstance(call.project.environment, DockerEnvironment):
-        image = call.project.environment.image
+    image = call.image
     if not image:
         pod = (((template or {}).get("spec") or {}).get("template") or {}).get("spec") or {}
         image = project_container(pod).get("image") if pod.get("containers") else None

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect_mlprojects.backends.base import BackendCall
+from prefect_mlprojects.backends.engine import connect
 from prefect_mlprojects.backends.images import build_project_image, ensure_image, push_image
 from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesConfig
 from prefect_mlprojects.backends.kubernetes.job import no_image
+from prefect_mlprojects.backends.local_config import LocalConfig
 from prefect_mlprojects.exceptions import BackendError
-from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.types import StopSignal
 
 _ENGINE_SECONDS = 600
@@ -38,12 +39,9 @@ def base_image(call: BackendCall) -> str:
     Raises:
         BackendError: The call names none.
     """
-    image = (call.docker_args or {}).get("image")
-    if not image and isinstance(call.project.environment, DockerEnvironment):
-        image = call.project.environment.image
-    if not image:
+    if not call.image:
         raise no_image()
-    return str(image)
+    return call.image
 
 
 def push_project_image(
@@ -68,16 +66,11 @@ def push_project_image(
 
 
 def _engine() -> Any:
-    import docker
-    from docker.errors import DockerException
-
     try:
-        client = docker.from_env(timeout=_ENGINE_SECONDS)
-        client.ping()
-    except DockerException as error:
+        return connect(LocalConfig(), backend=BACKEND, timeout=_ENGINE_SECONDS)
+    except BackendError as error:
         raise BackendError(
-            f"'code-delivery: image' needs a Docker engine to build with, and none answers: {str(error).splitlines()[0]}. "
-            "Start one or name it with DOCKER_HOST; 'code-delivery: archive' and 'git' need none.",
+            f"'code-delivery: image' needs a Docker engine to build with. {error.message} 'code-delivery: archive' and 'git' "
+            "need none.",
             backend=BACKEND,
         ) from None
-    return client.api

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from prefect_mlprojects.backends.images import CODE_FOLDER, RUN_BY_SHELL
 from prefect_mlprojects.backends.kubernetes.config import BACKEND, DeliveryName, KubernetesConfig
 from prefect_mlprojects.backends.kubernetes.names import MANAGED_BY_LABEL, PREFIX
 from prefect_mlprojects.exceptions import BackendError
 
 CONTAINER_NAME = "project"
-CODE_DIRECTORY = "/mlflow/projects/code"
-"""Where MLflow's images hold the project (``MLFLOW_DOCKER_WORKDIR_PATH``)."""
 ARCHIVE_DIRECTORY = "/mlflow/projects/archive"
 ARCHIVE_FILE = "project.tar.gz"
 DEFAULT_TTL_SECONDS = 86_400
@@ -32,11 +31,10 @@ UNPACK_FAILED_CODE = 120
 """The exit code with which the prelude ends when it could not unpack the project."""
 UNPACK_FAILED_TEXT = "mlprojects: the project could not be unpacked"
 
-_RUN = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
 _UNPACK = f"""fail() {{ echo "{UNPACK_FAILED_TEXT}: $1" >&2; exit {UNPACK_FAILED_CODE}; }}
 command -v tar >/dev/null 2>&1 || fail "the image has no tar"
 command -v gzip >/dev/null 2>&1 || fail "the image has no gzip"
-mkdir -p {CODE_DIRECTORY} && cd {CODE_DIRECTORY} || fail "{CODE_DIRECTORY} can't be used"
+mkdir -p {CODE_FOLDER} && cd {CODE_FOLDER} || fail "{CODE_FOLDER} can't be used"
 gzip -dc {ARCHIVE_DIRECTORY}/{ARCHIVE_FILE} | tar -xf - -o -p || fail "tar failed"
 """
 # tar's -o: files belong to whoever unpacks them; busybox and GNU tar both know it, and no long options.
@@ -228,19 +226,19 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
         for kind, wanted in (("requests", resources.requests), ("limits", resources.limits)):
             if wanted:
                 settled[kind] = {**(settled.get(kind) or {}), **wanted}
-    prelude = _UNPACK + _RUN if request.delivery == "archive" else _RUN
+    prelude = _UNPACK + RUN_BY_SHELL if request.delivery == "archive" else RUN_BY_SHELL
     # The kubelet itself expands $(NAME) and $$ in these, before any shell sees them.
     container["command"] = ["sh", "-c", escape_expansion(prelude), "mlprojects"]
     container["args"] = [escape_expansion(request.command)]
     if request.delivery in ("archive", "image", "git"):
-        container["workingDir"] = CODE_DIRECTORY
+        container["workingDir"] = CODE_FOLDER
     ours = _environment(request)
     names = {each["name"] for each in ours}
     container["env"] = ours + [each for each in container.get("env") or [] if each.get("name") not in names]
     if request.delivery == "archive":
         archive = {"configMap": {"name": request.archive_map, "defaultMode": 0o444}}
         _mount(pod, container, _ARCHIVE_VOLUME, archive, ARCHIVE_DIRECTORY, read_only=True)
-        _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_DIRECTORY)
+        _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_FOLDER)
     elif request.delivery == "git":
         _add_clone(pod, container, request)
     for index, volume in enumerate(request.volumes):
@@ -305,13 +303,13 @@ def _add_clone(pod: dict[str, Any], container: dict[str, Any], request: JobReque
     checkout, secrets = request.checkout, request.config.secrets
     assert checkout is not None
     below = "/".join(filter(None, (".repository", checkout.subdirectory.strip("/"))))
-    _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_DIRECTORY, sub_path=below)
+    _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_FOLDER, sub_path=below)
     clone: dict[str, Any] = {
         "name": "mlprojects-clone",
         "image": request.config.git_image,
         "command": ["sh", "-c", escape_expansion(_CLONE), "mlprojects"],
-        "args": [escape_expansion(each) for each in (CODE_DIRECTORY, checkout.url, checkout.commit)],
-        "volumeMounts": [{"name": _CODE_VOLUME, "mountPath": CODE_DIRECTORY}],
+        "args": [escape_expansion(each) for each in (CODE_FOLDER, checkout.url, checkout.commit)],
+        "volumeMounts": [{"name": _CODE_VOLUME, "mountPath": CODE_FOLDER}],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
     if secrets.git_token is not None:

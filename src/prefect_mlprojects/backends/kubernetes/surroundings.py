@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
-from urllib.parse import urlsplit
 
 from prefect_mlprojects._redaction import mask_text
 from prefect_mlprojects.backends.base import BackendCall, RunIdentity
@@ -14,7 +12,12 @@ from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesCon
 from prefect_mlprojects.backends.kubernetes.names import FLOW_RUN_URL_ANNOTATION, MLFLOW_RUN_URL_ANNOTATION
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.spec.project import DockerEnvironment
-from prefect_mlprojects.tracking.uris import EXPERIMENT_ID_VARIABLE, TRACKING_URI_VARIABLE, run_page
+from prefect_mlprojects.tracking.uris import (
+    EXPERIMENT_ID_VARIABLE,
+    TRACKING_URI_VARIABLE,
+    is_on_this_machine,
+    run_page,
+)
 
 KUBE_TRACKING_URI_VARIABLE = "KUBE_MLFLOW_TRACKING_URI"
 """MLflow's name for the tracking URI that pods use."""
@@ -43,33 +46,13 @@ def check_tracking(call: BackendCall, config: KubernetesConfig) -> None:
     Raises:
         BackendError: The store is of this machine alone.
     """
-    if pod_tracking_uri(config) is None and call.tracking_uri and is_local(call.tracking_uri):
+    if pod_tracking_uri(config) is None and call.tracking_uri and is_on_this_machine(call.tracking_uri):
         raise BackendError(
             f"The tracking URI {mask_text(call.tracking_uri)} is of this machine alone: a pod can't reach it. Track with a "
             f"server (MLFLOW_TRACKING_URI), or say how pods reach it: 'tracking-uri' in the backend configuration, or the "
             f"variable {KUBE_TRACKING_URI_VARIABLE}.",
             backend=BACKEND,
         )
-
-
-def is_local(uri: str) -> bool:
-    """Tells whether a URI means something only on this machine: a file, a SQLite database, a loopback address.
-
-    Args:
-        uri: An absolute URI.
-    """
-    parts = urlsplit(uri)
-    scheme = parts.scheme.partition("+")[0].lower()
-    if scheme in ("file", "sqlite") or uri.startswith("/"):
-        return True
-    host = (parts.hostname or "").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
 
 
 def pod_variables(
@@ -96,7 +79,7 @@ def pod_variables(
             merged[name] = os.environ[name] if value is None else value
     merged |= variables
     # The pod would look for a Prefect server in itself.
-    if is_local(merged.get("PREFECT_API_URL", "http://elsewhere")):
+    if is_on_this_machine(merged.get("PREFECT_API_URL", "http://elsewhere")):
         del merged["PREFECT_API_URL"]
     override = pod_tracking_uri(config)
     if override is not None:

@@ -15,8 +15,8 @@ from prefect_mlprojects.backends.kubernetes.diagnosis import explain_end, explai
 from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job
 from prefect_mlprojects.backends.kubernetes.logs import LineFilter
 from prefect_mlprojects.backends.kubernetes.names import job_name
-from prefect_mlprojects.backends.kubernetes.surroundings import is_local
 from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.tracking.uris import is_on_this_machine
 
 
 @pytest.mark.parametrize("project", ["Größe & Co", "9lives", "", "x" * 300, "-a-", "日本"])
@@ -165,4 +165,4 @@ def test_configuration() -> None:
     ],
 )
 def test_local_stores(uri: str, local: bool) -> None:
-    assert is_local(uri) is local
+    assert is_on_this_machine(uri) is local

@@ -9,17 +9,17 @@ from typing import Any
 from prefect_mlprojects.backends.local_config import LocalConfig
 from prefect_mlprojects.exceptions import BackendError
 
-BACKEND = "local"
 
-
-def connect(config: LocalConfig) -> Any:
+def connect(config: LocalConfig, *, backend: str = "local", timeout: float = 60) -> Any:
     """Returns Docker's low-level client, connected.
 
     The engine is the configured one, else that of ``DOCKER_HOST``, else that of the current Docker context, else the local
     socket.
 
     Args:
-        config: The backend's configuration.
+        config: What of the configuration of the backend ``local`` is about the engine.
+        backend: The backend that needs it, for the error.
+        timeout: Seconds that the engine may take to answer, or to go on with an answer.
 
     Raises:
         BackendError: No engine answers; the message says where it was looked for.
@@ -38,15 +38,15 @@ def connect(config: LocalConfig) -> Any:
                 verify=True,
             )
         if config.docker_host is None and os.environ.get("DOCKER_HOST"):
-            client = docker.from_env(timeout=60).api
+            client = docker.from_env(timeout=timeout).api
         else:
-            client = docker.APIClient(base_url=address, tls=tls, version="auto", timeout=60)
+            client = docker.APIClient(base_url=address, tls=tls, version="auto", timeout=timeout)
         client.ping()
     except (DockerException, TLSParameterError, OSError) as error:
         raise BackendError(
             f"No Docker engine answers at {address} ({how}): {_first_line(error)} Start it (systemctl start docker), or name "
             "another with DOCKER_HOST, a Docker context, or docker-host in the backend configuration.",
-            backend=BACKEND,
+            backend=backend,
         ) from None
     return client
 
