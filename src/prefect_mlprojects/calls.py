@@ -22,6 +22,12 @@ from prefect_mlprojects.spec import (
 )
 from prefect_mlprojects.types import BackendConfig, EnvironmentManagerName
 
+FLOW_NAME = "run_project"
+"""The name of the flow that runs projects."""
+
+PROJECT_SCHEME = "block://"
+"""``block://NAME`` as a project's URI stands for what the block of that name holds."""
+
 
 @dataclass(frozen=True)
 class ProjectCall:

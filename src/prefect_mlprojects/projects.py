@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect_mlprojects.backend_config import is_block_reference, load_backend_config, split_secrets
 from prefect_mlprojects.backends import get_backend
-from prefect_mlprojects.calls import CallContext, ProjectCall, check_call
+from prefect_mlprojects.calls import PROJECT_SCHEME, CallContext, ProjectCall, check_call
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, ParameterError, Problem, RunFailed
 from prefect_mlprojects.sources import detect_source
 from prefect_mlprojects.submitted_run import LocalSubmittedRun, SubmittedRun
@@ -82,8 +82,11 @@ def run(
     # What is secret in the configuration travels in memory; Prefect stores the rest.
     secrets: dict[str, Any] = {}
     if isinstance(backend_config, Mapping):
-        get_backend(backend).validate_config(backend_config)
-        backend_config, secrets = split_secrets(backend_config)
+        public, secrets = split_secrets(backend_config)
+        if secrets:
+            # make_call sees the rest only.
+            get_backend(backend).validate_config(backend_config)
+        backend_config = public
     call = make_call(
         uri,
         entry_point,
@@ -159,14 +162,7 @@ def make_call(
         problems.append(Problem("the project's URI is empty", parameter="uri"))
     if problems:
         raise ParameterError("The call can't be made", problems)
-    config: Mapping[str, Any] | str
-    if isinstance(backend_config, str) and is_block_reference(backend_config):
-        # What a block holds is read when the flow runs, and never stored with it.
-        get_backend(backend)
-        config = backend_config
-    else:
-        config = dict(get_backend(backend).validate_config(load_backend_config(backend_config, backend=backend)))
-        refuse_secrets(config, backend)
+    config = stored_config(backend, backend_config)
     return ProjectCall(
         uri=str(uri),
         entry_point=entry_point,
@@ -190,23 +186,30 @@ def make_call(
     )
 
 
-def refuse_secrets(config: Mapping[str, Any], backend: str) -> None:
-    """Refuses a configuration that holds secrets where it would be stored.
+def stored_config(backend: str, config: Mapping[str, Any] | str | None) -> dict[str, Any] | str:
+    """Returns a backend's configuration as it is stored: a block by its name, anything else by what it holds.
+
+    What a block holds is read when the flow runs.
 
     Args:
-        config: The configuration.
         backend: The backend's name.
+        config: A mapping, a file, a JSON text, or the name of a block; None for none.
 
     Raises:
-        BackendError: It holds credentials themselves, and not the name of a block.
+        BackendError: The backend is unknown, or the configuration is malformed or holds credentials themselves.
     """
-    _, secret = split_secrets(config)
+    chosen = get_backend(backend)
+    if isinstance(config, str) and is_block_reference(config):
+        return config
+    checked = dict(chosen.validate_config(load_backend_config(config, backend=backend)))
+    _, secret = split_secrets(checked)
     if secret:
         raise BackendError(
             f"The configuration of the {backend} backend holds secrets ({', '.join(secret)}), which would be stored with the flow "
             "run. Keep them in a block and give its name here, or give the configuration to run() as a dictionary.",
             backend=backend,
         )
+    return checked
 
 
 def _plain(value: Any) -> Any:
@@ -225,7 +228,7 @@ def preflight(call: ProjectCall) -> str | None:
     Raises:
         ExecutionException: The project, the entry point, the parameters or the environment manager do not fit.
     """
-    if call.uri.startswith("block://"):
+    if call.uri.startswith(PROJECT_SCHEME):
         return None
     source = detect_source(call.uri, call.version)
     if source.kind != "local":

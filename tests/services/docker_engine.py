@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.services.waiting import free_port
+
 USER, PASSWORD = "tester", "pa55"
 # bcrypt of the password: what docker-registry's htpasswd takes.
 _HTPASSWD = base64.b64decode(
@@ -74,9 +76,7 @@ def start_registry(folder: Path) -> str:
     known = folder / "registry.address"
     if known.exists() and _listens(int(known.read_text().rpartition(":")[2])):
         return known.read_text()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     (folder / "htpasswd").write_text(f"{USER}:{_HTPASSWD}\n")
     (folder / "registry.yml").write_text(
         "version: 0.1\n"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects.backend_config import is_block_reference, load_backend_config
+from prefect_mlprojects.calls import PROJECT_SCHEME
 from prefect_mlprojects.exceptions import BackendError, ExecutionException
 from prefect_mlprojects.sources.git_credentials import GitCredentials, GitCredentialsLookup
 
@@ -18,7 +19,6 @@ CREDENTIALS_KEY = "credentials"
 GIT_CREDENTIALS_SLUG = "git-credentials"
 PROJECT_SLUG = "mlflow-project"
 TRACKING_SLUG = "mlflow-tracking-server"
-PROJECT_SCHEME = "block://"
 
 # The block that a bare name under "credentials" means, by backend.
 _CREDENTIALS_SLUGS: Mapping[str, str] = {

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from prefect_mlprojects.cli.options import parse_parameters
+from prefect_mlprojects.cli.options import parameters_option
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -18,15 +18,7 @@ _DEPLOYMENT_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("-n", "--name", metavar="NAME", help="The deployment's name; by default the project's."),
     click.option("-v", "--version", metavar="VERSION", help="Branch, tag or commit that runs follow."),
     click.option("--pin", is_flag=True, help="Stay at the commit that the version is now."),
-    click.option(
-        "-P",
-        "--param-list",
-        "parameters",
-        multiple=True,
-        metavar="NAME=VALUE",
-        callback=parse_parameters,
-        help="A parameter's value when nobody gives another. May be repeated.",
-    ),
+    parameters_option("A parameter's value when nobody gives another. May be repeated."),
     click.option("--cron", metavar="EXPRESSION", help="Run by a cron expression, such as '0 3 * * *'."),
     click.option("--interval", type=float, metavar="SECONDS", help="Run every so many seconds."),
     click.option("--rrule", metavar="RULE", help="Run by a recurrence rule (RFC 5545)."),

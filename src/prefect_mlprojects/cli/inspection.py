@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefect_mlprojects.cli.options import call_options, make_call_from_options, parse_parameters
+from prefect_mlprojects.cli.options import call_options, make_call_from_options, parameters_option
 
 if TYPE_CHECKING:
     from prefect_mlprojects.sources import WorkingCopy
@@ -19,15 +19,7 @@ if TYPE_CHECKING:
 @click.command("validate")
 @click.argument("uri", default=".", type=click.Path())
 @click.option("-e", "--entry-point", metavar="NAME", help="Check a call of this entry point too.")
-@click.option(
-    "-P",
-    "--param-list",
-    "parameters",
-    multiple=True,
-    metavar="NAME=VALUE",
-    callback=parse_parameters,
-    help="A parameter.",
-)
+@parameters_option("A parameter.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def validate_command(

@@ -67,6 +67,24 @@ def _project_of(context: click.Context) -> Any:
         return None
 
 
+def parameters_option(help_text: str) -> Callable[[Any], Any]:
+    """Returns the option ``-P name=value``, which may be repeated.
+
+    Args:
+        help_text: What the values are for.
+    """
+    return click.option(
+        "-P",
+        "--param-list",
+        "parameters",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=parse_parameters,
+        shell_complete=_complete_parameters,
+        help=help_text,
+    )
+
+
 _CALL_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.argument("uri", default=".", type=click.Path()),
     click.option(
@@ -79,16 +97,7 @@ _CALL_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Entry point; one that the project does not declare runs the .py, .sh or .R file of that name.",
     ),
     click.option("-v", "--version", metavar="VERSION", help="Version of a git project: a branch, a tag or a commit."),
-    click.option(
-        "-P",
-        "--param-list",
-        "parameters",
-        multiple=True,
-        metavar="NAME=VALUE",
-        callback=parse_parameters,
-        shell_complete=_complete_parameters,
-        help="A parameter; undeclared ones are appended to the command as --NAME VALUE. May be repeated.",
-    ),
+    parameters_option("A parameter; undeclared ones are appended to the command as --NAME VALUE. May be repeated."),
     click.option(
         "-A",
         "--docker-args",

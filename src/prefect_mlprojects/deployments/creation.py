@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefect_mlprojects.calls import FLOW_NAME
 from prefect_mlprojects.deployments.specification import DEFAULT_WORK_POOL, DeploymentSpecification, Schedule, specify
 from prefect_mlprojects.exceptions import ParameterError, PrefectServerError, Problem
 from prefect_mlprojects.prefect_api import call_api
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 ENTRYPOINT = "prefect_mlprojects.flows.run_project.run_project"
 """The flow as a module path: it is a part of the installed package, so a worker has nothing to pull."""
-
-FLOW_NAME = "run_project"
 
 
 @dataclass(frozen=True)
@@ -293,23 +292,30 @@ def prefect_schedule(schedule: Schedule) -> Any:
     )
 
 
-async def _create(client: PrefectClient, specification: DeploymentSpecification, pool: str | None) -> tuple[str, str]:
+def prefect_schedules(specification: DeploymentSpecification) -> list[Any]:
+    """Returns a deployment's schedules as Prefect's own values; none for one that runs only when it is started.
+
+    Args:
+        specification: The deployment.
+    """
     from prefect.client.schemas.actions import DeploymentScheduleCreate
 
+    if specification.schedule is None:
+        return []
+    schedule = prefect_schedule(specification.schedule)
+    return [DeploymentScheduleCreate(schedule=schedule, active=not specification.paused)]
+
+
+async def _create(client: PrefectClient, specification: DeploymentSpecification, pool: str | None) -> tuple[str, str]:
     from prefect_mlprojects.deployments.zombies import ensure_zombie_automation
 
     pool = await ensure_work_pool(client, pool)
-    schedules = []
-    if specification.schedule is not None:
-        schedules.append(
-            DeploymentScheduleCreate(schedule=prefect_schedule(specification.schedule), active=not specification.paused)
-        )
     flow_id = await client.create_flow_from_name(FLOW_NAME)
     deployment_id = await client.create_deployment(
         flow_id,
         specification.name,
         version=specification.version,
-        schedules=schedules,
+        schedules=prefect_schedules(specification),
         concurrency_limit=specification.concurrency_limit,
         parameters=specification.flow_parameters(),
         description=specification.description,

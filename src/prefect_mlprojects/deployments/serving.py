@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefect_mlprojects.deployments.creation import prefect_schedule
+from prefect_mlprojects.deployments.creation import prefect_schedules
 from prefect_mlprojects.deployments.specification import DeploymentSpecification
 from prefect_mlprojects.prefect_api import call_api, use_api
 
@@ -39,19 +39,14 @@ def serve(
 
 
 def _runner_deployment(specification: DeploymentSpecification) -> Any:
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.types.entrypoint import EntrypointType
     from prefect.utilities.callables import ParameterSchema
 
     from prefect_mlprojects.flows.run_project import run_project
 
-    schedules = None
-    if specification.schedule is not None:
-        schedule = prefect_schedule(specification.schedule)
-        schedules = [DeploymentScheduleCreate(schedule=schedule, active=not specification.paused)]
     deployment: Any = run_project.to_deployment(
         name=specification.name,
-        schedules=schedules,
+        schedules=prefect_schedules(specification) or None,
         paused=specification.paused,
         concurrency_limit=specification.concurrency_limit,
         parameters=specification.flow_parameters(),

@@ -10,10 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from prefect_mlprojects.backend_config import is_block_reference, load_backend_config
-from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.exceptions import ParameterError, Problem
-from prefect_mlprojects.projects import refuse_secrets
+from prefect_mlprojects.projects import stored_config
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
 from prefect_mlprojects.spec.parameter_schema import deployment_schema, option_problems, typed_value
@@ -126,7 +124,7 @@ def specify(
     Raises:
         ExecutionException: The project can't be fetched, or the deployment does not fit it; the message says why.
     """
-    config = _stored_config(backend, backend_config)
+    config = stored_config(backend, backend_config)
     run_options = {
         **{key: value for key, value in (options or {}).items() if value is not None},
         "version": version,
@@ -164,15 +162,6 @@ def specify(
         paused=paused,
         concurrency_limit=concurrency_limit,
     )
-
-
-def _stored_config(backend: str, config: Mapping[str, Any] | str | None) -> Any:
-    """The configuration as it is stored with the deployment: a block by its name, anything else by what it holds."""
-    if isinstance(config, str) and is_block_reference(config):
-        return config
-    checked = dict(get_backend(backend).validate_config(load_backend_config(config, backend=backend)))
-    refuse_secrets(checked, backend)
-    return checked
 
 
 def _fitting_values(entry_point: EntryPoint, given: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:

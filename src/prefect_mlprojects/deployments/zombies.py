@@ -9,6 +9,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from prefect_mlprojects.calls import FLOW_NAME
+
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
@@ -44,7 +46,7 @@ async def ensure_zombie_automation(client: PrefectClient, silence: float = SILEN
                 expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in _ENDS)},
                 match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
                 match_related=ResourceSpecification(
-                    {"prefect.resource.role": "flow", "prefect.resource.name": "run_project"}
+                    {"prefect.resource.role": "flow", "prefect.resource.name": FLOW_NAME}
                 ),
                 for_each={"prefect.resource.id"},
                 posture=Posture.Proactive,

@@ -20,13 +20,12 @@ from prefect_mlprojects._redaction import mask_text
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.base import Preparation, RunIdentity
 from prefect_mlprojects.blocks.resolution import (
-    PROJECT_SCHEME,
     git_credentials_lookup,
     read_project,
     resolve_backend_config,
     resolve_tracking,
 )
-from prefect_mlprojects.calls import CallContext, CheckedCall, ProjectCall
+from prefect_mlprojects.calls import FLOW_NAME, PROJECT_SCHEME, CallContext, CheckedCall, ProjectCall
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.environments.managers import release_environment
 from prefect_mlprojects.exceptions import (
@@ -58,7 +57,6 @@ from prefect_mlprojects.types import StopSignal
 
 _logger = logging.getLogger(__name__)
 
-FLOW_NAME = "run_project"
 FLOW_RUN_ID_VARIABLE = "PREFECT_MLPROJECTS_FLOW_RUN_ID"
 
 install_plain_errors()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,11 +84,3 @@ def started(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
             process.wait()
             raise AssertionError(f"it did not end: {log.read_text()}") from None
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 180) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"timed out waiting for {what}"
-        time.sleep(0.2)
-    return found

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from tests.services.waiting import wait_for
+
 from prefect_mlprojects import deploy
 from prefect_mlprojects.prefect_api import call_api
 
-from .conftest import started, wait_for
+from .conftest import started
 
 EMIT = """
 import sys

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects import deploy
 
-from .conftest import started, wait_for
+from .conftest import started
 
 Call = Callable[..., Any]
 

@@ -11,11 +11,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects import deploy, load_project
 from prefect_mlprojects.exceptions import ParameterError, PrefectServerError
 
-from .conftest import started, wait_for
+from .conftest import started
 
 Call = Callable[..., Any]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,17 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.services.waiting import free_port, wait_for
 
 from prefect_mlprojects import deploy
 
-from .conftest import started, wait_for
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from .conftest import started
 
 
 @pytest.fixture

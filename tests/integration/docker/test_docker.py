@@ -6,26 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.services import docker_engine
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects import run
 from prefect_mlprojects.exceptions import BackendError, ParameterError, RunFailed, RunTimedOut
 
 Containers = Callable[[str], list[Any]]
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + 90
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"timed out waiting for {what}"
-        time.sleep(0.05)
-    return found
 
 
 def test_a_run(project: Path, capfd: pytest.CaptureFixture[str], containers_of: Containers) -> None:

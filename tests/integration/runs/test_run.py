@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects import SubmittedRun, run
 from prefect_mlprojects.exceptions import (
@@ -29,13 +29,6 @@ from prefect_mlprojects.exceptions import (
 )
 
 Read = Callable[[str], Any]
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out waiting for {what}"
-        time.sleep(0.05)
 
 
 def is_alive(pid: int) -> bool:

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects.prefect_api import call_api
 from prefect_mlprojects.server import ServerAddress
@@ -58,14 +58,6 @@ async def deploy(client: Any, pool: str) -> uuid.UUID:
 async def start(client: Any, deployment: uuid.UUID, parameters: dict[str, Any]) -> str:
     flow_run = await client.create_flow_run_from_deployment(deployment, parameters=parameters)
     return str(flow_run.id)
-
-
-def wait_for(read: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + 180
-    while not (found := read()):
-        assert time.monotonic() < deadline, f"timed out waiting for {what}"
-        time.sleep(0.3)
-    return found
 
 
 def test_a_worker_runs_projects_and_cancelling_ends_them(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tests.services.waiting import free_port
 
 from prefect_mlprojects.sources import WorkingCopy, detect_source
 from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
@@ -116,17 +117,10 @@ def fetch() -> Fetch:
     return do
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture
 def git_daemon(remote: Remote) -> Iterator[str]:
     """The remote by ``git://``."""
-    port = _free_port()
+    port = free_port()
     daemon = subprocess.Popen(
         [
             "git",
