@@ -297,14 +297,10 @@ def test_a_run_inside_a_flow_is_its_child(
 
 def test_the_experiment_that_mlflow_has_chosen(greet: str, workspace: Path, tracked: Read) -> None:
     import mlflow
-    from mlflow.tracking import fluent
 
     chosen = mlflow.set_experiment("chosen")
-    try:
-        ours = run(greet, env_manager="local")
-        named = run(greet, env_manager="local", experiment_name="named")
-    finally:
-        fluent._active_experiment_id = None
+    ours = run(greet, env_manager="local")
+    named = run(greet, env_manager="local", experiment_name="named")
 
     assert tracked(str(ours.run_id)).info.experiment_id == chosen.experiment_id
     assert tracked(str(named.run_id)).info.experiment_id != chosen.experiment_id
