@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -42,6 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # A test machine is busy: the server of another test may be starting too.
         PREFECT_MLPROJECTS_SERVER_START_TIMEOUT="240",
     )
+    # A shell that starts the tests in the background has interrupts ignored, and every process below inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
         os.environ.pop(name, None)
 
