@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect_mlprojects.exceptions import BackendError
 
-SECRET_KEYS = ("credentials", "kubeconfig")
+SECRET_KEYS = ("credentials", "kubeconfig", "docker-engine")
 """Keys of backend configurations whose values may be secret when they are written out."""
 
 _BLOCK_REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*/[^/]+")

@@ -6,9 +6,12 @@ import base64
 import contextlib
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
+import sys
+import sysconfig
 import tarfile
 import time
 from pathlib import Path
@@ -24,7 +27,9 @@ _HTPASSWD = base64.b64decode(
 
 
 def start_engine(folder: Path) -> str:
-    """Starts ``dockerd`` in a folder, unless it runs there, and returns its address.
+    """Starts ``dockerd`` in a folder, unless it runs there, and returns its address on this machine.
+
+    It listens on a TCP port, too, whose address is in the file ``tcp.address``, with the certificates of the folder ``tls``.
 
     Without bridge and firewall rules: containers have the host's network or none, and the machine stays as it is.
     """
@@ -32,12 +37,15 @@ def start_engine(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     if _answers(address):
         return address
+    certificates, port = _make_certificates(folder / "tls"), free_port()
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             [
                 "dockerd",
                 *("--host", address, "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
                 *("--pidfile", str(folder / "dockerd.pid"), "--bridge=none", "--iptables=false", "--ip6tables=false"),
+                *("--host", f"tcp://127.0.0.1:{port}", "--tlsverify", f"--tlscacert={certificates / 'ca.pem'}"),
+                *(f"--tlscert={certificates / 'cert.pem'}", f"--tlskey={certificates / 'key.pem'}"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -45,12 +53,29 @@ def start_engine(folder: Path) -> str:
             start_new_session=True,
         )
     (folder / "pid").write_text(str(process.pid))
+    (folder / "tcp.address").write_text(f"tcp://127.0.0.1:{port}")
     deadline = time.monotonic() + 60
     while not _answers(address):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"dockerd did not start: {(folder / 'log').read_text()[-3000:]}")
         time.sleep(0.1)
     return address
+
+
+def _make_certificates(folder: Path) -> Path:
+    """One certificate for all parts: it is its own authority, the engine's, and the client's."""
+    folder.mkdir(exist_ok=True)
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-addext", "keyUsage=digitalSignature,keyCertSign"),
+            *("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    (folder / "ca.pem").write_bytes((folder / "cert.pem").read_bytes())
+    return folder
 
 
 def stop_engine(folder: Path) -> None:
@@ -105,33 +130,7 @@ def import_busybox(client: Any, name: str, *, project: bool = False, changes: li
     """Makes an image of Debian's busybox-static; with ``project``, its working directory holds an MLproject file."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
-        busybox = Path("/bin/busybox").read_bytes()
-        info = tarfile.TarInfo("bin/busybox")
-        info.size, info.mode = len(busybox), 0o755
-        archive.addfile(info, io.BytesIO(busybox))
-        for applet in (
-            "sh",
-            "cat",
-            "echo",
-            "env",
-            "false",
-            "id",
-            "ls",
-            "mkdir",
-            "printf",
-            "pwd",
-            "sleep",
-            "touch",
-            "true",
-            "yes",
-        ):
-            link = tarfile.TarInfo(f"bin/{applet}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            archive.addfile(link)
-        for folder in ("tmp", "etc"):
-            info = tarfile.TarInfo(folder)
-            info.type, info.mode = tarfile.DIRTYPE, 0o1777
-            archive.addfile(info)
+        _add_busybox(archive)
         if project:
             text = b"name: carried\nentry_points:\n  main: {command: pwd}\n"
             info = tarfile.TarInfo("carried/MLproject")
@@ -141,6 +140,78 @@ def import_busybox(client: Any, name: str, *, project: bool = False, changes: li
     settings = ["ENV PATH=/bin", *(["WORKDIR /carried"] if project else []), *(changes or [])]
     client.import_image_from_data(data.getvalue(), repository=repository, tag=tag, changes=settings)
     return name
+
+
+def _add_busybox(archive: tarfile.TarFile) -> None:
+    busybox = Path("/bin/busybox").read_bytes()
+    info = tarfile.TarInfo("bin/busybox")
+    info.size, info.mode = len(busybox), 0o755
+    archive.addfile(info, io.BytesIO(busybox))
+    for applet in (
+        "sh",
+        "cat",
+        "echo",
+        "env",
+        "false",
+        "id",
+        "ls",
+        "mkdir",
+        "printf",
+        "pwd",
+        "sleep",
+        "touch",
+        "true",
+        "yes",
+    ):
+        link = tarfile.TarInfo(f"bin/{applet}")
+        link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+        archive.addfile(link)
+    for folder in ("tmp", "etc"):
+        info = tarfile.TarInfo(folder)
+        info.type, info.mode = tarfile.DIRTYPE, 0o1777
+        archive.addfile(info)
+
+
+def import_python(client: Any, name: str) -> str:
+    """Makes an image of the Python that runs the tests: its standard library, the C libraries it needs, and busybox.
+
+    Packages are not in it; mount ``sysconfig.get_path("purelib")`` for those.
+    """
+    repository, _, tag = name.rpartition(":")
+    binary, library = Path(sys.executable).resolve(), Path(sysconfig.get_path("stdlib"))
+    own = [each for each in library.rglob("*.so") if "site-packages" not in each.parts]
+    extensions = [*own, *Path(sysconfig.get_path("purelib")).glob("greenlet/*.so")]
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        _add_busybox(archive)
+        archive.add(binary, str(binary))
+        for needed in _c_libraries([binary, *(each for each in extensions if "tkinter" not in each.name)]):
+            # Where the loader finds them: by their own path, which may be a symbolic link.
+            archive.add(needed.resolve(), str(needed))
+        archive.add(library, str(library), filter=_belongs_to_python)
+        for program in ("python", "python3"):
+            link = tarfile.TarInfo(f"bin/{program}")
+            link.type, link.linkname = tarfile.SYMTYPE, str(binary)
+            archive.addfile(link)
+    paths = sorted({str(each.parent) for each in _c_libraries([binary])})
+    client.import_image_from_data(
+        data.getvalue(),
+        repository=repository,
+        tag=tag,
+        changes=["ENV PATH=/bin", f"ENV LD_LIBRARY_PATH={':'.join(paths)}", f"ENV PYTHONHOME={sys.base_prefix}"],
+    )
+    return name
+
+
+def _c_libraries(files: list[Path]) -> list[Path]:
+    said = subprocess.run(["ldd", *map(str, files)], capture_output=True, text=True, check=False).stdout
+    return sorted({Path(os.path.normpath(each)) for each in re.findall(r"(?:=> )?(/\S+) \(0x", said)})
+
+
+def _belongs_to_python(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    left_out = {"test", "tests", "idlelib", "tkinter", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
+    parts = info.name.split("/")
+    return None if left_out & set(parts) or any(part.startswith("config-") for part in parts) else info
 
 
 def _listens(port: int) -> bool:

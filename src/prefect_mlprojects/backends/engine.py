@@ -3,18 +3,91 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect_mlprojects.backends.local_config import LocalConfig
+from prefect_mlprojects.backends.local_config import EngineConnection, LocalConfig
 from prefect_mlprojects.exceptions import BackendError
+
+DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
+
+
+@dataclass(frozen=True)
+class EngineAddress:
+    """Where an engine is.
+
+    Attributes:
+        url: ``unix://…``, ``tcp://…`` or ``ssh://…``.
+        named_by: Who named it, for messages.
+        tls_folder: The folder with ``ca.pem``, ``cert.pem`` and ``key.pem``; None without TLS, or when the context brings its own.
+        context_tls: The Docker context's ``docker.tls.TLSConfig``; None when it has none.
+        connection: What a block or the configuration says of the engine; None when it says nothing.
+    """
+
+    url: str
+    named_by: str
+    tls_folder: Path | None = None
+    context_tls: Any = None
+    connection: EngineConnection | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the engine is on this machine, so that its containers can have this machine's folders and ports."""
+        return self.url.startswith("unix://")
+
+
+def find_engine(config: LocalConfig) -> EngineAddress:
+    """Finds the engine: the configured one, else as the ``docker`` command does, else the local socket.
+
+    The command's order is ``DOCKER_CONTEXT``, ``DOCKER_HOST``, the current Docker context
+    (https://docs.docker.com/reference/cli/docker/#environment-variables).
+
+    Args:
+        config: The backend's configuration.
+
+    Raises:
+        BackendError: ``DOCKER_CONTEXT`` names a context that is not there.
+    """
+    if isinstance(config.docker_engine, EngineConnection):
+        return EngineAddress(
+            config.docker_engine.host, "docker-engine in the backend configuration", connection=config.docker_engine
+        )
+    if config.docker_host:
+        folder = Path(config.docker_tls).expanduser() if config.docker_tls else None
+        return EngineAddress(config.docker_host, "docker-host in the backend configuration", folder)
+    chosen = os.environ.get("DOCKER_CONTEXT")
+    if not chosen and os.environ.get("DOCKER_HOST"):
+        verified = os.environ.get("DOCKER_TLS_VERIFY")
+        folder = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker") if verified else None
+        return EngineAddress(os.environ["DOCKER_HOST"], "DOCKER_HOST", folder)
+    context = _context(chosen)
+    if context is None:
+        return EngineAddress(DEFAULT_ADDRESS, "the default")
+    how = "DOCKER_CONTEXT" if chosen else "the current Docker context"
+    return EngineAddress(str(context.Host), f"{context.name}, {how}", context_tls=context.TLSConfig)
+
+
+def _context(chosen: str | None) -> Any:
+    """The Docker context of a name, or the current one; None for Docker's default one."""
+    from docker.context import ContextAPI
+
+    try:
+        context = ContextAPI.get_context(chosen) if chosen else ContextAPI.get_current_context()
+    except Exception:  # noqa: BLE001 - a broken file of another program's
+        context = None
+    if chosen and context is None:
+        raise BackendError(
+            f"There is no Docker context {chosen!r}, which DOCKER_CONTEXT names; `docker context ls` lists them.",
+            backend="local",
+        )
+    return context if context is not None and context.name != "default" and context.Host else None
 
 
 def connect(config: LocalConfig, *, backend: str = "local", timeout: float = 60) -> Any:
     """Returns Docker's low-level client, connected.
-
-    The engine is the configured one, else that of ``DOCKER_HOST``, else that of the current Docker context, else the local
-    socket.
 
     Args:
         config: What of the configuration of the backend ``local`` is about the engine.
@@ -22,63 +95,83 @@ def connect(config: LocalConfig, *, backend: str = "local", timeout: float = 60)
         timeout: Seconds that the engine may take to answer, or to go on with an answer.
 
     Raises:
-        BackendError: No engine answers; the message says where it was looked for.
+        BackendError: No engine answers; the message says where it was looked for, and what to do.
     """
-    import docker
     from docker.errors import DockerException, TLSParameterError
 
-    address, how = engine_address(config)
+    address = find_engine(config)
     try:
-        tls: Any = False
-        if config.docker_tls:
-            folder = Path(config.docker_tls).expanduser()
-            tls = docker.tls.TLSConfig(
-                ca_cert=str(folder / "ca.pem"),
-                client_cert=(str(folder / "cert.pem"), str(folder / "key.pem")),
-                verify=True,
-            )
-        if config.docker_host is None and os.environ.get("DOCKER_HOST"):
-            client = docker.from_env(timeout=timeout).api
-        else:
-            client = docker.APIClient(base_url=address, tls=tls, version="auto", timeout=timeout)
+        tls, files = _tls(address)
+        client = _client_class()(
+            base_url=address.url,
+            tls=tls,
+            version="auto",
+            timeout=timeout,
+            # The user's own ssh, with its configuration, agent and known hosts, as the docker command does.
+            use_ssh_client=address.url.startswith("ssh://"),
+        )
         client.ping()
     except (DockerException, TLSParameterError, OSError) as error:
         raise BackendError(
-            f"No Docker engine answers at {address} ({how}): {_first_line(error)} Start it (systemctl start docker), or name "
-            "another with DOCKER_HOST, a Docker context, or docker-host in the backend configuration.",
+            f"No Docker engine answers at {address.url} ({address.named_by}): {_first_line(error)} {_advice(error)}",
             backend=backend,
         ) from None
+    if files is not None:
+        weakref.finalize(client, files.cleanup)
     return client
 
 
-def engine_address(config: LocalConfig) -> tuple[str, str]:
-    """Returns the engine's address, and who named it.
+def _client_class() -> Any:
+    import docker
 
-    Args:
-        config: The backend's configuration.
-    """
-    if config.docker_host:
-        return config.docker_host, "docker-host in the backend configuration"
-    if os.environ.get("DOCKER_HOST"):
-        return os.environ["DOCKER_HOST"], "DOCKER_HOST"
-    from docker.context import ContextAPI
+    class Client(docker.APIClient):  # type: ignore[misc]  # Docker's SDK has no types
+        """Docker's client, which trusts the engine's authority also where ``REQUESTS_CA_BUNDLE`` names others.
 
-    try:
-        context = ContextAPI.get_current_context()
-    except Exception:  # noqa: BLE001 - a broken file of another program's
-        context = None
-    if context is not None and context.name != "default" and context.Host:
-        return str(context.Host), f"the Docker context {context.name}"
-    return "unix:///var/run/docker.sock", "the default"
+        requests prefers that variable to what a session was told (https://github.com/psf/requests/issues/3829).
+        """
+
+        def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+            told = self.verify if verify is None else verify
+            return super().merge_environment_settings(url, proxies, stream, told, cert)
+
+    return Client
 
 
-def is_here(config: LocalConfig) -> bool:
-    """Tells whether the engine is on this machine, so that its containers can have this machine's folders and ports.
+def _tls(address: EngineAddress) -> tuple[Any, tempfile.TemporaryDirectory[str] | None]:
+    """The TLS configuration, and a folder that must stay as long as the client: Docker's SDK takes files only."""
+    from docker.tls import TLSConfig
 
-    Args:
-        config: The backend's configuration.
-    """
-    return engine_address(config)[0].startswith("unix://")
+    if address.context_tls is not None:
+        return address.context_tls, None
+    folder, files = address.tls_folder, None
+    if address.connection is not None and (pems := address.connection.pem_files()):
+        files = tempfile.TemporaryDirectory(prefix="docker-tls-")
+        folder = Path(files.name)
+        for name, text in pems.items():
+            (folder / name).touch(0o600)
+            (folder / name).write_text(text)
+    if folder is None:
+        return False, None
+    certificate = (str(folder / "cert.pem"), str(folder / "key.pem"))
+    own = (folder / "cert.pem").exists()
+    authority = folder / "ca.pem"
+    return (
+        TLSConfig(
+            client_cert=certificate if own else None,
+            ca_cert=str(authority) if authority.exists() else None,
+            verify=True,
+        ),
+        files,
+    )
+
+
+def _advice(error: Exception) -> str:
+    if "Permission denied" in str(error):
+        return "Join the group that owns the socket (usermod -aG docker USER), or use a rootless engine."
+    return (
+        "Start it (systemctl start docker), or name another with DOCKER_HOST, a Docker context, or docker-host or "
+        "docker-engine in the backend configuration."
+    )
 
 
 def _first_line(error: Exception) -> str:

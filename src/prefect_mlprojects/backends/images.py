@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 from prefect_mlprojects.backends.project_archive import content_digest, iterate_archive, project_files
@@ -75,7 +77,7 @@ def ensure_image(
     Raises:
         BackendError: It is not there and can't be pulled.
     """
-    from docker.errors import APIError, ImageNotFound
+    from docker.errors import ImageNotFound
 
     if pull != "always":
         try:
@@ -88,16 +90,15 @@ def ensure_image(
                 ) from None
     repository, tag = _split(image)
     report(f"pulling the image {image}")
-    try:
-        progress = engine.pull(repository, tag=tag, stream=True, decode=True, auth_config=dict(auth) if auth else None)
-        _follow(progress, report, stop, f"The image {image!r} can't be pulled", backend)
-        return str(engine.inspect_image(image)["Id"]), False
-    except APIError as error:
-        raise BackendError(
-            f"The image {image!r} can't be pulled: {_words(error)} Is its name right, and are credentials needed (docker_auth, or "
-            "credentials in the backend configuration)?",
-            backend=backend,
-        ) from None
+    _follow(
+        lambda: engine.pull(repository, tag=tag, stream=True, decode=True, auth_config=dict(auth) if auth else None),
+        report,
+        stop,
+        f"The image {image!r} can't be pulled",
+        backend,
+        advice="Is its name right, and are credentials needed (docker_auth, or credentials in the backend configuration)?",
+    )
+    return str(engine.inspect_image(image)["Id"]), False
 
 
 def build_project_image(
@@ -129,20 +130,18 @@ def build_project_image(
     Raises:
         BackendError: The build failed, naming the step, or was stopped.
     """
-    from docker.errors import APIError
-
     dockerfile = f"FROM {base}\nCOPY . {CODE_FOLDER}/\nWORKDIR {CODE_FOLDER}\n".encode()
     files = project_files(copy.directory)
     extra = {_DOCKERFILE: dockerfile}
     digest = content_digest(files, {**extra, "base": base_id.encode()})
     clean = copy.commit is not None and not copy.dirty
     name = f"{_repository(repository)}:{copy.commit[:7] if clean and copy.commit else digest[:7]}"
-    try:
-        for image in engine.images(filters={"label": f"{CONTENT_LABEL}={digest}"}):
-            engine.tag(image["Id"], *_split(name))
-            return BuiltImage(name, str(image["Id"]), reused=True)
-        report(f"building the image {name} from {base} with {sum(not each.path.is_dir() for each in files)} files")
-        progress = engine.build(
+    for image in engine.images(filters={"label": f"{CONTENT_LABEL}={digest}"}):
+        engine.tag(image["Id"], *_split(name))
+        return BuiltImage(name, str(image["Id"]), reused=True)
+    report(f"building the image {name} from {base} with {sum(not each.path.is_dir() for each in files)} files")
+    _follow(
+        lambda: engine.build(
             # The SDK passes it to requests, which sends an iterator in pieces.
             fileobj=iterate_archive(files, extra=extra),
             custom_context=True,
@@ -152,11 +151,13 @@ def build_project_image(
             rm=True,
             forcerm=True,
             decode=True,
-        )
-        _follow(progress, report, stop, f"The image {name} can't be built", backend)
-        return BuiltImage(name, str(engine.inspect_image(name)["Id"]), reused=False)
-    except APIError as error:
-        raise BackendError(f"The image {name} can't be built: {_words(error)}", backend=backend) from None
+        ),
+        report,
+        stop,
+        f"The image {name} can't be built",
+        backend,
+    )
+    return BuiltImage(name, str(engine.inspect_image(name)["Id"]), reused=False)
 
 
 def push_image(
@@ -181,40 +182,48 @@ def push_image(
     Raises:
         BackendError: The registry refused it or can't be reached.
     """
-    from docker.errors import APIError
-
     repository, tag = _split(name)
     report(f"pushing the image {name}")
     digests: list[str] = []
-    try:
-        progress = engine.push(repository, tag=tag, stream=True, decode=True, auth_config=dict(auth) if auth else None)
-        _follow(progress, report, stop, f"The image {name} can't be pushed", backend, digests)
-    except APIError as error:
-        raise BackendError(f"The image {name} can't be pushed: {_words(error)}", backend=backend) from None
+    _follow(
+        lambda: engine.push(repository, tag=tag, stream=True, decode=True, auth_config=dict(auth) if auth else None),
+        report,
+        stop,
+        f"The image {name} can't be pushed",
+        backend,
+        digests=digests,
+    )
     if not digests:
         raise BackendError(f"The image {name} was pushed, but its registry told no digest.", backend=backend)
     return f"{repository}@{digests[-1]}"
 
 
 def _follow(
-    progress: Iterator[Mapping[str, Any]],
+    start: Callable[[], Iterator[Mapping[str, Any]]],
     report: Callable[[str], None],
     stop: StopSignal,
     what: str,
     backend: str,
+    *,
+    advice: str = "",
     digests: list[str] | None = None,
 ) -> None:
     """Reads what the engine says of a long work, step by step; each layer's progress only when its word changes."""
+    from docker.errors import APIError
+    from requests.exceptions import RequestException
+
+    def failed(words: str) -> BackendError:
+        place = f" in the step {step!r}" if step else ""
+        return BackendError(" ".join((f"{what}{place}: {words}", advice)).strip(), backend=backend)
+
     step, said = "", dict[str, str]()
-    for event in progress:
-        if stop.requested:
-            close = getattr(progress, "close", None)
-            if callable(close):
-                close()
-            raise BackendError(f"{what}: it was stopped: {stop.reason}.", backend=backend)
+    for event in _until_stopped(start, stop):
+        if isinstance(event, APIError | RequestException | OSError):
+            raise failed(_words(event))
+        if isinstance(event, BaseException):
+            raise event
         if "error" in event:
-            place = f" in the step {step!r}" if step else ""
-            raise BackendError(f"{what}{place}: {str(event['error']).strip()}", backend=backend)
+            raise failed(f"{str(event['error']).strip().rstrip('.')}.")
         if digests is not None and isinstance(event.get("aux"), Mapping) and event["aux"].get("Digest"):
             digests.append(str(event["aux"]["Digest"]))
         for line in str(event.get("stream") or "").splitlines():
@@ -225,6 +234,37 @@ def _follow(
         if status and not event.get("progressDetail") and said.get(layer) != status:
             said[layer] = str(status)
             report(f"{layer}: {status}" if layer else str(status))
+    if stop.requested:
+        raise BackendError(f"{what}: it was stopped: {stop.reason}.", backend=backend)
+
+
+def _until_stopped(
+    start: Callable[[], Iterator[Mapping[str, Any]]], stop: StopSignal
+) -> Iterator[Mapping[str, Any] | BaseException]:
+    """Yields what a work says, or the exception it ended with, but never outlasts a request to stop.
+
+    An engine that waits for its registry may say nothing for long. The thread that listens to it is left behind then, and
+    ends with the engine's answer.
+    """
+    said: SimpleQueue[Mapping[str, Any] | BaseException | None] = SimpleQueue()
+
+    def listen() -> None:
+        try:
+            for event in start():
+                said.put(event)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the work is waited for
+            said.put(error)
+        said.put(None)
+
+    forget = stop.on_request(lambda: said.put(None))
+    threading.Thread(target=listen, name="docker-engine", daemon=True).start()
+    try:
+        while (event := said.get()) is not None:
+            if stop.requested:
+                break
+            yield event
+    finally:
+        forget()
 
 
 def _repository(name: str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 
 class RegistryCredentials(BaseModel):
@@ -28,6 +28,41 @@ class RegistryCredentials(BaseModel):
         return auth | ({"serveraddress": self.registry} if self.registry else {})
 
 
+class EngineConnection(BaseModel):
+    """How to reach a Docker engine.
+
+    Attributes:
+        host: ``unix://…``, ``tcp://…`` or ``ssh://…``.
+        ca_certificate: The authority that signed the engine's certificate, as PEM text.
+        client_certificate: Our certificate, as PEM text.
+        client_key: Its key, as PEM text.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str
+    ca_certificate: str | None = None
+    client_certificate: str | None = None
+    client_key: SecretStr | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_prefect_docker_has_it(cls, values: Any) -> Any:
+        """Takes the fields of prefect-docker's ``DockerHost`` block, too."""
+        return {"host": values["base_url"]} if isinstance(values, dict) and values.get("base_url") else values
+
+    def pem_files(self) -> dict[str, str]:
+        """Returns what is there of ``ca.pem``, ``cert.pem`` and ``key.pem``."""
+        key = self.client_key.get_secret_value() if self.client_key else None
+        texts = {"ca.pem": self.ca_certificate, "cert.pem": self.client_certificate, "key.pem": key}
+        return {name: text for name, text in texts.items() if text}
+
+    def plain(self) -> dict[str, str]:
+        """Returns what was set, with the key, for use in memory."""
+        values = self.model_dump(exclude_none=True)
+        return values | ({"client_key": self.client_key.get_secret_value()} if self.client_key else {})
+
+
 class LocalConfig(BaseModel):
     """The configuration of the backend ``local``.
 
@@ -36,6 +71,7 @@ class LocalConfig(BaseModel):
             ``PREFECT_MLPROJECTS_GRACE_PERIOD``.
         docker_host: The Docker engine's address (``unix://…``, ``tcp://…``, ``ssh://…``); None for the one that the environment or
             the current Docker context names.
+        docker_engine: The Docker engine, in the place of ``docker_host``: the name of a block, or what it holds.
         docker_tls: The folder with ``ca.pem``, ``cert.pem`` and ``key.pem`` for a ``tcp://`` engine.
         project_files: ``copy`` puts the project's files into the container; ``mount`` mounts its folder there instead.
         container_user: ``caller`` runs as the calling user, so that files in mounted folders belong to it; ``image`` as the image
@@ -49,6 +85,7 @@ class LocalConfig(BaseModel):
     grace_period: float | None = Field(default=None, ge=0, allow_inf_nan=False, alias="grace-period")
     docker_host: str | None = Field(default=None, alias="docker-host")
     docker_tls: str | None = Field(default=None, alias="docker-tls")
+    docker_engine: str | EngineConnection | None = Field(default=None, alias="docker-engine")
     project_files: Literal["copy", "mount"] = Field(default="copy", alias="project-files")
     container_user: Literal["caller", "image"] = Field(default="caller", alias="container-user")
     pull: Literal["missing", "always", "never"] = "missing"
@@ -62,4 +99,6 @@ class LocalConfig(BaseModel):
                 **self.credentials.model_dump(exclude_none=True),
                 "password": self.credentials.password.get_secret_value(),
             }
+        if isinstance(self.docker_engine, EngineConnection):
+            values["docker-engine"] = self.docker_engine.plain()
         return values

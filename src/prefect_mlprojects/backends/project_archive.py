@@ -190,6 +190,11 @@ def iterate_archive(
         packed = None
         archive = tarfile.open(fileobj=buffer, mode="w|", format=tar_format)  # noqa: SIM115
     folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    if folder:
+        # Else whoever unpacks it makes the folder, and root owns it.
+        own = _info(folder.rstrip("/"), 0o755, owner)
+        own.type = tarfile.DIRTYPE
+        archive.addfile(own)
     for file in files:
         if file.name in extra:
             continue

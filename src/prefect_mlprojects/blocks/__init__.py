@@ -5,7 +5,7 @@ The entry point group ``prefect.collections`` loads this package where a Prefect
 
 from prefect_mlprojects.blocks.backend import MLprojectBackend
 from prefect_mlprojects.blocks.databricks import DatabricksBackendBlock, DatabricksWorkspace
-from prefect_mlprojects.blocks.docker import DockerRegistry
+from prefect_mlprojects.blocks.docker import DockerEngine, DockerRegistry
 from prefect_mlprojects.blocks.git import GitCredentialsBlock
 from prefect_mlprojects.blocks.kubernetes import KubernetesCluster, KubernetesJobDefaults
 from prefect_mlprojects.blocks.project import MLflowProject
@@ -14,6 +14,7 @@ from prefect_mlprojects.blocks.tracking import MLflowTrackingServer
 __all__ = [
     "DatabricksBackendBlock",
     "DatabricksWorkspace",
+    "DockerEngine",
     "DockerRegistry",
     "GitCredentialsBlock",
     "KubernetesCluster",

@@ -1,4 +1,4 @@
-"""Credentials for an image registry."""
+"""Docker engines, and credentials for image registries."""
 
 from __future__ import annotations
 
@@ -42,3 +42,56 @@ class DockerRegistry(Block):
         import docker
 
         docker.from_env().login(self.username, self.password.get_secret_value(), registry=self.registry)
+
+
+class DockerEngine(Block):
+    """The address of a Docker engine, and what it takes to be let in.
+
+    Example:
+        Run a project on an engine that is reached by TCP with TLS::
+
+            from prefect_mlprojects.blocks import DockerEngine
+
+            DockerEngine(
+                host="tcp://gpu-box:2376",
+                ca_certificate=Path("ca.pem").read_text(),
+                client_certificate=Path("cert.pem").read_text(),
+                client_key=Path("key.pem").read_text(),
+            ).save("gpu-box")
+            run("project", backend_config={"docker-engine": "gpu-box"})
+    """
+
+    _block_type_name = "Docker Engine (MLproject)"
+    _block_type_slug = "docker-engine"
+    _description = "The address of a Docker engine with its TLS certificates, for projects that run in containers."
+
+    host: str = Field(
+        description="unix:///path, tcp://host:port or ssh://user@host. For ssh, the worker's own keys are used."
+    )
+    ca_certificate: str | None = Field(
+        default=None, description="The authority that signed the engine's certificate (PEM)."
+    )
+    client_certificate: str | None = Field(default=None, description="The certificate to be let in with (PEM).")
+    client_key: SecretStr | None = Field(default=None, description="The key of that certificate (PEM).")
+
+    def get_credentials(self) -> dict[str, Any]:
+        """Returns the address and the certificates with their key, for use in memory."""
+        from prefect_mlprojects.backends.local_config import EngineConnection
+
+        return EngineConnection(
+            host=self.host,
+            ca_certificate=self.ca_certificate,
+            client_certificate=self.client_certificate,
+            client_key=self.client_key,
+        ).plain()
+
+    def test_connection(self) -> None:
+        """Asks the engine whether it is there.
+
+        Raises:
+            BackendError: It does not answer.
+        """
+        from prefect_mlprojects.backends.engine import connect
+        from prefect_mlprojects.backends.local_config import LocalConfig
+
+        connect(LocalConfig.model_validate({"docker-engine": self.get_credentials()})).close()

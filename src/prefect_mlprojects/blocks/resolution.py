@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from prefect.blocks.core import Block
     from prefect.client.orchestration import PrefectClient
 
-CREDENTIALS_KEY = "credentials"
 GIT_CREDENTIALS_SLUG = "git-credentials"
 PROJECT_SLUG = "mlflow-project"
 TRACKING_SLUG = "mlflow-tracking-server"
 
-# The block that a bare name under "credentials" means, by backend.
-_CREDENTIALS_SLUGS: Mapping[str, str] = {
-    "local": "docker-registry",
-    "kubernetes": "kubernetes-cluster",
-    "databricks": "databricks-workspace",
+# The block that a bare name means, by the key of the configuration that holds it, and the backend.
+_BLOCK_KEYS: Mapping[str, Mapping[str, str]] = {
+    "credentials": {
+        "local": "docker-registry",
+        "kubernetes": "kubernetes-cluster",
+        "databricks": "databricks-workspace",
+    },
+    "docker-engine": {"local": "docker-engine"},
 }
 
 
@@ -100,16 +102,18 @@ async def resolve_backend_config(
         resolved = dict(get_config())
     else:
         resolved = load_backend_config(config, backend=backend)
-    named = resolved.get(CREDENTIALS_KEY)
-    if isinstance(named, str):
+    for key, slugs in _BLOCK_KEYS.items():
+        named = resolved.get(key)
+        if not isinstance(named, str):
+            continue
         slug, separator, name = named.rpartition("/")
-        default = _CREDENTIALS_SLUGS.get(backend)
+        default = slugs.get(backend)
         if not separator and default is None:
-            raise BackendError(f"The backend {backend} takes no credentials.", backend=backend)
+            raise BackendError(f"The backend {backend} takes no {key}.", backend=backend)
         block = await load_block(client, slug or default or "", name)
         get_credentials = getattr(block, "get_credentials", None)
         values = get_credentials() if callable(get_credentials) else _plain(block)
-        resolved[CREDENTIALS_KEY] = dict(values) if isinstance(values, Mapping) else values
+        resolved[key] = dict(values) if isinstance(values, Mapping) else values
     return resolved
 
 

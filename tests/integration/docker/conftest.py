@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from tests.services import docker_engine
+from tests.services.mlflow_server import MlflowServer
+from tests.services.waiting import free_port
 
 IMAGE = "busybox-tests:1"
 CARRIED = "busybox-carried:1"
@@ -30,6 +32,9 @@ entry_points:
   sleep: {command: "echo sleeping now; sleep 600"}
   lines: {command: "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done"}
   who: {command: "id -u; touch /shared/made"}
+  slow: {command: "i=0; while [ $i -lt 40 ]; do echo line $i; echo error $i >&2; sleep 0.1; i=$((i+1)); done; printf end"}
+  quiet: {command: "sleep 3; echo at last"}
+  greedy: {command: "tail /dev/zero"}
 """
 
 
@@ -56,6 +61,18 @@ def engine(need_program: Callable[[str], str]) -> Iterator[Any]:
     client.close()
 
 
+@pytest.fixture(scope="session")
+def python_image(engine: Any) -> str:
+    """An image with the Python that runs the tests."""
+    from filelock import FileLock
+
+    name = "python-tests:1"
+    with FileLock(Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker" / "lock"):
+        if not any(name in (image["RepoTags"] or ()) for image in engine.images()):
+            docker_engine.import_python(engine, name)
+    return name
+
+
 @pytest.fixture
 def registry(engine: Any, need_program: Callable[[str], str]) -> str:
     """``host:port`` of the session's registry."""
@@ -78,6 +95,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: Any
     socket = Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker" / "docker.sock"
     monkeypatch.setenv("DOCKER_HOST", f"unix://{socket}")
     monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    for name in ("DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
+        monkeypatch.delenv(name, raising=False)
     store = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
     (tmp_path / "store").mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
@@ -86,6 +105,26 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: Any
 
     mlflow.set_tracking_uri(store)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A real MLflow server."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), free_port())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def elsewhere(project: Path, tracking_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The session's engine's folder, for tests that reach it as one on another machine: tracked by a server, not a file."""
+    monkeypatch.delenv("DOCKER_HOST")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.uri)
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_server.uri)
+    return Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker"
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,21 @@ from tests.services import docker_engine
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects import run
+from prefect_mlprojects.backends.docker import containers
 from prefect_mlprojects.exceptions import BackendError, ParameterError, RunFailed, RunTimedOut
 
 Containers = Callable[[str], list[Any]]
+
+
+def _shared_folder(tmp_path: Path) -> Path:
+    """A folder that everybody may write into, in folders that everybody may enter."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    for parent in shared.parents:
+        if parent.stat().st_mode & 0o077 == 0:
+            parent.chmod(0o755)
+    return shared
 
 
 def test_a_run(project: Path, capfd: pytest.CaptureFixture[str], containers_of: Containers) -> None:
@@ -123,12 +137,7 @@ def test_a_mounted_project_keeps_what_is_written(project: Path) -> None:
 
 
 def test_files_belong_to_the_caller(project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    shared.chmod(0o777)
-    for parent in shared.parents:
-        if parent.is_relative_to("/tmp/pytest-of-root"):
-            parent.chmod(0o755)
+    shared = _shared_folder(tmp_path)
     run(str(project), "who", docker_args={"volumes": {str(shared): {"bind": "/shared", "mode": "rw"}}})
     assert (shared / "made").stat().st_uid == os.getuid()
     assert capfd.readouterr().out == f"{os.getuid()}\n"
@@ -260,6 +269,94 @@ def test_a_run_that_goes_on(project: Path, engine: Any, containers_of: Container
     for thread in threads:
         thread.join(60)
     assert containers_of(identity.flow_run_id) == []
+
+
+def test_a_quiet_container_is_not_given_up(
+    project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "_ASK_AGAIN", 0.5)
+    run(str(project), "quiet")
+    assert capfd.readouterr().out == "at last\n"
+
+
+def test_too_little_memory(project: Path) -> None:
+    with pytest.raises(RunFailed, match="out of memory") as caught:
+        run(str(project), "greedy", docker_args={"memory": "16m", "memory-swap": "16m"})
+    assert "memory=" in str(caught.value)
+
+
+def test_a_step_of_the_build_that_fails(project: Path, engine: Any) -> None:
+    docker_engine.import_busybox(engine, "busybox-onbuild:1", changes=["ONBUILD RUN echo building && false"])
+    with pytest.raises(BackendError, match=r"can't be built in the step 'Step 1/4 : FROM.*returned a non-zero code: 1"):
+        run(str(project), docker_args={"image": "busybox-onbuild:1"}, build_image=True)
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGINT])
+def test_the_end_while_an_image_is_pulled(number: signal.Signals | None, project: Path) -> None:
+    """From a registry that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        image = f"127.0.0.1:{silent.getsockname()[1]}/team/box:1"
+        if number is None:
+            handle = run(str(project), docker_args={"image": image}, synchronous=False)
+            silent.accept()
+            handle.cancel()
+            assert handle.get_status() == "KILLED"
+            return
+        code = "import sys\nfrom prefect_mlprojects import run\nrun(sys.argv[1], docker_args={'image': sys.argv[2]})\n"
+        owner = subprocess.Popen([sys.executable, "-c", code, str(project), image], stderr=subprocess.PIPE)
+        silent.accept()
+        owner.send_signal(number)
+        _, said = owner.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in said
+    assert owner.returncode in (1, 130, -signal.SIGINT)
+
+
+def test_a_caller_who_is_not_root_may_write_into_the_project(project: Path, tmp_path: Path) -> None:
+    shared = _shared_folder(tmp_path)
+    (project / "MLproject").write_text(
+        "name: own\ndocker_env: {image: 'busybox-tests:1'}\n"
+        "entry_points:\n  main: {command: 'cat data.txt > new.txt && mkdir sub && id -u > /shared/id'}\n"
+    )
+    # Another user's identity, with which this Python can still read its own files.
+    code = (
+        "import os, sys\nos.setresgid(4321, 0, 0)\nos.setresuid(4321, 0, 0)\n"
+        "from prefect_mlprojects import run\nrun(sys.argv[1], docker_args={'v': sys.argv[2]})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(project), f"{shared}:/shared"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (shared / "id").read_text() == "4321\n"
+    assert (shared / "id").stat().st_uid == 4321
+
+
+def test_what_python_logs_in_a_container(project: Path, python_image: str) -> None:
+    """Metrics and artifacts reach the SQLite store of this machine, and the artifacts' folder beside it."""
+    from mlflow import MlflowClient
+
+    (project / "MLproject").write_text(
+        f"name: trains\ndocker_env: {{image: '{python_image}'}}\nentry_points:\n  main: {{command: python train.py}}\n"
+    )
+    (project / "train.py").write_text(
+        "import mlflow\n"
+        "with mlflow.start_run():\n"
+        "    mlflow.log_metric('loss', 0.5)\n"
+        "    mlflow.log_text('learnt', 'model/weights.txt')\n"
+    )
+    packages = sysconfig.get_path("purelib")
+    done = run(str(project), docker_args={"v": f"{packages}:/packages:ro", "e": "PYTHONPATH=/packages"})
+    client = MlflowClient()
+    assert client.get_run(done.run_id).data.metrics == {"loss": 0.5}
+    assert [each.path for each in client.list_artifacts(done.run_id, "model")] == ["model/weights.txt"]
+
+
+def test_the_example(project: Path, engine: Any, python_image: str, capfd: pytest.CaptureFixture[str]) -> None:
+    example = Path(__file__).parents[3] / "examples" / "docker"
+    # Its image can't be had without the internet: another one with Python takes its name.
+    if not engine.images("python:3.12-slim"):
+        engine.tag(python_image, "python", "3.12-slim")
+    done = run(str(example), parameters={"rounds": 2})
+    assert capfd.readouterr().out == f"round 1: 3.0000\nround 2: 3.0000\nMLflow run: {done.run_id}\n"
 
 
 def test_leftovers_are_listed_and_removed(project: Path, engine: Any) -> None:

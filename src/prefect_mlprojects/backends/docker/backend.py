@@ -15,7 +15,7 @@ from prefect_mlprojects.backends.docker.containers import ContainerRun, find_run
 from prefect_mlprojects.backends.docker.diagnosis import explain_start_failure
 from prefect_mlprojects.backends.docker.guard import guarded
 from prefect_mlprojects.backends.docker.surroundings import surroundings
-from prefect_mlprojects.backends.engine import connect, is_here
+from prefect_mlprojects.backends.engine import connect, find_engine
 from prefect_mlprojects.backends.images import CODE_FOLDER, build_project_image, ensure_image, shell_command
 from prefect_mlprojects.backends.local_config import LocalConfig, RegistryCredentials
 from prefect_mlprojects.backends.project_archive import iterate_archive, project_files
@@ -72,7 +72,7 @@ class DockerBackend:
             root = call.working_copy.directory
             if path.is_relative_to(root):
                 placed[name] = str(PurePosixPath(CODE_FOLDER) / path.relative_to(root).as_posix())
-            elif is_here(config):
+            elif find_engine(config).is_here:
                 placed[name] = f"{DATA_FOLDER}/{len(placed)}/{path.name}"
             else:
                 raise BackendError(
@@ -147,10 +147,9 @@ class DockerBackend:
             try:
                 if running is not None:
                     request.events.report(f"going on with the container {container[:12]}, which runs already")
-                    run.attach_to_running()
+                    run.go_on()
                 else:
-                    run.attach()
-                    run.start()
+                    run.start(attach=find_engine(config).is_here)
                     request.events.report(f"container {container[:12]} of {preparation.image}")
                 return run.wait(stop, request.timeout, grace)
             except APIError as error:
@@ -211,7 +210,7 @@ def _create(
     config: LocalConfig,
 ) -> str:
     image = preparation.facts["image-id"]
-    here = is_here(config)
+    here = find_engine(config).is_here
     around = surroundings(request.variables, os.environ, engine_is_here=here, network=options.host.get("network_mode"))
     carried = bool(preparation.facts[_CARRIED])
     volumes = [*around.volumes, *options.volumes, *_mounted_paths(request)]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from prefect_mlprojects._output import TailedOutput
 from prefect_mlprojects.backends.base import ExecutionOutcome, RunIdentity
 from prefect_mlprojects.backends.docker.diagnosis import explain_end
-from prefect_mlprojects.types import StopSignal, StreamName
+from prefect_mlprojects.backends.docker.output import ContainerOutput
+from prefect_mlprojects.types import StopSignal
 
 _logger = logging.getLogger(__name__)
+
+_ASK_AGAIN = 60.0
+"""Seconds after which an engine that says nothing is asked whether it is still there."""
+_PATIENCE = 300.0
+"""Seconds for which an engine may be away (restarted, the network down) before its container is given up."""
 
 LABEL = "prefect-mlprojects"
 FLOW_RUN_LABEL = f"{LABEL}.flow-run-id"
@@ -50,53 +55,42 @@ def find_running(engine: Any, identity: RunIdentity) -> str | None:
 
 
 class ContainerRun:
-    """A container that runs: its output, and its end.
+    """A container that runs: its start, its end, and why.
 
     Args:
         engine: Docker's low-level client.
         container_id: The container.
         output: Takes what it prints.
-        tty: Whether it has a terminal, whose one stream has no frames.
+        tty: Whether it has a terminal.
     """
 
     def __init__(self, engine: Any, container_id: str, output: TailedOutput, *, tty: bool) -> None:
         self._engine = engine
         self._id = container_id
-        self._output = output
-        self._tty = tty
+        self._tailed = output
+        self._output = ContainerOutput(engine, container_id, output, tty=tty)
         self._ended = threading.Event()
-        self._readers: list[threading.Thread] = []
-        self._output_lock = threading.Lock()
+        self._lost: str | None = None
 
-    def attach(self) -> None:
-        """Begins to read the output of a container that is to be started."""
-        stream = self._engine.attach(self._id, stdout=True, stderr=True, stream=True, logs=True, demux=not self._tty)
-        self._read_in_background(stream, None if not self._tty else "stdout")
+    def start(self, *, attach: bool) -> None:
+        """Starts it and begins to read its output.
 
-    def attach_to_running(self) -> None:
-        """Begins to read the output of a container that runs already, from its start.
-
-        Attaching does not bring what was printed before; the engine's log does, but one stream at a time.
-        """
-        names: tuple[StreamName, ...] = ("stdout",) if self._tty else ("stdout", "stderr")
-        for name in names:
-            stream = self._engine.logs(
-                self._id, stdout=name == "stdout", stderr=name == "stderr", stream=True, follow=True
-            )
-            self._read_in_background(stream, name)
-
-    def _read_in_background(self, stream: Iterator[Any], name: StreamName | None) -> None:
-        reader = threading.Thread(target=self._read, args=(stream, name), name="container-output", daemon=True)
-        self._readers.append(reader)
-        reader.start()
-
-    def start(self) -> None:
-        """Starts it.
+        Args:
+            attach: Whether to attach to it, which brings lines that are not whole yet, too, and needs a connection that does not
+                break: one to an engine on this machine. Otherwise the engine's log of it is read.
 
         Raises:
             docker.errors.APIError: The engine refused.
         """
+        if attach:
+            self._output.attach()
         self._engine.start(self._id)
+        if not attach:
+            self._output.follow_log()
+
+    def go_on(self) -> None:
+        """Begins to read the output of a container that runs already, from its start."""
+        self._output.follow_log()
 
     def wait(self, stop: StopSignal, timeout: float | None, grace: float) -> ExecutionOutcome:
         """Waits for its end, and ends it when that is asked for or the timeout passes.
@@ -119,9 +113,8 @@ class ContainerRun:
             self.end(grace)
             self._ended.wait(grace + 30)
         state = self._state()
-        for reader in self._readers:
-            reader.join(10)
-        tail = self._output.close()
+        self._output.finish()
+        tail = self._tailed.close()
         if ending == "stopped":
             return ExecutionOutcome("stopped", cause=str(stop.reason), output_tail=tail)
         if ending == "timed-out":
@@ -134,69 +127,76 @@ class ContainerRun:
     def end(self, grace: float) -> None:
         """Asks it to end, waits a grace period, and kills it; one that has ended already is left alone."""
         from docker.errors import APIError, NotFound
+        from requests.exceptions import RequestException
 
         try:
             self._engine.stop(self._id, timeout=round(grace))
         except NotFound:
             return
-        except (APIError, OSError) as error:
+        except (APIError, RequestException, OSError) as error:
             _logger.warning("The container %s could not be stopped: %s", self._id[:12], error)
 
     def remove(self) -> None:
         """Removes it; one that is gone already is left alone."""
         from docker.errors import APIError, NotFound
+        from requests.exceptions import RequestException
 
         try:
             self._engine.remove_container(self._id, force=True, v=True)
         except NotFound:
             return
-        except (APIError, OSError) as error:
+        except (APIError, RequestException, OSError) as error:
             _logger.warning("The container %s could not be removed: %s", self._id[:12], error)
 
     def _watch(self, wake: threading.Event) -> None:
         """Waits on the engine, which answers when the container has ended; a connection that breaks is made again."""
-        from docker.errors import NotFound
+        from docker.errors import APIError, NotFound
         from requests.exceptions import RequestException
 
+        away_since: float | None = None
         while True:
             try:
-                self._engine.wait(self._id, timeout=None)
+                self._engine.wait(self._id, timeout=_ASK_AGAIN)
             except NotFound:
                 # Somebody removed it.
                 break
-            except (RequestException, OSError) as error:
-                _logger.warning("The connection to the Docker engine broke (%s); it is made again", error)
-                time.sleep(1)
+            except (RequestException, APIError, OSError) as error:
+                if self._answers():
+                    # It was only silent: nothing is sent while a container runs, and a dead connection looks the same.
+                    away_since = None
+                    continue
+                if away_since is None:
+                    away_since = time.monotonic()
+                    _logger.warning("The connection to the Docker engine broke (%s); it is made again", error)
+                if time.monotonic() - away_since > _PATIENCE:
+                    self._lost = f"the Docker engine has not answered for {_PATIENCE:g} s"
+                    break
+                if self._ended.wait(1):
+                    break
                 continue
             break
         self._ended.set()
         wake.set()
 
-    def _state(self) -> Mapping[str, Any]:
-        from docker.errors import NotFound
+    def _answers(self) -> bool:
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
 
+        try:
+            return bool(self._engine.ping())
+        except (DockerException, RequestException, OSError):
+            return False
+
+    def _state(self) -> Mapping[str, Any]:
+        from docker.errors import DockerException, NotFound
+        from requests.exceptions import RequestException
+
+        if self._lost:
+            return {"ExitCode": 125, "Error": self._lost}
         try:
             state: Mapping[str, Any] = self._engine.inspect_container(self._id)["State"]
         except NotFound:
             return {"ExitCode": 137, "Error": "the container was removed while it ran"}
+        except (DockerException, RequestException, OSError) as error:
+            return {"ExitCode": 125, "Error": f"the Docker engine does not answer: {error}"}
         return state
-
-    def _read(self, stream: Iterator[Any], only: StreamName | None) -> None:
-        """Passes output on: of one stream, or of both in pairs."""
-        try:
-            for piece in stream:
-                pairs: tuple[tuple[StreamName, bytes | None], ...] = (
-                    ((only, piece),) if only is not None else (("stdout", piece[0]), ("stderr", piece[1]))
-                )
-                for name, data in pairs:
-                    if data:
-                        with self._output_lock:
-                            self._output.write(name, data)
-        except Exception as error:  # noqa: BLE001 - whatever broke, the run's end counts
-            if not self._ended.is_set():
-                _logger.warning("The container's output could not be read to its end: %s", error)
-        finally:
-            close = getattr(stream, "close", None)
-            if callable(close):
-                with contextlib.suppress(Exception):
-                    close()

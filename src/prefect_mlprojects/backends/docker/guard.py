@@ -28,8 +28,9 @@ def guarded(container_id: str, config: LocalConfig, grace: float) -> Iterator[No
         config: The backend's configuration.
         grace: Seconds between asking and killing.
     """
-    facts = {"container": container_id, "grace": grace, "path": sys.path}
-    facts |= {"docker-host": config.docker_host, "docker-tls": config.docker_tls}
+    # By the pipe, since the engine's key may be in it.
+    engine = {name: value for name, value in config.plain().items() if name.startswith("docker-")}
+    facts = {"container": container_id, "grace": grace, "path": sys.path, "engine": engine}
     program = (
         "import json, sys; facts = json.loads(sys.stdin.buffer.readline()); sys.path[:] = facts['path']; "
         "from prefect_mlprojects.backends.docker.guard import watch; watch(facts)"
@@ -59,7 +60,7 @@ def watch(facts: dict[str, object]) -> None:
     """Waits for the end of standard input, and ends the container unless that was announced.
 
     Args:
-        facts: ``container``, ``grace``, ``docker-host`` and ``docker-tls``.
+        facts: ``container``, ``grace``, and the configuration's part about the ``engine``.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -67,8 +68,7 @@ def watch(facts: dict[str, object]) -> None:
         return
     from prefect_mlprojects.backends.engine import connect
 
-    address = {name: facts[name] for name in ("docker-host", "docker-tls") if facts.get(name)}
-    engine = connect(LocalConfig.model_validate(address))
+    engine = connect(LocalConfig.model_validate(facts["engine"]))
     container = str(facts["container"])
     with contextlib.suppress(Exception):
         engine.stop(container, timeout=int(float(str(facts["grace"]))))

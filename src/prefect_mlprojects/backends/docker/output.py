@@ -1,0 +1,171 @@
+"""What a container prints, whole and in order, over connections that may break."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import struct
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from prefect_mlprojects._output import TailedOutput
+from prefect_mlprojects.types import StreamName
+
+_logger = logging.getLogger(__name__)
+
+_HEADER_SIZE = 8
+_STREAMS: dict[int, StreamName] = {1: "stdout", 2: "stderr"}
+_PATIENCE = 60.0
+"""Seconds for which a broken connection is made again after the container's end."""
+
+Piece = tuple[StreamName, bytes]
+
+
+class ContainerOutput:
+    """Reads a container's output in the background and passes it on.
+
+    A connection that breaks is made again, to the engine's log of the container, of which what was passed on already is left
+    out. What counts are lines and the bytes after the last one: the log holds invalid UTF-8 in other bytes.
+
+    Args:
+        engine: Docker's low-level client.
+        container_id: The container.
+        output: Takes what it prints.
+        tty: Whether it has a terminal, whose one stream has no frames.
+    """
+
+    def __init__(self, engine: Any, container_id: str, output: TailedOutput, *, tty: bool) -> None:
+        self._engine = engine
+        self._id = container_id
+        self._output = output
+        self._tty = tty
+        self._seen: dict[StreamName, _Position] = {"stdout": _Position(), "stderr": _Position()}
+        self._pieces = 0
+        self._container_ended = threading.Event()
+        self._reader: threading.Thread | None = None
+
+    def attach(self) -> None:
+        """Begins to read from a container that is to be started: everything at once, also lines that are not whole yet."""
+        stream = self._engine.attach(self._id, stdout=True, stderr=True, stream=True, logs=True, demux=not self._tty)
+        self._begin(self._attached(stream))
+
+    def follow_log(self) -> None:
+        """Begins to read the log of a container that was started, from its first line."""
+        self._begin(self._log())
+
+    def finish(self) -> None:
+        """Returns when everything was read; to be called when the container has ended."""
+        self._container_ended.set()
+        if self._reader is None:
+            return
+        before = -1
+        # A slow reader of much output is waited for; one that gets nothing more is not.
+        while self._reader.is_alive() and before != self._pieces:
+            before = self._pieces
+            self._reader.join(_PATIENCE)
+
+    def _begin(self, source: Iterator[Piece]) -> None:
+        self._reader = threading.Thread(target=self._read, args=(source,), name="container-output", daemon=True)
+        self._reader.start()
+
+    def _read(self, source: Iterator[Piece]) -> None:
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+        from urllib3.exceptions import HTTPError
+
+        left = _PATIENCE
+        while True:
+            try:
+                for name, data in source:
+                    self._pieces += 1
+                    self._seen[name].advance(data)
+                    self._output.write(name, data)
+                if self._container_ended.is_set() or not self._is_running():
+                    return
+                error: Exception | None = None
+            except (DockerException, RequestException, HTTPError, OSError, ValueError) as broken:
+                # ValueError: the connection was closed under a reader.
+                error = broken
+            if error is not None and "does not support reading" in str(error):
+                _logger.warning("The engine keeps no log of the container: what it printed meanwhile is lost")
+                return
+            if left <= 0:
+                _logger.warning("The container's output could not be read to its end: %s", error)
+                return
+            if self._container_ended.wait(1):
+                left -= 1
+                threading.Event().wait(1)
+            source = _unseen(self._log(), self._seen)
+
+    def _is_running(self) -> bool:
+        return bool(self._engine.inspect_container(self._id)["State"]["Running"])
+
+    def _attached(self, stream: Any) -> Iterator[Piece]:
+        with contextlib.closing(stream):
+            for piece in stream:
+                if self._tty:
+                    yield "stdout", piece
+                    continue
+                for name, data in zip(("stdout", "stderr"), piece, strict=True):
+                    if data:
+                        yield ("stdout" if name == "stdout" else "stderr"), data
+
+    def _log(self) -> Iterator[Piece]:
+        """The container's log from its start, and what comes; the frames as the engine's API defines them.
+
+        https://docs.docker.com/reference/api/engine/version/v1.43/#tag/Container/operation/ContainerAttach
+        """
+        # Docker's SDK reads the same, but forgets which stream a frame is of.
+        response = self._engine.get(
+            f"{self._engine.base_url}/v{self._engine.api_version}/containers/{self._id}/logs",
+            params={"stdout": 1, "stderr": 1, "follow": 1},
+            stream=True,
+            timeout=(60, None),
+        )
+        with contextlib.closing(response):
+            if not response.ok:
+                raise OSError(response.text.strip())
+            if self._tty:
+                yield from (("stdout", data) for data in response.raw.stream(1 << 14))
+                return
+            while header := _exactly(response.raw, _HEADER_SIZE):
+                kind, length = struct.unpack(">BxxxL", header)
+                yield _STREAMS.get(kind, "stdout"), _exactly(response.raw, length)
+
+
+def _exactly(raw: Any, length: int) -> bytes:
+    data = b""
+    while len(data) < length and (more := raw.read(length - len(data))):
+        data += more
+    if data and len(data) < length:
+        raise OSError("the connection ended in the middle of a frame")
+    return data
+
+
+class _Position:
+    """How far a stream was read: whole lines, and bytes after the last of them."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.rest = 0
+
+    def advance(self, data: bytes) -> None:
+        self.lines += data.count(b"\n")
+        self.rest = len(data) - data.rfind(b"\n") - 1 if b"\n" in data else self.rest + len(data)
+
+
+def _unseen(source: Iterator[Piece], seen: dict[StreamName, _Position]) -> Iterator[Piece]:
+    """What of a log was not passed on yet."""
+    lines = {name: position.lines for name, position in seen.items()}
+    rest = {name: position.rest for name, position in seen.items()}
+    for name, data in source:
+        while lines[name] and data:
+            end = data.find(b"\n") + 1
+            lines[name] -= 1 if end else 0
+            data = data[end:] if end else b""
+        if lines[name] or not data:
+            continue
+        skipped, rest[name] = min(rest[name], len(data)), max(rest[name] - len(data), 0)
+        if data[skipped:]:
+            yield name, data[skipped:]
