@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -17,6 +20,22 @@ def wait_for(condition: Callable[[], _T], what: str, seconds: float = 180) -> _T
         assert time.monotonic() < deadline, f"timed out waiting for {what}"
         time.sleep(0.05)
     return found
+
+
+def wait_for_exit(process: subprocess.Popen[bytes], said: Path, seconds: float = 120) -> int:
+    """Returns a process's exit code; one that hangs is made to tell where, for which it needs ``PYTHONFAULTHANDLER=1``.
+
+    Args:
+        process: The process.
+        said: The file that its standard error goes to.
+        seconds: How long it may take.
+    """
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        process.wait()
+        raise AssertionError(f"it did not end:\n{said.read_text(errors='replace')}") from None
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.services import docker_engine
-from tests.services.waiting import wait_for
+from tests.services.waiting import wait_for, wait_for_exit
 
 from prefect_mlprojects import run
 from prefect_mlprojects.backends.docker import containers
@@ -94,22 +94,26 @@ def test_a_timeout_and_a_cancel_end_the_container(project: Path, containers_of: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_the_end_of_our_process_ends_the_container(number: signal.Signals, project: Path, engine: Any) -> None:
+def test_the_end_of_our_process_ends_the_container(
+    number: signal.Signals, project: Path, tmp_path: Path, engine: Any
+) -> None:
     code = (
         "import sys\nfrom prefect_mlprojects import run\n"
         "run(sys.argv[1], 'sleep', docker_args={'label': 'test=' + sys.argv[2]})\n"
     )
-    owner = subprocess.Popen(
-        [sys.executable, "-c", code, str(project), f"-{os.getpid()}-{number}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    with (tmp_path / "said").open("wb") as said:
+        owner = subprocess.Popen(
+            [sys.executable, "-c", code, str(project), f"-{os.getpid()}-{number}"],
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+        )
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"sleeping now\n"
     ours = f"test=-{os.getpid()}-{number}"
     (container,) = engine.containers(all=True, filters={"label": ours})
     owner.send_signal(number)
-    owner.wait(60)
+    wait_for_exit(owner, tmp_path / "said")
 
     def gone() -> bool:
         return all(each["Id"] != container["Id"] for each in engine.containers(all=True))
