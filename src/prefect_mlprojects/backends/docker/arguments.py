@@ -11,6 +11,19 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from prefect_mlprojects.backends.docker.flag_values import (
+    device_rates,
+    extra_hosts,
+    gpu_requests,
+    link_names,
+    nano_cpus,
+    pairs,
+    texts,
+    tmpfs,
+    truth,
+    ulimits,
+    words,
+)
 from prefect_mlprojects.exceptions import ParameterError, Problem
 
 
@@ -78,6 +91,14 @@ def parse_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) ->
 
 
 _REFUSED: Mapping[str, str] = {
+    "a": "can't be used: a run has all of its container's output",
+    "attach": "can't be used: a run has all of its container's output",
+    "cidfile": "is not needed: the container's id is in the run's log, and its labels tell the run",
+    "pull": "is a key of the backend configuration: pull: missing, always or never",
+    "q": "can't be used: a run tells what it does",
+    "quiet": "can't be used: a run tells what it does",
+    "sig-proxy": "is not needed: what ends the run ends its container",
+    "stop-timeout": "is the key grace-period of the backend configuration",
     "rm": "is not needed: the container is removed when it has ended",
     "d": "can't be used: the run waits for its container",
     "detach": "can't be used: the run waits for its container",
@@ -85,10 +106,6 @@ _REFUSED: Mapping[str, str] = {
     "interactive": "can't be used: a run has no terminal to read from",
     "restart": "can't be used: a run ends when its command does",
 }
-
-
-def _each(value: Any) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 def _create(name: str, convert: Callable[[Any], Any] = str) -> _Setter:
@@ -105,74 +122,83 @@ def _host(name: str, convert: Callable[[Any], Any] = str) -> _Setter:
     return set_it
 
 
-def _true(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    known = {"true": True, "1": True, "false": False, "0": False}
-    if str(value).lower() not in known:
-        raise ValueError("give true or false")
-    return known[str(value).lower()]
+def _log(field_name: str) -> _Setter:
+    def set_it(options: ContainerOptions, value: Any) -> None:
+        from docker.types import LogConfig
+
+        known = options.host.get("log_config") or LogConfig(type="json-file", config={})
+        given: dict[str, Any] = {"type": known.type, "config": known.config}
+        given[field_name] = str(value) if field_name == "type" else {**known.config, **pairs(value)}
+        options.host["log_config"] = LogConfig(**given)
+
+    return set_it
 
 
-def _cpus(value: Any) -> int:
-    return int(float(value) * 1_000_000_000)
+# The command's names for what Docker's SDK calls otherwise
+# (https://docs.docker.com/engine/storage/bind-mounts/#options-for---mount).
+_MOUNT_KEYS = {
+    "type": "type",
+    "source": "source",
+    "src": "source",
+    "target": "target",
+    "destination": "target",
+    "dst": "target",
+    "readonly": "read_only",
+    "ro": "read_only",
+    "bind-propagation": "propagation",
+    "consistency": "consistency",
+    "volume-nocopy": "no_copy",
+    "tmpfs-size": "tmpfs_size",
+    "tmpfs-mode": "tmpfs_mode",
+}
 
 
-def _entrypoint(value: Any) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
+def _mounts(options: ContainerOptions, value: Any) -> None:
+    from docker.types import Mount
+
+    for text in texts(value):
+        given: dict[str, Any] = {"type": "volume", "source": None}
+        for part in text.split(","):
+            key, separator, content = part.partition("=")
+            if key not in _MOUNT_KEYS:
+                raise ValueError(f"a mount has no {key!r}; it knows {', '.join(sorted(_MOUNT_KEYS))}")
+            name = _MOUNT_KEYS[key]
+            flag = name in ("read_only", "no_copy")
+            given[name] = truth(content) if separator and flag else True if flag else content
+        if "tmpfs_mode" in given:
+            given["tmpfs_mode"] = int(given["tmpfs_mode"], 8)
+        if "target" not in given:
+            raise ValueError("give a target")
+        options.host.setdefault("mounts", []).append(Mount(**given))
 
 
-def _ulimits(value: Any) -> list[Any]:
-    from docker.types import Ulimit
-
-    limits = []
-    for text in _each(value):
-        name, separator, numbers = text.partition("=")
-        soft, _, hard = numbers.partition(":")
-        if not separator:
-            raise ValueError("give name=soft[:hard]")
-        limits.append(Ulimit(name=name, soft=int(soft), hard=int(hard or soft)))
-    return limits
+def _expose(options: ContainerOptions, value: Any) -> None:
+    ports = [(port, protocol or "tcp") for port, _, protocol in (text.partition("/") for text in texts(value))]
+    options.create["ports"] = [*options.create.get("ports", []), *ports]
 
 
-def _gpus(value: Any) -> list[Any]:
-    from docker.types import DeviceRequest
-
-    text = str(value).strip().strip('"')
-    if text == "all" or value is True:
-        return [DeviceRequest(count=-1, capabilities=[["gpu"]])]
-    if text.isdigit():
-        return [DeviceRequest(count=int(text), capabilities=[["gpu"]])]
-    if text.startswith("device="):
-        return [DeviceRequest(device_ids=text.removeprefix("device=").split(","), capabilities=[["gpu"]])]
-    raise ValueError("give all, a number, or device=ID[,ID]")
+def _no_health_check(options: ContainerOptions, value: Any) -> None:
+    if truth(value):
+        options.create["healthcheck"] = {"test": ["NONE"]}
 
 
-def _extra_hosts(value: Any) -> dict[str, str]:
-    hosts = {}
-    for text in _each(value):
-        name, separator, address = text.partition(":")
-        if not separator:
-            raise ValueError("give name:address")
-        hosts[name] = address
-    return hosts
+def _set_environment_files(options: ContainerOptions, value: Any) -> None:
+    from docker.utils import parse_env_file
 
-
-def _tmpfs(value: Any) -> dict[str, str]:
-    return {place: mode for place, _, mode in (text.partition(":") for text in _each(value))}
-
-
-def _pairs(value: Any) -> dict[str, str]:
-    if isinstance(value, Mapping):
-        return {str(name): str(content) for name, content in value.items()}
-    return {name: content for name, _, content in (text.partition("=") for text in _each(value))}
+    for path in texts(value):
+        try:
+            found = parse_env_file(path)
+        except OSError as error:
+            raise ValueError(f"the file can't be read: {error.strerror}") from None
+        # A variable that is given by itself wins, whichever comes first.
+        options.environment = {**found, **options.environment}
 
 
 def _set_environment(options: ContainerOptions, value: Any) -> None:
     if isinstance(value, Mapping):
         options.environment |= {str(name): "" if content is None else str(content) for name, content in value.items()}
         return
-    for text in _each(value):
+    for text in texts(value):
         name, separator, content = text.partition("=")
         # A name alone is copied from this process; see _copy_variables.
         options.environment[name] = content if separator else _COPY
@@ -199,7 +225,7 @@ def _set_volumes(options: ContainerOptions, value: Any) -> None:
             else:
                 options.volumes.append(f"{place}:{facts}")
         return
-    for text in _each(value):
+    for text in texts(value):
         if ":" not in text:
             raise ValueError("give host:container[:mode]")
         options.volumes.append(text)
@@ -208,9 +234,10 @@ def _set_volumes(options: ContainerOptions, value: Any) -> None:
 def _set_ports(options: ContainerOptions, value: Any) -> None:
     from docker.utils.ports import build_port_bindings
 
-    bindings = build_port_bindings(_each(value)) if not isinstance(value, Mapping) else dict(value)
+    bindings = build_port_bindings(texts(value)) if not isinstance(value, Mapping) else dict(value)
     options.host["port_bindings"] = bindings
-    options.create["ports"] = [tuple(port.split("/")) if "/" in str(port) else port for port in bindings]
+    ports = [tuple(port.split("/")) if "/" in str(port) else port for port in bindings]
+    options.create["ports"] = [*options.create.get("ports", []), *ports]
 
 
 def _set_network(options: ContainerOptions, value: Any) -> None:
@@ -218,58 +245,82 @@ def _set_network(options: ContainerOptions, value: Any) -> None:
 
 
 def _labels(options: ContainerOptions, value: Any) -> None:
-    options.create["labels"] = {**options.create.get("labels", {}), **_pairs(value)}
+    options.create["labels"] = {**options.create.get("labels", {}), **pairs(value)}
 
 
 _BY_LONG_NAME: Mapping[str, _Setter] = {
-    "add-host": _host("extra_hosts", _extra_hosts),
+    "add-host": _host("extra_hosts", extra_hosts),
     "blkio-weight": _host("blkio_weight", int),
-    "cap-add": _host("cap_add", _each),
-    "cap-drop": _host("cap_drop", _each),
+    "cap-add": _host("cap_add", texts),
+    "cap-drop": _host("cap_drop", texts),
     "cgroup-parent": _host("cgroup_parent"),
+    "cgroupns": _host("cgroupns"),
     "cpu-period": _host("cpu_period", int),
     "cpu-quota": _host("cpu_quota", int),
+    "cpu-rt-period": _host("cpu_rt_period", int),
+    "cpu-rt-runtime": _host("cpu_rt_runtime", int),
     "cpu-shares": _host("cpu_shares", int),
-    "cpus": _host("nano_cpus", _cpus),
+    "cpus": _host("nano_cpus", nano_cpus),
     "cpuset-cpus": _host("cpuset_cpus"),
-    "device": _host("devices", _each),
-    "dns": _host("dns", _each),
+    "cpuset-mems": _host("cpuset_mems"),
+    "device": _host("devices", texts),
+    "device-cgroup-rule": _host("device_cgroup_rules", texts),
+    "device-read-bps": _host("device_read_bps", device_rates),
+    "device-read-iops": _host("device_read_iops", device_rates),
+    "device-write-bps": _host("device_write_bps", device_rates),
+    "device-write-iops": _host("device_write_iops", device_rates),
+    "dns": _host("dns", texts),
+    "dns-option": _host("dns_opt", texts),
+    "dns-search": _host("dns_search", texts),
     "domainname": _create("domainname"),
-    "entrypoint": _create("entrypoint", _entrypoint),
+    "entrypoint": _create("entrypoint", words),
     "env": _set_environment,
+    "env-file": _set_environment_files,
     "environment": _set_environment,
-    "gpus": _host("device_requests", _gpus),
-    "group-add": _host("group_add", _each),
+    "expose": _expose,
+    "gpus": _host("device_requests", gpu_requests),
+    "group-add": _host("group_add", texts),
     "hostname": _create("hostname"),
-    "init": _host("init", _true),
+    "init": _host("init", truth),
     "ipc": _host("ipc_mode"),
     "label": _labels,
+    "link": _host("links", link_names),
+    "log-driver": _log("type"),
+    "log-opt": _log("config"),
+    "mac-address": _create("mac_address"),
     "memory": _host("mem_limit"),
     "memory-reservation": _host("mem_reservation"),
     "memory-swap": _host("memswap_limit"),
+    "memory-swappiness": _host("mem_swappiness", int),
+    "mount": _mounts,
     "name": _create("name"),
     "network": _set_network,
-    "oom-kill-disable": _host("oom_kill_disable", _true),
+    "no-healthcheck": _no_health_check,
+    "oom-kill-disable": _host("oom_kill_disable", truth),
+    "oom-score-adj": _host("oom_score_adj", int),
     "pid": _host("pid_mode"),
     "pids-limit": _host("pids_limit", int),
     "platform": _create("platform"),
-    "privileged": _host("privileged", _true),
+    "privileged": _host("privileged", truth),
     "publish": _set_ports,
-    "read-only": _host("read_only", _true),
+    "publish-all": _host("publish_all_ports", truth),
+    "read-only": _host("read_only", truth),
     "runtime": _host("runtime"),
-    "security-opt": _host("security_opt", _each),
+    "security-opt": _host("security_opt", texts),
     "shm-size": _host("shm_size"),
     "stop-signal": _create("stop_signal"),
-    "sysctl": _host("sysctls", _pairs),
-    "tmpfs": _host("tmpfs", _tmpfs),
-    "tty": _create("tty", _true),
-    "ulimit": _host("ulimits", _ulimits),
+    "storage-opt": _host("storage_opt", pairs),
+    "sysctl": _host("sysctls", pairs),
+    "tmpfs": _host("tmpfs", tmpfs),
+    "tty": _create("tty", truth),
+    "ulimit": _host("ulimits", ulimits),
     "user": _create("user"),
     "userns": _host("userns_mode"),
     "uts": _host("uts_mode"),
     "volume": _set_volumes,
+    "volume-driver": _host("volume_driver"),
     "volumes": _set_volumes,
-    "volumes-from": _host("volumes_from", _each),
+    "volumes-from": _host("volumes_from", texts),
     "workdir": _create("working_dir"),
 }
 _SHORT_NAMES = {
@@ -280,6 +331,7 @@ _SHORT_NAMES = {
     "m": "memory",
     "net": "network",
     "p": "publish",
+    "P": "publish-all",
     "t": "tty",
     "u": "user",
     "v": "volume",

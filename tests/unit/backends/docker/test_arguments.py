@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,13 @@ from prefect_mlprojects.exceptions import ParameterError
         ({"platform": "linux/arm64"}, "create", "platform", "linux/arm64"),
         ({"add-host": "db:10.0.0.1"}, "host", "extra_hosts", {"db": "10.0.0.1"}),
         ({"tmpfs": "/tmp:size=64m"}, "host", "tmpfs", {"/tmp": "size=64m"}),
+        ({"cpuset-mems": "0"}, "host", "cpuset_mems", "0"),
+        ({"device-read-bps": "/dev/sda:1mb"}, "host", "device_read_bps", [{"Path": "/dev/sda", "Rate": 1048576}]),
+        ({"link": ["db", "cache:c"]}, "host", "links", {"db": "db", "cache": "c"}),
+        ({"P": True}, "host", "publish_all_ports", True),
+        ({"expose": ["80", "53/udp"]}, "create", "ports", [("80", "tcp"), ("53", "udp")]),
+        ({"no-healthcheck": True}, "create", "healthcheck", {"test": ["NONE"]}),
+        ({"mac-address": "02:42:ac:11:00:02"}, "create", "mac_address", "02:42:ac:11:00:02"),
         ({"l": ["a=1", "b=2"]}, "create", "labels", {"a": "1", "b": "2"}),
     ],
 )
@@ -45,6 +53,29 @@ def test_gpus_and_ulimits() -> None:
     assert options.host["device_requests"][0]["DeviceIDs"] == ["0", "2"]
     assert (options.host["ulimits"][0].soft, options.host["ulimits"][0].hard) == (1024, 2048)
     assert parse_arguments({"gpus": "all"}, {}).host["device_requests"][0]["Count"] == -1
+
+
+def test_mounts_and_log_options() -> None:
+    options = parse_arguments(
+        {
+            "mount": ["type=bind,source=/a,target=/b,readonly", "type=tmpfs,dst=/t,tmpfs-size=64,tmpfs-mode=1770"],
+            "log-driver": "local",
+            "log-opt": ["max-size=1m", "max-file=2"],
+        },
+        {},
+    )
+    bound, memory = options.host["mounts"]
+
+    assert (bound["Type"], bound["Source"], bound["Target"], bound["ReadOnly"]) == ("bind", "/a", "/b", True)
+    assert memory["TmpfsOptions"] == {"SizeBytes": 64, "Mode": 0o1770}
+    assert options.host["log_config"] == {"Type": "local", "Config": {"max-size": "1m", "max-file": "2"}}
+
+
+def test_files_of_variables(tmp_path: Path) -> None:
+    file = tmp_path / "some.env"
+    file.write_text("# a comment\nA=from file\nB=2\n")
+    for arguments in ({"env-file": str(file), "e": "A=by itself"}, {"e": "A=by itself", "env-file": str(file)}):
+        assert parse_arguments(arguments, {}).environment == {"A": "by itself", "B": "2"}
 
 
 @pytest.mark.parametrize("name", ["e", "env", "environment"])
@@ -88,6 +119,10 @@ def test_flags_that_are_off_and_names_with_dashes() -> None:
         ({"ulimit": "nofile"}, "name=soft"),
         ({"gpus": "some"}, "give all, a number"),
         ({"v": "/a"}, "host:container"),
+        ({"pull": "always"}, "is a key of the backend configuration"),
+        ({"mount": "typ=bind,target=/x"}, "a mount has no 'typ'"),
+        ({"mount": "type=bind,source=/x"}, "give a target"),
+        ({"env-file": "nowhere.env"}, "can't be read: No such file"),
         ({"privileged": "maybe"}, "give true or false"),
     ],
 )
