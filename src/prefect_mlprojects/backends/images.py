@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
+from prefect_mlprojects._progress import tell_progress
 from prefect_mlprojects.backends.project_archive import content_digest, iterate_archive, project_files
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources.base import WorkingCopy
@@ -23,6 +24,7 @@ CONTENT_LABEL = "prefect-mlprojects.content"
 RUN_BY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
 """A script for ``sh``: runs the command line in ``$1`` by bash where the image has it, as on this machine, else by sh."""
 
+_BUILD_STEP = re.compile(r"Step (\d+)/(\d+) : ")
 _DOCKERFILE = "Dockerfile.prefect-mlprojects"
 
 
@@ -94,6 +96,7 @@ def ensure_image(
         lambda: engine.pull(repository, tag=tag, stream=True, decode=True, auth_config=dict(auth) if auth else None),
         report,
         stop,
+        f"pulling {image}",
         f"The image {image!r} can't be pulled",
         backend,
         advice="Is its name right, and are credentials needed (docker_auth, or credentials in the backend configuration)?",
@@ -154,6 +157,7 @@ def build_project_image(
         ),
         report,
         stop,
+        f"building {name}",
         f"The image {name} can't be built",
         backend,
     )
@@ -189,6 +193,7 @@ def push_image(
         lambda: engine.push(repository, tag=tag, stream=True, decode=True, auth_config=dict(auth) if auth else None),
         report,
         stop,
+        f"pushing {name}",
         f"The image {name} can't be pushed",
         backend,
         digests=digests,
@@ -202,6 +207,7 @@ def _follow(
     start: Callable[[], Iterator[Mapping[str, Any]]],
     report: Callable[[str], None],
     stop: StopSignal,
+    doing: str,
     what: str,
     backend: str,
     *,
@@ -216,7 +222,7 @@ def _follow(
         place = f" in the step {step!r}" if step else ""
         return BackendError(" ".join((f"{what}{place}: {words}", advice)).strip(), backend=backend)
 
-    step, said = "", dict[str, str]()
+    step, said, layers = "", dict[str, str](), _Layers(doing)
     for event in _until_stopped(start, stop):
         if isinstance(event, APIError | RequestException | OSError):
             raise failed(_words(event))
@@ -228,14 +234,40 @@ def _follow(
             digests.append(str(event["aux"]["Digest"]))
         for line in str(event.get("stream") or "").splitlines():
             if line.strip():
-                step = line.strip() if line.startswith("Step ") else step
+                if of := _BUILD_STEP.match(line):
+                    step = line.strip()
+                    tell_progress(doing, int(of[1]) - 1, int(of[2]))
                 report(line.rstrip())
+        layers.take(event)
         status, layer = event.get("status"), str(event.get("id") or "")
         if status and not event.get("progressDetail") and said.get(layer) != status:
             said[layer] = str(status)
             report(f"{layer}: {status}" if layer else str(status))
-    if stop.requested:
+    if not stop.requested:
+        tell_progress(doing, 1, 1)
+    else:
         raise BackendError(f"{what}: it was stopped: {stop.reason}.", backend=backend)
+
+
+class _Layers:
+    """Adds up how far the layers of an image are."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+        self._layers: dict[str, tuple[int, int]] = {}
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Takes what the engine says of a layer: the bytes that are there, and how many there will be."""
+        detail = event.get("progressDetail") or {}
+        # What is unpacked was counted when it was downloaded.
+        if event.get("status") not in ("Downloading", "Pushing") or not detail.get("total"):
+            return
+        self._layers[str(event.get("id"))] = (int(detail.get("current") or 0), int(detail["total"]))
+        tell_progress(
+            self._doing,
+            sum(done for done, _ in self._layers.values()),
+            sum(total for _, total in self._layers.values()),
+        )
 
 
 def _until_stopped(

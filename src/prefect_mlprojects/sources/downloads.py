@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from prefect_mlprojects import settings
+from prefect_mlprojects._progress import ProgressSink, progress_sink
 from prefect_mlprojects._redaction import mask_text, mask_uri
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.download_cache import DownloadCache, StoppedError
@@ -87,7 +89,9 @@ def download_all(
     try:
         with ThreadPoolExecutor(min(_PARALLEL, len(uris)), thread_name_prefix="download") as pool:
             jobs: dict[str, Future[Path]] = {
-                name: pool.submit(download, uri, directory, report=report, stop=inner, tracking_uri=tracking_uri)
+                name: pool.submit(
+                    copy_context().run, download, uri, directory, report=report, stop=inner, tracking_uri=tracking_uri
+                )
                 for name, uri in uris.items()
             }
             done, _ = wait(jobs.values(), return_when=FIRST_EXCEPTION)
@@ -130,7 +134,7 @@ def download(
         FetchError: There is no such file, the store refused or broke off, no driver for it is installed, or the disk is
             full or read-only.
     """
-    job = _Download(uri, report, stop, tracking_uri)
+    job = _Download(uri, report, stop, tracking_uri, progress_sink())
     try:
         directory = directory.absolute()
         directory.mkdir(parents=True, exist_ok=True)
@@ -157,6 +161,7 @@ class _Download:
     report: Callable[[str], None]
     stop: StopSignal
     tracking_uri: str | None
+    progress: ProgressSink
 
     @property
     def shown(self) -> str:
@@ -249,7 +254,7 @@ class _Download:
         return FetchError(f"{self.shown} can't be downloaded: {_words(error)}", uri=self.shown)
 
 
-def _progress(job: _Download) -> Any:
+def _progress(job: _Download, *, whole: bool = True) -> Any:
     """A callback of fsspec that reports now and then, and ends the transfer when the end is asked for."""
     from fsspec.callbacks import Callback
 
@@ -261,6 +266,8 @@ def _progress(job: _Download) -> Any:
         def call(self, *_arguments: Any, **_named: Any) -> None:
             if job.stop.requested:
                 raise StoppedError
+            if whole and self.size and self.value:
+                job.progress(f"downloading {job.shown}", min(self.value / self.size, 1.0))
             now = time.monotonic()
             if now - self.last_report > _REPORT_SECONDS and self.value:
                 self.last_report = now
@@ -268,7 +275,7 @@ def _progress(job: _Download) -> Any:
                 job.report(f"downloading {job.shown}: {self.value:,}{of}")
 
         def branched(self, *_arguments: Any, **_named: Any) -> Any:
-            return _progress(job)
+            return _progress(job, whole=False)
 
     return Progress()
 

@@ -7,12 +7,14 @@ in its errors.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from prefect_mlprojects._process import run_tool
+from prefect_mlprojects._progress import tell_progress
 from prefect_mlprojects._redaction import MASK, mask_text
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.git_credentials import GitCredentials, git_settings
@@ -50,6 +52,10 @@ _SETTINGS: tuple[tuple[str, str], ...] = (
     ("http.lowSpeedLimit", "1"),
     ("http.lowSpeedTime", "120"),
 )
+
+
+_PROGRESS = re.compile(r"(remote: )?(?P<phase>[A-Z][a-z]+ [a-z]+): +((?P<percent>\d+)% )?\(?\d+")
+"""A line of ``git --progress``, such as ``Receiving objects:  42% (21/50), 1.00 MiB | 2.00 MiB/s``."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,11 @@ class GitProgram:
         lines: list[str] = []
 
         def take(line: str) -> None:
+            if shown := _PROGRESS.match(line):
+                # Of several phases; the one that brings the data is what takes long.
+                if shown["phase"] == "Receiving objects":
+                    tell_progress(f"fetching {self.shown}", float(shown["percent"]), 100)
+                return
             line = self._masked(line)
             lines.append(line)
             if report is not None:

@@ -222,7 +222,15 @@ class CachedRepository:
     def _fetch_by_git(self, *arguments: str) -> GitAnswer:
         options = [argument for argument in arguments if argument.startswith("--")]
         refspecs = [argument for argument in arguments if not argument.startswith("--")]
-        command = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", *options]
+        command = [
+            "fetch",
+            "--quiet",
+            "--progress",
+            "--no-tags",
+            "--no-write-fetch-head",
+            "--no-auto-maintenance",
+            *options,
+        ]
         return self._git_in_cache(*command, "--", self._url.url, *refspecs, report=self._report)
 
     def _finish_fetch(self, answer: GitAnswer, commit: str) -> None:

@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
+from prefect_mlprojects._progress import progress_goes_to
 from prefect_mlprojects.exceptions import ExecutionException
+from prefect_mlprojects.tasks.progress_artifacts import ProgressArtifacts
 from prefect_mlprojects.tasks.session import RunSession, StepEvent, StepName, current_session
 from prefect_mlprojects.types import StopSignal
 
@@ -45,14 +48,23 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
         session.observer.step(StepEvent(name, "progress", line))
 
     step = Step(session, report)
+    artifacts = ProgressArtifacts(TaskRunContext.get())
+
+    def progress(what: str, fraction: float) -> None:
+        artifacts.take(what, fraction)
+        session.observer.step(StepEvent(name, "progress", f"{what}: {fraction:.0%}"))
+
     session.set_begun()
     session.observer.step(StepEvent(name, "started"))
     try:
-        yield step
+        with progress_goes_to(progress):
+            yield step
     except BaseException as error:
         detail = error.message if isinstance(error, ExecutionException) else type(error).__name__
         session.observer.step(StepEvent(name, "failed", detail))
         raise
+    finally:
+        await artifacts.finish()
     session.observer.step(StepEvent(name, "finished", step.detail))
 
 

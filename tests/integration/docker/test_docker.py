@@ -17,6 +17,7 @@ from tests.services import docker_engine
 from tests.services.waiting import wait_for, wait_for_exit
 
 from prefect_mlprojects import run
+from prefect_mlprojects._progress import progress_goes_to
 from prefect_mlprojects.backends.docker import containers
 from prefect_mlprojects.exceptions import BackendError, ParameterError, RunFailed, RunTimedOut
 
@@ -220,7 +221,10 @@ def test_push_and_pull_with_credentials(
     name = f"{registry}/team/box:1"
     engine.tag("busybox-tests:1", f"{registry}/team/box", "1")
     lines: list[str] = []
-    pinned = push_image(engine, name, auth=auth, backend="local", report=lines.append, stop=StopSignal())
+    told: list[tuple[str, float]] = []
+    with progress_goes_to(lambda what, fraction: told.append((what, fraction))):
+        pinned = push_image(engine, name, auth=auth, backend="local", report=lines.append, stop=StopSignal())
+    assert told[-1] == (f"pushing {name}", 1.0)
     assert pinned.startswith(f"{registry}/team/box@sha256:")
     with pytest.raises(BackendError, match="can't be pushed"):
         push_image(engine, name, auth=None, backend="local", report=lines.append, stop=StopSignal())

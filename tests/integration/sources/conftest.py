@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,9 @@ from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
 from prefect_mlprojects.types import StopSignal
 
 IDENTITY = ("-c", "user.name=A", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false")
-USER, TOKEN = "alice", "s3cret-token-0815"
+USER = "alice"
+# Nobody else on this machine has it: a test looks for it in the process list.
+TOKEN = f"t0ken-{uuid.uuid4().hex}"
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -1,0 +1,67 @@
+"""Long works in Prefect's UI: their progress artifacts."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.services.waiting import wait_for
+
+from prefect_mlprojects import run
+from prefect_mlprojects.server import ServerAddress
+
+PIECES = 12
+
+
+@pytest.fixture
+def slow_file() -> Iterator[str]:
+    """The address of a file that takes some seconds to come."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(PIECES * 1_000_000))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            for _ in range(PIECES):
+                self.wfile.write(b"x" * 1_000_000)
+                time.sleep(0.5)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/weights.bin"
+        server.shutdown()
+
+
+def test_a_long_download(slow_file: str, workspace: Path, prefect_server: ServerAddress) -> None:
+    project = workspace / "project"
+    project.mkdir()
+    (project / "MLproject").write_text(
+        "name: reads\nentry_points:\n  main: {parameters: {data: path}, command: 'wc -c < {data}'}\n"
+    )
+
+    def artifacts(flow_run_id: str) -> list[dict[str, Any]]:
+        question = {
+            "flow_runs": {"id": {"any_": [flow_run_id]}},
+            "artifacts": {"type": {"any_": ["progress"]}},
+        }
+        found: list[dict[str, Any]] = httpx.post(f"{prefect_server.api_url}/artifacts/filter", json=question).json()
+        return found
+
+    handle = run(str(project), parameters={"data": slow_file}, env_manager="local", synchronous=False)
+    (early,) = wait_for(lambda: artifacts(handle.flow_run_id), "the artifact")
+    assert 0 < early["data"] < 100
+    assert handle.wait()
+    (last,) = artifacts(handle.flow_run_id)
+    assert (last["data"], last["description"]) == (100, f"downloading {slow_file}")
+    assert last["task_run_id"]

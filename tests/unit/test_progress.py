@@ -1,0 +1,68 @@
+"""How far works are: who hears of it, and what is told."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prefect_mlprojects._progress import progress_goes_to, tell_progress
+from prefect_mlprojects.sources.downloads import download_all
+from prefect_mlprojects.types import StopSignal
+
+
+def test_it_reaches_threads_of_the_context_and_no_others() -> None:
+    heard: list[tuple[str, float]] = []
+
+    async def listen() -> None:
+        with progress_goes_to(lambda what, fraction: heard.append((what, fraction))):
+            await asyncio.to_thread(tell_progress, "work", 1, 4)
+        tell_progress("later", 1, 2)
+
+    asyncio.run(listen())
+    thread = threading.Thread(target=tell_progress, args=("elsewhere", 1, 2))
+    thread.start()
+    thread.join()
+    assert heard == [("work", 0.25)]
+
+
+@pytest.mark.parametrize(("done", "total", "heard"), [(5, 4, [1.0]), (-1, 4, [0.0]), (1, 0, []), (0, 3, [0.0])])
+def test_it_is_between_nothing_and_all(done: float, total: float, heard: list[float]) -> None:
+    told: list[float] = []
+    with progress_goes_to(lambda _, fraction: told.append(fraction)):
+        tell_progress("work", done, total)
+    assert told == heard
+
+
+@pytest.fixture
+def big_file(tmp_path: Path) -> Iterator[str]:
+    """The address of a file of 8 MB on a web server."""
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "big.bin").write_bytes(b"x" * 8_000_000)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(tmp_path / "served"))  # type: ignore[arg-type]
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/big.bin"
+        server.shutdown()
+
+
+def test_a_download(big_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_MLPROJECTS_CACHE_DIR", str(tmp_path / "cache"))
+    told: list[tuple[str, float]] = []
+    with progress_goes_to(lambda what, fraction: told.append((what, fraction))):
+        download_all({"data": big_file}, tmp_path / "here", report=lambda _: None, stop=StopSignal())
+    assert {what for what, _ in told} == {f"downloading {big_file}"}
+    fractions = [fraction for _, fraction in told]
+    assert fractions == sorted(fractions)
+    assert len(fractions) > 1
+    assert fractions[-1] == 1.0
