@@ -36,6 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     root = Path(os.environ[_ROOT_VARIABLE])
     os.environ.update(
         PREFECT_HOME=str(root / "prefect"),
+        # What asks for a server that nobody named is a mistake, and shall fail.
+        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false",
         PREFECT_MLPROJECTS_SERVER_DIR=str(root / "server"),
         PREFECT_MLPROJECTS_SERVER_PORT="4280",
         PREFECT_MLPROJECTS_CACHE_DIR=str(root / "cache"),

@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -173,11 +174,12 @@ def _add_busybox(archive: tarfile.TarFile) -> None:
 
 
 def import_python(client: Any, name: str) -> str:
-    """Makes an image of the Python that runs the tests: its standard library, the C libraries it needs, and busybox.
+    """Makes an image of the Python that runs the tests: its standard library, the C libraries it needs, bash, and busybox.
 
-    Packages are not in it; mount ``sysconfig.get_path("purelib")`` for those.
+    Packages are not in it; mount ``sysconfig.get_path("purelib")`` for those, of which ``prefect`` finds its program.
     """
     repository, _, tag = name.rpartition(":")
+    bash = Path(shutil.which("bash") or "/bin/bash").resolve()
     binary, library = Path(sys.executable).resolve(), Path(sysconfig.get_path("stdlib"))
     own = [each for each in library.rglob("*.so") if "site-packages" not in each.parts]
     extensions = [*own, *Path(sysconfig.get_path("purelib")).glob("greenlet/*.so")]
@@ -185,10 +187,15 @@ def import_python(client: Any, name: str) -> str:
     with tarfile.open(fileobj=data, mode="w") as archive:
         _add_busybox(archive)
         archive.add(binary, str(binary))
-        for needed in _c_libraries([binary, *(each for each in extensions if "tkinter" not in each.name)]):
+        archive.add(bash, "/bin/bash")
+        for needed in _c_libraries([binary, bash, *(each for each in extensions if "tkinter" not in each.name)]):
             # Where the loader finds them: by their own path, which may be a symbolic link.
             archive.add(needed.resolve(), str(needed))
         archive.add(library, str(library), filter=_belongs_to_python)
+        script = b'#!/bin/sh\nexec python -m prefect "$@"\n'
+        info = tarfile.TarInfo("bin/prefect")
+        info.size, info.mode = len(script), 0o755
+        archive.addfile(info, io.BytesIO(script))
         for program in ("python", "python3"):
             link = tarfile.TarInfo(f"bin/{program}")
             link.type, link.linkname = tarfile.SYMTYPE, str(binary)
@@ -205,7 +212,11 @@ def import_python(client: Any, name: str) -> str:
 
 def _c_libraries(files: list[Path]) -> list[Path]:
     said = subprocess.run(["ldd", *map(str, files)], capture_output=True, text=True, check=False).stdout
-    return sorted({Path(os.path.normpath(each)) for each in re.findall(r"(?:=> )?(/\S+) \(0x", said)})
+    found = {Path(os.path.normpath(each)) for each in re.findall(r"(?:=> )?(/\S+) \(0x", said)}
+    # What packages need besides: parts of the C library in files of their own.
+    folders = {each.parent for each in found if each.name == "libc.so.6"}
+    parts = ("librt.so.1", "libpthread.so.0", "libdl.so.2", "libutil.so.1", "libgcc_s.so.1", "libnss_files.so.2")
+    return sorted(found | {folder / name for folder in folders for name in parts if (folder / name).exists()})
 
 
 def _belongs_to_python(info: tarfile.TarInfo) -> tarfile.TarInfo | None:

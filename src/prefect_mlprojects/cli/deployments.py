@@ -53,7 +53,7 @@ def _deployment_options(function: _F) -> _F:
     return function
 
 
-def _specify(uri: str, options: dict[str, Any]) -> Any:
+def _specify(uri: str, options: dict[str, Any], job_variables: dict[str, Any] | None = None) -> Any:
     from prefect_mlprojects.deployments.creation import make_schedule
     from prefect_mlprojects.deployments.specification import specify
 
@@ -71,7 +71,25 @@ def _specify(uri: str, options: dict[str, Any]) -> Any:
         tags=options["tags"],
         concurrency_limit=options["concurrency_limit"],
         paused=options["paused"],
+        job_variables=job_variables,
+        announce=lambda line: click.echo(line, err=True),
     )
+
+
+def _job_variables(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:  # noqa: ARG001
+    """Reads NAME=VALUE, the value as JSON where it is some, else as the text it is."""
+    import json
+
+    variables: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE.")
+        try:
+            variables[name] = json.loads(value)
+        except json.JSONDecodeError:
+            variables[name] = value
+    return variables
 
 
 @click.command("deploy")
@@ -79,9 +97,19 @@ def _specify(uri: str, options: dict[str, Any]) -> Any:
 @click.option(
     "-p", "--work-pool", metavar="NAME", help="Work pool of any type; the process pool 'mlprojects' when not given."
 )
+@click.option(
+    "--job-variable",
+    "job_variables",
+    multiple=True,
+    callback=_job_variables,
+    metavar="NAME=VALUE",
+    help="What runs change of the work pool's job template, such as image=…; the value may be JSON. May be repeated.",
+)
 @_deployment_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def deploy_command(uri: str, work_pool: str | None, as_json: bool, **options: Any) -> None:
+def deploy_command(
+    uri: str, work_pool: str | None, job_variables: dict[str, Any], as_json: bool, **options: Any
+) -> None:
     """Deploy the project at URI: schedule it, and start it from a typed form in Prefect's UI.
 
     Deploying again under the same name updates the deployment and its form.
@@ -90,7 +118,9 @@ def deploy_command(uri: str, work_pool: str | None, as_json: bool, **options: An
 
     from prefect_mlprojects.deployments.creation import create_deployment
 
-    deployment = create_deployment(_specify(uri, options), work_pool, lambda line: click.echo(line, err=True))
+    deployment = create_deployment(
+        _specify(uri, options, job_variables), work_pool, lambda line: click.echo(line, err=True)
+    )
     if as_json:
         click.echo(
             json.dumps(

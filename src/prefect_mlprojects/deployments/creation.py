@@ -164,6 +164,7 @@ def deploy(
     tags: Sequence[str] = (),
     concurrency_limit: int | None = None,
     paused: bool = False,
+    job_variables: Mapping[str, Any] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Deployment:
     """Deploys a project: its runs start from a typed form in Prefect's UI, by a schedule, or by ``Deployment.run``.
@@ -171,7 +172,8 @@ def deploy(
     The project is fetched and checked now. Deploying again under the same name updates the deployment, its form included.
 
     Args:
-        uri: The project's folder or URI; workers must be able to reach it.
+        uri: The project's folder or URI, which workers must be able to reach; ``block://NAME`` for a project block, which its
+            runs follow.
         entry_point: The entry point's name.
         name: The deployment's name; None for the project's, with the entry point's when that is not ``main``.
         work_pool: The work pool that its runs go to, of any type; None for the process pool ``mlprojects``, which is made when
@@ -189,6 +191,8 @@ def deploy(
         tags: Its tags.
         concurrency_limit: How many of its runs may be under way at once; None for any number.
         paused: Whether its schedule waits to be resumed.
+        job_variables: What its runs change of the work pool's base job template: ``{"image": …}`` on a ``docker`` or
+            ``kubernetes`` pool, ``{"pip_packages": ["prefect-mlprojects"]}`` on a managed one.
         announce: Takes lines about a server that is being started; None prints them to stderr.
 
     Returns:
@@ -212,6 +216,8 @@ def deploy(
         tags=tags,
         concurrency_limit=concurrency_limit,
         paused=paused,
+        job_variables=job_variables,
+        announce=announce,
     )
     return create_deployment(specification, work_pool, announce)
 
@@ -310,6 +316,7 @@ async def _create(client: PrefectClient, specification: DeploymentSpecification,
     from prefect_mlprojects.deployments.zombies import ensure_zombie_automation
 
     pool = await ensure_work_pool(client, pool)
+    defaults = _job_variables(await client.read_work_pool(pool))
     flow_id = await client.create_flow_from_name(FLOW_NAME)
     deployment_id = await client.create_deployment(
         flow_id,
@@ -326,9 +333,22 @@ async def _create(client: PrefectClient, specification: DeploymentSpecification,
         enforce_parameter_schema=True,
         paused=specification.paused,
         pull_steps=[],
+        job_variables={**defaults, **specification.job_variables},
     )
     await ensure_zombie_automation(client)
     return str(deployment_id), pool
+
+
+def _job_variables(pool: Any) -> dict[str, Any]:
+    """What runs of our flow change of a work pool's job template by default.
+
+    Prefect copies the working directory before each run of a deployment without pull steps. A process worker starts its runs
+    in an empty one; a container starts in its image's, which may be ``/``.
+    """
+    known = ((pool.base_job_template or {}).get("variables") or {}).get("properties") or {}
+    if pool.type not in ("docker", "kubernetes") or "command" not in known:
+        return {}
+    return {"command": "sh -c 'cd \"$(mktemp -d)\" && exec prefect flow-run execute'"}
 
 
 async def ensure_work_pool(client: PrefectClient, name: str | None, kind: str = "process") -> str:

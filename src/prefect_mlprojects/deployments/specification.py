@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from prefect_mlprojects.calls import PROJECT_SCHEME
+from prefect_mlprojects.deployments.lookups import BlockLookups
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.projects import stored_config
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
@@ -61,6 +63,7 @@ class DeploymentSpecification:
         schedule: When it runs by itself; None for only when it is started.
         paused: Whether its schedule waits to be resumed.
         concurrency_limit: How many of its runs may be under way at once; None for any number.
+        job_variables: What its runs change of their work pool's base job template: the image, packages, resources …
     """
 
     name: str
@@ -76,6 +79,7 @@ class DeploymentSpecification:
     schedule: Schedule | None = None
     paused: bool = False
     concurrency_limit: int | None = None
+    job_variables: Mapping[str, Any] = field(default_factory=dict)
 
     def flow_parameters(self) -> dict[str, Any]:
         """Returns the flow parameters that its runs have when nobody gives others."""
@@ -103,11 +107,13 @@ def specify(
     tags: Sequence[str] = (),
     concurrency_limit: int | None = None,
     paused: bool = False,
+    job_variables: Mapping[str, Any] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> DeploymentSpecification:
     """Fetches the project, checks the deployment against it, and describes what is to be made.
 
     Args:
-        uri: The project's folder or URI.
+        uri: The project's folder or URI; ``block://NAME`` for what the project block of that name holds, now and at each run.
         entry_point: The entry point's name.
         name: The deployment's name; None for the project's, with the entry point's when that is not ``main``.
         version: A branch, tag or commit that the deployment follows.
@@ -120,13 +126,23 @@ def specify(
         tags: Its tags.
         concurrency_limit: How many of its runs may be under way at once.
         paused: Whether its schedule waits to be resumed.
+        job_variables: What its runs change of their work pool's base job template.
+        announce: Takes lines about a server that is being started to look up blocks; None prints them to stderr.
 
     Raises:
         ExecutionException: The project can't be fetched, or the deployment does not fit it; the message says why.
     """
     config = stored_config(backend, backend_config)
+    text, followed, lookups = str(uri), version, BlockLookups(announce)
+    options = {key: value for key, value in (options or {}).items() if value is not None}
+    if text.startswith(PROJECT_SCHEME):
+        named = lookups.project(text)
+        text, followed = str(named["uri"]), version or named.get("version")
+        entry_point = named.get("entry_point") or "main" if entry_point == "main" else entry_point
+        parameters = {**(named.get("parameters") or {}), **(parameters or {})}
+        options = {**(named.get("options") or {}), **options}
     run_options = {
-        **{key: value for key, value in (options or {}).items() if value is not None},
+        **options,
         "version": version,
         "backend": backend,
         "backend_config": config,
@@ -134,7 +150,7 @@ def specify(
     problems = option_problems(run_options)
     if problems:
         raise ParameterError("The deployment can't be made", problems)
-    source = detect_source(str(uri), version)
+    source = detect_source(text, followed, git_credentials=lookups.git_credentials(options.get("git_credentials")))
     copy = source.fetch(StopSignal(), lambda _: None)
     try:
         project = load_project(copy.directory)
@@ -146,7 +162,7 @@ def specify(
     run_options = {key: value for key, value in run_options.items() if value not in (None, {}, "")}
     declared = {key: value for key, value in fitting.items() if key in found.parameters}
     extra = {key: value for key, value in fitting.items() if key not in found.parameters}
-    place = _portable_uri(source, copy)
+    place = str(uri) if str(uri).startswith(PROJECT_SCHEME) else _portable_uri(source, copy)
     return DeploymentSpecification(
         name=_checked_name(name or _default_name(project.display_name, found.name)),
         uri=place,
@@ -161,6 +177,7 @@ def specify(
         schedule=schedule,
         paused=paused,
         concurrency_limit=concurrency_limit,
+        job_variables=dict(job_variables or {}),
     )
 
 
