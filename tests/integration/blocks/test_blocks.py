@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from prefect_mlprojects import run
+from prefect_mlprojects import deploy, run
 from prefect_mlprojects.blocks import GitCredentialsBlock, MLflowProject, MLflowTrackingServer, MLprojectBackend
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, ParameterError
 
@@ -140,6 +140,21 @@ def test_a_project_by_its_name(save: Callable[[Any], str], capfd: pytest.Capture
     wrong = save(MLflowProject(uri=GREET, options={"env_manger": "local"}))
     with pytest.raises(ParameterError, match="no run option 'env_manger'"):
         run(f"block://{wrong}")
+
+
+def test_a_deployment_of_a_project_by_its_name(save: Callable[[Any], str], prefect_server: Any) -> None:
+    name = save(MLflowProject(uri=GREET, parameters={"name": "block"}, options={"env_manager": "local"}))
+
+    made = deploy(f"block://{name}", name=f"of-{name}", parameters={"times": 3}, work_pool=None)
+    stored = httpx.get(f"{prefect_server.api_url}/deployments/{made.id}").json()
+    # Where the project is and which version stays the block's matter; the form shows its values.
+    assert stored["parameters"]["uri"] == f"block://{name}"
+    assert stored["parameters"]["parameters"] == {"name": "block", "times": 3}
+    assert stored["parameters"]["options"] == {"env_manager": "local", "backend": "local"}
+    fields = stored["parameter_openapi_schema"]["properties"]["parameters"]["properties"]
+    assert (fields["name"]["default"], fields["times"]["default"]) == ("block", 3)
+    with pytest.raises(ExecutionException, match="no block 'mlflow-project/nowhere'"):
+        deploy("block://nowhere")
 
 
 def test_git_credentials_by_host_and_by_name(
