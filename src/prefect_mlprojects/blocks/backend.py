@@ -8,6 +8,8 @@ from prefect.blocks.core import Block
 from prefect.types import SecretDict
 from pydantic import Field
 
+from prefect_mlprojects.blocks import logos
+
 
 class MLprojectBackend(Block):
     """A backend's configuration under a name, with what is secret in it kept apart.
@@ -23,6 +25,7 @@ class MLprojectBackend(Block):
 
     _block_type_name = "MLproject Backend"
     _block_type_slug = "mlproject-backend"
+    _logo_url = logos.MLFLOW
     _description = "The configuration of a backend of prefect-mlprojects, with its secrets."
 
     config: dict[str, Any] = Field(

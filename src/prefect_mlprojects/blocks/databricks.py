@@ -7,12 +7,15 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from prefect_mlprojects.blocks import logos
+
 
 class DatabricksWorkspace(Block):
     """Credentials for a Databricks workspace: a personal access token, or a service principal's OAuth client."""
 
     _block_type_name = "Databricks Workspace"
     _block_type_slug = "databricks-workspace"
+    _logo_url = logos.DATABRICKS
     _description = "Credentials for a Databricks workspace."
 
     host: str = Field(description="The workspace's address, https://….")
@@ -48,6 +51,7 @@ class DatabricksBackendBlock(Block):
 
     _block_type_name = "Databricks Backend"
     _block_type_slug = "databricks-backend"
+    _logo_url = logos.DATABRICKS
     _description = "The configuration of the databricks backend of prefect-mlprojects."
 
     config: dict[str, Any] = Field(

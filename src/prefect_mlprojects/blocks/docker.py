@@ -7,6 +7,8 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from prefect_mlprojects.blocks import logos
+
 
 class DockerRegistry(Block):
     """A user name and password for an image registry.
@@ -22,6 +24,7 @@ class DockerRegistry(Block):
 
     _block_type_name = "Docker Registry (MLproject)"
     _block_type_slug = "docker-registry"
+    _logo_url = logos.DOCKER
     _description = "A user name and password for an image registry, for projects that run in containers."
 
     username: str = Field(description="The user's name.")
@@ -63,6 +66,7 @@ class DockerEngine(Block):
 
     _block_type_name = "Docker Engine (MLproject)"
     _block_type_slug = "docker-engine"
+    _logo_url = logos.DOCKER
     _description = "The address of a Docker engine with its TLS certificates, for projects that run in containers."
 
     host: str = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from prefect_mlprojects.blocks import logos
 from prefect_mlprojects.sources.git_credentials import GitCredentials
 
 
@@ -21,7 +22,7 @@ class GitCredentialsBlock(Block):
 
     _block_type_name = "Git Credentials"
     _block_type_slug = "git-credentials"
-    _logo_url = "https://git-scm.com/images/logos/downloads/Git-Icon-1788C.png"  # type: ignore[assignment]  # Prefect makes it a URL
+    _logo_url = logos.GIT
     _description = "A user name and token, or an SSH key, for the git repositories of some hosts."
 
     username: str | None = Field(

@@ -7,6 +7,8 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from prefect_mlprojects.blocks import logos
+
 
 class KubernetesCluster(Block):
     """The way into a Kubernetes cluster: a kubeconfig, or an API server's address with a token.
@@ -24,6 +26,7 @@ class KubernetesCluster(Block):
 
     _block_type_name = "Kubernetes Cluster (MLproject)"
     _block_type_slug = "kubernetes-cluster"
+    _logo_url = logos.KUBERNETES
     _description = "The way into a Kubernetes cluster on which projects run as Jobs."
 
     kubeconfig: SecretStr | None = Field(default=None, description="A kubeconfig's text.")
@@ -75,6 +78,7 @@ class KubernetesJobDefaults(Block):
 
     _block_type_name = "Kubernetes Backend (MLproject)"
     _block_type_slug = "kubernetes-backend"
+    _logo_url = logos.KUBERNETES
     _description = "Defaults for projects that run as Kubernetes Jobs."
 
     config: dict[str, Any] = Field(default_factory=dict, description="The Kubernetes backend's configuration.")

@@ -7,6 +7,8 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import Field
 
+from prefect_mlprojects.blocks import logos
+
 
 class MLflowProject(Block):
     """Where a project is, which version of it runs, and with which defaults; ``block://NAME`` stands for it.
@@ -22,6 +24,7 @@ class MLflowProject(Block):
 
     _block_type_name = "MLflow Project"
     _block_type_slug = "mlflow-project"
+    _logo_url = logos.MLFLOW
     _description = "Where an MLflow project is, which version of it runs, and with which defaults."
 
     uri: str = Field(

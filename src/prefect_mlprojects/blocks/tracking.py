@@ -7,6 +7,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from prefect_mlprojects.blocks import logos
+
 
 class MLflowTrackingServer(Block):
     """The address of an MLflow tracking server, and how to get in.
@@ -22,6 +24,7 @@ class MLflowTrackingServer(Block):
 
     _block_type_name = "MLflow Tracking Server"
     _block_type_slug = "mlflow-tracking-server"
+    _logo_url = logos.MLFLOW
     _description = "The address of an MLflow tracking server or store, with user name and password."
 
     uri: str = Field(title="Tracking URI", description="As in MLFLOW_TRACKING_URI, such as https://mlflow.example.com.")
