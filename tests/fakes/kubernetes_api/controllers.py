@@ -15,8 +15,12 @@ POD_RETRY_SECONDS = 0.3
 """The first pause before a failed pod's successor; ten seconds in the real controller."""
 
 
+ACCOUNT_SECONDS = 0.3
+"""How long a new namespace has no service account."""
+
+
 class Controllers:
-    """The Job controller, the garbage collector and the namespace controller, in one thread.
+    """The controllers of Jobs, garbage, namespaces and service accounts, in one thread.
 
     Args:
         store: The cluster's objects.
@@ -50,6 +54,7 @@ class Controllers:
                     self._sync_job(job)
             self._collect()
             self._finalize()
+            self._add_accounts()
             with self._store.changed:
                 if self._store.version == version:
                     self._store.changed.wait(0.2)
@@ -227,6 +232,19 @@ class Controllers:
                         self._store.remove(plural, name, each["metadata"]["name"])
             if not left:
                 self._store.remove("namespaces", "", name)
+
+
+    def _add_accounts(self) -> None:
+        """Gives each namespace its service account, a moment after it was made; until then no pod can be."""
+        for namespace in self._store.list("namespaces"):
+            metadata = namespace["metadata"]
+            if "deletionTimestamp" in metadata or self._store.find("serviceaccounts", metadata["name"], "default"):
+                continue
+            key = f"{metadata['uid']}/account"
+            if time.monotonic() >= self._retry_at.setdefault(key, time.monotonic() + ACCOUNT_SECONDS):
+                self._store.create(
+                    "serviceaccounts", {"metadata": {"name": "default", "namespace": metadata["name"]}}
+                )
 
 
 def delete_gracefully(store: Store, namespace: str, name: str, grace: int | None = None) -> None:

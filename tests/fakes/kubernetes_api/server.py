@@ -97,7 +97,7 @@ class KubernetesDouble:
         validate(body, resource)
         account = body["spec"]["serviceAccountName"]
         name = body["metadata"]["name"]
-        if account != "default" and self.store.find("serviceaccounts", namespace, account) is None:
+        if self.store.find("serviceaccounts", namespace, account) is None:
             raise ApiError(
                 403,
                 "Forbidden",
@@ -341,23 +341,32 @@ class _Handler(BaseHTTPRequestHandler):
             raise ApiError(
                 400, "BadRequest", f'{what} "{container}" in pod "{name}" is waiting to start: ContainerCreating'
             )
+        tail = self.query.get("tailLines")
         since = 0
         if "sinceTime" in self.query:
             since = int(datetime.fromisoformat(self.query["sinceTime"].replace("Z", "+00:00")).timestamp()) * 10**9
-        self._begin_stream("text/plain")
         log, follow, position = logs[index], self.query.get("follow") == "true", 0
-        stamped = self.query.get("timestamps") == "true"
+        stamped, begun = self.query.get("timestamps") == "true", False
         while True:
             with log.changed:
                 if follow and position == len(log.lines) and not log.ended:
                     log.changed.wait(0.5)
                 lines, ended = log.lines[position:], log.ended
+            if tail is not None and not position:
+                lines = lines[max(0, len(lines) - int(tail)) :]
+                position = len(log.lines) - len(lines)
             position += len(lines)
             data = b"".join((stamp(at) + b" " if stamped else b"") + line for at, line in lines if at >= since)
             if data:
+                # As the kubelet: not even the headers are sent before there is a line.
+                if not begun:
+                    self._begin_stream("text/plain")
+                    begun = True
                 self._chunk(data)
             if not follow or self.cluster.closing.is_set() or (ended and not lines):
                 break
+        if not begun:
+            self._begin_stream("text/plain")
         self._chunk(b"")
 
 

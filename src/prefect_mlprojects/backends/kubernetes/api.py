@@ -205,7 +205,9 @@ class Stream:
     def abort(self) -> None:
         """Makes a reader in another thread end at once."""
         connection = getattr(self._response, "connection", None) or getattr(self._response, "_connection", None)
-        sock = getattr(connection, "sock", None)
+        # An answer that the server ends by closing the connection ("Connection: close") keeps the socket for itself.
+        raw = getattr(getattr(getattr(self._response, "_fp", None), "fp", None), "raw", None)
+        sock = getattr(connection, "sock", None) or getattr(raw, "_sock", None)
         if sock is not None:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)

@@ -215,7 +215,7 @@ class KubernetesBackend:
         events.tag({JOB_TAG: name, NAMESPACE_TAG: cluster.namespace})
         limits = Limits(config.start_grace, config.scheduling_grace, request.timeout)
         selector = names.pod_selector(identity.flow_run_id, attempt)
-        return JobRun(cluster, job, selector, limits, output, events, stop).follow()
+        return JobRun(cluster, submission, selector, limits, output, events, stop).follow()
 
 
 def _template_namespace(template: Mapping[str, Any] | None) -> str | None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 
-from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Backoff, Cluster
+from prefect_mlprojects.backends.kubernetes.api import PATIENCE_SECONDS, ApiRefusal, Backoff, Cluster
 
 _NOT_FOUND = 404
 _CONFLICT = 409
 
 
-def delete_job(cluster: Cluster, name: str, uid: str | None = None) -> None:
+def delete_job(cluster: Cluster, name: str, uid: str | None = None, *, patience: float = PATIENCE_SECONDS) -> None:
     """Deletes a Job; its pods and Secrets go first. One that is gone, or was replaced by another, is left alone.
 
     Args:
         cluster: The cluster.
         name: The Job's name.
         uid: The Job's uid, so that no other of the same name is deleted.
+        patience: Seconds to try again for while the server is away.
 
     Raises:
         ApiRefusal: It was refused.
@@ -25,7 +26,8 @@ def delete_job(cluster: Cluster, name: str, uid: str | None = None) -> None:
     if uid is not None:
         body["preconditions"] = {"uid": uid}
     try:
-        cluster.call("delete jobs", cluster.batch.delete_namespaced_job, name, cluster.namespace, body=body)
+        delete = cluster.batch.delete_namespaced_job
+        cluster.call("delete jobs", delete, name, cluster.namespace, body=body, patience=patience)
     except ApiRefusal as refusal:
         if refusal.status not in (_NOT_FOUND, _CONFLICT):
             raise

@@ -76,20 +76,22 @@ _NODE = "The node went away while the pod ran. Run it again; 'backoff-limit' let
 _EVICTED = (
     "The node was short of a resource. Ask for what the command really needs ('resources'), so that it fits the node."
 )
+_MOUNT_FAILURES = ("FailedMount", "FailedAttachVolume")
 _UNPACK = "With 'code-delivery: archive' the image must hold tar and gzip; use 'image' or 'git' for one that does not."
 
 
-def find_trouble(job: Json, pods: Iterable[Json], events: Iterable[Json]) -> Trouble | None:
+def find_trouble(job: Json, pods: Iterable[Json], events: Iterable[Json], container: str) -> Trouble | None:
     """Returns what keeps a running Job from going on, or None when nothing is known to.
 
     Args:
         job: The Job as the API server has it.
         pods: Its pods.
         events: The events about the Job and its pods.
+        container: The name of the project's container.
     """
     pods, events = list(pods), list(events)
     for pod in pods:
-        trouble = _pod_trouble(pod, events)
+        trouble = _pod_trouble(pod, events, container)
         if trouble is not None:
             return trouble
     if not pods and not (job.get("status") or {}).get("active"):
@@ -97,31 +99,51 @@ def find_trouble(job: Json, pods: Iterable[Json], events: Iterable[Json]) -> Tro
     return None
 
 
-def _pod_trouble(pod: Json, events: list[Json]) -> Trouble | None:
+def _pod_trouble(pod: Json, events: list[Json], container: str) -> Trouble | None:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     if status.get("phase") in ("Succeeded", "Failed"):
         return None
     if status.get("reason") == "NodeLost" or _node_unreachable(pod):
         node = (pod.get("spec") or {}).get("nodeName", "?")
         return Trouble("NodeLost", f"node {node} of pod {name} does not answer", _NODE, "scheduling")
+    if pod["metadata"].get("deletionTimestamp"):
+        return None
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             words = condition.get("message") or condition.get("reason") or "no reason given"
             return Trouble("Unschedulable", f"no node can take pod {name}: {words}", _ROOM, "scheduling")
-    for container in _container_statuses(status):
-        waiting = (container.get("state") or {}).get("waiting") or {}
+    if _has_run(status, container):
+        # What goes on beside the project does not end it, and Kubernetes itself counts how often the project is restarted.
+        return None
+    for each in _container_statuses(status):
+        waiting = (each.get("state") or {}).get("waiting") or {}
         reason = waiting.get("reason", "")
-        if reason in _WAITING:
-            image = (
-                f" (image {container.get('image')})" if _WAITING[reason] is _IMAGE and container.get("image") else ""
-            )
-            words = _first_words(waiting.get("message") or _event_words(name, events, "Failed"))
-            cause = f"container {container.get('name')} of pod {name} can't start: {reason}{image}{words}"
-            return Trouble(reason, mask_text(cause), _WAITING[reason])
-    if status.get("phase") == "Pending" and (words := _event_words(name, events, "FailedMount")):
+        if reason not in _WAITING:
+            continue
+        if reason == "CrashLoopBackOff" and not _is_sidecar(pod, str(each.get("name"))):
+            # The Job's backoffLimit bounds the restarts of all others.
+            continue
+        image = f" (image {each.get('image')})" if _WAITING[reason] is _IMAGE and each.get("image") else ""
+        words = _first_words(waiting.get("message") or _event_words(name, events, ("Failed",)))
+        cause = f"container {each.get('name')} of pod {name} can't start: {reason}{image}{words}"
+        return Trouble(reason, mask_text(cause), _WAITING[reason])
+    if status.get("phase") == "Pending" and (words := _event_words(name, events, _MOUNT_FAILURES, newest=True)):
         advice = "Check the volumes of the job template: a ConfigMap, Secret or claim that they name may be missing."
         return Trouble("FailedMount", f"a volume of pod {name} can't be mounted{_first_words(words)}", advice)
     return None
+
+
+def _has_run(status: Json, container: str) -> bool:
+    for each in status.get("containerStatuses") or []:
+        if each.get("name") == container:
+            state = each.get("state") or {}
+            return "running" in state or "terminated" in state or bool((each.get("lastState") or {}).get("terminated"))
+    return False
+
+
+def _is_sidecar(pod: Json, name: str) -> bool:
+    containers = (pod.get("spec") or {}).get("initContainers") or []
+    return any(each.get("name") == name and each.get("restartPolicy") == "Always" for each in containers)
 
 
 def _container_statuses(status: Json) -> list[Json]:
@@ -143,19 +165,25 @@ def _first_words(text: str) -> str:
     return f": {text[:400]}" if text else ""
 
 
-def _event_words(name: str, events: list[Json], reason: str) -> str:
-    """The newest message of a reason about an object."""
-    words = [
-        each
-        for each in events
-        if each.get("reason") == reason and (each.get("involvedObject") or {}).get("name") == name
-    ]
-    words.sort(key=lambda each: each.get("lastTimestamp") or each.get("eventTime") or "")
+def _event_words(name: str, events: list[Json], reasons: tuple[str, ...], *, newest: bool = False) -> str:
+    """The newest message of some reasons about an object; with ``newest``, only when nothing has happened to it since."""
+    about = [each for each in events if (each.get("involvedObject") or {}).get("name") == name]
+    # Times have whole seconds: of two events of one second, the one that is no trouble counts as the later.
+    about.sort(key=lambda each: (_event_time(each), each.get("reason") not in reasons))
+    if newest:
+        about = about[-1:]
+    words = [each for each in about if each.get("reason") in reasons]
     return str(words[-1].get("message") or "") if words else ""
 
 
+def _event_time(event: Json) -> str:
+    series = event.get("series") or {}
+    found = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
+    return str(found or (event.get("metadata") or {}).get("creationTimestamp") or "")[:19]
+
+
 def _creation_trouble(job: Json, events: list[Json]) -> Trouble | None:
-    words = _event_words(job["metadata"]["name"], events, "FailedCreate")
+    words = _event_words(job["metadata"]["name"], events, ("FailedCreate",), newest=True)
     if not words:
         return None
     if "exceeded quota" in words or "limited:" in words:
@@ -230,13 +258,26 @@ def explain_pod(pod: Json, container: str) -> Diagnosis | None:
             cause = f"init container {each.get('name')} of pod {name} failed: {_terminated_words(ended)}"
             return Diagnosis("not-started", cause, advice)
     for each in status.get("containerStatuses") or []:
-        ended = (each.get("state") or {}).get("terminated")
+        # A pod that was deleted at its last restart waits for one that never comes.
+        ended = (each.get("state") or {}).get("terminated") or (each.get("lastState") or {}).get("terminated")
         if each.get("name") == container and ended:
             return _explain_terminated(ended)
     if status.get("phase") == "Failed":
         words = status.get("message") or status.get("reason") or "no reason given"
         return Diagnosis("not-started", f"pod {name} failed: {words}")
     return None
+
+
+def failed_init_container(pods: Iterable[Json]) -> tuple[str, str] | None:
+    """Finds an init container whose failure ended its pod: the names of the newest such pod and the container."""
+    found: tuple[str, str] | None = None
+    for pod in sorted(pods, key=lambda each: (each.get("metadata") or {}).get("creationTimestamp") or ""):
+        status = pod.get("status") or {}
+        for each in status.get("initContainerStatuses") or []:
+            ended = (each.get("state") or {}).get("terminated")
+            if ended and ended.get("exitCode") not in (0, None) and status.get("phase") == "Failed":
+                found = pod["metadata"]["name"], str(each.get("name"))
+    return found
 
 
 def _disruption(pod: Json) -> Diagnosis | None:

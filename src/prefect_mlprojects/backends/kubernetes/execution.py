@@ -17,21 +17,22 @@ from prefect_mlprojects.backends.kubernetes.diagnosis import (
     Diagnosis,
     Trouble,
     explain_end,
+    explain_pod,
     explain_refusal,
+    failed_init_container,
     find_trouble,
     job_finished,
     project_ended_beside_others,
 )
+from prefect_mlprojects.backends.kubernetes.events import EventWatch
 from prefect_mlprojects.backends.kubernetes.job import project_container
-from prefect_mlprojects.backends.kubernetes.logs import ContainerLog
 from prefect_mlprojects.backends.kubernetes.names import ENDED_LABEL, WATCHED_ANNOTATION
-from prefect_mlprojects.backends.kubernetes.submission import now
+from prefect_mlprojects.backends.kubernetes.pod_logs import PodLogs
+from prefect_mlprojects.backends.kubernetes.submission import Submission, now
 from prefect_mlprojects.backends.kubernetes.watch import Change, Watcher
 from prefect_mlprojects.types import StopSignal
 
 HEARTBEAT_SECONDS = 30.0
-_EVENTS_SECONDS = 5.0
-_LOG_SECONDS = 180.0
 _REMOVAL_SECONDS = 60.0
 """What the cluster may take beyond a pod's own grace period to remove it."""
 
@@ -56,7 +57,7 @@ class JobRun:
 
     Args:
         cluster: The cluster.
-        job: The Job.
+        submission: The Job.
         selector: The label selector of its pods.
         limits: How long things may take.
         output: Takes the log.
@@ -67,13 +68,14 @@ class JobRun:
     def __init__(
         self,
         cluster: Cluster,
-        job: Mapping[str, Any],
+        submission: Submission,
         selector: str,
         limits: Limits,
         output: TailedOutput,
         events: ExecutionEvents,
         stop: StopSignal,
     ) -> None:
+        job = submission.job
         self._cluster = cluster
         self._job = dict(job)
         self._name: str = job["metadata"]["name"]
@@ -85,56 +87,52 @@ class JobRun:
         self._stop = stop
         pod_spec = job["spec"]["template"]["spec"]
         self._container: str = project_container(pod_spec)["name"]
-        self._termination_grace = float(pod_spec.get("terminationGracePeriodSeconds") or 30)
-        self._several = max(job["spec"].get("parallelism") or 1, job["spec"].get("completions") or 1) > 1
+        grace = pod_spec.get("terminationGracePeriodSeconds")
+        self._termination_grace = 30.0 if grace is None else float(grace)
+        several = max(job["spec"].get("parallelism") or 1, job["spec"].get("completions") or 1) > 1
         self._changes: queue.SimpleQueue[Change] = queue.SimpleQueue()
         self._pods: dict[str, dict[str, Any]] = {}
         self._seen: dict[str, dict[str, Any]] = {}
-        self._logs: dict[tuple[str, int], ContainerLog] = {}
+        self._logs = PodLogs(cluster, self._container, several=several, output=output, report=events.report)
+        self._event_watch = EventWatch(cluster, self._changes, events.report)
         self._told: set[tuple[str, str]] = set()
         self._trouble: tuple[Trouble, float] | None = None
         self._beside_since: float | None = None
-        self._known_events: list[dict[str, Any]] = []
-        self._next_events = 0.0
         self._next_heartbeat = 0.0
-        self._deadline = None if limits.timeout is None else time.monotonic() + limits.timeout - _age(job)
+        # Only a Job that was found has an age: the clocks of this machine and the cluster may differ.
+        age = _age(job) if submission.attached else 0.0
+        self._deadline = None if limits.timeout is None else time.monotonic() + limits.timeout - age
 
     def follow(self) -> ExecutionOutcome:
         """Returns when the Job has ended and its log was read; a Job that was told to end is gone with its pods then.
 
         Raises:
-            ApiRefusal: The API server refuses to show the Job or its pods.
+            ApiRefusal: The API server refuses to show the Job or its pods; the Job was deleted then, if that was allowed.
         """
         batch, core = self._cluster.batch, self._cluster.core
+        job_query, pod_query = {"field_selector": f"metadata.name={self._name}"}, {"label_selector": self._selector}
+        changes, report = self._changes, self._events.report
         watchers = [
-            Watcher(
-                "job",
-                batch.list_namespaced_job,
-                self._cluster,
-                {"field_selector": f"metadata.name={self._name}"},
-                self._changes,
-                self._events.report,
-            ),
-            Watcher(
-                "pods",
-                core.list_namespaced_pod,
-                self._cluster,
-                {"label_selector": self._selector},
-                self._changes,
-                self._events.report,
-            ),
+            Watcher("job", batch.list_namespaced_job, self._cluster, job_query, changes, report),
+            Watcher("pods", core.list_namespaced_pod, self._cluster, pod_query, changes, report),
         ]
         forget = self._stop.on_request(lambda: self._changes.put(Change("stop")))
         for watcher in watchers:
             watcher.start()
         try:
             diagnosis = self._follow()
+        except ApiRefusal as refusal:
+            if not refusal.transient:
+                self._ended_by_us(Diagnosis("not-started", explain_refusal(refusal, self._cluster.name)[0]))
+            raise
         finally:
             forget()
             for watcher in watchers:
+                watcher.request_stop()
+            self._event_watch.stop()
+            for watcher in watchers:
                 watcher.stop()
-            for log in self._logs.values():
-                log.abandon()
+            self._logs.abandon()
         return ExecutionOutcome(
             diagnosis.ending,
             diagnosis.exit_code,
@@ -166,7 +164,6 @@ class JobRun:
                 return gone
 
     def _seconds_to_wait(self) -> float:
-        moment = time.monotonic()
         times = [self._next_heartbeat]
         if self._deadline is not None:
             times.append(self._deadline)
@@ -174,17 +171,17 @@ class JobRun:
             times.append(self._trouble[1] + self._patience(self._trouble[0]))
         if self._beside_since is not None:
             times.append(self._beside_since + self._limits.start)
-        if self._wants_events():
-            times.append(self._next_events)
-        return max(0.0, min(times) - moment)
+        return max(0.0, min(times) - time.monotonic())
 
     def _patience(self, trouble: Trouble) -> float:
         return self._limits.start if trouble.patience == "start" else self._limits.scheduling
 
     def _take(self, change: Change) -> Diagnosis | None:
-        if change.refusal is not None:
+        if change.kind == "events":
+            self._event_watch.take(change)
+        elif change.refusal is not None:
             raise change.refusal
-        if change.kind == "job":
+        elif change.kind == "job":
             job = change.items.get(self._name)
             if job is None or job["metadata"].get("uid") != self._uid:
                 return self._deleted_by_others()
@@ -192,94 +189,34 @@ class JobRun:
                 self._tell(self._name, "deleted", f"Job {self._name} is being deleted by somebody else.")
             self._job = job
         elif change.kind == "pods":
-            self._pods = dict(change.items)
-            self._seen |= self._pods
-            for pod in sorted(self._pods.values(), key=lambda each: each["metadata"].get("creationTimestamp") or ""):
-                self._take_pod(pod)
+            self._take_pods(change.items)
         return None
 
-    def _take_pod(self, pod: dict[str, Any]) -> None:
-        name, status = pod["metadata"]["name"], pod.get("status") or {}
-        node = (pod.get("spec") or {}).get("nodeName")
-        if node:
-            self._tell(name, "node", f"Pod {name} was given to node {node}.")
-        for container in status.get("containerStatuses") or []:
-            if container.get("name") != self._container:
-                continue
-            state, instance = container.get("state") or {}, int(container.get("restartCount") or 0)
-            for (log_pod, log_instance), log in self._logs.items():
-                if log_pod == name and log_instance < instance:
-                    log.container_ended(instance)
-            crashed = "waiting" in state and (container.get("lastState") or {}).get("terminated")
-            if "running" in state or "terminated" in state or crashed:
-                self._follow_log(name, instance)
-            if "terminated" in state or crashed:
-                self._logs[name, instance].container_ended(instance)
-
-    def _follow_log(self, pod: str, instance: int) -> None:
-        if (pod, instance) in self._logs:
-            return
-        again = f" (restart {instance})" if instance else ""
-        self._events.report(f"Pod {pod} runs the project{again}.")
-        # The first pod's lines need no mark: only when it fails, others follow.
-        first = not self._logs and not self._several
-        mark = "" if first or (len({name for name, _ in self._logs} | {pod}) == 1) else f"[{pod}] "
-        if self._several:
-            mark = f"[{pod}] "
-        self._logs[pod, instance] = ContainerLog(
-            self._cluster, pod, self._container, instance, self._output, mark, self._events.report
-        )
+    def _take_pods(self, pods: Mapping[str, dict[str, Any]]) -> None:
+        self._pods = dict(pods)
+        self._seen |= self._pods
+        for name, pod in self._pods.items():
+            node = (pod.get("spec") or {}).get("nodeName")
+            if node:
+                self._tell(name, "node", f"Pod {name} was given to node {node}.")
+        self._logs.take(self._pods)
 
     def _tell(self, name: str, what: str, line: str) -> None:
         if (name, what) not in self._told:
             self._told.add((name, what))
             self._events.report(line)
 
-    def _wants_events(self) -> bool:
-        """Whether only the cluster's events can tell why nothing runs: a pod that starts shows the rest in its status."""
-        if self._next_events == float("inf"):
-            return False
-        if not self._pods:
-            return True
-        return any((pod.get("status") or {}).get("phase") == "Pending" for pod in self._pods.values())
-
-    def _read_events(self) -> None:
-        if not self._wants_events() or time.monotonic() < self._next_events:
-            return
-        names = [
-            self._name,
-            *(name for name, pod in self._pods.items() if pod.get("status", {}).get("phase") == "Pending"),
-        ]
-        found: list[dict[str, Any]] = []
-        try:
-            for name in names[:5]:
-                answer = self._cluster.call(
-                    "list events",
-                    self._cluster.core.list_namespaced_event,
-                    self._cluster.namespace,
-                    field_selector=f"involvedObject.name={name}",
-                    patience=0.0,
-                )
-                found += answer.get("items") or []
-        except ApiRefusal as refusal:
-            # Without them the diagnosis has fewer words; nothing else depends on them.
-            if not refusal.transient:
-                self._next_events = float("inf")
-                self._events.report(explain_refusal(refusal, self._cluster.name)[0] + "; going on without events.")
-                return
-        self._known_events = found or self._known_events
-        self._next_events = time.monotonic() + _EVENTS_SECONDS
-
     def _check_trouble(self) -> Diagnosis | None:
-        self._read_events()
-        trouble = find_trouble(self._job, self._pods.values(), self._known_events)
+        pending = [name for name, pod in self._pods.items() if (pod.get("status") or {}).get("phase") == "Pending"]
+        # Only events can tell why there is no pod, or why one gets no volume; all else is in a pod's status.
+        self._event_watch.watch([*pending, self._name] if pending or not self._pods else ())
+        trouble = find_trouble(self._job, self._pods.values(), self._event_watch.known, self._container)
         moment = time.monotonic()
         if trouble is None:
             self._trouble = None
             return None
-        since = (
-            self._trouble[1] if self._trouble is not None and self._trouble[0].patience == trouble.patience else moment
-        )
+        same = self._trouble is not None and self._trouble[0].patience == trouble.patience
+        since = self._trouble[1] if self._trouble is not None and same else moment
         self._trouble = (trouble, since)
         patience = self._patience(trouble)
         self._tell(self._name, trouble.kind, f"Waiting: {trouble.cause}. The run fails if that lasts {patience:g} s.")
@@ -327,7 +264,15 @@ class JobRun:
                 self._tell(self._name, "patch", f"Warning: {cause}. {advice}")
 
     def _deleted_by_others(self) -> Diagnosis:
-        self._finish_logs(quiet=True)
+        self._logs.expect_removal()
+        self._logs.finish()
+        if job_finished(self._job):
+            return explain_end(self._job, self._seen.values(), self._container)
+        ends = [explain_pod(pod, self._container) for pod in self._seen.values()]
+        succeeded = next((end for end in ends if end is not None and end.exit_code == 0), None)
+        if succeeded is not None:
+            # A Job that is removed as soon as it has finished (ttlSecondsAfterFinished: 0) may be gone before it is seen so.
+            return succeeded
         return Diagnosis(
             "exited",
             f"the Job {self._name} was deleted while it ran, and not by this run",
@@ -337,7 +282,10 @@ class JobRun:
     def _ended_by_itself(self) -> Diagnosis:
         self._read_pods_until_ended()
         diagnosis = explain_end(self._job, self._seen.values(), self._container)
-        self._finish_logs()
+        failed = failed_init_container(self._seen.values()) if diagnosis.ending == "not-started" else None
+        if failed is not None:
+            self._logs.report_tail(*failed)
+        self._logs.finish()
         self._patch({"labels": {ENDED_LABEL: "true"}}, patience=10.0)
         return diagnosis
 
@@ -345,13 +293,18 @@ class JobRun:
         """Reads the pods until none runs: a Job's end may be known before its pods' are, and before they have ended."""
         deadline, backoff = time.monotonic() + self._termination_grace + _REMOVAL_SECONDS, Backoff()
         while True:
-            answer = self._cluster.call(
-                "list pods",
-                self._cluster.core.list_namespaced_pod,
-                self._cluster.namespace,
-                label_selector=self._selector,
-            )
-            self._take(Change("pods", {pod["metadata"]["name"]: pod for pod in answer.get("items") or []}))
+            try:
+                answer = self._cluster.call(
+                    "list pods",
+                    self._cluster.core.list_namespaced_pod,
+                    self._cluster.namespace,
+                    label_selector=self._selector,
+                )
+            except ApiRefusal as refusal:
+                # The Job's end is known; what was seen of its pods has to do.
+                self._events.report(f"Warning: {explain_refusal(refusal, self._cluster.name)[0]}.")
+                return
+            self._take_pods({pod["metadata"]["name"]: pod for pod in answer.get("items") or []})
             running = [
                 pod for pod in self._pods.values() if pod.get("status", {}).get("phase") in ("Running", "Pending")
             ]
@@ -359,19 +312,10 @@ class JobRun:
                 return
             time.sleep(min(2.0, backoff.next()))
 
-    def _finish_logs(self, *, quiet: bool = False) -> None:
-        for (pod, instance), log in self._logs.items():
-            if quiet:
-                log.expect_removal()
-            log.container_ended(instance)
-            if not log.finish(_LOG_SECONDS):
-                self._events.report(f"Warning: the log of pod {pod} could not be read to its end.")
-
     def _ended_by_us(self, diagnosis: Diagnosis) -> Diagnosis:
         """Deletes the Job, and returns when its pods are gone or can't be waited for any longer."""
         self._events.report(f"Deleting Job {self._name}: {diagnosis.cause}.")
-        for log in self._logs.values():
-            log.expect_removal()
+        self._logs.expect_removal()
         try:
             delete_job(self._cluster, self._name, self._uid)
             left = wait_until_gone(
@@ -380,7 +324,7 @@ class JobRun:
         except ApiRefusal as refusal:
             cause, _ = explain_refusal(refusal, self._cluster.name)
             left = (f"Job {self._name} ({cause})",)
-        self._finish_logs(quiet=True)
+        self._logs.finish()
         if not left:
             return diagnosis
         return Diagnosis(

@@ -17,6 +17,9 @@ _KEPT_SECONDS = 2
 _NOT_FOUND = 404
 _BAD_REQUEST = 400
 _SECONDS_OF_TROUBLE = 120.0
+_SECONDS_WITHOUT_LOG = 10.0
+"""How long a container that has ended may be said to have no log yet: one that could not be started never gets one."""
+_SECONDS_TO_LET_GO = 2.0
 
 
 class LineFilter:
@@ -25,9 +28,13 @@ class LineFilter:
     With ``timestamps=true`` each line begins with its time in nanoseconds; ``sinceTime`` counts in seconds. So after a
     reconnect the server sends the last seconds again: what came of them is kept, and taken off as often as it came. Times
     may be a little out of order, since the node stamps both streams of a program independently; hence more than one second.
+
+    Args:
+        remark: Takes what is no line of the log: the node's own words, such as "unable to retrieve container logs for …".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, remark: Callable[[str], None] | None = None) -> None:
+        self._remark = remark
         self._kept: OrderedDict[int, Counter[bytes]] = OrderedDict()
         self._again: Counter[bytes] = Counter()
         self._held = b""
@@ -64,8 +71,9 @@ class LineFilter:
         stamp, _, text = line.partition(b" ")
         second = _second(stamp)
         if second is None:
-            # Not a line of the log: the node's own words, such as "unable to retrieve container logs for …".
-            return line
+            if self._remark is not None:
+                self._remark(line.decode("utf-8", "replace"))
+            return None
         if second not in self._kept:
             self._kept[second] = Counter()
             for old in sorted(self._kept)[:-_KEPT_SECONDS]:
@@ -120,9 +128,11 @@ class ContainerLog:
         self._ended = threading.Event()
         self._changed = threading.Event()
         self._stop = StopSignal()
-        self._filter = LineFilter()
+        self._remarks: set[str] = set()
+        self._filter = LineFilter(self._take_remark)
         self._stream: Stream | None = None
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"mlprojects-log-{pod}", daemon=True)
         self._thread.start()
 
@@ -146,11 +156,14 @@ class ContainerLog:
         return not self._thread.is_alive()
 
     def abandon(self) -> None:
-        """Reads no more of it, and returns when the reader has ended."""
-        self._stop.request("abandoned")
+        """Reads no more of it: nothing is written once this has returned."""
+        with self._writing:
+            self._stop.request("abandoned")
         self._changed.set()
         self._abort()
-        self._thread.join()
+        # A node sends nothing, not even headers, before a program's first line: such a wait can't be cut, but what comes
+        # of it is not written any more.
+        self._thread.join(_SECONDS_TO_LET_GO)
 
     def expect_removal(self) -> None:
         """Tells that the pod is being removed: that its log goes with it is no news then."""
@@ -183,6 +196,8 @@ class ContainerLog:
                 elif refusal.status == _BAD_REQUEST and last and self._restarts > self._instance:
                     # The previous instance's log was removed already.
                     gone = True
+                elif refusal.status == _BAD_REQUEST and last and waited > _SECONDS_WITHOUT_LOG:
+                    return
                 elif not refusal.transient and refusal.status not in (_BAD_REQUEST, 401):
                     self._report(f"The log of pod {self._pod} can't be read: {refusal.message}")
                     return
@@ -233,5 +248,11 @@ class ContainerLog:
         return came
 
     def _write(self, lines: list[bytes]) -> None:
-        if lines:
-            self._output.write("stdout", b"".join(self._mark + line for line in lines))
+        with self._writing:
+            if lines and not self._stop.requested:
+                self._output.write("stdout", b"".join(self._mark + line for line in lines))
+
+    def _take_remark(self, words: str) -> None:
+        if words.strip() and words not in self._remarks:
+            self._remarks.add(words)
+            self._report(f"About the log of pod {self._pod}, its node says: {words.strip()[:400]}")

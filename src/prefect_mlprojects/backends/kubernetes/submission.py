@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 from prefect_mlprojects.backends.base import RunIdentity
 from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Cluster
+from prefect_mlprojects.backends.kubernetes.cleanup import delete_job
 from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job, build_parts
 from prefect_mlprojects.backends.kubernetes.names import (
     ATTEMPT_LABEL,
@@ -19,6 +21,7 @@ from prefect_mlprojects.backends.kubernetes.names import (
     flow_run_selector,
     job_name,
 )
+from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal
 
 _ALREADY_EXISTS = 409
@@ -95,7 +98,13 @@ def submit(
     else:
         job, attached = _create(cluster, request, stop, on_wait)
     if PREPARING_ANNOTATION in (job["metadata"].get("annotations") or {}):
-        job = _start(cluster, request, job, make_archive(), stop, on_wait)
+        try:
+            job = _start(cluster, request, job, make_archive(), stop, on_wait)
+        except (ApiRefusal, BackendError):
+            # What can't be started must not be left: a suspended Job never ends, and nothing removes it.
+            with suppress(ApiRefusal):
+                delete_job(cluster, request.name, job["metadata"]["uid"], patience=10.0)
+            raise
     return Submission(job, attached)
 
 

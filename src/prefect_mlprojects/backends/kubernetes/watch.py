@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from prefect_mlprojects.backends.kubernetes.api import CONNECT_SECONDS, ApiRefusal, Backoff, Cluster, Stream
+from prefect_mlprojects.backends.kubernetes.api import CONNECT_SECONDS, LOST, ApiRefusal, Backoff, Cluster, Stream
 from prefect_mlprojects.types import StopSignal
 
-Kind: TypeAlias = Literal["job", "pods", "stop"]
+Kind: TypeAlias = Literal["job", "pods", "events", "stop"]
 """What a change is about; ``stop`` wakes the reader of the queue."""
 
 _WATCH_SECONDS = 290
 """How long the server keeps a watch open before we ask for it anew; servers and proxies cut them at five minutes or later."""
 _SILENT_SECONDS = _WATCH_SECONDS + 30.0
+_SIGNED_OUT_SECONDS = 300.0
+"""For how long credentials may be refused (401): a token may be renewed meanwhile, but no run waits for that for ever."""
 _GONE = 410
+_UNAUTHORIZED = 401
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class Change:
         kind: What it watches.
         items: All that there is now, by name.
         refusal: Why it can't go on; None while it can.
+        about: The name of the object that events are about.
     """
 
     kind: Kind
     items: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     refusal: ApiRefusal | None = None
+    about: str = ""
 
 
 class Watcher:
@@ -49,6 +55,7 @@ class Watcher:
         query: The method's selectors.
         changes: Takes the states.
         report: Takes lines about trouble, once each time the server goes away.
+        about: The name of the object that events are about.
     """
 
     def __init__(
@@ -59,9 +66,11 @@ class Watcher:
         query: Mapping[str, str],
         changes: queue.SimpleQueue[Change],
         report: Callable[[str], None],
+        about: str = "",
     ) -> None:
         self._kind = kind
-        self._resource = {"job": "jobs", "pods": "pods", "stop": ""}[kind]
+        self._about = about
+        self._resource = {"job": "jobs", "pods": "pods", "events": "events", "stop": ""}[kind]
         self._function = function
         self._cluster = cluster
         self._query: dict[str, Any] = dict(query)
@@ -78,17 +87,21 @@ class Watcher:
         """Starts watching."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Ends it, and returns when it has ended; doing so twice does nothing."""
+    def request_stop(self) -> None:
+        """Asks it to end, and returns at once."""
         self._stop.request("done")
         with self._lock:
             if self._stream is not None:
                 self._stream.abort()
+
+    def stop(self) -> None:
+        """Ends it, and returns when it has ended; doing so twice does nothing."""
+        self.request_stop()
         if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        backoff, away = Backoff(), False
+        backoff, away, signed_out_since = Backoff(), False, 0.0
         while not self._stop.requested:
             try:
                 if self._version is None:
@@ -98,15 +111,21 @@ class Watcher:
                     away = False
                 if self._follow():
                     backoff.reset()
+                signed_out_since = 0.0
                 # A server that ends watches at once must not be asked in a tight loop.
                 self._stop.wait(backoff.next())
             except ApiRefusal as refusal:
+                if refusal.status == _UNAUTHORIZED:
+                    signed_out_since = signed_out_since or time.monotonic()
+                    final = time.monotonic() - signed_out_since > _SIGNED_OUT_SECONDS
+                else:
+                    final, signed_out_since = not refusal.transient and refusal.status != _GONE, 0.0
+                if final:
+                    self._changes.put(Change(self._kind, refusal=refusal, about=self._about))
+                    return
                 if refusal.status == _GONE:
                     self._version = None
-                elif not refusal.transient and refusal.status != 401:
-                    self._changes.put(Change(self._kind, refusal=refusal))
-                    return
-                elif refusal.status != 0 or away:
+                elif refusal.status != LOST or away:
                     self._tell(refusal, away)
                     away = True
                 delay = backoff.next(refusal.retry_after)
@@ -127,7 +146,7 @@ class Watcher:
         self._put()
 
     def _put(self) -> None:
-        self._changes.put(Change(self._kind, dict(self._items)))
+        self._changes.put(Change(self._kind, dict(self._items), about=self._about))
 
     def _follow(self) -> bool:
         """Reads one watch to its end; returns whether anything came."""
@@ -185,5 +204,13 @@ def _events(stream: Stream) -> Iterator[dict[str, Any]]:
     for chunk in stream.chunks():
         *lines, held = (held + chunk).split(b"\n")
         for line in lines:
-            if line.strip():
-                yield json.loads(line)
+            if not line.strip():
+                continue
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = None
+            if not isinstance(event, dict):
+                # What a proxy wrote into the stream; the watch is resumed where it was.
+                raise ApiRefusal("watch", LOST, "", "the stream broke off")
+            yield event

@@ -125,10 +125,10 @@ def test_troubles() -> None:
     waiting = {"name": "project", "state": {"waiting": {"reason": "CreateContainerConfigError", "message": "secret x"}}}
     quota = {"reason": "FailedCreate", "involvedObject": {"name": "j"}, "message": "exceeded quota: q"}
     kinds = [
-        find_trouble(job, [_pod(phase="Pending", conditions=[unschedulable])], []),
-        find_trouble(job, [_pod(phase="Pending", containerStatuses=[waiting])], []),
-        find_trouble(job, [], [quota]),
-        find_trouble(job, [_pod(phase="Running")], []),
+        find_trouble(job, [_pod(phase="Pending", conditions=[unschedulable])], [], "project"),
+        find_trouble(job, [_pod(phase="Pending", containerStatuses=[waiting])], [], "project"),
+        find_trouble(job, [], [quota], "project"),
+        find_trouble(job, [_pod(phase="Running")], [], "project"),
     ]
     assert [each.kind if each else None for each in kinds] == [
         "Unschedulable",
