@@ -23,6 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--kube-image", help="An image that its nodes hold, with sh, tar, gzip and python3.")
     group.addoption("--kube-registry", help="HOST:PORT of a registry that its nodes pull from.")
+    group.addoption(
+        "--kube-host", help="The address by which its pods reach this machine, for servers of the tests' own."
+    )
+    group.addoption("--kube-git-image", help="An image that its nodes hold, with sh and git; by default --kube-image.")
 
 
 _ROOT_VARIABLE = "PREFECT_MLPROJECTS_TEST_ROOT"

@@ -63,4 +63,4 @@ def clean(namespace: str | None, kube_context: str | None, kubeconfig: str | Non
         if not dry_run:
             jobs.delete(job)
         click.echo(f"{verb} {job.namespace}/{job.name}  flow run {job.flow_run_id}")
-    click.echo(f"{verb} {len(chosen)} Jobs.")
+    click.echo(f"{verb} {len(chosen)} Job{'' if len(chosen) == 1 else 's'}.")

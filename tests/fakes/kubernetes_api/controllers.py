@@ -233,7 +233,6 @@ class Controllers:
             if not left:
                 self._store.remove("namespaces", "", name)
 
-
     def _add_accounts(self) -> None:
         """Gives each namespace its service account, a moment after it was made; until then no pod can be."""
         for namespace in self._store.list("namespaces"):
@@ -242,9 +241,7 @@ class Controllers:
                 continue
             key = f"{metadata['uid']}/account"
             if time.monotonic() >= self._retry_at.setdefault(key, time.monotonic() + ACCOUNT_SECONDS):
-                self._store.create(
-                    "serviceaccounts", {"metadata": {"name": "default", "namespace": metadata["name"]}}
-                )
+                self._store.create("serviceaccounts", {"metadata": {"name": "default", "namespace": metadata["name"]}})
 
 
 def delete_gracefully(store: Store, namespace: str, name: str, grace: int | None = None) -> None:

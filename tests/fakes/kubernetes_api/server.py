@@ -104,20 +104,23 @@ class KubernetesDouble:
                 f'pods "{name}" is forbidden: error looking up service account {namespace}/{account}: '
                 f'serviceaccount "{account}" not found',
             )
+        used = sum(
+            each["status"].get("phase") not in ("Succeeded", "Failed") for each in self.store.list("pods", namespace)
+        )
+        self.check_quota(resource, namespace, name, "pods", used)
+        return self.store.create("pods", body)
+
+    def check_quota(self, resource: Resource, namespace: str, name: str, counted: str, used: int) -> None:
+        """Refuses an object more than a quota of the namespace allows."""
         for quota in self.store.list("resourcequotas", namespace):
-            limit = (quota.get("spec") or {}).get("hard", {}).get("pods")
-            used = sum(
-                each["status"].get("phase") not in ("Succeeded", "Failed")
-                for each in self.store.list("pods", namespace)
-            )
+            limit = (quota.get("spec") or {}).get("hard", {}).get(counted)
             if limit is not None and used + 1 > int(limit):
                 raise ApiError(
                     403,
                     "Forbidden",
-                    f'pods "{name}" is forbidden: exceeded quota: {quota["metadata"]["name"]}, requested: pods=1, '
-                    f"used: pods={used}, limited: pods={limit}",
+                    f'{resource.qualified} "{name}" is forbidden: exceeded quota: {quota["metadata"]["name"]}, requested: '
+                    f"{counted}=1, used: {counted}={used}, limited: {counted}={limit}",
                 )
-        return self.store.create("pods", body)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -212,6 +215,12 @@ class _Handler(BaseHTTPRequestHandler):
         body = with_defaults(body, resource)
         if resource.kind == "Namespace":
             body["status"] = {"phase": "Active"}
+        elif resource.kind == "ResourceQuota":
+            body["status"] = {"hard": dict(body["spec"]["hard"]), "used": dict.fromkeys(body["spec"]["hard"], "0")}
+        elif resource.kind == "Job":
+            cluster.check_quota(
+                resource, namespace, metadata["name"], "count/jobs.batch", len(store.list("jobs", namespace))
+            )
         return store.create(resource.plural, body, dry_run=self.query.get("dryRun") == "All")
 
     def _patch(self, resource: Resource, namespace: str, name: str, patch: Any) -> Json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.fault_proxy import FaultProxy
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects.backends.base import BackendCall, ExecutionOutcome, ExecutionRequest, NoEvents, RunIdentity
 from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
@@ -42,9 +43,35 @@ class Cluster:
     image: str
     core: Any
     batch: Any
+    rbac: Any
     namespace: str
     project: Path
+    api: Any
+    real: bool
     recorder: Recorder = field(default_factory=Recorder)
+
+    def call(
+        self,
+        *,
+        image: str | None = None,
+        copy: WorkingCopy | None = None,
+        docker_auth: dict[str, str] | None = None,
+        **config: Any,
+    ) -> BackendCall:
+        """Returns a call of the project with a configuration."""
+        directory = copy.directory if copy else self.project
+        project = load_project(directory)
+        entry_point = find_entry_point(project, "main")
+        return BackendCall(
+            project,
+            entry_point,
+            check_parameters(entry_point, {}),
+            copy or WorkingCopy(directory, str(directory), "local", str(directory)),
+            {**self.config, "namespace": self.namespace, "termination-grace": 2, **config},
+            "https://tracking.invalid",
+            {"image": image or self.image},
+            docker_auth,
+        )
 
     def run(
         self,
@@ -53,41 +80,42 @@ class Cluster:
         *,
         stop: StopSignal | None = None,
         timeout: float | None = None,
-        image: str | None = None,
-        **config: Any,
+        recorder: Recorder | None = None,
+        call: BackendCall | None = None,
+        **options: Any,
     ) -> ExecutionOutcome:
-        project = load_project(self.project)
-        entry_point = find_entry_point(project, "main")
-        call = BackendCall(
-            project,
-            entry_point,
-            check_parameters(entry_point, {}),
-            WorkingCopy(self.project, str(self.project), "local", str(self.project)),
-            {**self.config, "namespace": self.namespace, "termination-grace": 2, **config},
-            "https://tracking.invalid",
-            {"image": image or self.image},
-        )
+        """Runs a command as a Job, as the flow does: check, prepare, execute."""
+        call, recorder = call or self.call(**options), recorder or self.recorder
         backend = KubernetesBackend()
         backend.check(call)
         request = ExecutionRequest(
             command,
-            self.project,
+            call.working_copy.directory,
             None,
             {"MLFLOW_RUN_ID": "run-1", "TOKEN": "it's a $(HOME) $$ secret"},
             RunIdentity(flow_run_id or str(uuid.uuid4()), "run-1", "Größe & Co", "main"),
             call.config,
             timeout,
             call,
-            backend.prepare(call, self.recorder.report, StopSignal()),
-            events=self.recorder,
+            backend.prepare(call, recorder.report, StopSignal()),
+            events=recorder,
         )
-        return backend.execute(request, self.recorder, stop or StopSignal())
+        return backend.execute(request, recorder, stop or StopSignal())
 
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(0.1)
+    @property
+    def jobs(self) -> list[Any]:
+        """The Jobs in the namespace."""
+        found: list[Any] = self.batch.list_namespaced_job(self.namespace).items
+        return found
+
+    @property
+    def pods(self) -> list[Any]:
+        """The pods in the namespace."""
+        found: list[Any] = self.core.list_namespaced_pod(self.namespace).items
+        return found
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        wait_for(condition, "the cluster")
 
 
 @pytest.fixture(scope="session")
@@ -116,10 +144,25 @@ def cluster(request: pytest.FixtureRequest, double: Any, tmp_path: Path) -> Iter
     namespace = f"mlprojects-{uuid.uuid4().hex[:10]}"
     core = client.CoreV1Api(api)
     core.create_namespace({"metadata": {"name": namespace}})
+    # Before it is there, no pod can be made.
+    wait_for(lambda: core.list_namespaced_service_account(namespace).items, "the namespace's service account")
     project = tmp_path / "project"
     project.mkdir()
     (project / "MLproject").write_text("name: project\nentry_points:\n  main:\n    command: 'true'\n")
     (project / "hello ä.txt").write_text("hello\n")
     image = request.config.getoption("--kube-image") or DOUBLE_IMAGE
-    yield Cluster(settings, image, core, client.BatchV1Api(api), namespace, project)
-    core.delete_namespace(namespace)
+    batch, rbac = client.BatchV1Api(api), client.RbacAuthorizationV1Api(api)
+    try:
+        yield Cluster(settings, image, core, batch, rbac, namespace, project, api, double is None)
+    finally:
+        core.delete_namespace(namespace)
+        api.close()
+
+
+@pytest.fixture
+def proxy(cluster: Cluster) -> Iterator[FaultProxy]:
+    """A proxy in front of the cluster that breaks what it is told to; the cluster is used through it."""
+    proxy = FaultProxy(cluster.api)
+    cluster.config = {"kubeconfig": proxy.kubeconfig()}
+    yield proxy
+    proxy.close()

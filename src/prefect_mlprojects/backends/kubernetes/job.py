@@ -307,6 +307,7 @@ def _add_clone(pod: dict[str, Any], container: dict[str, Any], request: JobReque
     clone: dict[str, Any] = {
         "name": "mlprojects-clone",
         "image": request.config.git_image,
+        "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-c", escape_expansion(_CLONE), "mlprojects"],
         "args": [escape_expansion(each) for each in (CODE_FOLDER, checkout.url, checkout.commit)],
         "volumeMounts": [{"name": _CODE_VOLUME, "mountPath": CODE_FOLDER}],

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 
 from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Backoff, Cluster, Stream
+from prefect_mlprojects.backends.kubernetes.diagnosis import explain_refusal
 from prefect_mlprojects.types import OutputSink, StopSignal
 
 _SILENT_SECONDS = 60.0
@@ -199,7 +200,8 @@ class ContainerLog:
                 elif refusal.status == _BAD_REQUEST and last and waited > _SECONDS_WITHOUT_LOG:
                     return
                 elif not refusal.transient and refusal.status not in (_BAD_REQUEST, 401):
-                    self._report(f"The log of pod {self._pod} can't be read: {refusal.message}")
+                    cause, advice = explain_refusal(refusal, self._cluster.name)
+                    self._report(f"The log of pod {self._pod} can't be read: {cause}. {advice}")
                     return
                 else:
                     delay = backoff.next(refusal.retry_after)

@@ -1,0 +1,185 @@
+"""What a run says when the cluster refuses it, can't start it, or ends it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from prefect_mlprojects.exceptions import BackendError
+
+pytestmark = pytest.mark.integration
+
+
+def _template(pod: dict[str, Any], container: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
+    project = {"name": "project", "imagePullPolicy": "IfNotPresent", **(container or {})}
+    return {"spec": {**spec, "template": {"spec": {**pod, "containers": [project, *pod.get("containers", ())]}}}}
+
+
+def _other(cluster: Any, name: str, command: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "image": cluster.image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", command],
+        **fields,
+    }
+
+
+def _quota(cluster: Any, **hard: str) -> None:
+    body = {"metadata": {"name": "narrow"}, "spec": {"hard": hard}}
+    cluster.core.create_namespaced_resource_quota(cluster.namespace, body)
+    # Before the cluster has counted, it refuses all.
+    cluster.wait_for(
+        lambda: cluster.core.read_namespaced_resource_quota("narrow", cluster.namespace).status.hard is not None
+    )
+
+
+@pytest.mark.parametrize(
+    ("container", "pod", "kind", "words"),
+    [
+        (
+            {"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "absent", "key": "k"}}}]},
+            {},
+            "CreateContainerConfigError",
+            "absent",
+        ),
+        (
+            {"volumeMounts": [{"name": "v", "mountPath": "/v"}]},
+            {"volumes": [{"name": "v", "configMap": {"name": "absent"}}]},
+            "a volume of pod",
+            "absent",
+        ),
+        ({"image": "UPPER CASE"}, {}, "InvalidImageName", "UPPER CASE"),
+    ],
+)
+def test_a_pod_that_can_not_start(
+    cluster: Any, container: dict[str, Any], pod: dict[str, Any], kind: str, words: str
+) -> None:
+    image = container.get("image")
+    template = _template(pod, container)
+    outcome = cluster.run("true", image=image, **{"kube-job-template": template, "start-grace": 1})
+    assert outcome.ending == "not-started"
+    assert kind in outcome.cause
+    assert words in outcome.cause
+    assert outcome.advice
+    assert (cluster.pods, cluster.jobs) == ([], [])
+
+
+def test_a_node_selector_that_no_node_has(cluster: Any) -> None:
+    template = _template({"nodeSelector": {"prefect-mlprojects/nowhere": "x"}})
+    outcome = cluster.run("true", **{"kube-job-template": template, "scheduling-grace": 1})
+    assert outcome.ending == "not-started"
+    assert "node affinity/selector" in outcome.cause
+    assert "nodeSelector" in outcome.advice
+
+
+def test_out_of_memory(cluster: Any) -> None:
+    command = """python3 -c 'import time; x = b"x" * (600 << 20); time.sleep(60)'"""
+    outcome = cluster.run(command, resources={"limits": {"memory": "64Mi"}})
+    assert (outcome.ending, outcome.exit_code, outcome.signal) == ("exited", 137, 9)
+    assert "OOMKilled" in outcome.cause
+    assert "limit" in outcome.advice
+
+
+def test_a_quota_of_pods(cluster: Any) -> None:
+    _quota(cluster, pods="0")
+    outcome = cluster.run("true", **{"scheduling-grace": 1})
+    assert outcome.ending == "not-started"
+    assert "exceeded quota: narrow" in outcome.cause
+    assert cluster.jobs == []
+
+
+def test_a_quota_of_jobs(cluster: Any) -> None:
+    _quota(cluster, **{"count/jobs.batch": "0"})
+    with pytest.raises(BackendError, match=r"refuses to create jobs.*exceeded quota: narrow") as caught:
+        cluster.run("true")
+    assert "quota" in caught.value.message
+
+
+def test_an_account_that_does_not_exist(cluster: Any) -> None:
+    outcome = cluster.run("true", **{"service-account": "nobody", "start-grace": 1})
+    assert outcome.ending == "not-started"
+    assert 'serviceaccount "nobody" not found' in outcome.cause
+    assert cluster.jobs == []
+
+
+def test_a_manifest_that_contradicts_itself(cluster: Any) -> None:
+    resources = {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}
+    with pytest.raises(BackendError, match=r"manifest invalid .*memory limit"):
+        cluster.run("true", resources=resources)
+    assert cluster.jobs == []
+
+
+def test_a_namespace_that_does_not_exist(cluster: Any) -> None:
+    with pytest.raises(BackendError, match="nowhere-at-all"):
+        cluster.run("true", namespace="nowhere-at-all")
+
+
+def test_kubernetes_own_deadline(cluster: Any) -> None:
+    outcome = cluster.run("sleep 1000", timeout=None, call=cluster.call(timeout=3))
+    assert outcome.ending == "timed-out"
+    assert "3 s (DeadlineExceeded)" in outcome.cause
+
+
+def test_an_init_container_that_fails(cluster: Any) -> None:
+    template = _template({"initContainers": [_other(cluster, "first", "echo no such model; exit 7")]})
+    outcome = cluster.run("true", **{"kube-job-template": template})
+    assert outcome.ending == "not-started"
+    assert "init container first" in outcome.cause
+    assert "exit code 7" in outcome.cause
+    assert "[first] no such model" in cluster.recorder.reports
+
+
+def test_a_sidecar_ends_with_the_project(cluster: Any) -> None:
+    sidecar = _other(cluster, "side", "while true; do sleep 1; done", restartPolicy="Always")
+    outcome = cluster.run("echo done", **{"kube-job-template": _template({"initContainers": [sidecar]})})
+    assert outcome.succeeded
+    assert outcome.output_tail == ("done",)
+
+
+def test_a_neighbour_that_does_not_end(cluster: Any) -> None:
+    template = _template({"containers": [_other(cluster, "neighbour", "sleep 1000")]})
+    outcome = cluster.run("echo done; exit 3", **{"kube-job-template": template, "start-grace": 2})
+    assert (outcome.ending, outcome.exit_code, outcome.output_tail) == ("exited", 3, ("done",))
+    assert any("neighbour" in line and "sidecar" in line for line in cluster.recorder.reports)
+    assert cluster.jobs == []
+
+
+def test_somebody_deletes_the_job(cluster: Any) -> None:
+    def delete() -> None:
+        cluster.wait_for(lambda: b"begun" in cluster.recorder.data)
+        cluster.batch.delete_namespaced_job(
+            cluster.jobs[0].metadata.name, cluster.namespace, propagation_policy="Background"
+        )
+
+    thread = threading.Thread(target=delete)
+    thread.start()
+    outcome = cluster.run("echo begun; sleep 1000")
+    thread.join()
+    assert not outcome.succeeded
+    assert "was deleted while it ran" in outcome.cause
+
+
+def test_a_user_without_rights_in_a_container_that_is_read_only(cluster: Any) -> None:
+    context = {"runAsUser": 65534, "runAsNonRoot": True, "readOnlyRootFilesystem": True}
+    template = _template({}, {"securityContext": {**context, "allowPrivilegeEscalation": False}})
+    outcome = cluster.run("cat hello*; echo made > file; cat file", **{"kube-job-template": template})
+    assert outcome.succeeded, cluster.recorder
+    assert outcome.output_tail == ("hello", "made")
+
+
+def test_a_job_that_is_removed_as_soon_as_it_has_finished(cluster: Any) -> None:
+    outcome = cluster.run("echo short", **{"ttl-seconds-after-finished": 0})
+    assert outcome.succeeded, outcome
+
+
+def test_a_container_that_is_restarted_in_its_pod(cluster: Any) -> None:
+    template = _template({"restartPolicy": "OnFailure", "volumes": [{"name": "kept", "emptyDir": {}}]})
+    project = template["spec"]["template"]["spec"]["containers"][0]
+    project["volumeMounts"] = [{"name": "kept", "mountPath": "/kept"}]
+    command = "if [ -e /kept/once ]; then echo second; else touch /kept/once; echo first; exit 1; fi"
+    outcome = cluster.run(command, **{"kube-job-template": template, "backoff-limit": 3, "start-grace": 1})
+    assert outcome.succeeded, cluster.recorder.reports
+    assert outcome.output_tail == ("first", "second")

@@ -1,0 +1,123 @@
+"""The Role in examples/kubernetes/role.yaml is enough, and the least: without any of its verbs a run says which one is missing."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.types import StopSignal
+
+pytestmark = pytest.mark.integration
+
+_ROLE = yaml.safe_load((Path(__file__).parents[3] / "examples" / "kubernetes" / "role.yaml").read_text())
+_GRANTED = [
+    (verb, resource) for rule in _ROLE["rules"] for resource in rule["resources"] for verb in rule["verbs"]
+]  # fmt: skip
+
+
+def _rules_without(verb: str, resource: str) -> list[dict[str, Any]]:
+    return [
+        {"apiGroups": rule["apiGroups"], "resources": [each], "verbs": verbs}
+        for rule in _ROLE["rules"]
+        for each in rule["resources"]
+        if (verbs := [one for one in rule["verbs"] if (one, each) != (verb, resource)])
+    ]
+
+
+def _become(cluster: Any, rules: list[dict[str, Any]]) -> None:
+    """Lets the backend use the cluster as a service account that a Role with these rules is bound to."""
+    core, rbac, namespace = cluster.core, cluster.rbac, cluster.namespace
+    core.create_namespaced_service_account(namespace, {"metadata": {"name": "runner"}})
+    rbac.create_namespaced_role(namespace, {"metadata": {"name": "runner"}, "rules": rules})
+    subject = {"kind": "ServiceAccount", "name": "runner", "namespace": namespace}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "runner"}
+    rbac.create_namespaced_role_binding(
+        namespace, {"metadata": {"name": "runner"}, "subjects": [subject], "roleRef": role}
+    )
+    answer = core.create_namespaced_service_account_token(
+        "runner",
+        namespace,
+        {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}},
+        _preload_content=False,
+    )
+    settings = cluster.api.configuration
+    credentials = {
+        "host": settings.host,
+        "token": json.loads(answer.data)["status"]["token"],
+        "verify-tls": bool(settings.verify_ssl),
+    }
+    if settings.ssl_ca_cert:
+        credentials["certificate-authority"] = Path(settings.ssl_ca_cert).read_text()
+    cluster.config = {"credentials": credentials}
+
+
+def _run_and_stop(cluster: Any) -> str:
+    """Runs a command, stops it when it runs or is refused, and returns all that was said."""
+    stop, recorder = StopSignal(), cluster.recorder
+
+    def watch() -> None:
+        cluster.wait_for(
+            lambda: stop.requested or b"begun" in recorder.data or "can't be read" in " ".join(recorder.reports)
+        )
+        stop.request("enough")
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        said = cluster.run("echo begun; sleep 1000", stop=stop).cause
+    except BackendError as error:
+        said = error.message
+    finally:
+        stop.request("over")
+        thread.join()
+    return "\n".join([*recorder.reports, said])
+
+
+def _wait_for_role(cluster: Any, verb: str, resource: str) -> None:
+    """Waits until the cluster's authorizer has read the Role: until the account may do something."""
+    from kubernetes.client import ApiException, BatchV1Api, CoreV1Api
+
+    from prefect_mlprojects.backends.kubernetes.config import parse_kubernetes_config
+    from prefect_mlprojects.backends.kubernetes.connection import connect
+
+    client = connect(parse_kubernetes_config(cluster.config))[0]
+    probe = CoreV1Api(client).list_namespaced_pod
+    if (verb, resource) == ("list", "pods"):
+        probe = BatchV1Api(client).list_namespaced_job
+
+    def may() -> bool:
+        try:
+            probe(cluster.namespace)
+        except ApiException as error:
+            if error.status in (401, 403):
+                return False
+            raise
+        return True
+
+    cluster.wait_for(may)
+    client.close()
+
+
+def test_the_role_is_enough(cluster: Any) -> None:
+    _become(cluster, _ROLE["rules"])
+    _wait_for_role(cluster, "", "")
+    assert cluster.run("cat hello*").output_tail == ("hello",)
+    cluster.recorder.data = b""
+    said = _run_and_stop(cluster)
+    assert said.endswith("enough")
+    assert "no permission" not in said
+    assert [job.metadata.labels for job in cluster.jobs if job.status.succeeded is None] == []
+
+
+@pytest.mark.parametrize(("verb", "resource"), _GRANTED)
+def test_each_verb_of_the_role_is_needed(cluster: Any, verb: str, resource: str) -> None:
+    _become(cluster, _rules_without(verb, resource))
+    _wait_for_role(cluster, verb, resource)
+    said = _run_and_stop(cluster)
+    assert f"no permission to {verb} {resource} in namespace {cluster.namespace}" in said
