@@ -37,6 +37,7 @@ class Controllers:
         self._stopping = threading.Event()
         self._retry_at: dict[str, float] = {}
         self._refused: dict[str, str] = {}
+        self._ends: dict[str, tuple[str, str, str]] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -82,14 +83,18 @@ class Controllers:
         if "startTime" not in job["status"]:
             self._set(job, lambda status: status.update(startTime=now(), active=0))
             return
-        end: tuple[str, str, str] | None = None
-        if succeeded >= spec["completions"]:
+        # What was found first stays the reason, as the real controller's condition FailureTarget does.
+        end = self._ends.get(uid)
+        if end is not None:
+            pass
+        elif succeeded >= spec["completions"]:
             end = ("Complete", "CompletionsReached", "Reached expected number of succeeded pods")
         elif failed > spec["backoffLimit"]:
             end = ("Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
         elif spec.get("activeDeadlineSeconds") and _age(job["status"]["startTime"]) > spec["activeDeadlineSeconds"]:
             end = ("Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
         if end is not None:
+            self._ends[uid] = end
             for pod in active:
                 self._delete_pod(pod)
             # Its final condition comes when its pods have ended; until then there is only the target.

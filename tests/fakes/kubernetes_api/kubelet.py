@@ -119,6 +119,7 @@ class Container:
         self.started_at = now()
         self.finished_at = ""
         self.oom = False
+        self._killed = False
         words = ["unshare", "--mount", "--pid", "--fork", "--kill-child=SIGKILL"]
         if os.geteuid() != 0:
             words.insert(1, "--map-root-user")
@@ -153,6 +154,9 @@ class Container:
         self._reader.join(5)
         self.log.end()
         self.finished_at = now()
+        if self._killed and code == 1:
+            # unshare can't end by SIGKILL as its child did, and exits with 1.
+            return 137
         return 128 - code if code < 0 else code
 
     def _children(self, pid: int) -> list[int]:
@@ -175,6 +179,7 @@ class Container:
 
     def kill(self, number: signal.Signals) -> None:
         """Signals the container's PID 1."""
+        self._killed = self._killed or number == signal.SIGKILL
         for pid in self._children(self.process.pid):
             try:
                 os.kill(pid, number)

@@ -77,6 +77,7 @@ _EVICTED = (
     "The node was short of a resource. Ask for what the command really needs ('resources'), so that it fits the node."
 )
 _MOUNT_FAILURES = ("FailedMount", "FailedAttachVolume")
+_MOUNTED = ("Pulling", "Pulled", "Created", "Started")
 _UNPACK = "With 'code-delivery: archive' the image must hold tar and gzip; use 'image' or 'git' for one that does not."
 
 
@@ -127,7 +128,7 @@ def _pod_trouble(pod: Json, events: list[Json], container: str) -> Trouble | Non
         words = _first_words(waiting.get("message") or _event_words(name, events, ("Failed",)))
         cause = f"container {each.get('name')} of pod {name} can't start: {reason}{image}{words}"
         return Trouble(reason, mask_text(cause), _WAITING[reason])
-    if status.get("phase") == "Pending" and (words := _event_words(name, events, _MOUNT_FAILURES, newest=True)):
+    if status.get("phase") == "Pending" and (words := _event_words(name, events, _MOUNT_FAILURES, _MOUNTED)):
         advice = "Check the volumes of the job template: a ConfigMap, Secret or claim that they name may be missing."
         return Trouble("FailedMount", f"a volume of pod {name} can't be mounted{_first_words(words)}", advice)
     return None
@@ -165,15 +166,16 @@ def _first_words(text: str) -> str:
     return f": {text[:400]}" if text else ""
 
 
-def _event_words(name: str, events: list[Json], reasons: tuple[str, ...], *, newest: bool = False) -> str:
-    """The newest message of some reasons about an object; with ``newest``, only when nothing has happened to it since."""
-    about = [each for each in events if (each.get("involvedObject") or {}).get("name") == name]
+def _event_words(name: str, events: list[Json], reasons: tuple[str, ...], healed: tuple[str, ...] = ()) -> str:
+    """The newest message of some reasons about an object; none when an event that shows the contrary came later."""
+    about = [
+        each
+        for each in events
+        if (each.get("involvedObject") or {}).get("name") == name and each.get("reason") in (*reasons, *healed)
+    ]
     # Times have whole seconds: of two events of one second, the one that is no trouble counts as the later.
-    about.sort(key=lambda each: (_event_time(each), each.get("reason") not in reasons))
-    if newest:
-        about = about[-1:]
-    words = [each for each in about if each.get("reason") in reasons]
-    return str(words[-1].get("message") or "") if words else ""
+    about.sort(key=lambda each: (_event_time(each), each.get("reason") in healed))
+    return str(about[-1].get("message") or "") if about and about[-1].get("reason") in reasons else ""
 
 
 def _event_time(event: Json) -> str:
@@ -183,7 +185,7 @@ def _event_time(event: Json) -> str:
 
 
 def _creation_trouble(job: Json, events: list[Json]) -> Trouble | None:
-    words = _event_words(job["metadata"]["name"], events, ("FailedCreate",), newest=True)
+    words = _event_words(job["metadata"]["name"], events, ("FailedCreate",), ("SuccessfulCreate",))
     if not words:
         return None
     if "exceeded quota" in words or "limited:" in words:
