@@ -11,6 +11,7 @@ from prefect_mlprojects.backends.base import Backend, BackendCall, PreparingBack
 from prefect_mlprojects.environments.detection import choose_manager
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.sources import WorkingCopy
+from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
 from prefect_mlprojects.spec import (
     CheckedParameters,
     EntryPoint,
@@ -129,11 +130,13 @@ class CallContext:
         config: The backend's configuration, validated, with what it names in blocks.
         tracking_uri: The absolute tracking URI; it may hold a password.
         docker_auth: Credentials for the image registry.
+        git_credentials: Finds the credentials that the project is fetched with.
     """
 
     config: BackendConfig = field(default_factory=dict, repr=False)
     tracking_uri: str = field(default="", repr=False)
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    git_credentials: GitCredentialsLookup | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,7 @@ def check_call(call: ProjectCall, working_copy: WorkingCopy, context: CallContex
         build_image=call.build_image,
         env_manager=call.env_manager,
         version=call.version,
+        git_credentials=context.git_credentials,
     )
     env_manager: EnvironmentManagerName | None = None
     if isinstance(backend, PreparingBackend):

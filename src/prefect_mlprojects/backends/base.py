@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.sources.base import WorkingCopy
+from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
 from prefect_mlprojects.spec import CheckedParameters, EntryPoint, Project
 from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal
@@ -66,6 +67,8 @@ class BackendCall:
         build_image: Whether an image is to be built for the project.
         env_manager: The environment manager that the caller asked for.
         version: The branch, tag or commit that the caller asked for.
+        git_credentials: Finds the credentials that the project itself was fetched with, for a backend that clones it elsewhere;
+            to be asked from a thread other than the event loop's.
     """
 
     project: Project
@@ -79,6 +82,7 @@ class BackendCall:
     build_image: bool = False
     env_manager: str | None = None
     version: str | None = None
+    git_credentials: GitCredentialsLookup | None = field(default=None, repr=False, compare=False)
 
     @property
     def image(self) -> str | None:

@@ -20,8 +20,6 @@ class KubernetesCluster(Block):
         token: A bearer token for it.
         certificate_authority: Its certificate authority, PEM.
         verify_tls: Whether its certificate is checked.
-        git_username: The user name with which pods clone private repositories.
-        git_token: The token with which they do.
     """
 
     _block_type_name = "Kubernetes Cluster (MLproject)"
@@ -35,8 +33,6 @@ class KubernetesCluster(Block):
     token: SecretStr | None = Field(default=None, description="A bearer token for it.")
     certificate_authority: str | None = Field(default=None, description="Its certificate authority, PEM.")
     verify_tls: bool = Field(default=True, description="Whether its certificate is checked.")
-    git_username: str | None = Field(default=None, description="The user name with which pods clone repositories.")
-    git_token: SecretStr | None = Field(default=None, description="The token with which they do.")
 
     def get_credentials(self) -> dict[str, Any]:
         """Returns what the backend's ``credentials`` take: plain values, for memory only."""

@@ -216,11 +216,11 @@ class _ProjectRun:
         resolved = await resolve_backend_config(self._client, call.backend_config, call.backend)
         config = get_backend(call.backend).validate_config({**resolved, **(session.backend_secrets or {})})
         tracking_uri = await resolve_tracking(self._client, call.tracking) if call.tracking else None
-        context = CallContext(
-            config, tracking_uri or session.tracking_uri or resolve_tracking_uri(), session.docker_auth
-        )
         credentials = session.git_credentials or git_credentials_lookup(
             self._client, asyncio.get_running_loop(), call.git_credentials
+        )
+        context = CallContext(
+            config, tracking_uri or session.tracking_uri or resolve_tracking_uri(), session.docker_auth, credentials
         )
         self._source = detect_source(call.uri, call.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)

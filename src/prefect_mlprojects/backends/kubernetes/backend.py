@@ -18,6 +18,7 @@ from prefect_mlprojects.backends.base import (
 )
 from prefect_mlprojects.backends.kubernetes import names
 from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Cluster
+from prefect_mlprojects.backends.kubernetes.checkout import GitCheckout, git_checkout, signed_in
 from prefect_mlprojects.backends.kubernetes.config import (
     BACKEND,
     DeliveryName,
@@ -27,7 +28,7 @@ from prefect_mlprojects.backends.kubernetes.config import (
     parse_kubernetes_config,
 )
 from prefect_mlprojects.backends.kubernetes.connection import connect
-from prefect_mlprojects.backends.kubernetes.delivery import call_delivery, git_checkout, pack_project, place_values
+from prefect_mlprojects.backends.kubernetes.delivery import WAYS, call_delivery, pack_project, place_values
 from prefect_mlprojects.backends.kubernetes.diagnosis import explain_refusal
 from prefect_mlprojects.backends.kubernetes.execution import JobRun, Limits
 from prefect_mlprojects.backends.kubernetes.images import base_image, push_project_image
@@ -182,6 +183,10 @@ class KubernetesBackend:
         delivery: DeliveryName = preparation.facts[_DELIVERY_FACT]  # type: ignore[assignment]  # as prepare wrote it
         variables = pod_variables(call, config, request.variables, events.report)
 
+        checkout: GitCheckout | None = None
+        if delivery == "git":
+            checkout = signed_in(git_checkout(call.working_copy, WAYS), call.git_credentials)
+
         def make(name: str, attempt: int) -> JobRequest:
             return _request(
                 call,
@@ -202,6 +207,7 @@ class KubernetesBackend:
                 image=preparation.image,
                 command=request.command,
                 timeout=request.timeout,
+                checkout=checkout,
             )
 
         def archive() -> bytes | None:
@@ -262,6 +268,7 @@ def _request(
     annotations: Mapping[str, str] | None = None,
     command: str = "",
     timeout: float | None = None,
+    checkout: GitCheckout | None = None,
 ) -> JobRequest:
     environment = call.project.environment
     return JobRequest(
@@ -276,7 +283,7 @@ def _request(
         annotations=annotations or {},
         variables=variables,
         volumes=environment.volumes if isinstance(environment, DockerEnvironment) else (),
-        checkout=git_checkout(call) if delivery == "git" else None,
+        checkout=checkout if checkout or delivery != "git" else git_checkout(call.working_copy, WAYS),
         registry_auth=call.docker_auth,
         deadline=None if timeout is None else math.ceil(timeout) + _DEADLINE_SLACK_SECONDS,
         termination_grace=math.ceil(settings.grace_period()),

@@ -57,7 +57,7 @@ class Resources(BaseModel):
 
 
 class Credentials(BaseModel):
-    """What a Kubernetes cluster block holds: a way into the cluster, and one into a private git repository.
+    """What a Kubernetes cluster block holds: a way into the cluster.
 
     Attributes:
         kubeconfig: A kubeconfig as text or as a mapping.
@@ -66,8 +66,6 @@ class Credentials(BaseModel):
         token: A bearer token for ``host``.
         certificate_authority: The API server's certificate authority, PEM.
         verify_tls: Whether the API server's certificate is checked.
-        git_username: The user name with which the pod clones the repository.
-        git_token: The token with which it does.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -78,8 +76,6 @@ class Credentials(BaseModel):
     token: SecretStr | None = None
     certificate_authority: str | None = Field(default=None, alias="certificate-authority")
     verify_tls: bool = Field(default=True, alias="verify-tls")
-    git_username: str | None = Field(default=None, alias="git-username")
-    git_token: SecretStr | None = Field(default=None, alias="git-token")
 
 
 class KubernetesConfig(BaseModel):

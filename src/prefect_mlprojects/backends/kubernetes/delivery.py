@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from prefect_mlprojects.backends.base import BackendCall
+from prefect_mlprojects.backends.kubernetes.checkout import git_checkout
 from prefect_mlprojects.backends.kubernetes.config import BACKEND, DeliveryName, KubernetesConfig
-from prefect_mlprojects.backends.kubernetes.job import GitCheckout
 from prefect_mlprojects.backends.project_archive import iterate_archive, project_files
 from prefect_mlprojects.exceptions import BackendError
 
 ARCHIVE_LIMIT = 900_000
 """The largest archive in bytes: the API server takes ConfigMaps of up to 1 MiB."""
 
-_WAYS = (
+WAYS = (
     "Ways for the code to get to the pod: 'code-delivery: image' with 'repository-uri' (an image is built and pushed), "
     "'archive' (needs no registry, up to 900 kB), 'git' (the pod clones the commit), or 'none' (the image holds the project)."
 )
@@ -51,12 +51,12 @@ def choose_delivery(
         BackendError: No way fits, or what was asked for contradicts itself; the message lists the ways.
     """
     if build_image and requested not in (None, "image"):
-        raise _error(f"build_image=True contradicts 'code-delivery: {requested}'. {_WAYS}")
+        raise _error(f"build_image=True contradicts 'code-delivery: {requested}'. {WAYS}")
     if (build_image or requested == "image") and not repository_uri:
         asked = "build_image=True" if build_image else "'code-delivery: image'"
-        raise _error(f"{asked} needs 'repository-uri': a registry that the cluster's nodes can pull from. {_WAYS}")
+        raise _error(f"{asked} needs 'repository-uri': a registry that the cluster's nodes can pull from. {WAYS}")
     if requested == "archive" and archive_size is None:
-        raise _error(f"The project's archive is larger than {ARCHIVE_LIMIT // 1000} kB, compressed. {_trim()} {_WAYS}")
+        raise _error(f"The project's archive is larger than {ARCHIVE_LIMIT // 1000} kB, compressed. {_trim()} {WAYS}")
     if requested is not None:
         return Choice(requested, "the configuration asks for it")
     if build_image:
@@ -66,7 +66,7 @@ def choose_delivery(
     if archive_size is None:
         raise _error(
             f"The project is too large for an archive of {ARCHIVE_LIMIT // 1000} kB, and no 'repository-uri' is set. "
-            f"{_trim()} {_WAYS}"
+            f"{_trim()} {WAYS}"
         )
     return Choice(
         "archive", f"it fits: {archive_size:,} bytes of at most {ARCHIVE_LIMIT:,}, and no 'repository-uri' is set"
@@ -116,35 +116,8 @@ def call_delivery(call: BackendCall, config: KubernetesConfig) -> Choice:
         archive_size=None if archive is None else len(archive),
     )
     if choice.delivery == "git":
-        git_checkout(call)
+        git_checkout(call.working_copy, WAYS)
     return choice
-
-
-def git_checkout(call: BackendCall) -> GitCheckout:
-    """Returns what an init container has to clone.
-
-    Raises:
-        BackendError: The project is under no commit, its repository has no remote, or files differ from the commit.
-    """
-    copy = call.working_copy
-    if copy.commit is None or copy.repository_url is None:
-        missing = "is not at a git commit" if copy.commit is None else "is in a git repository without a remote"
-        raise _error(f"'code-delivery: git' can't work: the project {copy.uri} {missing}. {_WAYS}")
-    if "://" in copy.repository_url:
-        scheme = copy.repository_url.partition("://")[0]
-    else:
-        scheme = "ssh" if ":" in copy.repository_url else "file"
-    if scheme == "file":
-        raise _error(
-            f"'code-delivery: git' can't work: the repository's remote {copy.repository_url} is a folder of this machine, "
-            f"which a pod can't clone. {_WAYS}"
-        )
-    if copy.dirty:
-        raise _error(
-            f"'code-delivery: git' would run commit {copy.commit[:12]}, from which the project's files differ. Commit and "
-            "push them, or use 'archive' or 'image'."
-        )
-    return GitCheckout(copy.repository_url, copy.commit, copy.source_name.partition("#")[2])
 
 
 def place_values(call: BackendCall, delivery: DeliveryName, values: Mapping[str, str]) -> dict[str, str]:

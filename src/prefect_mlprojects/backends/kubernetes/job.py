@@ -5,16 +5,19 @@ The format is ``batch/v1`` Job (https://kubernetes.io/docs/reference/kubernetes-
 
 from __future__ import annotations
 
-import base64
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from prefect_mlprojects.backends.images import CODE_FOLDER, RUN_BY_SHELL
+from prefect_mlprojects.backends.kubernetes.checkout import (
+    CLONE_CONTAINER,
+    CLONE_SCRIPT,
+    REPOSITORY_FOLDER,
+    GitCheckout,
+)
 from prefect_mlprojects.backends.kubernetes.config import BACKEND, DeliveryName, KubernetesConfig
-from prefect_mlprojects.backends.kubernetes.names import MANAGED_BY_LABEL, PREFIX
 from prefect_mlprojects.exceptions import BackendError
 
 CONTAINER_NAME = "project"
@@ -24,7 +27,7 @@ DEFAULT_TTL_SECONDS = 86_400
 
 _CODE_VOLUME = "mlprojects-code"
 _ARCHIVE_VOLUME = "mlprojects-archive"
-_PLAIN_VARIABLES = frozenset({"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID"})
+PLAIN_VARIABLES = frozenset({"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID"})
 """What may stand in the Job's spec; all other values go into the Secret, since none of them is known to be harmless."""
 
 UNPACK_FAILED_CODE = 120
@@ -38,34 +41,6 @@ mkdir -p {CODE_FOLDER} && cd {CODE_FOLDER} || fail "{CODE_FOLDER} can't be used"
 gzip -dc {ARCHIVE_DIRECTORY}/{ARCHIVE_FILE} | tar -xf - -o -p || fail "tar failed"
 """
 # tar's -o: files belong to whoever unpacks them; busybox and GNU tar both know it, and no long options.
-_CLONE = """set -eu
-export HOME=/tmp GIT_TERMINAL_PROMPT=0
-umask 000
-git init -q "$1/.repository"
-cd "$1/.repository"
-if [ -n "${MLPROJECTS_GIT_TOKEN:-}" ]; then
-  helper='!f() { echo "username=${MLPROJECTS_GIT_USERNAME:-x-access-token}"; echo "password=$MLPROJECTS_GIT_TOKEN"; }; f'
-  git config credential.helper "$helper"
-fi
-git remote add origin "$2"
-git fetch -q --depth 1 origin "$3" || git fetch -q origin "+refs/heads/*:refs/remotes/origin/*" "+refs/tags/*:refs/tags/*"
-git -c advice.detachedHead=false checkout -q "$3"
-"""
-
-
-@dataclass(frozen=True)
-class GitCheckout:
-    """What an init container clones.
-
-    Attributes:
-        url: The repository's URL, without credentials.
-        commit: The full SHA.
-        subdirectory: The project's folder in it; empty for its top.
-    """
-
-    url: str
-    commit: str
-    subdirectory: str = ""
 
 
 @dataclass(frozen=True)
@@ -262,7 +237,7 @@ def escape_expansion(text: str) -> str:
 def _environment(request: JobRequest) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for name, value in sorted(request.variables.items()):
-        if name in _PLAIN_VARIABLES:
+        if name in PLAIN_VARIABLES:
             entries.append({"name": name, "value": escape_expansion(value)})
         else:
             reference = {"name": request.variables_secret, "key": name}
@@ -300,37 +275,26 @@ def _mount(
 
 
 def _add_clone(pod: dict[str, Any], container: dict[str, Any], request: JobRequest) -> None:
-    checkout, secrets = request.checkout, request.config.secrets
+    checkout = request.checkout
     assert checkout is not None
-    below = "/".join(filter(None, (".repository", checkout.subdirectory.strip("/"))))
+    below = "/".join(filter(None, (REPOSITORY_FOLDER, checkout.subdirectory.strip("/"))))
     _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_FOLDER, sub_path=below)
     clone: dict[str, Any] = {
-        "name": "mlprojects-clone",
+        "name": CLONE_CONTAINER,
         "image": request.config.git_image,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["sh", "-c", escape_expansion(_CLONE), "mlprojects"],
+        "command": ["sh", "-c", escape_expansion(CLONE_SCRIPT), "mlprojects"],
         "args": [escape_expansion(each) for each in (CODE_FOLDER, checkout.url, checkout.commit)],
         "volumeMounts": [{"name": _CODE_VOLUME, "mountPath": CODE_FOLDER}],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
-    if secrets.git_token is not None:
+    if checkout.variables:
         clone["env"] = [
             {"name": name, "valueFrom": {"secretKeyRef": {"name": request.variables_secret, "key": name}}}
-            for name in sorted(git_variables(request.config))
+            for name in sorted(checkout.variables)
         ]
     # First: an init container of the user's may want the code.
     pod["initContainers"] = [clone, *(pod.get("initContainers") or [])]
-
-
-def git_variables(config: KubernetesConfig) -> dict[str, str]:
-    """Returns the variables with which the clone signs in; secret."""
-    secrets = config.secrets
-    if secrets.git_token is None:
-        return {}
-    variables = {"MLPROJECTS_GIT_TOKEN": secrets.git_token.get_secret_value()}
-    if secrets.git_username:
-        variables["MLPROJECTS_GIT_USERNAME"] = secrets.git_username
-    return variables
 
 
 def _mount_host_path(
@@ -353,65 +317,3 @@ def _mount_host_path(
     _mount(
         pod, container, name, {"hostPath": {"path": host}}, path.rstrip("/") or "/", read_only="ro" in mode.split(",")
     )
-
-
-def build_parts(
-    request: JobRequest, archive: bytes | None, owner: Mapping[str, Any]
-) -> list[tuple[Literal["Secret", "ConfigMap"], dict[str, Any]]]:
-    """Returns the objects that belong to a Job, kinds and manifests; they are removed with it.
-
-    Args:
-        request: What the Job is made of.
-        archive: The project's archive, for ``archive``.
-        owner: The Job as the server returned it.
-    """
-
-    def metadata(name: str) -> dict[str, Any]:
-        reference = {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "name": owner["metadata"]["name"],
-            "uid": owner["metadata"]["uid"],
-            "blockOwnerDeletion": False,
-            "controller": True,
-        }
-        labels = {**request.labels, MANAGED_BY_LABEL: PREFIX}
-        return {"name": name, "namespace": request.namespace, "labels": labels, "ownerReferences": [reference]}
-
-    parts: list[tuple[Literal["Secret", "ConfigMap"], dict[str, Any]]] = []
-    hidden = {name: value for name, value in request.variables.items() if name not in _PLAIN_VARIABLES}
-    if request.delivery == "git":
-        hidden |= git_variables(request.config)
-    if hidden:
-        body = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata(request.variables_secret)}
-        data = {name: base64.b64encode(value.encode()).decode() for name, value in hidden.items()}
-        parts.append(("Secret", {**body, "data": data}))
-    if request.registry_auth:
-        body = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "type": "kubernetes.io/dockerconfigjson",
-            "metadata": metadata(request.registry_secret),
-        }
-        login = base64.b64encode(registry_login(request.registry_auth).encode()).decode()
-        parts.append(("Secret", {**body, "data": {".dockerconfigjson": login}}))
-    if archive is not None:
-        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(request.archive_map)}
-        parts.append(("ConfigMap", {**body, "binaryData": {ARCHIVE_FILE: base64.b64encode(archive).decode()}}))
-    return parts
-
-
-def registry_login(auth: Mapping[str, Any]) -> str:
-    """Returns credentials as the text of Docker's ``config.json``; secret.
-
-    Args:
-        auth: ``username``, ``password`` and ``registry``, as ``docker_auth`` has them.
-    """
-    username, password = str(auth.get("username", "")), str(auth.get("password", ""))
-    registry = str(auth.get("registry") or auth.get("serveraddress") or "https://index.docker.io/v1/")
-    login = {
-        "username": username,
-        "password": password,
-        "auth": base64.b64encode(f"{username}:{password}".encode()).decode(),
-    }
-    return json.dumps({"auths": {registry: login}})

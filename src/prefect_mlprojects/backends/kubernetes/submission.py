@@ -12,7 +12,7 @@ from typing import Any
 from prefect_mlprojects.backends.base import RunIdentity
 from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Cluster
 from prefect_mlprojects.backends.kubernetes.cleanup import delete_job
-from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job, build_parts
+from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job
 from prefect_mlprojects.backends.kubernetes.names import (
     ATTEMPT_LABEL,
     ENDED_LABEL,
@@ -21,6 +21,7 @@ from prefect_mlprojects.backends.kubernetes.names import (
     flow_run_selector,
     job_name,
 )
+from prefect_mlprojects.backends.kubernetes.parts import build_parts
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal
 
