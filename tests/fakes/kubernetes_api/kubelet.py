@@ -4,13 +4,17 @@ Each container is a process tree in mount and PID namespaces of its own (``unsha
 ``/usr`` (read-only), ``/etc`` and ``/dev`` stand for the image, ``/tmp`` and ``/mlflow`` are the container's own, and volumes
 are bind mounts. So commands really run, with real exit codes, signals, PID 1's rules for SIGTERM, and output.
 
-Limits: all images hold the same files (those of this machine); the network, users and capabilities are the machine's; stdout and
-stderr are one pipe; memory is watched rather than limited by a cgroup. It needs Linux, and root or unprivileged user namespaces.
+An image that the node does not hold is pulled from its registry, with the pod's pull secrets (``registry.py``), and its files are
+the container's.
+
+Limits: all other images hold the same files (those of this machine); the network, users and capabilities are the machine's;
+stdout and stderr are one pipe; memory is watched rather than limited by a cgroup. It needs Linux, and root or unprivileged user namespaces.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -25,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .registry import pull_image
 from .store import Json, Store, now
 from .validation import quantity_value
 
@@ -41,12 +46,16 @@ set -e
 root=$1 workdir=$2
 shift 2
 mount --make-rprivate /
+if [ ! -e "$root/.pulled" ]; then
 for link in bin lib lib64 sbin; do
   if [ -L "/$link" ]; then ln -sfn "$(readlink "/$link")" "$root/$link"
   elif [ -d "/$link" ]; then mkdir -p "$root/$link"; mount --rbind "/$link" "$root/$link"; fi
 done
-for folder in usr etc dev; do mkdir -p "$root/$folder"; mount --rbind "/$folder" "$root/$folder"; done
+for folder in usr etc; do mkdir -p "$root/$folder"; mount --rbind "/$folder" "$root/$folder"; done
 mount -o remount,bind,ro "$root/usr" 2>/dev/null || true
+fi
+mkdir -p "$root/dev"
+mount --rbind /dev "$root/dev"
 mkdir -p "$root/proc" "$root/tmp"
 chmod 1777 "$root/tmp"
 mount -t proc proc "$root/proc"
@@ -200,6 +209,8 @@ class Kubelet:
         self._store = store
         self.images = images
         self._record = record
+        self._pulled: dict[str, Path] = {}
+        self._pulling = threading.Lock()
         self._directory = Path(tempfile.mkdtemp(prefix="double-node-"))
         self._logs: dict[tuple[str, str], list[LogBuffer]] = {}
         self._running: dict[str, list[Container]] = {}
@@ -424,7 +435,7 @@ class Kubelet:
         tries = 0
         while not self._deleted(pod):
             try:
-                self._pull(spec)
+                pulled = self._pull(pod, spec)
                 env = self._environment(pod, spec)
                 break
             except WaitingError as error:
@@ -446,6 +457,9 @@ class Kubelet:
             source.mkdir(parents=True, exist_ok=True) if not source.exists() else None
             mounts.append((str(source), mount["mountPath"], "ro" if mount.get("readOnly") else "rw"))
         root = folder / "roots" / f"{spec['name']}-{restarts}"
+        if pulled is not None:
+            shutil.copytree(pulled, root, symlinks=True)
+            (root / ".pulled").touch()
         container = Container(command, env, root, spec.get("workingDir") or "/", mounts)
         self._logs.setdefault((pod["metadata"]["uid"], spec["name"]), []).append(container.log)
         self._running[pod["metadata"]["uid"]].append(container)
@@ -456,19 +470,34 @@ class Kubelet:
         )
         return container
 
-    def _pull(self, spec: Json) -> None:
+    def _pull(self, pod: Json, spec: Json) -> Path | None:
+        """Returns the files of an image that was pulled, None for one that the node holds."""
         image = spec["image"]
         if not _IMAGE_NAME.fullmatch(image):
             raise WaitingError(
                 "InvalidImageName", f'Failed to apply default image tag "{image}": couldn\'t parse image name'
             )
-        if image not in self.images:
-            time.sleep(IMAGE_PULL_SECONDS)
-            if spec["imagePullPolicy"] == "Never":
-                raise WaitingError(
-                    "ErrImageNeverPull", f'Container image "{image}" is not present with pull policy of Never'
-                )
-            raise WaitingError("ErrImagePull", f'failed to pull and unpack image "{image}": not found')
+        if image in self.images:
+            return None
+        if spec["imagePullPolicy"] == "Never":
+            raise WaitingError(
+                "ErrImageNeverPull", f'Container image "{image}" is not present with pull policy of Never'
+            )
+        with self._pulling:
+            if image not in self._pulled:
+                logins: Json = {}
+                for reference in pod["spec"].get("imagePullSecrets") or []:
+                    secret = self._store.find("secrets", pod["metadata"]["namespace"], reference["name"]) or {}
+                    text = (secret.get("data") or {}).get(".dockerconfigjson", "")
+                    logins |= json.loads(base64.b64decode(text)).get("auths", {}) if text else {}
+                target = self._directory / "images" / str(len(self._pulled))
+                try:
+                    pull_image(image, logins, target)
+                except (OSError, ValueError, KeyError) as error:
+                    time.sleep(IMAGE_PULL_SECONDS)
+                    raise WaitingError("ErrImagePull", f'failed to pull and unpack image "{image}": {error}') from None
+                self._pulled[image] = target
+        return self._pulled[image]
 
     def _environment(self, pod: Json, spec: Json) -> dict[str, str]:
         namespace, env = pod["metadata"]["namespace"], dict[str, str]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services import docker_engine
 from tests.services.fault_proxy import FaultProxy
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects.backends.base import BackendCall, ExecutionOutcome, ExecutionRequest, NoEvents, RunIdentity
 from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
 from prefect_mlprojects.sources.base import WorkingCopy
+from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
 from prefect_mlprojects.spec import check_parameters, find_entry_point, load_project
 from prefect_mlprojects.types import StopSignal, StreamName
 
 DOUBLE_IMAGE = "double/project:1.0"
+ENGINE_IMAGE = "kubernetes-tests:1"
+"""What projects' images are built on: busybox on the session's engine."""
 
 
 @dataclass
@@ -56,6 +61,7 @@ class Cluster:
         image: str | None = None,
         copy: WorkingCopy | None = None,
         docker_auth: dict[str, str] | None = None,
+        git_credentials: GitCredentialsLookup | None = None,
         **config: Any,
     ) -> BackendCall:
         """Returns a call of the project with a configuration."""
@@ -71,6 +77,7 @@ class Cluster:
             "https://tracking.invalid",
             {"image": image or self.image},
             docker_auth,
+            git_credentials=git_credentials,
         )
 
     def run(
@@ -157,6 +164,47 @@ def cluster(request: pytest.FixtureRequest, double: Any, tmp_path: Path) -> Iter
     finally:
         core.delete_namespace(namespace)
         api.close()
+
+
+@pytest.fixture
+def host(request: pytest.FixtureRequest, cluster: Cluster) -> str:
+    """The address by which pods reach servers of the tests on this machine."""
+    given: str | None = request.config.getoption("--kube-host")
+    if cluster.real and not given:
+        pytest.skip("--kube-host is not given: the address by which the cluster's pods reach this machine")
+    return given or "127.0.0.1"
+
+
+@pytest.fixture
+def registry(
+    request: pytest.FixtureRequest,
+    cluster: Cluster,
+    need_program: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[str, dict[str, str] | None]:
+    """A registry that the nodes pull from, its login, and a Docker engine of the session's own that pushes to it."""
+    given: str | None = request.config.getoption("--kube-registry")
+    if cluster.real and not given:
+        pytest.skip("--kube-registry is not given: HOST:PORT of a registry that the cluster's nodes pull from")
+    need_program("dockerd")
+    need_program("busybox")
+    import docker
+    from filelock import FileLock
+
+    folder = Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        address = docker_engine.start_engine(folder)
+        client = docker.APIClient(base_url=address, version="auto")
+        if not client.images(ENGINE_IMAGE):
+            docker_engine.import_busybox(client, ENGINE_IMAGE)
+        client.close()
+        monkeypatch.setenv("DOCKER_HOST", address)
+        if given:
+            return given, None
+        need_program("docker-registry")
+        place = docker_engine.start_registry(folder)
+    return place, {"username": docker_engine.USER, "password": docker_engine.PASSWORD, "registry": place}
 
 
 @pytest.fixture

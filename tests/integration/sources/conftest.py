@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.server
 import os
 import shutil
@@ -10,22 +9,21 @@ import socket
 import subprocess
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tests.services.git_server import TOKEN, USER, SmartHttp
 from tests.services.waiting import free_port
 
 from prefect_mlprojects.sources import WorkingCopy, detect_source
 from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
 from prefect_mlprojects.types import StopSignal
 
+__all__ = ["TOKEN", "USER"]
+
 IDENTITY = ("-c", "user.name=A", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false")
-USER = "alice"
-# Nobody else on this machine has it: a test looks for it in the process list.
-TOKEN = f"t0ken-{uuid.uuid4().hex}"
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -149,74 +147,10 @@ def git_daemon(remote: Remote) -> Iterator[str]:
     daemon.wait()
 
 
-class _SmartHttp(http.server.BaseHTTPRequestHandler):
-    """Git's own ``http-backend`` behind basic authentication; ``/open`` asks for none."""
-
-    protocol_version = "HTTP/1.1"
-    root: Path
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = self._chunks()
-        expected = "Basic " + base64.b64encode(f"{USER}:{TOKEN}".encode()).decode()
-        if not self.path.startswith("/open/") and self.headers.get("Authorization") != expected:
-            self._send(401, {"WWW-Authenticate": 'Basic realm="git"'}, b"")
-            return
-        path, _, query = self.path.removeprefix("/open").partition("?")
-        done = subprocess.run(
-            ["git", "http-backend"],
-            input=body,
-            capture_output=True,
-            check=True,
-            env={
-                **os.environ,
-                "GIT_PROJECT_ROOT": str(self.root),
-                "GIT_HTTP_EXPORT_ALL": "1",
-                "PATH_INFO": path,
-                "QUERY_STRING": query,
-                "REQUEST_METHOD": self.command,
-                "CONTENT_TYPE": self.headers.get("Content-Type") or "",
-                "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding") or "",
-                "GIT_PROTOCOL": self.headers.get("Git-Protocol") or "",
-                "REMOTE_USER": USER,
-            },
-        )
-        head, _, content = done.stdout.partition(b"\r\n\r\n")
-        headers = dict(line.split(": ", 1) for line in head.decode().splitlines())
-        self._send(int(headers.pop("Status", "200").split()[0]), headers, content)
-
-    def _chunks(self) -> bytes:
-        body = b""
-        while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
-
-    def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in http.server
-        return
-
-
 @pytest.fixture
 def git_http(remote: Remote) -> Iterator[str]:
     """The address of a server that gives the remote as ``/project.git`` with, and ``/open/project.git`` without a password."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_SmartHttp,), {"root": remote.root}))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (SmartHttp,), {"root": remote.root}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

@@ -256,7 +256,10 @@ def explain_pod(pod: Json, container: str) -> Diagnosis | None:
         if ended and ended.get("exitCode") not in (0, None) and status.get("phase") == "Failed":
             advice = f"See its log: kubectl logs {name} -c {each.get('name')}."
             if each.get("name") == "mlprojects-clone":
-                advice = f"The repository could not be cloned; check its URL, the commit and the git token. {advice}"
+                advice = (
+                    "The repository could not be cloned; check its URL, that the commit was pushed, and the git-credentials "
+                    f"block. {advice}"
+                )
             cause = f"init container {each.get('name')} of pod {name} failed: {_terminated_words(ended)}"
             return Diagnosis("not-started", cause, advice)
     for each in status.get("containerStatuses") or []:

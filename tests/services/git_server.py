@@ -1,0 +1,78 @@
+"""A server of git repositories over http, with the password that private ones ask for."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import os
+import subprocess
+import uuid
+from pathlib import Path
+
+USER = "alice"
+# Nobody else on this machine has it: a test looks for it in the process list.
+TOKEN = f"t0ken-{uuid.uuid4().hex}"
+
+
+class SmartHttp(http.server.BaseHTTPRequestHandler):
+    """Git's own ``http-backend`` behind basic authentication; ``/open`` asks for none."""
+
+    protocol_version = "HTTP/1.1"
+    root: Path
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = self._chunks()
+        expected = "Basic " + base64.b64encode(f"{USER}:{TOKEN}".encode()).decode()
+        if not self.path.startswith("/open/") and self.headers.get("Authorization") != expected:
+            self._send(401, {"WWW-Authenticate": 'Basic realm="git"'}, b"")
+            return
+        path, _, query = self.path.removeprefix("/open").partition("?")
+        done = subprocess.run(
+            ["git", "http-backend"],
+            input=body,
+            capture_output=True,
+            check=True,
+            env={
+                **os.environ,
+                "GIT_PROJECT_ROOT": str(self.root),
+                "GIT_HTTP_EXPORT_ALL": "1",
+                "PATH_INFO": path,
+                "QUERY_STRING": query,
+                "REQUEST_METHOD": self.command,
+                "CONTENT_TYPE": self.headers.get("Content-Type") or "",
+                "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding") or "",
+                "GIT_PROTOCOL": self.headers.get("Git-Protocol") or "",
+                "REMOTE_USER": USER,
+            },
+        )
+        head, _, content = done.stdout.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().splitlines())
+        self._send(int(headers.pop("Status", "200").split()[0]), headers, content)
+
+    def _chunks(self) -> bytes:
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in http.server
+        return
