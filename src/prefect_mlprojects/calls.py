@@ -131,12 +131,15 @@ class CallContext:
         tracking_uri: The absolute tracking URI; it may hold a password.
         docker_auth: Credentials for the image registry.
         git_credentials: Finds the credentials that the project is fetched with.
+        config_is_known: Whether the configuration is whole; not where it stands in a block that was not read yet. The backend
+            is then asked about the call only when it is.
     """
 
     config: BackendConfig = field(default_factory=dict, repr=False)
     tracking_uri: str = field(default="", repr=False)
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
     git_credentials: GitCredentialsLookup | None = field(default=None, repr=False, compare=False)
+    config_is_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,8 @@ def check_call(call: ProjectCall, working_copy: WorkingCopy, context: CallContex
     )
     env_manager: EnvironmentManagerName | None = None
     if isinstance(backend, PreparingBackend):
-        backend.check(backend_call)
+        if context.config_is_known:
+            backend.check(backend_call)
     else:
         env_manager = choose_manager(project, call.env_manager)
     return CheckedCall(project, entry_point, parameters, backend, env_manager, backend_call)

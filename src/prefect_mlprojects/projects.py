@@ -237,7 +237,8 @@ def preflight(call: ProjectCall) -> str | None:
     from prefect_mlprojects.tracking import resolve_tracking_uri
 
     config = call.backend_config if isinstance(call.backend_config, Mapping) else {}
-    checked = check_call(call, copy, CallContext(config, resolve_tracking_uri()))
+    known = not isinstance(call.backend_config, str)
+    checked = check_call(call, copy, CallContext(config, resolve_tracking_uri(), config_is_known=known))
     return f"{checked.project.display_name}/{checked.entry_point.name}"
 
 

@@ -8,7 +8,8 @@ An image that the node does not hold is pulled from its registry, with the pod's
 the container's.
 
 Limits: all other images hold the same files (those of this machine); the network, users and capabilities are the machine's;
-stdout and stderr are one pipe; memory is watched rather than limited by a cgroup. It needs Linux, and root or unprivileged user namespaces.
+stdout and stderr are one pipe; memory is watched rather than limited by a cgroup. It needs Linux, and root or unprivileged user
+namespaces.
 """
 
 from __future__ import annotations
