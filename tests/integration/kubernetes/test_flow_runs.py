@@ -123,8 +123,9 @@ def _kubeconfig(api: Any) -> dict[str, Any]:
 
     place = {"server": settings.host, "certificate-authority-data": read(settings.ssl_ca_cert)}
     user = {"client-certificate-data": read(settings.cert_file), "client-key-data": read(settings.key_file)}
-    if settings.api_key.get("authorization"):
-        user["token"] = settings.api_key["authorization"].removeprefix("Bearer ")
+    login = settings.auth_settings().get("BearerToken")
+    if login is not None:
+        user["token"] = login["value"].removeprefix("Bearer ")
     return {
         "apiVersion": "v1",
         "kind": "Config",
