@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.services.git_server import TOKEN, USER, SmartHttp
 
 from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
@@ -54,6 +55,17 @@ def test_files_keep_their_modes_and_links(cluster: Any) -> None:
     (cluster.project / ("long-" * 40)).write_text("long\n")
     outcome = cluster.run("./link; cat long-*")
     assert outcome.output_tail == ("ran", "long")
+
+
+def test_the_example(cluster: Any) -> None:
+    folder = Path(__file__).parents[3] / "examples" / "kubernetes"
+    copy = WorkingCopy(folder, str(folder), "local", str(folder))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    outcome = cluster.run("python3 train.py reader; touch /scratch/x", call=cluster.call(copy=copy, **config))
+    assert outcome.succeeded, (outcome, cluster.recorder.reports)
+    (job,) = cluster.jobs
+    assert outcome.output_tail == ("hello reader", f"on {outcome.output_tail[1].split()[1]} for the run run-1")
+    assert (job.metadata.labels["team"], job.spec.backoff_limit) == ("research", 1)
 
 
 def test_no_code(cluster: Any) -> None:

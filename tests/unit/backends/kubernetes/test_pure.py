@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from prefect_mlprojects.backends.base import RunIdentity
 from prefect_mlprojects.backends.kubernetes.api import ApiRefusal
@@ -143,6 +145,57 @@ def test_a_missing_permission_names_verb_and_resource() -> None:
     cause, advice = explain_refusal(refusal, "the cluster")
     assert "no permission to create jobs in namespace ns" in cause
     assert "'create' on 'jobs'" in advice
+
+
+def test_the_page_lists_every_key_and_every_permission() -> None:
+    root = Path(__file__).parents[4]
+    page = (root / "docs" / "kubernetes.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `")]
+    keys = {key for first, _ in rows for key in re.findall(r"`([a-z-]+)`", first)}
+    assert {field.alias or name for name, field in KubernetesConfig.model_fields.items()} <= keys
+    for rule in yaml.safe_load((root / "examples" / "kubernetes" / "role.yaml").read_text())["rules"]:
+        for resource in rule["resources"]:
+            verbs = next(verbs for first, verbs in rows if f"`{resource}`" in first)
+            assert re.findall(r"`(\w+)`", verbs) == rule["verbs"]
+
+
+def _event(reason: str, second: int) -> dict[str, Any]:
+    time = f"2026-01-01T00:00:{second:02}Z"
+    return {"reason": reason, "involvedObject": {"name": "p"}, "message": "m", "lastTimestamp": time}
+
+
+def test_a_mount_that_failed_and_then_did_not() -> None:
+    job, pod = {"metadata": {"name": "j"}, "status": {}}, _pod(phase="Pending")
+    failed = [_event("Scheduled", 1), _event("FailedMount", 1)]
+    assert getattr(find_trouble(job, [pod], failed, "project"), "kind", None) == "FailedMount"
+    # The volume came later, and a large image is being pulled: that may take its time.
+    assert find_trouble(job, [pod], [*failed, _event("Pulling", 1)], "project") is None
+    assert find_trouble(job, [pod], [*failed, _event("Pulling", 2), _event("FailedMount", 3)], "project") is not None
+
+
+def test_the_trouble_of_a_neighbour_is_not_the_project_s() -> None:
+    job = {"metadata": {"name": "j"}, "status": {}}
+    crash = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 3}
+    running = {"name": "project", "state": {"running": {}}}
+    beside = _pod(phase="Running", containerStatuses=[running, {"name": "side", **crash}])
+    assert find_trouble(job, [beside], [], "project") is None
+    # Kubernetes counts the project's own restarts against the backoff limit.
+    assert (
+        find_trouble(job, [_pod(phase="Running", containerStatuses=[{"name": "project", **crash}])], [], "project")
+        is None
+    )
+    waiting = {"name": "project", "state": {"waiting": {"reason": "PodInitializing"}}}
+    held_up = _pod(phase="Pending", containerStatuses=[waiting], initContainerStatuses=[{"name": "side", **crash}])
+    assert find_trouble(job, [held_up], [], "project") is None
+    held_up["spec"]["initContainers"] = [{"name": "side", "restartPolicy": "Always"}]
+    assert getattr(find_trouble(job, [held_up], [], "project"), "kind", None) == "CrashLoopBackOff"
+
+
+def test_what_is_no_line_of_the_log_is_not_the_project_s_output() -> None:
+    remarks: list[str] = []
+    lines = LineFilter(remarks.append)
+    assert lines.feed(b"2026-01-01T00:00:01Z a\nunable to retrieve container logs for containerd://1\n") == [b"a\n"]
+    assert remarks == ["unable to retrieve container logs for containerd://1"]
 
 
 def test_configuration() -> None:
