@@ -427,7 +427,8 @@ class Kubelet:
                 return code
             waiting = {"reason": "CrashLoopBackOff", "message": "back-off restarting failed container"}
             self._state(pod, place, spec, {"waiting": waiting}, restarts, last={"terminated": ended})
-            time.sleep(0.3)
+            # As a real node, which begins to wait with the second restart only.
+            time.sleep(0.5 * restarts)
             restarts += 1
 
     def _create_container(

@@ -179,7 +179,7 @@ def test_a_container_that_is_restarted_in_its_pod(cluster: Any) -> None:
     template = _template({"restartPolicy": "OnFailure", "volumes": [{"name": "kept", "emptyDir": {}}]})
     project = template["spec"]["template"]["spec"]["containers"][0]
     project["volumeMounts"] = [{"name": "kept", "mountPath": "/kept"}]
-    command = "if [ -e /kept/once ]; then echo second; else touch /kept/once; echo first; exit 1; fi"
+    command = "echo x >> /kept/tries; echo try $(wc -l < /kept/tries); [ $(wc -l < /kept/tries) -ge 3 ]"
     outcome = cluster.run(command, **{"kube-job-template": template, "backoff-limit": 3, "start-grace": 1})
     assert outcome.succeeded, cluster.recorder.reports
-    assert outcome.output_tail == ("first", "second")
+    assert outcome.output_tail == ("try 1", "try 2", "try 3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -391,4 +392,5 @@ def explain_refusal(refusal: ApiRefusal, cluster: str) -> tuple[str, str]:
 
 
 def _is_permission(words: str) -> bool:
-    return " cannot " in words or "forbidden: User" in words
+    # The authorizer's words; admission plugins refuse in words of their own.
+    return re.search(r'User ".*" cannot \w+ resource', words) is not None

@@ -21,6 +21,8 @@ _SECONDS_OF_TROUBLE = 120.0
 _SECONDS_WITHOUT_LOG = 10.0
 """How long a container that has ended may be said to have no log yet: one that could not be started never gets one."""
 _SECONDS_TO_LET_GO = 2.0
+_STATUS_SECONDS = 1.0
+"""How long a pod's new status may take from its node to the API server."""
 
 
 class LineFilter:
@@ -105,6 +107,9 @@ class ContainerLog:
         output: Takes the lines.
         mark: What each line begins with.
         report: Takes lines about trouble.
+        restarts: Whether the container may be restarted in its pod. A log is asked for by the container's name, so what comes
+            may be the next instance's; then each answer is checked before it is read.
+        after: The log of the instance before it, which is read to its end first.
     """
 
     def __init__(
@@ -116,8 +121,13 @@ class ContainerLog:
         output: OutputSink,
         mark: str,
         report: Callable[[str], None],
+        *,
+        restarts: bool = False,
+        after: ContainerLog | None = None,
     ) -> None:
         self._cluster = cluster
+        self._after = after
+        self._may_restart = restarts
         self._pod = pod
         self._container = container
         self._output = output
@@ -176,13 +186,20 @@ class ContainerLog:
                 self._stream.abort()
 
     def _run(self) -> None:
+        if self._after is not None:
+            self._after._thread.join()
+            self._after = None
+        self._read_to_the_end()
+
+    def _read_to_the_end(self) -> None:
         backoff = Backoff()
         waited, gone = 0.0, False
-        while not self._stop.requested and not gone:
+        while not self._stop.requested and not gone and not self._overtaken():
             last = self._ended.is_set()
             try:
+                known = self._restarts
                 came = self._read(follow=not last)
-                if last:
+                if last and known == self._restarts:
                     for line in self._filter.close():
                         self._write([line])
                     return
@@ -235,7 +252,7 @@ class ContainerLog:
         self._filter.reconnect()
         came = False
         try:
-            if self._stop.requested:
+            if self._stop.requested or (self._may_restart and self._was_restarted()):
                 return came
             for chunk in stream.chunks():
                 lines = self._filter.feed(chunk)
@@ -248,6 +265,35 @@ class ContainerLog:
                 self._stream = None
             stream.close()
         return came
+
+    def _overtaken(self) -> bool:
+        """Tells whether what is left of this instance's log can't be read any more: nodes keep one earlier instance's."""
+        if self._restarts <= self._instance + 1:
+            return False
+        self._report(f"The end of the log of pod {self._pod} is lost: its container was restarted too soon.")
+        return True
+
+    def _was_restarted(self) -> bool:
+        """Tells whether an answer that has begun may be the log of another instance; notes the restart, if so."""
+        # The node itself knows of a restart a moment before the API server does.
+        self._stop.wait(_STATUS_SECONDS)
+        answer = self._cluster.call(
+            "list pods",
+            self._cluster.core.list_namespaced_pod,
+            self._cluster.namespace,
+            field_selector=f"metadata.name={self._pod}",
+            stop=self._stop,
+        )
+        counts = [
+            int(each.get("restartCount") or 0)
+            for pod in answer.get("items") or []
+            for each in (pod.get("status") or {}).get("containerStatuses") or []
+            if each.get("name") == self._container
+        ]
+        if not counts or counts[0] <= self._restarts:
+            return False
+        self.container_ended(counts[0])
+        return True
 
     def _write(self, lines: list[bytes]) -> None:
         with self._writing:

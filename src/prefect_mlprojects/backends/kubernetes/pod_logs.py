@@ -40,22 +40,23 @@ class PodLogs:
         several = self._several or len(pods) > 1
         for pod in sorted(pods.values(), key=lambda each: each["metadata"].get("creationTimestamp") or ""):
             name = pod["metadata"]["name"]
+            restarts = (pod.get("spec") or {}).get("restartPolicy") != "Never"
             for container in (pod.get("status") or {}).get("containerStatuses") or []:
                 if container.get("name") == self._container:
-                    self._take_container(name, container, marked=several)
+                    self._take_container(name, container, marked=several, restarts=restarts)
 
-    def _take_container(self, pod: str, status: Mapping[str, Any], *, marked: bool) -> None:
+    def _take_container(self, pod: str, status: Mapping[str, Any], *, marked: bool, restarts: bool) -> None:
         state, instance = status.get("state") or {}, int(status.get("restartCount") or 0)
         for (log_pod, log_instance), log in self._logs.items():
             if log_pod == pod and log_instance < instance:
                 log.container_ended(instance)
         crashed = "waiting" in state and (status.get("lastState") or {}).get("terminated")
         if "running" in state or "terminated" in state or crashed:
-            self._follow(pod, instance, marked=marked)
+            self._follow(pod, instance, marked=marked, restarts=restarts)
         if "terminated" in state or crashed:
             self._logs[pod, instance].container_ended(instance)
 
-    def _follow(self, pod: str, instance: int, *, marked: bool) -> None:
+    def _follow(self, pod: str, instance: int, *, marked: bool, restarts: bool) -> None:
         if (pod, instance) in self._logs:
             return
         again = f" (restart {instance})" if instance else ""
@@ -63,8 +64,18 @@ class PodLogs:
         # The first pod's lines need no mark: only when it fails, others follow.
         others = any(name != pod for name, _ in self._logs)
         mark = f"[{pod}] " if marked or others else ""
+        earlier = max((number for name, number in self._logs if name == pod), default=None)
+        after = None if earlier is None else self._logs[pod, earlier]
         self._logs[pod, instance] = ContainerLog(
-            self._cluster, pod, self._container, instance, self._output, mark, self._report
+            self._cluster,
+            pod,
+            self._container,
+            instance,
+            self._output,
+            mark,
+            self._report,
+            restarts=restarts,
+            after=after,
         )
 
     def expect_removal(self) -> None:
