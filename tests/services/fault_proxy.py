@@ -33,9 +33,11 @@ class Fault:
         headers: Headers of that answer.
         cut_after: Passes on so many bytes of the server's answer, then breaks the connection (with a reset).
         lose_answer: Lets the server do what was asked, and breaks the connection instead of answering.
-        expire: Answers a watch with the error event of a version that is too old (410).
+        expire: Answers a watch with the error event of a version that is too old (410). As after etcd's compaction, that version
+            stays too old; so it does with ``status=410``.
         delay: Seconds before anything is done.
         hits: How many requests it has hit.
+        version: The version that is too old from then on.
     """
 
     action: str
@@ -47,6 +49,7 @@ class Fault:
     expire: bool = False
     delay: float = 0.0
     hits: int = 0
+    version: str | None = None
 
 
 class FaultProxy:
@@ -94,13 +97,19 @@ class FaultProxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def take(self, action: str) -> Fault | None:
-        """Returns the fault that hits a request."""
+    def take(self, action: str, version: str | None) -> Fault | None:
+        """Returns the fault that hits a request, which may ask for what came after a version."""
         with self._lock:
             self.requests.append(action)
             for fault in self._faults:
-                if fault.action == action and fault.hits < fault.times:
+                if fault.action != action:
+                    continue
+                if fault.version is not None and fault.version == version:
+                    return fault
+                if fault.hits < fault.times:
                     fault.hits += 1
+                    if fault.expire or fault.status == 410:
+                        fault.version = version
                     return fault
         return None
 
@@ -138,7 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else b""
-        fault = self.owner.take(self._action())
+        version = parse_qs(urlsplit(self.path).query).get("resourceVersion", [None])[0]
+        fault = self.owner.take(self._action(), version)
         with suppress(BrokenPipeError, ConnectionResetError):
             if fault is not None and fault.delay:
                 time.sleep(fault.delay)
