@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import socket
@@ -12,28 +11,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-_FAKE = Path(__file__).parents[2] / "fakes" / "databricks_api" / "workspace.py"
+from prefect_mlprojects.server import ServerAddress
+from tests.fakes.databricks_api import FakeWorkspace
+
 PROJECT = Path(__file__).parents[2] / "projects" / "on_databricks"
-
-
-def _load() -> Any:
-    spec = importlib.util.spec_from_file_location("databricks_api_workspace", _FAKE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def api() -> Any:
-    """The workspace double's module."""
-    return _load()
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +47,12 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def workspace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: Any, prefect_server: Any, mlflow_server: str
-) -> Iterator[Any]:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: ServerAddress, mlflow_server: str
+) -> Iterator[FakeWorkspace]:
     """A workspace that this process has a token for."""
     for name in [each for each in os.environ if each.startswith("DATABRICKS_")]:
         monkeypatch.delenv(name)
-    fake = api.FakeWorkspace(tmp_path / "cloud")
-    fake.environment["MLPROJECTS_ENVIRONMENTS"] = str(tmp_path / "environments")
+    fake = FakeWorkspace(tmp_path / "cloud", mlflow_server)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "databrickscfg"))
     monkeypatch.setenv("DATABRICKS_HOST", fake.host)

@@ -8,6 +8,7 @@ import pytest
 
 from prefect_mlprojects import run
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, RunFailed
+from tests.fakes.databricks_api import FakeWorkspace, Refusal
 
 PROJECT = Path(__file__).parents[2] / "projects" / "on_databricks"
 CLUSTER = {"spark_version": "15.4.x-scala2.12", "node_type_id": "i3.xlarge", "num_workers": 1}
@@ -21,7 +22,7 @@ def call(config: dict[str, Any] | None = None, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("place", [None, "/Volumes/main/ml/code/projects", "dbfs:/projects"])
-def test_a_project_runs_through_the_whole_path(workspace: Any, capfd: Any, place: str | None) -> None:
+def test_a_project_runs_through_the_whole_path(workspace: FakeWorkspace, capfd: Any, place: str | None) -> None:
     config = {"code-path": place} if place else {}
 
     submitted = call(config, parameters={"name": "Ada; exit 9"})
@@ -39,7 +40,7 @@ def test_a_project_runs_through_the_whole_path(workspace: Any, capfd: Any, place
     assert "good-token" not in str(workspace.runs[1000].body)
 
 
-def test_the_code_is_uploaded_once(workspace: Any) -> None:
+def test_the_code_is_uploaded_once(workspace: FakeWorkspace) -> None:
     call()
     first = sum("import" in path for _, path in workspace.requests)
     call()
@@ -48,7 +49,7 @@ def test_the_code_is_uploaded_once(workspace: Any) -> None:
     assert sum("import" in path for _, path in workspace.requests) == first
 
 
-def test_a_failed_command_reports_its_exit_code_and_output(workspace: Any) -> None:
+def test_a_failed_command_reports_its_exit_code_and_output(workspace: FakeWorkspace) -> None:
     with pytest.raises(RunFailed) as caught:
         call(parameters={"code": 3})
 
@@ -57,8 +58,8 @@ def test_a_failed_command_reports_its_exit_code_and_output(workspace: Any) -> No
     assert any("to stderr" in line for line in caught.value.output_tail)
 
 
-def test_a_cluster_that_fails_to_start_is_told_in_the_clouds_words(workspace: Any) -> None:
-    workspace.failure = ("CLOUD_FAILURE", "CLOUD_FAILURE", "AWS: InsufficientInstanceCapacity in us-west-2a")
+def test_a_cluster_that_fails_to_start_is_told_in_the_clouds_words(workspace: FakeWorkspace) -> None:
+    workspace.fail("CLOUD_FAILURE", "CLOUD_FAILURE", "AWS: InsufficientInstanceCapacity in us-west-2a")
 
     with pytest.raises(RunFailed, match="InsufficientInstanceCapacity") as caught:
         call()
@@ -66,9 +67,9 @@ def test_a_cluster_that_fails_to_start_is_told_in_the_clouds_words(workspace: An
     assert "another node type or zone" in caught.value.message
 
 
-def test_rate_limits_errors_and_lost_connections_do_not_lose_the_run(workspace: Any, api: Any) -> None:
-    slow = api.Refusal(429, "RESOURCE_EXHAUSTED", "Too many requests", {"Retry-After": "1"})
-    broken = api.Refusal(500, "INTERNAL_ERROR", "broken")
+def test_rate_limits_errors_and_lost_connections_do_not_lose_the_run(workspace: FakeWorkspace) -> None:
+    slow = Refusal(429, "RESOURCE_EXHAUSTED", "Too many requests", {"Retry-After": "1"})
+    broken = Refusal(500, "INTERNAL_ERROR", "broken")
     workspace.troubles += [("runs/get", slow), ("runs/get", broken), ("runs/get", "drop"), ("runs/submit", "drop")]
 
     assert call().get_status() == "FINISHED"
@@ -76,7 +77,7 @@ def test_rate_limits_errors_and_lost_connections_do_not_lose_the_run(workspace: 
     assert len(workspace.runs) == 1
 
 
-def test_a_cancelled_run_is_cancelled_in_the_workspace(workspace: Any) -> None:
+def test_a_cancelled_run_is_cancelled_in_the_workspace(workspace: FakeWorkspace) -> None:
     submitted = call(parameters={"seconds": 600}, synchronous=False)
     import time
 
@@ -92,14 +93,14 @@ def test_a_cancelled_run_is_cancelled_in_the_workspace(workspace: Any) -> None:
     assert workspace.runs[1000].process.poll() is not None
 
 
-def test_a_retried_command_is_a_new_run(workspace: Any) -> None:
+def test_a_retried_command_is_a_new_run(workspace: FakeWorkspace) -> None:
     with pytest.raises(RunFailed):
         call(parameters={"code": 4}, retries=1)
 
     assert len(workspace.runs) == 2
 
 
-def test_a_local_store_is_refused_before_anything_is_uploaded(workspace: Any, monkeypatch: Any, tmp_path: Path) -> None:
+def test_a_local_store_is_refused_before_anything_is_uploaded(workspace: FakeWorkspace, monkeypatch: Any, tmp_path: Path) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/local.db")
@@ -111,8 +112,8 @@ def test_a_local_store_is_refused_before_anything_is_uploaded(workspace: Any, mo
     assert workspace.requests == []
 
 
-def test_an_expired_token_is_told_with_advice(workspace: Any) -> None:
-    workspace.tokens.clear()
+def test_an_expired_token_is_told_with_advice(workspace: FakeWorkspace) -> None:
+    workspace.people.tokens.clear()
 
     with pytest.raises(ExecutionException, match="wrong or has expired") as caught:
         call()
@@ -120,16 +121,16 @@ def test_an_expired_token_is_told_with_advice(workspace: Any) -> None:
     assert "good-token" not in caught.value.message
 
 
-def test_a_machines_credentials_are_enough(workspace: Any, monkeypatch: Any) -> None:
+def test_a_machines_credentials_are_enough(workspace: FakeWorkspace, monkeypatch: Any) -> None:
     monkeypatch.setenv("DATABRICKS_TOKEN", "somebody-elses")
-    workspace.tokens.clear()
+    workspace.people.tokens.clear()
     credentials = {"host": workspace.host, "client_id": "robot", "client_secret": "robot-secret"}
 
     assert call({"credentials": credentials}).get_status() == "FINISHED"
     assert "robot-secret" not in str(workspace.runs[1000].body)
 
 
-def test_an_environment_is_built_on_the_driver(workspace: Any, tmp_path: Path) -> None:
+def test_an_environment_is_built_on_the_driver(workspace: FakeWorkspace, tmp_path: Path) -> None:
     project = tmp_path / "with_environment"
     shutil.copytree(PROJECT, project)
     (project / "MLproject").write_text(
@@ -140,10 +141,10 @@ def test_an_environment_is_built_on_the_driver(workspace: Any, tmp_path: Path) -
     submitted = run(str(project), backend="databricks", backend_config={"existing-cluster-id": "c-1", **FAST})
 
     assert submitted.get_status() == "FINISHED"
-    assert str(tmp_path / "environments") in workspace.runs[1000].logs
+    assert "/mlprojects-environments/" in workspace.runs[1000].logs
 
 
-def test_what_runs_left_is_cleaned(workspace: Any, capsys: Any) -> None:
+def test_what_runs_left_is_cleaned(workspace: FakeWorkspace, capsys: Any) -> None:
     from prefect_mlprojects.cli.app import main
 
     call()
@@ -156,7 +157,7 @@ def test_what_runs_left_is_cleaned(workspace: Any, capsys: Any) -> None:
     assert list(workspace.root.rglob("*.tar.gz")) == []
 
 
-def test_a_restarted_flow_run_finds_its_run_again(workspace: Any, mlflow_server: str) -> None:
+def test_a_restarted_flow_run_finds_its_run_again(workspace: FakeWorkspace, mlflow_server: str) -> None:
     from prefect_mlprojects._output import TailedOutput
     from prefect_mlprojects.backends.base import BackendCall, ExecutionRequest, RunIdentity
     from prefect_mlprojects.backends.databricks.backend import DatabricksBackend

@@ -313,10 +313,6 @@ def _archive(call: BackendCall) -> bytes:
     spec = python_spec(call)
     extra = {} if spec is None else {REQUIREMENTS_FILE: requirements_text(spec).encode()}
     content = io.BytesIO()
-    try:
-        write_archive(
-            content, project_files(call.working_copy.directory), prefix="project", extra=extra, compressed=True
-        )
-    except BackendError as error:
-        raise BackendError(error.message, backend=NAME) from None
+    files = project_files(call.working_copy.directory, backend=NAME)
+    write_archive(content, files, prefix="project", extra=extra, compressed=True, backend=NAME)
     return content.getvalue()
