@@ -104,6 +104,7 @@ class WorkspaceFiles:
             "path": "/" + str(path.relative_to(self._folder)),
             "object_type": "DIRECTORY" if path.is_dir() else "FILE",
             "object_id": path.stat().st_ino,
+            **({} if path.is_dir() else {"size": path.stat().st_size}),
             "modified_at": int(path.stat().st_mtime * 1000),
         }
 
@@ -138,8 +139,10 @@ class Volumes:
             if path.is_dir() and any(path.iterdir()):
                 raise Refusal(400, "FILES_API_DIRECTORY_IS_NOT_EMPTY", "The directory being deleted is not empty.")
             path.rmdir() if path.is_dir() else path.unlink()
-        if method in ("DELETE", "HEAD"):
+        if method == "DELETE" or (method == "HEAD" and kind == "directories"):
             return b""
+        if method == "HEAD":
+            return path.read_bytes()
         if method != "GET":
             raise no_endpoint(method, f"/api/2.0/fs/{name}")
         return path.read_bytes() if kind == "files" else self._listing(path, values)

@@ -204,7 +204,11 @@ class _Handler(BaseHTTPRequestHandler):
             query = {key: values[0] for key, values in parse_qs(url.query).items()}
             answer = self.workspace.answer(self.command, url.path, query, body, self.headers)
         except Refusal as refusal:
-            self._send(refusal.status, {"error_code": refusal.code, "message": refusal.message}, refusal.headers)
+            told = {"error_code": refusal.code, "message": refusal.message}
+            if url.path.startswith("/oidc/"):
+                # RFC 6749, 5.2
+                told = {"error": refusal.code, "error_description": refusal.message}
+            self._send(refusal.status, told, refusal.headers)
             return
         except Exception as error:
             self._send(501, {"error_code": "DOUBLE_IS_BROKEN", "message": f"{type(error).__name__}: {error}"}, {})

@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fakes.databricks_api import FakeWorkspace
+from tests.integration.databricks.bench import Bench
 
 from prefect_mlprojects.server import ServerAddress
-from tests.fakes.databricks_api import FakeWorkspace
-
-PROJECT = Path(__file__).parents[2] / "projects" / "on_databricks"
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +45,37 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def workspace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: ServerAddress, mlflow_server: str
-) -> Iterator[FakeWorkspace]:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorkspace]:
     """A workspace that this process has a token for."""
     for name in [each for each in os.environ if each.startswith("DATABRICKS_")]:
         monkeypatch.delenv(name)
-    fake = FakeWorkspace(tmp_path / "cloud", mlflow_server)
+    double = FakeWorkspace(tmp_path / "cloud")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "databrickscfg"))
-    monkeypatch.setenv("DATABRICKS_HOST", fake.host)
+    monkeypatch.setenv("DATABRICKS_HOST", double.host)
     monkeypatch.setenv("DATABRICKS_TOKEN", "good-token")
+    yield double
+    double.close()
+
+
+@pytest.fixture
+def tracked(
+    workspace: FakeWorkspace, monkeypatch: pytest.MonkeyPatch, prefect_server: ServerAddress, mlflow_server: str
+) -> Iterator[FakeWorkspace]:
+    """The workspace, with this process set up for runs through Prefect that MLflow keeps."""
+    workspace.mlflow_server = mlflow_server
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
     import mlflow
 
     mlflow.set_tracking_uri(mlflow_server)
-    yield fake
-    fake.close()
+    yield workspace
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # MLflow's way to forget it
+
+
+@pytest.fixture
+def bench(workspace: FakeWorkspace, tmp_path: Path) -> Bench:
+    """The backend at work on the workspace, without Prefect and MLflow."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return Bench(workspace, folder)

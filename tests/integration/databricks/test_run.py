@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fakes.databricks_api import FakeWorkspace, Refusal
 
 from prefect_mlprojects import run
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, RunFailed
-from tests.fakes.databricks_api import FakeWorkspace, Refusal
 
 PROJECT = Path(__file__).parents[2] / "projects" / "on_databricks"
 CLUSTER = {"spark_version": "15.4.x-scala2.12", "node_type_id": "i3.xlarge", "num_workers": 1}
@@ -100,7 +100,9 @@ def test_a_retried_command_is_a_new_run(workspace: FakeWorkspace) -> None:
     assert len(workspace.runs) == 2
 
 
-def test_a_local_store_is_refused_before_anything_is_uploaded(workspace: FakeWorkspace, monkeypatch: Any, tmp_path: Path) -> None:
+def test_a_local_store_is_refused_before_anything_is_uploaded(
+    workspace: FakeWorkspace, monkeypatch: Any, tmp_path: Path
+) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/local.db")

@@ -17,7 +17,6 @@ NO_CLUSTER = (
     "Backend spec must be provided when launching MLflow project runs on Databricks: name a new_cluster, an "
     "existing-cluster-id or a (serverless) environment in the backend configuration."
 )
-_OWN_CLUSTER_KEYS = ("libraries",)
 
 
 def _kebab(name: str) -> str:
@@ -116,7 +115,8 @@ def _cluster_fields() -> frozenset[str]:
 def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
     """Returns a configuration in any of its forms as a value.
 
-    MLflow's forms are a bare cluster specification, ``new_cluster`` with ``libraries``, and either under ``cluster_spec``.
+    MLflow's forms are a bare cluster specification, ``new_cluster`` with ``libraries``, and either under ``cluster_spec``;
+    ``job_cluster`` is another name for ``new_cluster``.
 
     Args:
         config: What the user wrote.
@@ -134,6 +134,11 @@ def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
                 f"The configuration of the {NAME} backend does not fit: {key}: must be a mapping", backend=NAME
             )
         values = {**spec, **values}
+    for key in ("job_cluster", "job-cluster"):
+        if key in values:
+            # As a job's job_clusters have it, or the specification itself.
+            cluster = values.pop(key)
+            values["new_cluster"] = cluster.get("new_cluster", cluster) if isinstance(cluster, Mapping) else cluster
     own = {name for field in DatabricksConfig.model_fields for name in (field, _kebab(field))}
     bare = {key: values.pop(key) for key in list(values) if key not in own and key in _cluster_fields()}
     if bare:
