@@ -15,8 +15,8 @@ from prefect_mlprojects.backends.databricks.config import parse_databricks_confi
 SHARED = "/Volumes/main/ml/code/shared"
 
 
-def clean(days: float = 0.0, *, dry_run: bool = False, **config: Any) -> list[str]:
-    return clean_workspace(parse_databricks_config(config), days=days, dry_run=dry_run)
+def clean(days: float = 0.0, *, dry_run: bool = False, place: str | None = None) -> list[str]:
+    return clean_workspace(parse_databricks_config({"code-path": place}), days=days, dry_run=dry_run)
 
 
 def age(folder: Path, days: float) -> None:
@@ -31,11 +31,11 @@ def test_what_ended_runs_left_goes(bench: Bench, place: str | None) -> None:
     bench.program("raise SystemExit(3)")
     bench.run(config)
 
-    assert len(clean(**config, dry_run=True)) == 3
-    assert len(clean(**config)) == 3
+    assert len(clean(place=place, dry_run=True)) == 3
+    assert len(clean(place=place)) == 3
 
     assert list(bench.workspace.root.rglob("*.tar.gz")) == []
-    assert clean(**config) == []
+    assert clean(place=place) == []
 
 
 def test_what_is_young_stays(bench: Bench) -> None:
@@ -75,7 +75,7 @@ def test_the_code_of_somebody_elses_run_stays(bench: Bench, workspace: FakeWorks
     # He may not see the run at all.
     monkeypatch.setenv("DATABRICKS_TOKEN", workspace.people.grant("bob@example.com"))
 
-    assert clean(**{"code-path": SHARED}) == []
+    assert clean(place=SHARED) == []
     workspace.drivers.hold = None
     thread.join(60)
 

@@ -1,18 +1,28 @@
+"""The whole path: `run()`, a real Prefect server, a real MLflow server, and the real SDK against the workspace double."""
+
 from __future__ import annotations
 
-import shutil
+import json
+import uuid
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from tests.fakes.databricks_api import FakeWorkspace, Refusal
+import yaml
+from tests.fakes.databricks_api import FakeWorkspace
+from tests.integration.databricks.bench import CLUSTER, FAST, wait_until
 
 from prefect_mlprojects import run
+from prefect_mlprojects.blocks import DatabricksBackendBlock, DatabricksWorkspace
+from prefect_mlprojects.cli.app import main
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, RunFailed
+from prefect_mlprojects.prefect_api import call_api
+from prefect_mlprojects.server import ServerAddress
 
-PROJECT = Path(__file__).parents[2] / "projects" / "on_databricks"
-CLUSTER = {"spark_version": "15.4.x-scala2.12", "node_type_id": "i3.xlarge", "num_workers": 1}
-FAST = {"poll-interval": 0.2, "max-poll-interval": 1}
+ROOT = Path(__file__).parents[3]
+PROJECT = ROOT / "tests" / "projects" / "on_databricks"
+EXAMPLE = ROOT / "examples" / "databricks"
 
 
 def call(config: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -21,35 +31,79 @@ def call(config: dict[str, Any] | None = None, **options: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("place", [None, "/Volumes/main/ml/code/projects", "dbfs:/projects"])
-def test_a_project_runs_through_the_whole_path(workspace: FakeWorkspace, capfd: Any, place: str | None) -> None:
-    config = {"code-path": place} if place else {}
-
-    submitted = call(config, parameters={"name": "Ada; exit 9"})
+def test_a_project_runs_through_the_whole_path(
+    tracked: FakeWorkspace, capfd: Any, prefect_server: ServerAddress
+) -> None:
+    submitted = call(parameters={"name": "Ada; exit 9"})
 
     import mlflow
 
-    tags = mlflow.get_run(submitted.run_id).data.tags
-    assert mlflow.get_run(submitted.run_id).info.status == "FINISHED"
-    assert tags["seen.by"] == "Ada; exit 9"
-    assert tags["mlflow.databricks.runURL"] == f"{workspace.host}/?o=1#job/77/run/1000"
-    assert tags["mlflow.databricks.shellJobID"] == "77"
+    found = mlflow.get_run(submitted.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["seen.by"] == "Ada; exit 9"
+    assert found.data.tags["mlflow.databricks.runURL"] == f"{tracked.host}/?o=1#job/77/run/1000"
+    assert found.data.tags["mlflow.databricks.webappURL"] == tracked.host
+    assert found.data.tags["mlflow.databricks.shellJobID"] == "77"
+    assert found.data.tags["mlflow.databricks.shellJobRunID"] == "1000"
+    assert found.data.tags["mlflow.project.backend"] == "databricks"
     captured = capfd.readouterr()
     assert "hello Ada; exit 9" in captured.out
     assert "to stderr" in captured.err
-    assert "good-token" not in str(workspace.runs[1000].body)
+    assert "good-token" not in str(tracked.runs[1000].body)
+    asked = {"flow_runs": {"id": {"any_": [str(submitted.flow_run_id)]}}}
+    artifacts = httpx.post(f"{prefect_server.api_url}/artifacts/filter", json=asked).json()
+    assert any(f"{tracked.host}/?o=1#job/77/run/1000" in str(each["data"]) for each in artifacts)
 
 
-def test_the_code_is_uploaded_once(workspace: FakeWorkspace) -> None:
-    call()
-    first = sum("import" in path for _, path in workspace.requests)
-    call()
+@pytest.mark.parametrize("name", ["new-cluster", "existing-cluster", "serverless"])
+def test_the_example_trains_and_logs_to_a_real_mlflow_server(tracked: FakeWorkspace, tmp_path: Path, name: str) -> None:
+    config = yaml.safe_load((EXAMPLE / f"{name}.yaml").read_text())
+    tracked.clusters.all["1023-120000-abcdefgh"] = tracked.clusters.all["c-1"]
+    tracked.secrets.values = {"mlflow": {"user": "ada", "password": "geheim"}}
+    if name == "serverless":
+        # The driver of the double has MLflow; installing it beside would only take time.
+        config["environment"]["dependencies"] = []
 
-    assert first == 2
-    assert sum("import" in path for _, path in workspace.requests) == first
+    submitted = run(
+        str(EXAMPLE), backend="databricks", backend_config={**config, **FAST}, parameters={"rate": 0.3, "epochs": 200}
+    )
+
+    import mlflow
+
+    found = mlflow.get_run(submitted.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["slope"] == pytest.approx(3, abs=0.01)
+    assert found.data.metrics["offset"] == pytest.approx(2, abs=0.01)
+    assert len(mlflow.MlflowClient().get_metric_history(submitted.run_id, "loss")) == 200
 
 
-def test_a_failed_command_reports_its_exit_code_and_output(workspace: FakeWorkspace) -> None:
+def test_a_profile_keeps_its_runs_in_the_workspace_itself(
+    tracked: FakeWorkspace, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.delenv("DATABRICKS_HOST")
+    monkeypatch.delenv("DATABRICKS_TOKEN")
+    (tmp_path / "databrickscfg").write_text(f"[staging]\nhost = {tracked.host}\ntoken = good-token\n")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks://staging")
+    import mlflow
+
+    store = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri("databricks://staging")
+
+    submitted = run(
+        str(EXAMPLE), backend="databricks", backend_config={"new_cluster": CLUSTER, **FAST}, parameters={"epochs": 3}
+    )
+
+    mlflow.set_tracking_uri(store)
+    found = mlflow.get_run(submitted.run_id)
+    assert found.info.status == "FINISHED"
+    assert len(mlflow.MlflowClient().get_metric_history(submitted.run_id, "loss")) == 3
+    assert any("/mlflow/" in path for _, path in tracked.requests)
+    assert json.loads(tracked.runs[1000].task["spark_python_task"]["parameters"][0])["variables"][
+        "MLFLOW_TRACKING_URI"
+    ] == ("databricks")
+
+
+def test_a_failed_command_reports_its_exit_code_and_output(tracked: FakeWorkspace) -> None:
     with pytest.raises(RunFailed) as caught:
         call(parameters={"code": 3})
 
@@ -58,50 +112,57 @@ def test_a_failed_command_reports_its_exit_code_and_output(workspace: FakeWorksp
     assert any("to stderr" in line for line in caught.value.output_tail)
 
 
-def test_a_cluster_that_fails_to_start_is_told_in_the_clouds_words(workspace: FakeWorkspace) -> None:
-    workspace.fail("CLOUD_FAILURE", "CLOUD_FAILURE", "AWS: InsufficientInstanceCapacity in us-west-2a")
-
-    with pytest.raises(RunFailed, match="InsufficientInstanceCapacity") as caught:
-        call()
-
-    assert "another node type or zone" in caught.value.message
-
-
-def test_rate_limits_errors_and_lost_connections_do_not_lose_the_run(workspace: FakeWorkspace) -> None:
-    slow = Refusal(429, "RESOURCE_EXHAUSTED", "Too many requests", {"Retry-After": "1"})
-    broken = Refusal(500, "INTERNAL_ERROR", "broken")
-    workspace.troubles += [("runs/get", slow), ("runs/get", broken), ("runs/get", "drop"), ("runs/submit", "drop")]
-
-    assert call().get_status() == "FINISHED"
-    assert workspace.troubles == []
-    assert len(workspace.runs) == 1
-
-
-def test_a_cancelled_run_is_cancelled_in_the_workspace(workspace: FakeWorkspace) -> None:
-    submitted = call(parameters={"seconds": 600}, synchronous=False)
-    import time
-
-    deadline = time.monotonic() + 120
-    while not any(each.life_cycle == "RUNNING" for each in workspace.runs.values()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-    submitted.cancel()
-
-    assert submitted.get_status() == "KILLED"
-    assert workspace.runs[1000].result == "CANCELED"
-    assert workspace.runs[1000].process.poll() is not None
-
-
-def test_a_retried_command_is_a_new_run(workspace: FakeWorkspace) -> None:
+def test_a_retried_command_is_a_new_run(tracked: FakeWorkspace) -> None:
     with pytest.raises(RunFailed):
         call(parameters={"code": 4}, retries=1)
 
-    assert len(workspace.runs) == 2
+    assert len(tracked.runs) == 2
+
+
+def test_a_cancelled_run_is_cancelled_in_the_workspace(tracked: FakeWorkspace) -> None:
+    submitted = call(parameters={"seconds": 600}, synchronous=False)
+    wait_until(lambda: any(each.life_cycle == "RUNNING" for each in tracked.runs.values()), "not running")
+
+    submitted.cancel()
+    submitted.cancel()
+
+    assert submitted.get_status() == "KILLED"
+    assert tracked.runs[1000].result == "CANCELED"
+    assert tracked.runs[1000].process.poll() is not None
+
+
+def test_blocks_hold_the_workspace_and_the_cluster(
+    tracked: FakeWorkspace, prefect_server: ServerAddress, monkeypatch: Any
+) -> None:
+    monkeypatch.delenv("DATABRICKS_HOST")
+    monkeypatch.delenv("DATABRICKS_TOKEN")
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    workspace = DatabricksWorkspace(host=tracked.host, client_id="robot", client_secret="robot-secret")  # type: ignore[arg-type]
+    backend = DatabricksBackendBlock(
+        config={"new_cluster": CLUSTER, "code-path": "/Volumes/main/ml/code/robot", **FAST}, workspace=workspace
+    )
+
+    async def keep(client: Any) -> None:
+        await workspace.asave(name, client=client)
+        await backend.asave(name, client=client)
+
+    assert workspace.test_connection() == "robot"
+    call_api(prefect_server.api_url, keep)
+
+    whole = run(str(PROJECT), backend="databricks", backend_config=f"databricks-backend/{name}")
+    named = call({"credentials": name, "code-path": "/Volumes/main/ml/code/robot"})
+
+    assert whole.get_status() == named.get_status() == "FINISHED"
+    assert {each.creator for each in tracked.runs.values()} == {"robot"}
+    for each in tracked.runs.values():
+        assert "robot-secret" not in str(each.body)
+    for submitted in (whole, named):
+        kept = httpx.get(f"{prefect_server.api_url}/flow_runs/{submitted.flow_run_id}").text
+        assert "robot-secret" not in kept
 
 
 def test_a_local_store_is_refused_before_anything_is_uploaded(
-    workspace: FakeWorkspace, monkeypatch: Any, tmp_path: Path
+    tracked: FakeWorkspace, monkeypatch: Any, tmp_path: Path
 ) -> None:
     import mlflow
 
@@ -111,11 +172,11 @@ def test_a_local_store_is_refused_before_anything_is_uploaded(
     with pytest.raises(BackendError, match="Got local tracking URI"):
         call()
 
-    assert workspace.requests == []
+    assert tracked.requests == []
 
 
-def test_an_expired_token_is_told_with_advice(workspace: FakeWorkspace) -> None:
-    workspace.people.tokens.clear()
+def test_an_expired_token_is_told_with_advice(tracked: FakeWorkspace) -> None:
+    tracked.people.tokens.clear()
 
     with pytest.raises(ExecutionException, match="wrong or has expired") as caught:
         call()
@@ -123,80 +184,36 @@ def test_an_expired_token_is_told_with_advice(workspace: FakeWorkspace) -> None:
     assert "good-token" not in caught.value.message
 
 
-def test_a_machines_credentials_are_enough(workspace: FakeWorkspace, monkeypatch: Any) -> None:
-    monkeypatch.setenv("DATABRICKS_TOKEN", "somebody-elses")
-    workspace.people.tokens.clear()
-    credentials = {"host": workspace.host, "client_id": "robot", "client_secret": "robot-secret"}
-
-    assert call({"credentials": credentials}).get_status() == "FINISHED"
-    assert "robot-secret" not in str(workspace.runs[1000].body)
-
-
-def test_an_environment_is_built_on_the_driver(workspace: FakeWorkspace, tmp_path: Path) -> None:
-    project = tmp_path / "with_environment"
-    shutil.copytree(PROJECT, project)
-    (project / "MLproject").write_text(
-        "name: env\npython_env: python_env.yaml\nentry_points:\n  main:\n    command: python -c 'import six; print(six.__file__)'\n"
-    )
-    (project / "python_env.yaml").write_text("build_dependencies: []\ndependencies:\n  - six==1.16.0\n")
-
-    submitted = run(str(project), backend="databricks", backend_config={"existing-cluster-id": "c-1", **FAST})
-
-    assert submitted.get_status() == "FINISHED"
-    assert "/mlprojects-environments/" in workspace.runs[1000].logs
-
-
-def test_what_runs_left_is_cleaned(workspace: FakeWorkspace, capsys: Any) -> None:
-    from prefect_mlprojects.cli.app import main
-
-    call()
-
+def cli(*arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
-        main(["databricks", "clean", "--older-than", "0"])
-
-    assert ended.value.code == 0
-    assert "2 files and folders." in capsys.readouterr().out
-    assert list(workspace.root.rglob("*.tar.gz")) == []
+        main(list(arguments))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
 
 
-def test_a_restarted_flow_run_finds_its_run_again(workspace: FakeWorkspace, mlflow_server: str) -> None:
-    from prefect_mlprojects._output import TailedOutput
-    from prefect_mlprojects.backends.base import BackendCall, ExecutionRequest, RunIdentity
-    from prefect_mlprojects.backends.databricks.backend import DatabricksBackend
-    from prefect_mlprojects.sources import WorkingCopy
-    from prefect_mlprojects.spec import build_command, check_parameters, find_entry_point, load_project
-    from prefect_mlprojects.types import StopSignal
+def test_plan_shows_the_submission_and_asks_no_network(workspace: FakeWorkspace, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
+    config = str(EXAMPLE / "new-cluster.yaml")
 
-    class Nowhere:
-        def write(self, stream: str, data: bytes) -> None:
-            """Takes no notice."""
+    assert cli("plan", str(EXAMPLE), "--backend", "databricks", "--backend-config", config, "--json") == 0
 
-    import mlflow
+    shown = json.loads(capsys.readouterr().out)["backend_plan"]
+    body = json.loads(shown["submission"])
+    assert body["tasks"][0]["new_cluster"]["spark_version"] == "15.4.x-cpu-ml-scala2.12"
+    assert body["timeout_seconds"] == 7200
+    assert "to /Workspace/Users/<user>/.prefect-mlprojects/code/" in shown["code"]
+    assert shown["environment"] == "the driver's own Python"
+    assert workspace.requests == []
 
-    project = load_project(PROJECT)
-    entry_point = find_entry_point(project, "main")
-    parameters = check_parameters(entry_point, {})
-    copy = WorkingCopy(directory=PROJECT, uri=str(PROJECT), kind="local", source_name=str(PROJECT))
-    config = {"new_cluster": CLUSTER, **FAST}
-    backend_call = BackendCall(project, entry_point, parameters, copy, config=config, tracking_uri=mlflow_server)
-    backend, stop = DatabricksBackend(), StopSignal()
-    preparation = backend.prepare(backend_call, print, stop)
-    with mlflow.start_run() as tracked:
-        variables = {"MLFLOW_RUN_ID": tracked.info.run_id}
-    request = ExecutionRequest(
-        command=build_command(entry_point, parameters),
-        working_directory=PROJECT,
-        environment=None,
-        variables=variables,
-        identity=RunIdentity("0d6f7c1e-0000-4000-8000-000000000001", tracked.info.run_id, "p", "main"),
-        config=config,
-        call=backend_call,
-        preparation=preparation,
-    )
 
-    first = backend.execute(request, TailedOutput(Nowhere()), stop)
-    again = backend.execute(request, TailedOutput(Nowhere()), stop)
+def test_the_command_line_cleans(workspace: FakeWorkspace, capsys: Any) -> None:
+    old = workspace.root / "Workspace/Users/ada@example.com/.prefect-mlprojects/code/old.tar.gz"
+    old.parent.mkdir(parents=True)
+    old.touch()
 
-    assert first.succeeded, first
-    assert again.succeeded
-    assert len(workspace.runs) == 1
+    assert cli("databricks", "clean", "--older-than", "0", "--dry-run") == 0
+    assert "Would remove" in capsys.readouterr().out
+    assert old.exists()
+    assert cli("databricks", "clean", "--older-than", "0") == 0
+    assert "1 files and folders." in capsys.readouterr().out
+    assert not old.exists()
