@@ -129,11 +129,13 @@ class CallContext:
         config: The backend's configuration, validated, with what it names in blocks.
         tracking_uri: The absolute tracking URI; it may hold a password.
         docker_auth: Credentials for the image registry.
+        config_known: Whether ``config`` is the configuration; not while it is a block that nobody has read.
     """
 
     config: BackendConfig = field(default_factory=dict, repr=False)
     tracking_uri: str = field(default="", repr=False)
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    config_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,8 @@ def check_call(call: ProjectCall, working_copy: WorkingCopy, context: CallContex
     )
     env_manager: EnvironmentManagerName | None = None
     if isinstance(backend, PreparingBackend):
-        backend.check(backend_call)
+        if context.config_known:
+            backend.check(backend_call)
     else:
         env_manager = choose_manager(project, call.env_manager)
     return CheckedCall(project, entry_point, parameters, backend, env_manager, backend_call)

@@ -236,8 +236,9 @@ def preflight(call: ProjectCall) -> str | None:
     copy = source.fetch(StopSignal(), lambda _: None)
     from prefect_mlprojects.tracking import resolve_tracking_uri
 
+    known = call.backend_config is None or isinstance(call.backend_config, Mapping)
     config = call.backend_config if isinstance(call.backend_config, Mapping) else {}
-    checked = check_call(call, copy, CallContext(config, resolve_tracking_uri()))
+    checked = check_call(call, copy, CallContext(config, resolve_tracking_uri(), config_known=known))
     return f"{checked.project.display_name}/{checked.entry_point.name}"
 
 

@@ -111,15 +111,20 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
 
     call = make_call_from_options(context, options)
     with _working_copy(call.uri, call.version) as copy:
+        known = call.backend_config is None or isinstance(call.backend_config, dict)
         config = call.backend_config if isinstance(call.backend_config, dict) else {}
-        checked = check_call(call, copy, CallContext(config, resolve_tracking_uri()))
+        checked = check_call(call, copy, CallContext(config, resolve_tracking_uri(), config_known=known))
         parameters = checked.parameters.with_downloads(dict(checked.parameters.downloads.items()))
         if isinstance(checked.backend, PreparingBackend):
             parameters, _ = place_paths(checked, parameters, checked.backend)
         command = build_command(checked.entry_point, parameters)
         plan = environment_manager(checked.env_manager).plan(checked.project) if checked.env_manager else None
         remote: dict[str, str] = {}
-        if isinstance(checked.backend, PlanningBackend):
+        if not known:
+            click.echo(
+                f"The block {call.backend_config} is read only by a run; what it decides is not shown.", err=True
+            )
+        elif isinstance(checked.backend, PlanningBackend):
             remote = dict(checked.backend.plan(checked.backend_call, command))
     facts: dict[str, Any] = {
         "project": checked.project.display_name,

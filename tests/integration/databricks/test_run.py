@@ -90,7 +90,11 @@ def test_a_profile_keeps_its_runs_in_the_workspace_itself(
     mlflow.set_tracking_uri("databricks://staging")
 
     submitted = run(
-        str(EXAMPLE), backend="databricks", backend_config={"new_cluster": CLUSTER, **FAST}, parameters={"epochs": 3}
+        str(EXAMPLE),
+        backend="databricks",
+        backend_config={"new_cluster": CLUSTER, **FAST},
+        parameters={"epochs": 3},
+        experiment_name="/Users/ada@example.com/line",
     )
 
     mlflow.set_tracking_uri(store)
