@@ -14,7 +14,7 @@ from prefect_mlprojects.backends.databricks.environment import driver_environmen
 from prefect_mlprojects.backends.databricks.network import insist
 from prefect_mlprojects.backends.databricks.notes import RunNote, note_path, read_note, write_note
 from prefect_mlprojects.backends.databricks.output import LiveOutput, driver_output
-from prefect_mlprojects.backends.databricks.states import Diagnosis
+from prefect_mlprojects.backends.databricks.states import Diagnosis, waiting_for
 from prefect_mlprojects.backends.databricks.storage import Storage, storage_for
 from prefect_mlprojects.backends.databricks.task import Code, remote_variables, submission
 from prefect_mlprojects.backends.databricks.upload import bootstrap, check_unchanged, code_of, pack, upload
@@ -149,7 +149,7 @@ class Execution:
         self._request.events.tag(tags)
 
     def _tell_phase(self, run_id: int, run: Run, found: Diagnosis) -> None:
-        said = (run.state.state_message or run.state.queue_reason or "") if run.state and not found.ended else ""
+        said = "" if found.ended else waiting_for(run)
         if (found.phase, said) != self._told:
             self._told = (found.phase, said)
             self._request.events.report(f"Databricks run {run_id}: {found.phase}{f' ({said})' if said else ''}")
