@@ -193,6 +193,7 @@ def test_access_is_given_to_others(bench: Bench) -> None:
 def test_the_code_goes_to_any_place_and_only_once(bench: Bench, place: str) -> None:
     bench.program(SHOW)
     assert bench.run({"code-path": place}).succeeded
+    assert bench.recorder.out == b"None run-1 https://tracking.invalid\n"
     uploads = [line for line in bench.recorder.reports if line.startswith("Uploading")]
     assert len(uploads) == 2
     assert all(place in line for line in uploads)

@@ -259,13 +259,19 @@ def test_a_killed_command_is_told_by_its_signal(bench: Bench) -> None:
     assert "memory" in outcome.advice
 
 
-def test_a_driver_that_dies_is_told(bench: Bench) -> None:
-    bench.program("import os, signal; os.kill(os.getppid(), signal.SIGKILL)")
+def test_a_driver_that_dies_is_told_with_its_last_words(bench: Bench) -> None:
+    bench.program(
+        "import os, signal, time\n"
+        "print('first', flush=True); time.sleep(2.5); print('last words', flush=True); time.sleep(0.2)\n"
+        "os.kill(os.getppid(), signal.SIGKILL)\n"
+    )
 
     outcome = bench.run()
 
     assert not outcome.succeeded
     assert "the driver died" in outcome.cause
+    assert "memory" in outcome.advice
+    assert bench.recorder.out.count(b"first") == bench.recorder.out.count(b"last words") == 1
 
 
 def test_a_cluster_that_is_not_there_is_told(bench: Bench) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 GRACE_SECONDS = 10.0
-FIRST_PAUSE = 1.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 SLOWER = 200.0  # Output comes once a second at first, and less often the longer a run takes: few files for a long one.
 
 
@@ -63,8 +63,10 @@ class Chunks:
                 self._pending.append((stream, data))
 
     def _write_often(self) -> None:
-        while not self._closed.wait(max(FIRST_PAUSE, (time.monotonic() - self._began) / SLOWER)):
+        pause = FIRST_PAUSE
+        while not self._closed.wait(pause):
             self.flush()
+            pause = min(max(FIRST_PAUSE, (time.monotonic() - self._began) / SLOWER), LONGEST_PAUSE)
 
     def flush(self) -> None:
         """Writes what has come."""

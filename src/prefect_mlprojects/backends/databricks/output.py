@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _EXIT_FILE = "exit.json"
+_KEPT = 400  # Bytes by which the place in the driver's own output is found again.
 _STREAMS: dict[bytes, StreamName] = {b"out": "stdout", b"err": "stderr"}
 
 
@@ -35,6 +36,7 @@ class LiveOutput:
         self._folder = folder
         self._output = output
         self._next = 1
+        self.last = b""
         self.exit_code: int | None = None
         self.problem = ""
 
@@ -52,6 +54,7 @@ class LiveOutput:
                 self._next += 1
                 for stream, piece in pieces:
                     self._output.write(stream, piece)
+                    self.last = (self.last + piece)[-_KEPT:]
         except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
             _logger.debug("The output of the run can't be read now: %s", error)
         return self._next != before
@@ -87,14 +90,16 @@ def parse_chunk(data: bytes) -> Iterator[tuple[StreamName, bytes]]:
         data = rest[length:]
 
 
-def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, *, whole: bool) -> str:
-    """Passes on what the Jobs API keeps of the driver's output and returns the run's error; both may be missing.
+def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, live: LiveOutput | None) -> str:
+    """Passes on what the Jobs API keeps of the driver's output and did not come live; returns the run's error.
+
+    All of it may be missing: a run whose cluster never started has neither.
 
     Args:
         client: The workspace.
         run: The run.
         output: Takes the output.
-        whole: Whether the driver's output is wanted too, because nothing of it came live.
+        live: What came live; None for nothing.
     """
     task_id = run.tasks[0].run_id if run.tasks else run.run_id
     if task_id is None:
@@ -104,10 +109,22 @@ def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, *, whol
     except Exception as error:  # noqa: BLE001 - a run whose cluster never started has none
         _logger.debug("The run has no output: %s", error)
         return ""
-    if whole and kept.logs:
-        output.write("stdout", kept.logs.encode() + b"\n")
-        if kept.logs_truncated:
-            output.write("stderr", b"(Databricks keeps no more of the driver's output than this.)\n")
-    if whole and kept.error_trace and kept.error_trace not in (kept.logs or ""):
+    logs = kept.logs or ""
+    if live is not None and live.exit_code is not None and live.seen:
+        return kept.error or ""
+    if live is not None and live.seen:
+        # The driver ended before it could write the rest: a killed driver, a cluster that was taken away.
+        logs = _after(logs, live.last.decode("utf-8", "replace"))
+    if logs:
+        output.write("stdout", logs.encode() + (b"" if logs.endswith("\n") else b"\n"))
+    if kept.logs_truncated:
+        output.write("stderr", b"(Databricks keeps no more of the driver's output than this.)\n")
+    if kept.error_trace and kept.error_trace not in (kept.logs or ""):
         output.write("stderr", kept.error_trace.encode() + b"\n")
     return kept.error or ""
+
+
+def _after(logs: str, last: str) -> str:
+    """What follows the last text that was passed on; nothing where that can't be found."""
+    place = logs.rfind(last.strip()) if last.strip() else -1
+    return logs[place + len(last.strip()) :].lstrip("\n") if place >= 0 else ""
