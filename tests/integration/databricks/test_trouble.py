@@ -116,7 +116,7 @@ def test_a_stopped_command_may_end_by_itself_and_leaves_nothing(bench: Bench, tm
         "signal.signal(signal.SIGTERM, end)\n"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
         "print('started', flush=True)\ntime.sleep(600)\n",
-        "true && python main.py",
+        "python main.py; true",
     )
     thread, found, stop = bench.start({"existing-cluster-id": "c-1"})
     wait_until(lambda: b"started" in bench.recorder.out, "not started")

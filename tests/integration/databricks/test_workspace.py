@@ -29,6 +29,11 @@ def a_task(**fields: Any) -> jobs.SubmitTask:
     return jobs.SubmitTask(**{**values, **fields})
 
 
+def submitted(client: WorkspaceClient, **fields: Any) -> int:
+    waiter: Any = client.jobs.submit(tasks=[a_task()], **fields)
+    return int(waiter.run_id)
+
+
 def upload(client: WorkspaceClient, text: str) -> None:
     client.workspace.upload(
         f"/Users/{USER}/a.py", io.BytesIO(text.encode()), format=files.ImportFormat.RAW, overwrite=True
@@ -55,8 +60,7 @@ def test_a_submitted_task_runs_and_is_shown(client: WorkspaceClient) -> None:
 def test_a_token_is_submitted_once(client: WorkspaceClient) -> None:
     upload(client, "")
 
-    first, again = (client.jobs.submit(tasks=[a_task()], idempotency_token="x").response.run_id for _ in range(2))
-    assert first == again
+    assert submitted(client, idempotency_token="x") == submitted(client, idempotency_token="x")
     with pytest.raises(errors.InvalidParameterValue, match="64 characters"):
         client.jobs.submit(tasks=[a_task()], idempotency_token="x" * 65)
 
@@ -96,9 +100,9 @@ def test_wrong_paths_are_refused(client: WorkspaceClient, method: str, path: str
 def test_runs_are_listed_in_pages(client: WorkspaceClient, workspace: FakeWorkspace) -> None:
     workspace.drivers.hold = "QUEUED"
     upload(client, "")
-    submitted = {client.jobs.submit(tasks=[a_task()]).run_id for _ in range(30)}
+    expected = {submitted(client) for _ in range(30)}
 
-    assert {each.run_id for each in client.jobs.list_runs(active_only=True, limit=7)} == submitted
+    assert {each.run_id for each in client.jobs.list_runs(active_only=True, limit=7)} == expected
     assert list(client.jobs.list_runs(completed_only=True)) == []
     with pytest.raises(errors.InvalidParameterValue, match="between 0 and 25"):
         list(client.jobs.list_runs(limit=26))
@@ -107,8 +111,8 @@ def test_runs_are_listed_in_pages(client: WorkspaceClient, workspace: FakeWorksp
 def test_runs_of_others_are_not_shown(client: WorkspaceClient, workspace: FakeWorkspace) -> None:
     upload(client, "")
     seen = jobs.JobAccessControlRequest(user_name="bob@example.com", permission_level=jobs.JobPermissionLevel.CAN_VIEW)
-    secret = client.jobs.submit(tasks=[a_task()]).run_id
-    shown = client.jobs.submit(tasks=[a_task()], access_control_list=[seen]).run_id
+    secret = submitted(client)
+    shown = submitted(client, access_control_list=[seen])
     bob = WorkspaceClient(host=workspace.host, token=workspace.people.grant("bob@example.com"))
 
     assert [each.run_id for each in bob.jobs.list_runs()] == [shown]

@@ -84,11 +84,29 @@ def test_the_commands_python_is_the_drivers_with_its_libraries(tmp_path: Path) -
     libraries = tmp_path / "libraries"
     libraries.mkdir()
     (libraries / "cluster_library.py").write_text("")
-    command = "python -c 'import cluster_library, sys; print(sys.executable)'"
+    wanted = job(tmp_path, {"a": ""}, command="python -c 'import cluster_library, sys; print(sys.executable)'")
+    # As a driver does it: the file's text is executed in a Python that has the cluster's libraries on its path.
+    driver = "import sys; sys.path.append({!r}); sys.argv = ['x', {!r}]; exec(compile(open({!r}).read(), 'x', 'exec'))"
 
-    done = run(tmp_path, job(tmp_path, {"a": ""}, command=command), PYTHONPATH=str(libraries), PATH="/usr/bin:/bin")
+    done = subprocess.run(
+        [sys.executable, "-c", driver.format(str(libraries), json.dumps(wanted), str(FILE))],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin"},
+    )
 
     assert done.stdout.strip() == sys.executable, done.stderr
+
+
+def test_nothing_that_the_command_started_goes_on(tmp_path: Path) -> None:
+    command = "(trap '' TERM; exec sleep 600) & echo $! > \"$HOME/pid\"; sleep 0.2"
+
+    done = run(tmp_path, job(tmp_path, {"a": ""}, command=command), HOME=str(tmp_path))
+
+    assert done.returncode == 0
+    status = Path(f"/proc/{int((tmp_path / 'pid').read_text())}/stat")
+    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 @pytest.mark.parametrize(
