@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ TASK_KEY = "mlproject"
 ENVIRONMENT_KEY = "default"
 MAX_ARGUMENT_BYTES = 9_500  # The Jobs API takes 10,000 bytes of parameters as JSON.
 _PASSED_ON = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID")
+# What the shell takes as it is: plain characters and quoted texts, without operators, variables and patterns.
+_PLAIN = re.compile(r"""(?:[\w@%+=:,./ \t-]|'[^']*'|"[^"$`\\]*")+""")
 _PROVIDERS: Mapping[str, str] = {
     "github.com": "gitHub",
     "gitlab.com": "gitLab",
@@ -183,18 +186,14 @@ def submission(
 
 
 def _git_task(call: BackendCall, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    copy = call.working_copy
-    words = shlex.split(command)
+    copy, spark = call.working_copy, spark_job(call, command)
+    words = shlex.split(command) if spark is None else ["python", spark.file, *spark.parameters]
     provider = _PROVIDERS.get(urlsplit(copy.repository_url or "").hostname or "")
     if not copy.commit or not copy.repository_url or copy.dirty:
         problem = "the project must be a commit of a git repository, without uncommitted changes"
     elif provider is None:
         problem = f"Databricks knows no git provider for {strip_credentials(copy.repository_url)}"
-    elif (
-        len(words) < 2
-        or words[0] not in ("python", "python3")
-        or any(each in command for each in (";", "|", "&", "$", "`"))
-    ):
+    elif len(words) < 2 or words[0] not in ("python", "python3") or _PLAIN.fullmatch(command) is None:
         problem = "the entry point must be one plain command 'python FILE …'"
     elif driver_environment(call) is not None:
         problem = "the project has an environment of its own; name it under libraries and give env_manager='local'"
