@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,11 +130,3 @@ class Bench:
         """What lies below the default code path."""
         root = self.workspace.root / "Workspace/Users/ada@example.com/.prefect-mlprojects" / folder
         return sorted(str(each.relative_to(root)) for each in root.rglob("*") if each.is_file())
-
-
-def wait_until(condition: Callable[[], Any], what: str) -> None:
-    """Waits for something that happens soon; fails when it does not."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from tests.fakes.databricks_api import FakeWorkspace
 from tests.integration.databricks.bench import Bench
 from tests.services.mlflow_server import MlflowServer
+from tests.services.waiting import free_port
 
 from prefect_mlprojects.server import ServerAddress
 
@@ -18,10 +18,7 @@ from prefect_mlprojects.server import ServerAddress
 @pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server's URI."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), port)
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), free_port())
     server.start()
     yield server.uri
     server.stop()

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from tests.fakes.databricks_api import FakeWorkspace
-from tests.integration.databricks.bench import CLUSTER, Bench, wait_until
+from tests.integration.databricks.bench import CLUSTER, Bench
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError
 from prefect_mlprojects.sources import WorkingCopy
@@ -145,7 +146,7 @@ def test_output_comes_while_the_run_goes_on(bench: Bench) -> None:
     bench.program("import sys, time\nprint('early', flush=True)\nprint('warned', file=sys.stderr)\ntime.sleep(600)\n")
 
     thread, found, stop = bench.start()
-    wait_until(lambda: b"early" in bench.recorder.out and b"warned" in bench.recorder.err, "no live output")
+    wait_for(lambda: b"early" in bench.recorder.out and b"warned" in bench.recorder.err, "live output")
     assert bench.last.life_cycle == "RUNNING"
     stop.request("enough")
     thread.join(60)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from tests.fakes.databricks_api import FakeWorkspace
-from tests.integration.databricks.bench import Bench, wait_until
+from tests.integration.databricks.bench import Bench
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects.backends.databricks.cleaning import clean_workspace
 from prefect_mlprojects.backends.databricks.config import parse_databricks_config
@@ -52,7 +53,7 @@ def test_the_code_of_a_run_that_has_not_ended_stays(bench: Bench, state: str | N
     bench.workspace.drivers.hold = state
     bench.program("import time; print('started', flush=True); time.sleep(3)")
     thread, found, _ = bench.start()
-    wait_until(lambda: 1000 in bench.workspace.runs and bench.last.life_cycle == (state or "RUNNING"), "not there")
+    wait_for(lambda: 1000 in bench.workspace.runs and bench.last.life_cycle == (state or "RUNNING"), "the run")
     # Days later: it still waits, and its note is as old.
     age(bench.workspace.root / "Workspace", 40)
     before = bench.files("code") + bench.files("runs")
@@ -70,7 +71,7 @@ def test_the_code_of_somebody_elses_run_stays(bench: Bench, workspace: FakeWorks
     workspace.drivers.hold = "QUEUED"
     bench.program("print('done')")
     thread, found, _ = bench.start({"code-path": SHARED})
-    wait_until(lambda: 1000 in workspace.runs, "not submitted")
+    wait_for(lambda: 1000 in workspace.runs, "the submission")
     age(workspace.root / "Volumes", 20)
     # He may not see the run at all.
     monkeypatch.setenv("DATABRICKS_TOKEN", workspace.people.grant("bob@example.com"))
@@ -102,7 +103,7 @@ def test_a_run_whose_code_went_says_so(bench: Bench) -> None:
     bench.workspace.drivers.hold = "QUEUED"
     bench.program("print('done')")
     thread, found, _ = bench.start()
-    wait_until(lambda: 1000 in bench.workspace.runs, "not submitted")
+    wait_for(lambda: 1000 in bench.workspace.runs, "the submission")
     next(bench.workspace.root.rglob("*.tar.gz")).unlink()
     bench.workspace.drivers.hold = None
     thread.join(60)
@@ -115,7 +116,7 @@ def test_many_runs_are_looked_through(bench: Bench) -> None:
     bench.workspace.drivers.hold = "QUEUED"
     bench.program("print('done')")
     threads = [bench.start()[0] for _ in range(1)]
-    wait_until(lambda: 1000 in bench.workspace.runs, "not submitted")
+    wait_for(lambda: 1000 in bench.workspace.runs, "the submission")
     body = {key: value for key, value in bench.last.body.items() if key != "idempotency_token"}
     other = {**body["tasks"][0]["spark_python_task"], "parameters": ["{}"]}
     for _ in range(60):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,8 @@ import httpx
 import pytest
 import yaml
 from tests.fakes.databricks_api import FakeWorkspace
-from tests.integration.databricks.bench import CLUSTER, FAST, wait_until
+from tests.integration.databricks.bench import CLUSTER, FAST
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects import run
 from prefect_mlprojects.blocks import DatabricksBackendBlock, DatabricksWorkspace
@@ -125,7 +130,7 @@ def test_a_retried_command_is_a_new_run(tracked: FakeWorkspace) -> None:
 
 def test_a_cancelled_run_is_cancelled_in_the_workspace(tracked: FakeWorkspace) -> None:
     submitted = call(parameters={"seconds": 600}, synchronous=False)
-    wait_until(lambda: any(each.life_cycle == "RUNNING" for each in tracked.runs.values()), "not running")
+    wait_for(lambda: any(each.life_cycle == "RUNNING" for each in tracked.runs.values()), "the run")
 
     submitted.cancel()
     submitted.cancel()
@@ -133,6 +138,64 @@ def test_a_cancelled_run_is_cancelled_in_the_workspace(tracked: FakeWorkspace) -
     assert submitted.get_status() == "KILLED"
     assert tracked.runs[1000].result == "CANCELED"
     assert tracked.runs[1000].process.poll() is not None
+
+
+async def make_flow_run(client: Any, parameters: dict[str, Any]) -> uuid.UUID:
+    """A flow run of a deployment, for a process as a worker starts it."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    from prefect_mlprojects import run_project
+
+    pool = f"pool-{uuid.uuid4().hex[:8]}"
+    await client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    deployment = await client.create_deployment(
+        flow_id=await client.create_flow(run_project),
+        name=pool,
+        entrypoint="prefect_mlprojects.flows.run_project.run_project",
+        work_pool_name=pool,
+    )
+    flow_run = await client.create_flow_run_from_deployment(deployment, parameters=parameters)
+    identifier: uuid.UUID = flow_run.id
+    return identifier
+
+
+async def start_again(client: Any, flow_run_id: uuid.UUID) -> None:
+    from prefect.states import Pending
+
+    await client.set_flow_run_state(flow_run_id, Pending(), force=True)
+
+
+def test_a_killed_worker_that_starts_its_flow_run_again_pays_once(
+    tracked: FakeWorkspace, prefect_server: ServerAddress, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    project = tmp_path / "project"
+    project.mkdir()
+    command = f"touch {tmp_path}/begun; while [ ! -e {gate} ]; do sleep 0.1; done; echo opened"
+    (project / "MLproject").write_text(f"entry_points:\n  main:\n    command: {json.dumps(command)}\n")
+    config = {"new_cluster": CLUSTER, **FAST}
+    parameters = {"uri": str(project), "backend": "databricks", "backend_config": config}
+    flow_run_id = call_api(prefect_server.api_url, make_flow_run, parameters)
+    worker = [sys.executable, "-m", "prefect.engine"]
+    environment = {**os.environ, "PREFECT__FLOW_RUN_ID": str(flow_run_id)}
+    first = subprocess.Popen(worker, env=environment, start_new_session=True)
+    wait_for((tmp_path / "begun").exists, "the command", 90)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+
+    call_api(prefect_server.api_url, start_again, flow_run_id)
+    again = subprocess.Popen(worker, env=environment, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: sum("runs/submit" in path for _, path in tracked.requests) == 2, "the second submission")
+    gate.touch()
+    out, _ = again.communicate(timeout=120)
+
+    import mlflow
+
+    assert "opened" in out
+    assert list(tracked.runs) == [1000]
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    own = [each for each in runs if each.data.tags.get("mlflow.databricks.runURL", "").startswith(tracked.host)]
+    assert [each.info.status for each in own] == ["FINISHED"]
 
 
 def test_blocks_hold_the_workspace_and_the_cluster(

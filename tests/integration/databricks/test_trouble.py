@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from tests.fakes.databricks_api import Refusal
-from tests.integration.databricks.bench import CLUSTER, FAST, Bench, wait_until
+from tests.integration.databricks.bench import CLUSTER, FAST, Bench
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects.exceptions import BackendError
 
@@ -83,7 +84,7 @@ def test_our_timeout_cancels_the_run(bench: Bench) -> None:
 def test_a_run_that_somebody_else_cancelled_says_who(bench: Bench) -> None:
     bench.program(SLEEP)
     thread, found, _ = bench.start()
-    wait_until(lambda: b"started" in bench.recorder.out, "not started")
+    wait_for(lambda: b"started" in bench.recorder.out, "the command")
 
     bench.last.cancelled_by = "bob@example.com"
     bench.last.asked_to_end.set()
@@ -97,7 +98,7 @@ def test_a_queued_run_is_cancelled_before_it_starts(bench: Bench) -> None:
     bench.workspace.drivers.hold = "QUEUED"
     bench.program(SLEEP)
     thread, found, stop = bench.start()
-    wait_until(lambda: any("QUEUED" in line for line in bench.recorder.reports), "not queued")
+    wait_for(lambda: any("QUEUED" in line for line in bench.recorder.reports), "the queue")
 
     stop.request("enough")
     thread.join(60)
@@ -119,7 +120,7 @@ def test_a_stopped_command_may_end_by_itself_and_leaves_nothing(bench: Bench, tm
         "python main.py; true",
     )
     thread, found, stop = bench.start({"existing-cluster-id": "c-1"})
-    wait_until(lambda: b"started" in bench.recorder.out, "not started")
+    wait_for(lambda: b"started" in bench.recorder.out, "the command")
 
     stop.request("enough")
     thread.join(60)
@@ -127,7 +128,7 @@ def test_a_stopped_command_may_end_by_itself_and_leaves_nothing(bench: Bench, tm
     assert found[0].ending == "stopped"
     assert b"saved" in bench.recorder.out
     child = int((tmp_path / "pid").read_text())
-    wait_until(lambda: not Path(f"/proc/{child}").exists() or is_dead(child), "a child is left")
+    wait_for(lambda: not Path(f"/proc/{child}").exists() or is_dead(child), "the child's end")
 
 
 def is_dead(pid: int) -> bool:
@@ -167,7 +168,7 @@ def test_a_workspace_that_limits_every_request_is_still_used(bench: Bench) -> No
 def test_a_lost_network_is_waited_for(bench: Bench) -> None:
     bench.program("import time; print('started', flush=True); time.sleep(2)")
     thread, found, _ = bench.start()
-    wait_until(lambda: b"started" in bench.recorder.out, "not started")
+    wait_for(lambda: b"started" in bench.recorder.out, "the command")
     bench.workspace.unreachable = True
     time.sleep(3)
     assert thread.is_alive()
@@ -198,7 +199,7 @@ def test_a_network_that_stays_lost_is_given_up_with_the_run_named(bench: Bench) 
 def test_a_stop_during_a_lost_network_still_cancels_the_run(bench: Bench) -> None:
     bench.program(SLEEP)
     thread, found, stop = bench.start()
-    wait_until(lambda: b"started" in bench.recorder.out, "not started")
+    wait_for(lambda: b"started" in bench.recorder.out, "the command")
     bench.workspace.unreachable = True
     time.sleep(0.5)
     stop.request("enough")
@@ -220,17 +221,18 @@ def test_a_killed_watcher_finds_its_run_again(bench: Bench, tmp_path: Path) -> N
     script = textwrap.dedent(f"""
         from pathlib import Path
         from tests.integration.databricks.bench import Bench
+from tests.services.waiting import wait_for
         bench = Bench(None, Path({str(bench.folder)!r}))
         bench.run(flow_run_id={flow_run_id!r})
     """)
     root = Path(__file__).parents[3]
     watcher = subprocess.Popen([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
-    wait_until(lambda: 1000 in bench.workspace.runs and bench.last.life_cycle == "RUNNING", "not submitted")
+    wait_for(lambda: 1000 in bench.workspace.runs and bench.last.life_cycle == "RUNNING", "the submission")
     watcher.send_signal(signal.SIGKILL)
     watcher.wait()
 
     thread, found, _ = bench.start(flow_run_id=flow_run_id)
-    wait_until(lambda: b"started" in bench.recorder.out, "the output is not found again")
+    wait_for(lambda: b"started" in bench.recorder.out, "its output")
     gate.touch()
     thread.join(60)
 
@@ -304,7 +306,7 @@ def test_what_databricks_refuses_is_told_in_its_words(bench: Bench, config: dict
 def test_an_idle_look_costs_two_requests(bench: Bench) -> None:
     bench.program(SLEEP)
     thread, _, stop = bench.start({"new_cluster": CLUSTER, **FAST, "max-poll-interval": 0.3})
-    wait_until(lambda: b"started" in bench.recorder.out, "not started")
+    wait_for(lambda: b"started" in bench.recorder.out, "the command")
     before = len(bench.workspace.requests)
     time.sleep(2)
     seen = bench.workspace.requests[before:]
