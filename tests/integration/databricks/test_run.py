@@ -140,6 +140,22 @@ def test_a_cancelled_run_is_cancelled_in_the_workspace(tracked: FakeWorkspace) -
     assert tracked.runs[1000].process.poll() is not None
 
 
+def test_ctrl_c_cancels_the_run(tracked: FakeWorkspace, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"new_cluster": CLUSTER, **FAST}))
+    command = [sys.executable, "-m", "prefect_mlprojects", "run", str(PROJECT), "-P", "seconds=600"]
+    command += ["--backend", "databricks", "--backend-config", str(config)]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: any(each.life_cycle == "RUNNING" for each in tracked.runs.values()), "the run")
+
+    started.send_signal(signal.SIGINT)
+    out, _ = started.communicate(timeout=120)
+
+    assert started.returncode not in (0, None), out
+    assert tracked.runs[1000].result == "CANCELED"
+    assert "Traceback" not in out
+
+
 async def make_flow_run(client: Any, parameters: dict[str, Any]) -> uuid.UUID:
     """A flow run of a deployment, for a process as a worker starts it."""
     from prefect.client.schemas.actions import WorkPoolCreate

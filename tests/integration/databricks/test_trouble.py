@@ -290,7 +290,7 @@ def test_a_cluster_that_is_not_there_is_told(bench: Bench) -> None:
     [
         ({"environment": {"dependencies": ["six"]}}, "client or environment_version is required"),
         ({"libraries": [{"pypi": {"package": "six"}, "jar": "x"}]}, "exactly one of"),
-        ({"libraries": [{"pypy": {"package": "six"}}]}, "has no 'pypy'"),
+        ({"libraries": [{"pypi": {"packge": "six"}}]}, "has no 'packge'"),
         ({"new_cluster": {"spark_version": "15.4.x-scala2.12", "num_workers": "many"}}, "num_workers to be int"),
     ],
 )
