@@ -163,6 +163,8 @@ def test_output_may_come_at_the_end_only(bench: Bench) -> None:
     assert outcome.succeeded
     assert b"late" in bench.recorder.out
     assert bench.files("output") == []
+    bench.program("raise SystemExit(3)\n")
+    assert bench.run({"live-output": False}).exit_code == 3
 
 
 def test_a_policy_rules_the_job_cluster(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -108,7 +109,7 @@ class Execution:
                 self._remove(path)
                 return None
             # From here on a stop must not end the asking: an answer that was lost may be that of a run which costs money.
-            what, seconds = "Databricks refused the run", self._config.network_timeout
+            what, seconds = "The run can't be submitted to Databricks", self._config.network_timeout
             try:
                 answer = insist(partial(_post, self._client, body), seconds, None, what)
             except BackendError:
@@ -207,10 +208,11 @@ def outcome(
         )
     if found.status == "failed" and live is not None and live.problem:
         return ExecutionOutcome("not-started", cause=live.problem.rstrip("."), output_tail=tail)
-    if found.status == "failed" and live is not None and live.exit_code:
-        cause = find_cause(live.exit_code)
+    code = (live.exit_code if live is not None else None) or _exit_code(error)
+    if found.status == "failed" and code:
+        cause = find_cause(code)
         return ExecutionOutcome(
-            "exited", live.exit_code, cause.signal, cause.text, cause.advice or found.advice, output_tail=tail
+            "exited", code, cause.signal, cause.text, cause.advice or found.advice, output_tail=tail
         )
     text = f"{found.cause}: {error}" if error and error not in found.cause else found.cause
     match found.status:
@@ -221,3 +223,9 @@ def outcome(
         case "not-started":
             return ExecutionOutcome("not-started", cause=text, advice=found.advice, output_tail=tail)
     return ExecutionOutcome("exited", 1, cause=text, advice=found.advice, output_tail=tail)
+
+
+def _exit_code(error: str) -> int | None:
+    """The exit code that the bootstrap ended with, as a driver shows it, where nothing came live."""
+    match = re.match(r"SystemExit: (\d+)\b", error.strip())
+    return int(match[1]) if match is not None else None
