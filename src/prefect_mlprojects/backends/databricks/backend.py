@@ -18,7 +18,7 @@ from prefect_mlprojects.backends.databricks.execution import Execution
 from prefect_mlprojects.backends.databricks.network import insist
 from prefect_mlprojects.backends.databricks.storage import FOLDER, storage_for
 from prefect_mlprojects.backends.databricks.task import remote_variables, submission
-from prefect_mlprojects.backends.databricks.upload import code_of, pack, upload
+from prefect_mlprojects.backends.databricks.upload import check_size, code_of, pack, upload
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.tracking.uris import is_on_this_machine
@@ -115,6 +115,7 @@ class DatabricksBackend:
         if config.git_source:
             return Preparation("git commit checked out by Databricks", True, facts={**facts, "sha256": "", "size": "0"})
         archive = pack(call, environment)
+        check_size(facts["root"], len(archive.content))
         code = code_of(facts["root"], archive.sha256)
         if stop.requested:
             raise BackendError("The upload to Databricks was stopped.", backend=NAME)

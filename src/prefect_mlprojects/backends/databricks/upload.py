@@ -20,6 +20,8 @@ from prefect_mlprojects.exceptions import BackendError
 
 CODE_FOLDER = "code"
 OUTPUT_FOLDER = "output"
+# https://docs.databricks.com/files/workspace.html, "File size limit".
+_LARGEST_WORKSPACE_FILE = 500 << 20
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,24 @@ def upload(
             ask(partial(storage.write, path, content))
             reused = False
     return reused
+
+
+def check_size(root: str, size: int) -> None:
+    """Makes sure that an archive fits where it is to go.
+
+    Args:
+        root: The code path.
+        size: The archive's bytes.
+
+    Raises:
+        BackendError: It does not.
+    """
+    if root.startswith("/Workspace/") and size > _LARGEST_WORKSPACE_FILE:
+        raise BackendError(
+            f"The project packed up has {size >> 20} MB; workspace files have {_LARGEST_WORKSPACE_FILE >> 20} MB at most. Name "
+            "data that is not code in its .dockerignore, or choose a volume as code-path (/Volumes/CATALOG/SCHEMA/VOLUME).",
+            backend=NAME,
+        )
 
 
 def check_unchanged(archive: Archive, sha256: str) -> None:

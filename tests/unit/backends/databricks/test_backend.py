@@ -9,6 +9,7 @@ import pytest
 from prefect_mlprojects.backends.base import BackendCall
 from prefect_mlprojects.backends.databricks.backend import DatabricksBackend
 from prefect_mlprojects.backends.databricks.task import remote_variables
+from prefect_mlprojects.backends.databricks.upload import check_size
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.spec import (
@@ -126,6 +127,14 @@ def test_a_command_that_is_too_long_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(BackendError, match="Databricks takes 9500"):
         planned(call, command + " x" * 5000)
+
+
+def test_an_archive_that_is_too_large_is_told_with_a_way_out() -> None:
+    with pytest.raises(BackendError, match="choose a volume"):
+        check_size("/Workspace/Users/ada/x", (500 << 20) + 1)
+
+    check_size("/Workspace/Users/ada/x", 500 << 20)
+    check_size("/Volumes/main/ml/code", 5000 << 20)
 
 
 def test_paths_are_placed_as_the_driver_sees_them(tmp_path: Path) -> None:
