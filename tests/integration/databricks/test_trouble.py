@@ -221,7 +221,6 @@ def test_a_killed_watcher_finds_its_run_again(bench: Bench, tmp_path: Path) -> N
     script = textwrap.dedent(f"""
         from pathlib import Path
         from tests.integration.databricks.bench import Bench
-from tests.services.waiting import wait_for
         bench = Bench(None, Path({str(bench.folder)!r}))
         bench.run(flow_run_id={flow_run_id!r})
     """)
