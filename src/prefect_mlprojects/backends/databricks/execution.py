@@ -84,7 +84,8 @@ class Execution:
             run, found = cancel(self._client, run_id, self._config)
         if live is not None:
             live.finish()
-        error = driver_output(self._client, run, self._output, live)
+        known = found.status == "succeeded" and live is not None and live.complete
+        error = "" if known else driver_output(self._client, run, self._output, live)
         tail = self._output.close()
         self._clear(code, found)
         return outcome(found, why, self._stop, live, error, tail)

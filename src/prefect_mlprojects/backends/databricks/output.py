@@ -45,6 +45,11 @@ class LiveOutput:
         """Whether anything came."""
         return self._next > 1
 
+    @property
+    def complete(self) -> bool:
+        """Whether all came: the bootstrap told how the command ended, after its last output."""
+        return self.seen and self.exit_code is not None
+
     def read(self) -> bool:
         """Passes new output on; returns whether there was any. Trouble with the files only delays it."""
         before = self._next
@@ -110,7 +115,7 @@ def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, live: L
         _logger.debug("The run has no output: %s", error)
         return ""
     logs = kept.logs or ""
-    if live is not None and live.exit_code is not None and live.seen:
+    if live is not None and live.complete:
         return kept.error or ""
     if live is not None and live.seen:
         # The driver ended before it could write the rest: a killed driver, a cluster that was taken away.
