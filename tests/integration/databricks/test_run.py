@@ -214,6 +214,26 @@ def test_a_killed_worker_that_starts_its_flow_run_again_pays_once(
     assert [each.info.status for each in own] == ["FINISHED"]
 
 
+def test_a_cancellation_in_prefect_cancels_the_run_of_a_worker(
+    tracked: FakeWorkspace, prefect_server: ServerAddress
+) -> None:
+    parameters = {
+        "uri": str(PROJECT),
+        "parameters": {"seconds": 600},
+        "backend": "databricks",
+        "backend_config": {"new_cluster": CLUSTER, **FAST},
+    }
+    flow_run_id = call_api(prefect_server.api_url, make_flow_run, parameters)
+    environment = {**os.environ, "PREFECT__FLOW_RUN_ID": str(flow_run_id)}
+    worker = subprocess.Popen([sys.executable, "-m", "prefect.engine"], env=environment)
+    wait_for(lambda: any(each.life_cycle == "RUNNING" for each in tracked.runs.values()), "the run")
+
+    assert cli("cancel", str(flow_run_id)) == 0
+    worker.wait(timeout=120)
+
+    assert tracked.runs[1000].result == "CANCELED"
+
+
 def test_blocks_hold_the_workspace_and_the_cluster(
     tracked: FakeWorkspace, prefect_server: ServerAddress, monkeypatch: Any
 ) -> None:
