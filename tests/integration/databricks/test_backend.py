@@ -143,7 +143,7 @@ def test_a_spark_jobs_error_is_passed_on(bench: Bench) -> None:
 
 
 def test_output_comes_while_the_run_goes_on(bench: Bench) -> None:
-    bench.program("import sys, time\nprint('early', flush=True)\nprint('warned', file=sys.stderr)\ntime.sleep(600)\n")
+    bench.program("import sys, time\nprint('early')\nprint('warned', file=sys.stderr)\ntime.sleep(600)\n")
 
     thread, found, stop = bench.start()
     wait_for(lambda: b"early" in bench.recorder.out and b"warned" in bench.recorder.err, "live output")

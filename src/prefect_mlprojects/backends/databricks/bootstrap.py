@@ -336,6 +336,8 @@ def run_in_process(job: dict[str, Any], project: Path, variables: dict[str, str]
 def command_variables(job: dict[str, Any], root: Path, log: Any) -> dict[str, str]:
     """Returns the whole environment of the command."""
     variables = {**os.environ, **job["variables"], **read_secrets(job.get("secrets"))}
+    # Output goes through a pipe here; a Python command would hold it back until a buffer is full.
+    variables.setdefault("PYTHONUNBUFFERED", "1")
     programs = Path(sys.executable).parent
     if job.get("environment"):
         programs = build_environment(job["environment"], root, log)

@@ -63,7 +63,7 @@ def _old_paths(client: WorkspaceClient, config: DatabricksConfig, days: float) -
     if not candidates:
         return root, []
     active = _active_texts(client)
-    needed = set(_noted(storage, root, user, active, now))
+    needed = set(_noted(storage, root, user, active, now, max(_SUBMITTING, config.network_timeout)))
     return root, [
         f"{root}/{folder}/{name}"
         for folder, name in candidates
@@ -83,7 +83,7 @@ def _active_texts(client: WorkspaceClient) -> list[str]:
     return texts
 
 
-def _noted(storage: Storage, root: str, user: str, active: list[str], now: float) -> Iterator[str]:
+def _noted(storage: Storage, root: str, user: str, active: list[str], now: float, submitting: float) -> Iterator[str]:
     """What the notes of runs that may not have ended ask for, the notes themselves and their output included."""
     for name, changed in storage.names(f"{root}/{NOTES_FOLDER}"):
         note = read_note(storage, f"{root}/{NOTES_FOLDER}/{name}")
@@ -92,7 +92,7 @@ def _noted(storage: Storage, root: str, user: str, active: list[str], now: float
             continue
         mine = note.user == user
         # One's own runs are all among the active ones, once they are submitted; of others, only the note tells.
-        if any(token in text for text in active) or now - changed < (_SUBMITTING if mine else _LONGEST_RUN):
+        if any(token in text for text in active) or now - changed < (submitting if mine else _LONGEST_RUN):
             yield f"{NOTES_FOLDER}/{name}"
             yield f"{OUTPUT_FOLDER}/{token}"
             yield from (f"{CODE_FOLDER}/{file}" for file in note.files)
