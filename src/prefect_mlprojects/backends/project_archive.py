@@ -52,7 +52,7 @@ class ProjectFile:
     target: str | None = None
 
 
-def project_files(directory: Path) -> tuple[ProjectFile, ...]:
+def project_files(directory: Path, *, backend: str = "local") -> tuple[ProjectFile, ...]:
     """Lists a project's files in the order of their names, without what ``LEFT_OUT`` and its ``.dockerignore`` name.
 
     The patterns are Docker's (https://docs.docker.com/build/concepts/context/#dockerignore-files), read by its own SDK; the
@@ -60,6 +60,7 @@ def project_files(directory: Path) -> tuple[ProjectFile, ...]:
 
     Args:
         directory: The project's folder.
+        backend: Who asks, for errors.
 
     Raises:
         BackendError: A folder or the ``.dockerignore`` can't be read.
@@ -72,7 +73,7 @@ def project_files(directory: Path) -> tuple[ProjectFile, ...]:
     except OSError as error:
         raise BackendError(
             f"The project's files can't be listed: {error.filename or directory}: {error.strerror or error}.",
-            backend="local",
+            backend=backend,
         ) from None
     return tuple(entry for name in names if name and (entry := _entry(directory, name)) is not None)
 
@@ -97,12 +98,15 @@ def _entry(directory: Path, name: str) -> ProjectFile | None:
     return None
 
 
-def content_digest(files: tuple[ProjectFile, ...], extra: Mapping[str, bytes] | None = None) -> str:
+def content_digest(
+    files: tuple[ProjectFile, ...], extra: Mapping[str, bytes] | None = None, *, backend: str = "local"
+) -> str:
     """Returns the SHA-256 of names, modes and contents, as hexadecimal digits: the same for the same files anywhere.
 
     Args:
         files: What ``project_files`` listed.
         extra: Further files by name, such as a Dockerfile made up for the build.
+        backend: Who asks, for errors.
 
     Raises:
         BackendError: A file can't be read.
@@ -111,14 +115,14 @@ def content_digest(files: tuple[ProjectFile, ...], extra: Mapping[str, bytes] | 
     for file in files:
         digest.update(f"{file.name}\0{file.mode:o}\0{file.target or ''}\0".encode("utf-8", "surrogateescape"))
         if file.target is None and not file.path.is_dir():
-            digest.update(_file_digest(file))
+            digest.update(_file_digest(file, backend))
     for name, content in sorted((extra or {}).items()):
         digest.update(f"{name}\0extra\0".encode())
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
-def _file_digest(file: ProjectFile) -> bytes:
+def _file_digest(file: ProjectFile, backend: str) -> bytes:
     try:
         with file.path.open("rb") as content:
             whole = hashlib.sha256()
@@ -126,7 +130,7 @@ def _file_digest(file: ProjectFile) -> bytes:
                 whole.update(chunk)
             return whole.digest()
     except OSError as error:
-        raise _unreadable(file, error) from None
+        raise _unreadable(file, error, backend) from None
 
 
 def write_archive(
@@ -137,6 +141,7 @@ def write_archive(
     extra: Mapping[str, bytes] | None = None,
     compressed: bool = False,
     owner: tuple[int, int] = (0, 0),
+    backend: str = "local",
 ) -> None:
     """Writes a tar archive whose bytes depend on names, modes and contents only.
 
@@ -147,11 +152,13 @@ def write_archive(
         extra: Further files by name; they win over files of the same name.
         compressed: Whether to compress with gzip.
         owner: User and group id of all files.
+        backend: Who asks, for errors.
 
     Raises:
         BackendError: A file can't be read, or changed its size while it was read.
     """
-    for chunk in iterate_archive(files, prefix=prefix, extra=extra, compressed=compressed, owner=owner):
+    pieces = iterate_archive(files, prefix=prefix, extra=extra, compressed=compressed, owner=owner, backend=backend)
+    for chunk in pieces:
         target.write(chunk)
 
 
@@ -163,6 +170,7 @@ def iterate_archive(
     compressed: bool = False,
     owner: tuple[int, int] = (0, 0),
     tar_format: int = tarfile.PAX_FORMAT,
+    backend: str = "local",
 ) -> Iterator[bytes]:
     """Yields the archive that ``write_archive`` writes in pieces, without holding it in memory or on disk.
 
@@ -174,6 +182,7 @@ def iterate_archive(
         owner: User and group id of all files.
         tar_format: ``tarfile.PAX_FORMAT``, or ``tarfile.GNU_FORMAT`` for a reader such as busybox that knows no other way to
             write long and non-ASCII names.
+        backend: Who asks, for errors.
 
     Raises:
         BackendError: A file can't be read, or changed its size while it was read.
@@ -198,7 +207,7 @@ def iterate_archive(
     for file in files:
         if file.name in extra:
             continue
-        _add(archive, file, folder, owner)
+        _add(archive, file, folder, owner, backend)
         yield from buffer.take()
     for name, content in sorted(extra.items()):
         info = _info(folder + name, 0o644, owner)
@@ -211,7 +220,7 @@ def iterate_archive(
     yield from buffer.take()
 
 
-def _add(archive: tarfile.TarFile, file: ProjectFile, folder: str, owner: tuple[int, int]) -> None:
+def _add(archive: tarfile.TarFile, file: ProjectFile, folder: str, owner: tuple[int, int], backend: str) -> None:
     info = _info(folder + file.name, file.mode, owner)
     try:
         if file.target is not None:
@@ -225,7 +234,7 @@ def _add(archive: tarfile.TarFile, file: ProjectFile, folder: str, owner: tuple[
                 info.size = os.fstat(content.fileno()).st_size
                 archive.addfile(info, content)
     except OSError as error:
-        raise _unreadable(file, error) from None
+        raise _unreadable(file, error, backend) from None
 
 
 def _info(name: str, mode: int, owner: tuple[int, int]) -> tarfile.TarInfo:
@@ -235,11 +244,11 @@ def _info(name: str, mode: int, owner: tuple[int, int]) -> tarfile.TarInfo:
     return info
 
 
-def _unreadable(file: ProjectFile, error: OSError) -> BackendError:
+def _unreadable(file: ProjectFile, error: OSError, backend: str) -> BackendError:
     return BackendError(
         f"The project's file {file.path} can't be read: {error.strerror or error}. Make it readable, or name it in the "
         f"project's {IGNORE_FILE}.",
-        backend="local",
+        backend=backend,
     )
 
 

@@ -49,7 +49,7 @@ from prefect_mlprojects.submitted_run import RUN_ID_LABEL
 from prefect_mlprojects.tasks.execute import Target, execute
 from prefect_mlprojects.tasks.fetch import fetch
 from prefect_mlprojects.tasks.resolve_env import resolve_env
-from prefect_mlprojects.tasks.session import RunResult, RunSession, current_session
+from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_session
 from prefect_mlprojects.tasks.steps import install_plain_errors
 from prefect_mlprojects.tasks.validate_params import Invocation, validate_params
 from prefect_mlprojects.tracking import TrackingRequest, child_variables, resolve_tracking_uri
@@ -135,10 +135,10 @@ async def run_project(
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
-    session = current_session()
-    session.set_flow_run_id(str(context.flow_run.id))
-    async with watch_cancellation(context.flow_run.id, session.stop):
-        return await _ProjectRun(call, session, context.flow_run, context.client).run()
+    with shared_session() as session:
+        session.set_flow_run_id(str(context.flow_run.id))
+        async with watch_cancellation(context.flow_run.id, session.stop):
+            return await _ProjectRun(call, session, context.flow_run, context.client).run()
 
 
 class _ProjectRun:

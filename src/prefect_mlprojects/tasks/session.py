@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
@@ -196,6 +197,17 @@ _current: ContextVar[RunSession | None] = ContextVar("prefect_mlprojects_session
 def current_session() -> RunSession:
     """Returns the session of the flow run that this code belongs to, or one with the defaults."""
     return _current.get() or RunSession()
+
+
+@contextmanager
+def shared_session() -> Iterator[RunSession]:
+    """Makes the current session that of everything in this block: a flow's tasks see the stop signal and the run that it sees."""
+    session = current_session()
+    token = _current.set(session)
+    try:
+        yield session
+    finally:
+        _current.reset(token)
 
 
 def use_session(session: RunSession) -> None:

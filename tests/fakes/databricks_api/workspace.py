@@ -1,243 +1,145 @@
-"""A Databricks workspace over HTTP, for the real SDK: state, strict requests, real failures, and tasks that really run.
-
-It speaks the REST API of https://docs.databricks.com/api/workspace: current user, workspace files, UC volume files, DBFS, and
-Jobs runs submit/get/get-output/cancel. A submitted ``spark_python_task`` runs as a local process whose paths ``/Workspace``,
-``/Volumes``, ``/dbfs`` and ``dbfs:`` are replaced, in its script's name and its arguments, by folders below ``root``.
-
-Its limits: one user, no ACLs, no Spark, no real clusters; ``git_source`` is checked but not checked out.
-"""
+"""The workspace itself: its state, its HTTP server, and what goes wrong on the way."""
 
 from __future__ import annotations
 
-import base64
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
-from dataclasses import dataclass, field
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
 from email.parser import BytesParser
 from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
-USER = "ada@example.com"
-_SUBMIT = {
-    "run_name", "idempotency_token", "tasks", "git_source", "environments", "timeout_seconds", "access_control_list",
-}  # fmt: skip
-_TASK = {"task_key", "spark_python_task", "new_cluster", "existing_cluster_id", "environment_key", "libraries"}
-_LINGER = 5.0
+from tests.fakes.databricks_api.clusters import Clusters
+from tests.fakes.databricks_api.driver import Drivers, Failure, end_process
+from tests.fakes.databricks_api.errors import Refusal, no_endpoint
+from tests.fakes.databricks_api.files import Dbfs, Volumes, WorkspaceFiles
+from tests.fakes.databricks_api.identity import USER, Directory, SecretScopes
+from tests.fakes.databricks_api.runs import FakeRun, Runs
 
-
-class Refusal(Exception):
-    """An error answer of the API."""
-
-    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message, self.headers = status, code, message, headers or {}
+__all__ = ["USER", "FakeWorkspace"]
+_VERSIONS = {"jobs": ("2.1", "2.2"), "clusters": ("2.0", "2.1")}
 
 
-@dataclass
-class FakeRun:
-    """A run."""
-
-    run_id: int
-    body: dict[str, Any]
-    life_cycle: str = "PENDING"
-    result: str | None = None
-    code: str | None = None
-    kind: str | None = None
-    message: str = ""
-    logs: str = ""
-    error: str | None = None
-    process: subprocess.Popen[bytes] | None = None
-    cancelled: bool = False
-
-
-@dataclass
 class FakeWorkspace:
-    """The workspace's state.
+    """A workspace.
+
+    Args:
+        root: Where its files are.
+        mlflow_server: A real MLflow server that stands behind its MLflow API; None for none.
 
     Attributes:
-        root: Where its files are.
-        tokens: The tokens that are let in.
-        failure: How the next runs end before they start: code, type, message.
-        troubles: What happens to the next requests whose path holds the first text: a ``Refusal`` or ``"drop"``.
+        host: Its address.
+        people: Users, service principals, tokens.
+        secrets: Secret scopes.
+        clusters: Clusters and policies.
+        drivers: Where tasks run, and how they fail.
+        troubles: What happens to the next requests whose path holds the first text: a ``Refusal``, ``"drop"`` (the connection
+            ends before the request is seen) or ``"drop-answer"`` (the request is carried out, its answer is lost).
+        unreachable: While it is true, every connection is dropped.
+        rate_limit: How many requests a second are let in; None for any number.
+        requests: The method and path of every request.
     """
 
-    root: Path
-    tokens: set[str] = field(default_factory=lambda: {"good-token"})
-    clients: dict[str, str] = field(default_factory=lambda: {"robot": "robot-secret"})
-    runs: dict[int, FakeRun] = field(default_factory=dict)
-    by_token: dict[str, int] = field(default_factory=dict)
-    failure: tuple[str, str, str] | None = None
-    troubles: list[tuple[str, Refusal | str]] = field(default_factory=list)
-    requests: list[tuple[str, str]] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=dict)
-    host: str = ""
-
-    def __post_init__(self) -> None:
-        self._lock = threading.RLock()
-        self._handles: dict[int, Path] = {}
+    def __init__(self, root: Path, mlflow_server: str | None = None) -> None:
+        self.root, self.mlflow_server = root, mlflow_server
+        self.people, self.secrets, self.clusters = Directory(), SecretScopes(), Clusters()
+        for name in sorted(self.people.users):
+            (root / "Workspace" / "Users" / name).mkdir(parents=True)
+        (root / "dbfs").mkdir()
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"workspace": self}))
         server.daemon_threads = True
         self._server = server
         self.host = f"http://127.0.0.1:{server.server_address[1]}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.drivers = Drivers(root, self.host, self.people, self.secrets)
+        self.jobs = Runs(self.host, self.people, self.clusters, self.drivers.start)
+        self.files = WorkspaceFiles(root / "Workspace")
+        self.volumes = Volumes(root, {"main/ml/code"})
+        self.dbfs = Dbfs(root / "dbfs")
+        self.troubles: list[tuple[str, Refusal | str]] = []
+        self.unreachable = False
+        self.rate_limit: float | None = None
+        self.requests: list[tuple[str, str]] = []
+        self._arrivals: list[float] = []
+        self._lock = threading.Lock()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+
+    @property
+    def runs(self) -> dict[int, FakeRun]:
+        """The runs by their ids."""
+        return self.jobs.all
+
+    def fail(self, code: str, kind: str, message: str, **further: Any) -> None:
+        """Lets the next runs end before their task starts; see ``Failure``."""
+        self.drivers.failure = Failure(code, kind, message, **further)
 
     def close(self) -> None:
         """Ends the server and every process it started."""
+        for run in self.runs.values():
+            run.asked_to_end.set()
+            if run.process is not None:
+                end_process(run.process)
         self._server.shutdown()
         self._server.server_close()
-        for run in self.runs.values():
-            self._end(run)
 
-    def local(self, path: str) -> Path:
-        """Where a path of the workspace is here."""
-        if path.startswith("dbfs:"):
-            path = "/dbfs/" + path.removeprefix("dbfs:").lstrip("/")
-        return self.root / path.lstrip("/")
-
-    # -- jobs
-
-    def submit(self, body: dict[str, Any]) -> dict[str, Any]:
-        """``jobs/runs/submit``."""
-        _only(body, _SUBMIT, "request")
-        tasks = body.get("tasks")
-        if not isinstance(tasks, list) or len(tasks) != 1:
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", "Exactly one task is expected.")
-        task = tasks[0]
-        _only(task, _TASK, "task")
-        if sum(key in task for key in ("new_cluster", "existing_cluster_id", "environment_key")) != 1:
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", "Cluster validation error: Missing required field: cluster")
-        cluster = task.get("new_cluster")
-        if cluster is not None and ("spark_version" not in cluster or not {"num_workers", "autoscale"} & set(cluster)):
-            raise Refusal(
-                400, "INVALID_PARAMETER_VALUE", "Cluster validation error: Missing required field: spark_version"
-            )
-        if "environment_key" in task and task["environment_key"] not in [
-            each["environment_key"] for each in body.get("environments", [])
-        ]:
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", "The environment_key is not among the environments.")
-        python = task["spark_python_task"]
-        _only(python, {"python_file", "parameters", "source"}, "spark_python_task")
-        if len(json.dumps(python.get("parameters", []))) > 10_000:
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", "The parameters are too long.")
-        if python.get("source") != "GIT" and not python["python_file"].startswith(
-            ("/Workspace/", "/Volumes/", "dbfs:/")
-        ):
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", f"Invalid python file reference: {python['python_file']}")
-        token = body.get("idempotency_token", "")
-        if len(token) > 64:
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", "idempotency_token must have at most 64 characters")
+    def trouble(self, path: str) -> Refusal | str | None:
+        """What goes wrong with a request."""
         with self._lock:
-            if token and token in self.by_token:
-                return {"run_id": self.by_token[token]}
-            run = FakeRun(1000 + len(self.runs), body)
-            self.runs[run.run_id] = run
-            if token:
-                self.by_token[token] = run.run_id
-        threading.Thread(target=self._live, args=(run, python), daemon=True).start()
-        return {"run_id": run.run_id}
-
-    def _live(self, run: FakeRun, python: dict[str, Any]) -> None:
-        if self.failure is not None:
-            run.code, run.kind, run.message = self.failure
-            run.result, run.life_cycle = "FAILED", "INTERNAL_ERROR"
-            return
-        mapped = [self._mapped(each) for each in python.get("parameters", [])]
-        command = [sys.executable, str(self.local(python["python_file"])), *mapped]
-        with self._lock:
-            if run.life_cycle != "PENDING":
-                return
-            run.process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**_network_settings(), "PATH": os.environ["PATH"], "HOME": str(self.root), **self.environment},
-            )
-            run.life_cycle = "RUNNING"
-        try:
-            out, _ = run.process.communicate(timeout=run.body.get("timeout_seconds"))
-        except subprocess.TimeoutExpired:
-            self._end(run)
-            run.result, run.code, run.kind, run.life_cycle = "TIMEDOUT", "CANCELED", "CLIENT_ERROR", "TERMINATED"
-            return
-        run.logs = out.decode("utf-8", "replace")
-        code = run.process.returncode
-        if self.runs[run.run_id].cancelled:
-            run.result, run.code, run.kind = "CANCELED", "USER_CANCELED", "CLIENT_ERROR"
-            run.message = f"Run cancelled by {USER}"
-        elif code == 0:
-            run.result, run.code, run.kind = "SUCCESS", "SUCCESS", "SUCCESS"
-        else:
-            run.result, run.code, run.kind = "FAILED", "RUN_EXECUTION_ERROR", "CLIENT_ERROR"
-            run.error = f"SystemExit: {code}"
-            run.message = f"Task mlproject failed with message: {run.error}"
-        run.life_cycle = "TERMINATED"
-
-    def _mapped(self, text: str) -> str:
-        for top in ("/Workspace/", "/Volumes/", "/dbfs/"):
-            text = text.replace(f'"{top}', f'"{self.root}{top}')
-        return text
-
-    def cancel(self, run_id: int) -> None:
-        """``jobs/runs/cancel``."""
-        run = self.run(run_id)
-        with self._lock:
-            run.cancelled = True
-            if run.process is None and run.life_cycle == "PENDING":
-                run.life_cycle, run.result, run.code = "TERMINATED", "CANCELED", "USER_CANCELED"
-                return
-        self._end(run)
-
-    @staticmethod
-    def _end(run: FakeRun) -> None:
-        process = run.process
-        if process is None or process.poll() is not None:
-            return
-        process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + _LINGER
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-    def run(self, run_id: int) -> FakeRun:
-        """A run by its id."""
-        if run_id not in self.runs:
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", f"Run {run_id} does not exist.")
-        return self.runs[run_id]
-
-    def describe(self, run: FakeRun) -> dict[str, Any]:
-        """``jobs/runs/get``."""
-        state: dict[str, Any] = {"life_cycle_state": run.life_cycle, "state_message": run.message}
-        ended = run.life_cycle in ("TERMINATED", "INTERNAL_ERROR", "SKIPPED")
-        status: dict[str, Any] = {"state": "TERMINATED" if ended else run.life_cycle}
-        if ended:
-            state["result_state"] = run.result
-            status["termination_details"] = {"code": run.code, "type": run.kind, "message": run.message}
-        return {
-            "run_id": run.run_id,
-            "job_id": 77,
-            "creator_user_name": USER,
-            "run_name": run.body.get("run_name", "Untitled"),
-            "run_page_url": f"{self.host}/?o=1#job/77/run/{run.run_id}",
-            "state": state,
-            "status": status,
-            "tasks": [{"task_key": run.body["tasks"][0]["task_key"], "run_id": run.run_id + 500_000, "state": state}],
-        }
-
-    # -- requests
+            if self.unreachable:
+                return "drop"
+            for position, (part, found) in enumerate(self.troubles):
+                if part in path:
+                    del self.troubles[position]
+                    return found
+            if self.rate_limit is not None:
+                now = time.monotonic()
+                self._arrivals = [each for each in self._arrivals if now - each < 1.0]
+                if len(self._arrivals) >= self.rate_limit:
+                    return Refusal(
+                        429, "REQUEST_LIMIT_EXCEEDED", "Current request rate is too high.", {"Retry-After": "1"}
+                    )
+                self._arrivals.append(now)
+        return None
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> Any:
         """Answers a request: a JSON value, or bytes."""
+        found = self._open(method, path, body, headers)
+        if found is not None:
+            return found
+        user = self.people.who(headers.get("Authorization"))
+        parts = path.strip("/").split("/", 3)
+        if len(parts) < 4 or parts[0] != "api":
+            raise no_endpoint(method, path)
+        _, version, family, name = parts
+        if family == "mlflow" and self.mlflow_server:
+            return self._mlflow(method, path, query, body)
+        if family == "fs" and version == "2.0":
+            return self.volumes.answer(method, name, query, body)
+        if version not in _VERSIONS.get(family, ("2.0",)):
+            raise no_endpoint(method, path)
+        values = {**query, **_body(body, headers.get("Content-Type", ""))}
+        match family:
+            case "preview" if name == "scim/v2/Me" and method == "GET":
+                return {"userName": user, "id": "1", "active": True}
+            case "jobs" if name.startswith("runs/"):
+                return self.jobs.answer(method, name.removeprefix("runs/"), values, user)
+            case "workspace":
+                return self.files.answer(method, name, values, user)
+            case "dbfs":
+                return self.dbfs.answer(method, name, values)
+            case "clusters":
+                return self.clusters.answer(method, name, values)
+            case "secrets":
+                return self.secrets.answer(method, name, values, user)
+        raise no_endpoint(method, path)
+
+    def _open(self, method: str, path: str, body: bytes, headers: Any) -> Any:
+        """What needs no token."""
         if path == "/oidc/.well-known/oauth-authorization-server":
             return {
                 "authorization_endpoint": f"{self.host}/oidc/v1/authorize",
@@ -245,164 +147,40 @@ class FakeWorkspace:
             }
         if path == "/.well-known/databricks-config":
             return {"oidc_endpoint": f"{self.host}/oidc"}
-        if path.startswith("/.well-known/"):
-            raise Refusal(404, "NOT_FOUND", "There is no such endpoint.")
-        if path == "/oidc/v1/token":
-            return self._token(headers)
-        if headers.get("Authorization", "").removeprefix("Bearer ") not in self.tokens:
-            raise Refusal(401, "UNAUTHENTICATED", "Credential was not sent or was of an unsupported type for this API.")
-        if path.startswith("/api/2.0/fs/"):
-            return self._volume(method, path.removeprefix("/api/2.0/fs/"), body)
-        content_type = headers.get("Content-Type", "")
-        if content_type.startswith("multipart/"):
-            return self._import(body, content_type)
-        values = {**query, **(json.loads(body) if body else {})}
-        name = path.removeprefix("/api/").partition("/")[2]
-        if name == "preview/scim/v2/Me":
-            return {"userName": USER, "id": "1"}
-        if name.startswith("jobs/runs/"):
-            return self._jobs(name.removeprefix("jobs/runs/"), values)
-        if name.startswith("workspace/"):
-            return self._files(name.removeprefix("workspace/"), self.local("/Workspace" + values["path"]), values)
-        if name.startswith("dbfs/"):
-            return self._dbfs(name.removeprefix("dbfs/"), values)
-        raise Refusal(404, "ENDPOINT_NOT_FOUND", f"No API found for '{method} {path}'")
+        if path == "/oidc/v1/token" and method == "POST":
+            return self.people.oauth(headers.get("Authorization", ""), body)
+        return None
 
-    def _token(self, headers: Any) -> Any:
-        user, _, secret = (
-            base64.b64decode(headers.get("Authorization", "").removeprefix("Basic ")).decode().partition(":")
-        )
-        if not secret or self.clients.get(user) != secret:
-            raise Refusal(401, "invalid_client", "Client authentication failed")
-        self.tokens.add("machine-token")
-        return {"access_token": "machine-token", "token_type": "Bearer", "expires_in": 3600}
+    def _mlflow(self, method: str, path: str, query: Mapping[str, str], body: bytes) -> Any:
+        from urllib.parse import urlencode
 
-    def _jobs(self, name: str, values: dict[str, Any]) -> Any:
-        if name == "submit":
-            return self.submit(values)
-        run_id = int(values["run_id"])
-        if name == "get":
-            return self.describe(self.run(run_id))
-        if name == "cancel":
-            threading.Thread(target=self.cancel, args=(self.run(run_id).run_id,), daemon=True).start()
-            return {}
-        if name == "get-output":
-            run = self.run(run_id - 500_000)
-            return {"logs": run.logs, "logs_truncated": False, **({"error": run.error} if run.error else {})}
-        raise Refusal(404, "ENDPOINT_NOT_FOUND", name)
+        url = f"{self.mlflow_server}{path}" + (f"?{urlencode(query)}" if query else "")
+        request = urllib.request.Request(url, body or None, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            told = json.loads(error.read())
+            raise Refusal(error.code, told.get("error_code", ""), told.get("message", "")) from None
 
-    def _import(self, body: bytes, content_type: str) -> Any:
-        message = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
-        parts = {each.get_param("name", header="content-disposition"): each for each in message.iter_parts()}
-        path = self.local("/Workspace" + parts["path"].get_content().strip())
-        if not path.parent.is_dir():
-            raise Refusal(404, "RESOURCE_DOES_NOT_EXIST", f"The parent folder ({path.parent}) does not exist.")
-        content: Any = parts["content"].get_payload(decode=True)
-        path.write_bytes(content)
+
+def _body(body: bytes, content_type: str) -> dict[str, Any]:
+    if not body:
         return {}
-
-    def _files(self, name: str, path: Path, values: dict[str, Any]) -> Any:
-        if name == "mkdirs":
-            path.mkdir(parents=True, exist_ok=True)
-            return {}
-        if not path.exists():
-            raise Refusal(404, "RESOURCE_DOES_NOT_EXIST", f"Path ({values['path']}) doesn't exist.")
-        if name == "get-status":
-            return self._object(path)
-        if name == "list":
-            return {"objects": [self._object(each) for each in path.iterdir()]}
-        if name == "delete":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            return {}
-        if name == "export":
-            return path.read_bytes()
-        raise Refusal(404, "ENDPOINT_NOT_FOUND", name)
-
-    def _object(self, path: Path) -> dict[str, Any]:
+    if content_type.startswith("multipart/"):
+        message = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
+        parts = {str(each.get_param("name", header="content-disposition")): each for each in message.iter_parts()}
         return {
-            "path": "/" + str(path.relative_to(self.root / "Workspace")),
-            "object_type": "DIRECTORY" if path.is_dir() else "FILE",
-            "modified_at": int(path.stat().st_mtime * 1000),
+            name: part.get_payload(decode=True) if name == "content" else str(part.get_payload()).strip()
+            for name, part in parts.items()
         }
-
-    def _volume(self, method: str, name: str, body: bytes) -> Any:
-        kind, _, rest = name.partition("/")
-        path = self.local(unquote(rest))
-        if method == "PUT":
-            if kind == "directories":
-                path.mkdir(parents=True, exist_ok=True)
-            else:
-                path.write_bytes(body)
-            return b""
-        if not (path.is_dir() if kind == "directories" else path.is_file()):
-            raise Refusal(404, "NOT_FOUND", "The file or directory being accessed is not found.")
-        if method == "DELETE":
-            path.rmdir() if path.is_dir() else path.unlink()
-        if method in ("DELETE", "HEAD"):
-            return b""
-        if kind == "files":
-            return path.read_bytes()
-        return {
-            "contents": [
-                {
-                    "path": "/" + str(each.relative_to(self.root)),
-                    "name": each.name,
-                    "is_directory": each.is_dir(),
-                    "last_modified": int(each.stat().st_mtime * 1000),
-                }
-                for each in path.iterdir()
-            ]
-        }
-
-    def _dbfs(self, name: str, values: dict[str, Any]) -> Any:
-        if name in ("add-block", "close"):
-            if name == "add-block":
-                with self._handles[values["handle"]].open("ab") as file:
-                    file.write(base64.b64decode(values["data"]))
-            return {}
-        path = self.local("/dbfs" + values["path"])
-        if name == "mkdirs":
-            path.mkdir(parents=True, exist_ok=True)
-            return {}
-        if name == "create":
-            handle = len(self._handles) + 1
-            self._handles[handle] = path
-            path.write_bytes(b"")
-            return {"handle": handle}
-        if not path.exists():
-            raise Refusal(404, "RESOURCE_DOES_NOT_EXIST", f"No file or directory exists on path {values['path']}.")
-        if name == "get-status":
-            return self._dbfs_file(path)
-        if name == "list":
-            return {"files": [self._dbfs_file(each) for each in path.iterdir()]}
-        if name == "delete":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            return {}
-        if name == "read":
-            offset, length = int(values.get("offset", 0)), int(values.get("length", 1 << 20))
-            data = path.read_bytes()[offset : offset + length]
-            return {"bytes_read": len(data), "data": base64.b64encode(data).decode()}
-        raise Refusal(404, "ENDPOINT_NOT_FOUND", name)
-
-    def _dbfs_file(self, path: Path) -> dict[str, Any]:
-        return {
-            "path": "/" + str(path.relative_to(self.root / "dbfs")),
-            "is_dir": path.is_dir(),
-            "file_size": path.stat().st_size,
-            "modification_time": int(path.stat().st_mtime * 1000),
-        }
-
-
-def _network_settings() -> dict[str, str]:
-    """How this machine reaches a package index: a cluster has that from its init scripts."""
-    prefixes = ("UV_", "PIP_", "SSL_", "REQUESTS_CA", "HTTP_", "HTTPS_", "NO_PROXY", "http_", "https_", "no_proxy")
-    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
-
-
-def _only(values: dict[str, Any], known: set[str], what: str) -> None:
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise Refusal(400, "MALFORMED_REQUEST", f"Unknown fields in {what}: {', '.join(unknown)}")
+    try:
+        values = json.loads(body)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise Refusal(400, "MALFORMED_REQUEST", "Invalid JSON given in the body of the request.")
+    return values
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -416,20 +194,33 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         body = self._body()
         self.workspace.requests.append((self.command, url.path))
+        trouble = self.workspace.trouble(url.path)
+        if trouble == "drop":
+            self._drop()
+            return
         try:
-            for position, (part, trouble) in enumerate(self.workspace.troubles):
-                if part in url.path:
-                    del self.workspace.troubles[position]
-                    if isinstance(trouble, Refusal):
-                        raise trouble
-                    self.close_connection = True
-                    self.connection.close()
-                    return
+            if isinstance(trouble, Refusal):
+                raise trouble
             query = {key: values[0] for key, values in parse_qs(url.query).items()}
             answer = self.workspace.answer(self.command, url.path, query, body, self.headers)
-            self._send(200, answer, {})
         except Refusal as refusal:
-            self._send(refusal.status, {"error_code": refusal.code, "message": refusal.message}, refusal.headers)
+            told = {"error_code": refusal.code, "message": refusal.message}
+            if url.path.startswith("/oidc/"):
+                # RFC 6749, 5.2
+                told = {"error": refusal.code, "error_description": refusal.message}
+            self._send(refusal.status, told, refusal.headers)
+            return
+        except Exception as error:
+            self._send(501, {"error_code": "DOUBLE_IS_BROKEN", "message": f"{type(error).__name__}: {error}"}, {})
+            return
+        if trouble == "drop-answer":
+            self._drop()
+        else:
+            self._send(200, answer, {})
+
+    def _drop(self) -> None:
+        self.close_connection = True
+        self.connection.close()
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -441,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(pieces)
 
-    def _send(self, status: int, answer: Any, headers: dict[str, str]) -> None:
+    def _send(self, status: int, answer: Any, headers: Mapping[str, str]) -> None:
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         kind = "application/octet-stream" if isinstance(answer, bytes) else "application/json"
@@ -451,4 +242,4 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = _handle
+    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = _handle

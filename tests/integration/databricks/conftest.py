@@ -2,83 +2,60 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.fakes.databricks_api import FakeWorkspace
+from tests.integration.databricks.bench import Bench
+from tests.services.mlflow_server import MlflowServer
+from tests.services.waiting import free_port
 
-_FAKE = Path(__file__).parents[2] / "fakes" / "databricks_api" / "workspace.py"
-PROJECT = Path(__file__).parents[2] / "projects" / "on_databricks"
-
-
-def _load() -> Any:
-    spec = importlib.util.spec_from_file_location("databricks_api_workspace", _FAKE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def api() -> Any:
-    """The workspace double's module."""
-    return _load()
+from prefect_mlprojects.server import ServerAddress
 
 
 @pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server's URI."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 180
-    while True:
-        assert process.poll() is None, (folder / "log").read_text()
-        assert time.monotonic() < deadline
-        try:
-            urllib.request.urlopen(f"{uri}/health", timeout=5).close()
-            break
-        except OSError:
-            time.sleep(0.2)
-    yield uri
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), free_port())
+    server.start()
+    yield server.uri
+    server.stop()
 
 
 @pytest.fixture
-def workspace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: Any, prefect_server: Any, mlflow_server: str
-) -> Iterator[Any]:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorkspace]:
     """A workspace that this process has a token for."""
     for name in [each for each in os.environ if each.startswith("DATABRICKS_")]:
         monkeypatch.delenv(name)
-    fake = api.FakeWorkspace(tmp_path / "cloud")
-    fake.environment["MLPROJECTS_ENVIRONMENTS"] = str(tmp_path / "environments")
+    double = FakeWorkspace(tmp_path / "cloud")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "databrickscfg"))
-    monkeypatch.setenv("DATABRICKS_HOST", fake.host)
+    monkeypatch.setenv("DATABRICKS_HOST", double.host)
     monkeypatch.setenv("DATABRICKS_TOKEN", "good-token")
+    yield double
+    double.close()
+
+
+@pytest.fixture
+def tracked(
+    workspace: FakeWorkspace, monkeypatch: pytest.MonkeyPatch, prefect_server: ServerAddress, mlflow_server: str
+) -> Iterator[FakeWorkspace]:
+    """The workspace, with this process set up for runs through Prefect that MLflow keeps."""
+    workspace.mlflow_server = mlflow_server
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
     import mlflow
 
     mlflow.set_tracking_uri(mlflow_server)
-    yield fake
-    fake.close()
+    yield workspace
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # MLflow's way to forget it
+
+
+@pytest.fixture
+def bench(workspace: FakeWorkspace, tmp_path: Path) -> Bench:
+    """The backend at work on the workspace, without Prefect and MLflow."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return Bench(workspace, folder)

@@ -1,17 +1,33 @@
+"""The whole path: `run()`, a real Prefect server, a real MLflow server, and the real SDK against the workspace double."""
+
 from __future__ import annotations
 
-import shutil
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import yaml
+from tests.fakes.databricks_api import FakeWorkspace
+from tests.integration.databricks.bench import CLUSTER, FAST
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects import run
+from prefect_mlprojects.blocks import DatabricksBackendBlock, DatabricksWorkspace
+from prefect_mlprojects.cli.app import main
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, RunFailed
+from prefect_mlprojects.prefect_api import call_api
+from prefect_mlprojects.server import ServerAddress
 
-PROJECT = Path(__file__).parents[2] / "projects" / "on_databricks"
-CLUSTER = {"spark_version": "15.4.x-scala2.12", "node_type_id": "i3.xlarge", "num_workers": 1}
-FAST = {"poll-interval": 0.2, "max-poll-interval": 1}
+ROOT = Path(__file__).parents[3]
+PROJECT = ROOT / "tests" / "projects" / "on_databricks"
+EXAMPLE = ROOT / "examples" / "databricks"
 
 
 def call(config: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -20,35 +36,83 @@ def call(config: dict[str, Any] | None = None, **options: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("place", [None, "/Volumes/main/ml/code/projects", "dbfs:/projects"])
-def test_a_project_runs_through_the_whole_path(workspace: Any, capfd: Any, place: str | None) -> None:
-    config = {"code-path": place} if place else {}
-
-    submitted = call(config, parameters={"name": "Ada; exit 9"})
+def test_a_project_runs_through_the_whole_path(
+    tracked: FakeWorkspace, capfd: Any, prefect_server: ServerAddress
+) -> None:
+    submitted = call(parameters={"name": "Ada; exit 9"})
 
     import mlflow
 
-    tags = mlflow.get_run(submitted.run_id).data.tags
-    assert mlflow.get_run(submitted.run_id).info.status == "FINISHED"
-    assert tags["seen.by"] == "Ada; exit 9"
-    assert tags["mlflow.databricks.runURL"] == f"{workspace.host}/?o=1#job/77/run/1000"
-    assert tags["mlflow.databricks.shellJobID"] == "77"
+    found = mlflow.get_run(submitted.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["seen.by"] == "Ada; exit 9"
+    assert found.data.tags["mlflow.databricks.runURL"] == f"{tracked.host}/?o=1#job/77/run/1000"
+    assert found.data.tags["mlflow.databricks.webappURL"] == tracked.host
+    assert found.data.tags["mlflow.databricks.shellJobID"] == "77"
+    assert found.data.tags["mlflow.databricks.shellJobRunID"] == "1000"
+    assert found.data.tags["mlflow.project.backend"] == "databricks"
     captured = capfd.readouterr()
     assert "hello Ada; exit 9" in captured.out
     assert "to stderr" in captured.err
-    assert "good-token" not in str(workspace.runs[1000].body)
+    assert "good-token" not in str(tracked.runs[1000].body)
+    asked = {"flow_runs": {"id": {"any_": [str(submitted.flow_run_id)]}}}
+    artifacts = httpx.post(f"{prefect_server.api_url}/artifacts/filter", json=asked).json()
+    assert any(f"{tracked.host}/?o=1#job/77/run/1000" in str(each["data"]) for each in artifacts)
 
 
-def test_the_code_is_uploaded_once(workspace: Any) -> None:
-    call()
-    first = sum("import" in path for _, path in workspace.requests)
-    call()
+@pytest.mark.parametrize("name", ["new-cluster", "existing-cluster", "serverless"])
+def test_the_example_trains_and_logs_to_a_real_mlflow_server(tracked: FakeWorkspace, tmp_path: Path, name: str) -> None:
+    config = yaml.safe_load((EXAMPLE / f"{name}.yaml").read_text())
+    tracked.clusters.all["1023-120000-abcdefgh"] = tracked.clusters.all["c-1"]
+    tracked.secrets.values = {"mlflow": {"user": "ada", "password": "geheim"}}
+    if name == "serverless":
+        # The driver of the double has MLflow; installing it beside would only take time.
+        config["environment"]["dependencies"] = []
 
-    assert first == 2
-    assert sum("import" in path for _, path in workspace.requests) == first
+    submitted = run(
+        str(EXAMPLE), backend="databricks", backend_config={**config, **FAST}, parameters={"rate": 0.3, "epochs": 200}
+    )
+
+    import mlflow
+
+    found = mlflow.get_run(submitted.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["slope"] == pytest.approx(3, abs=0.01)
+    assert found.data.metrics["offset"] == pytest.approx(2, abs=0.01)
+    assert len(mlflow.MlflowClient().get_metric_history(submitted.run_id, "loss")) == 200
 
 
-def test_a_failed_command_reports_its_exit_code_and_output(workspace: Any) -> None:
+def test_a_profile_keeps_its_runs_in_the_workspace_itself(
+    tracked: FakeWorkspace, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.delenv("DATABRICKS_HOST")
+    monkeypatch.delenv("DATABRICKS_TOKEN")
+    (tmp_path / "databrickscfg").write_text(f"[staging]\nhost = {tracked.host}\ntoken = good-token\n")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks://staging")
+    import mlflow
+
+    store = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri("databricks://staging")
+
+    submitted = run(
+        str(EXAMPLE),
+        backend="databricks",
+        backend_config={"new_cluster": CLUSTER, **FAST},
+        parameters={"epochs": 3},
+        experiment_name="/Users/ada@example.com/line",
+    )
+
+    mlflow.set_tracking_uri(store)
+    found = mlflow.get_run(submitted.run_id)
+    assert found.info.status == "FINISHED"
+    assert len(mlflow.MlflowClient().get_metric_history(submitted.run_id, "loss")) == 3
+    assert any("/mlflow/" in path for _, path in tracked.requests)
+    assert json.loads(tracked.runs[1000].task["spark_python_task"]["parameters"][0])["variables"][
+        "MLFLOW_TRACKING_URI"
+    ] == ("databricks")
+
+
+def test_a_failed_command_reports_its_exit_code_and_output(tracked: FakeWorkspace) -> None:
     with pytest.raises(RunFailed) as caught:
         call(parameters={"code": 3})
 
@@ -57,49 +121,152 @@ def test_a_failed_command_reports_its_exit_code_and_output(workspace: Any) -> No
     assert any("to stderr" in line for line in caught.value.output_tail)
 
 
-def test_a_cluster_that_fails_to_start_is_told_in_the_clouds_words(workspace: Any) -> None:
-    workspace.failure = ("CLOUD_FAILURE", "CLOUD_FAILURE", "AWS: InsufficientInstanceCapacity in us-west-2a")
-
-    with pytest.raises(RunFailed, match="InsufficientInstanceCapacity") as caught:
-        call()
-
-    assert "another node type or zone" in caught.value.message
-
-
-def test_rate_limits_errors_and_lost_connections_do_not_lose_the_run(workspace: Any, api: Any) -> None:
-    slow = api.Refusal(429, "RESOURCE_EXHAUSTED", "Too many requests", {"Retry-After": "1"})
-    broken = api.Refusal(500, "INTERNAL_ERROR", "broken")
-    workspace.troubles += [("runs/get", slow), ("runs/get", broken), ("runs/get", "drop"), ("runs/submit", "drop")]
-
-    assert call().get_status() == "FINISHED"
-    assert workspace.troubles == []
-    assert len(workspace.runs) == 1
-
-
-def test_a_cancelled_run_is_cancelled_in_the_workspace(workspace: Any) -> None:
-    submitted = call(parameters={"seconds": 600}, synchronous=False)
-    import time
-
-    deadline = time.monotonic() + 120
-    while not any(each.life_cycle == "RUNNING" for each in workspace.runs.values()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-    submitted.cancel()
-
-    assert submitted.get_status() == "KILLED"
-    assert workspace.runs[1000].result == "CANCELED"
-    assert workspace.runs[1000].process.poll() is not None
-
-
-def test_a_retried_command_is_a_new_run(workspace: Any) -> None:
+def test_a_retried_command_is_a_new_run(tracked: FakeWorkspace) -> None:
     with pytest.raises(RunFailed):
         call(parameters={"code": 4}, retries=1)
 
-    assert len(workspace.runs) == 2
+    assert len(tracked.runs) == 2
 
 
-def test_a_local_store_is_refused_before_anything_is_uploaded(workspace: Any, monkeypatch: Any, tmp_path: Path) -> None:
+def test_a_cancelled_run_is_cancelled_in_the_workspace(tracked: FakeWorkspace) -> None:
+    submitted = call(parameters={"seconds": 600}, synchronous=False)
+    wait_for(lambda: any(each.life_cycle == "RUNNING" for each in tracked.runs.values()), "the run")
+
+    submitted.cancel()
+    submitted.cancel()
+
+    assert submitted.get_status() == "KILLED"
+    assert tracked.runs[1000].result == "CANCELED"
+    assert tracked.runs[1000].process.poll() is not None
+
+
+def test_ctrl_c_cancels_the_run(tracked: FakeWorkspace, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"new_cluster": CLUSTER, **FAST}))
+    command = [sys.executable, "-m", "prefect_mlprojects", "run", str(PROJECT), "-P", "seconds=600"]
+    command += ["--backend", "databricks", "--backend-config", str(config)]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: any(each.life_cycle == "RUNNING" for each in tracked.runs.values()), "the run")
+
+    started.send_signal(signal.SIGINT)
+    out, _ = started.communicate(timeout=120)
+
+    assert started.returncode not in (0, None), out
+    assert tracked.runs[1000].result == "CANCELED"
+    assert "Traceback" not in out
+
+
+async def make_flow_run(client: Any, parameters: dict[str, Any]) -> uuid.UUID:
+    """A flow run of a deployment, for a process as a worker starts it."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    from prefect_mlprojects import run_project
+
+    pool = f"pool-{uuid.uuid4().hex[:8]}"
+    await client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    deployment = await client.create_deployment(
+        flow_id=await client.create_flow(run_project),
+        name=pool,
+        entrypoint="prefect_mlprojects.flows.run_project.run_project",
+        work_pool_name=pool,
+    )
+    flow_run = await client.create_flow_run_from_deployment(deployment, parameters=parameters)
+    identifier: uuid.UUID = flow_run.id
+    return identifier
+
+
+async def start_again(client: Any, flow_run_id: uuid.UUID) -> None:
+    from prefect.states import Pending
+
+    await client.set_flow_run_state(flow_run_id, Pending(), force=True)
+
+
+def test_a_killed_worker_that_starts_its_flow_run_again_pays_once(
+    tracked: FakeWorkspace, prefect_server: ServerAddress, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    project = tmp_path / "project"
+    project.mkdir()
+    command = f"touch {tmp_path}/begun; while [ ! -e {gate} ]; do sleep 0.1; done; echo opened"
+    (project / "MLproject").write_text(f"entry_points:\n  main:\n    command: {json.dumps(command)}\n")
+    config = {"new_cluster": CLUSTER, **FAST}
+    parameters = {"uri": str(project), "backend": "databricks", "backend_config": config}
+    flow_run_id = call_api(prefect_server.api_url, make_flow_run, parameters)
+    worker = [sys.executable, "-m", "prefect.engine"]
+    environment = {**os.environ, "PREFECT__FLOW_RUN_ID": str(flow_run_id)}
+    first = subprocess.Popen(worker, env=environment, start_new_session=True)
+    wait_for((tmp_path / "begun").exists, "the command", 90)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+
+    call_api(prefect_server.api_url, start_again, flow_run_id)
+    again = subprocess.Popen(worker, env=environment, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: sum("runs/submit" in path for _, path in tracked.requests) == 2, "the second submission")
+    gate.touch()
+    out, _ = again.communicate(timeout=120)
+
+    import mlflow
+
+    assert "opened" in out
+    assert list(tracked.runs) == [1000]
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    own = [each for each in runs if each.data.tags.get("mlflow.databricks.runURL", "").startswith(tracked.host)]
+    assert [each.info.status for each in own] == ["FINISHED"]
+
+
+def test_a_cancellation_in_prefect_cancels_the_run_of_a_worker(
+    tracked: FakeWorkspace, prefect_server: ServerAddress
+) -> None:
+    parameters = {
+        "uri": str(PROJECT),
+        "parameters": {"seconds": 600},
+        "backend": "databricks",
+        "backend_config": {"new_cluster": CLUSTER, **FAST},
+    }
+    flow_run_id = call_api(prefect_server.api_url, make_flow_run, parameters)
+    environment = {**os.environ, "PREFECT__FLOW_RUN_ID": str(flow_run_id)}
+    worker = subprocess.Popen([sys.executable, "-m", "prefect.engine"], env=environment)
+    wait_for(lambda: any(each.life_cycle == "RUNNING" for each in tracked.runs.values()), "the run")
+
+    assert cli("cancel", str(flow_run_id)) == 0
+    worker.wait(timeout=120)
+
+    assert tracked.runs[1000].result == "CANCELED"
+
+
+def test_blocks_hold_the_workspace_and_the_cluster(
+    tracked: FakeWorkspace, prefect_server: ServerAddress, monkeypatch: Any
+) -> None:
+    monkeypatch.delenv("DATABRICKS_HOST")
+    monkeypatch.delenv("DATABRICKS_TOKEN")
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    workspace = DatabricksWorkspace(host=tracked.host, client_id="robot", client_secret="robot-secret")  # type: ignore[arg-type]
+    backend = DatabricksBackendBlock(
+        config={"new_cluster": CLUSTER, "code-path": "/Volumes/main/ml/code/robot", **FAST}, workspace=workspace
+    )
+
+    async def keep(client: Any) -> None:
+        await workspace.asave(name, client=client)
+        await backend.asave(name, client=client)
+
+    assert workspace.test_connection() == "robot"
+    call_api(prefect_server.api_url, keep)
+
+    whole = run(str(PROJECT), backend="databricks", backend_config=f"databricks-backend/{name}")
+    named = call({"credentials": name, "code-path": "/Volumes/main/ml/code/robot"})
+
+    assert whole.get_status() == named.get_status() == "FINISHED"
+    assert {each.creator for each in tracked.runs.values()} == {"robot"}
+    for each in tracked.runs.values():
+        assert "robot-secret" not in str(each.body)
+    for submitted in (whole, named):
+        kept = httpx.get(f"{prefect_server.api_url}/flow_runs/{submitted.flow_run_id}").text
+        assert "robot-secret" not in kept
+
+
+def test_a_local_store_is_refused_before_anything_is_uploaded(
+    tracked: FakeWorkspace, monkeypatch: Any, tmp_path: Path
+) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/local.db")
@@ -108,11 +275,11 @@ def test_a_local_store_is_refused_before_anything_is_uploaded(workspace: Any, mo
     with pytest.raises(BackendError, match="Got local tracking URI"):
         call()
 
-    assert workspace.requests == []
+    assert tracked.requests == []
 
 
-def test_an_expired_token_is_told_with_advice(workspace: Any) -> None:
-    workspace.tokens.clear()
+def test_an_expired_token_is_told_with_advice(tracked: FakeWorkspace) -> None:
+    tracked.people.tokens.clear()
 
     with pytest.raises(ExecutionException, match="wrong or has expired") as caught:
         call()
@@ -120,80 +287,36 @@ def test_an_expired_token_is_told_with_advice(workspace: Any) -> None:
     assert "good-token" not in caught.value.message
 
 
-def test_a_machines_credentials_are_enough(workspace: Any, monkeypatch: Any) -> None:
-    monkeypatch.setenv("DATABRICKS_TOKEN", "somebody-elses")
-    workspace.tokens.clear()
-    credentials = {"host": workspace.host, "client_id": "robot", "client_secret": "robot-secret"}
-
-    assert call({"credentials": credentials}).get_status() == "FINISHED"
-    assert "robot-secret" not in str(workspace.runs[1000].body)
-
-
-def test_an_environment_is_built_on_the_driver(workspace: Any, tmp_path: Path) -> None:
-    project = tmp_path / "with_environment"
-    shutil.copytree(PROJECT, project)
-    (project / "MLproject").write_text(
-        "name: env\npython_env: python_env.yaml\nentry_points:\n  main:\n    command: python -c 'import six; print(six.__file__)'\n"
-    )
-    (project / "python_env.yaml").write_text("build_dependencies: []\ndependencies:\n  - six==1.16.0\n")
-
-    submitted = run(str(project), backend="databricks", backend_config={"existing-cluster-id": "c-1", **FAST})
-
-    assert submitted.get_status() == "FINISHED"
-    assert str(tmp_path / "environments") in workspace.runs[1000].logs
-
-
-def test_what_runs_left_is_cleaned(workspace: Any, capsys: Any) -> None:
-    from prefect_mlprojects.cli.app import main
-
-    call()
-
+def cli(*arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
-        main(["databricks", "clean", "--older-than", "0"])
-
-    assert ended.value.code == 0
-    assert "2 files and folders." in capsys.readouterr().out
-    assert list(workspace.root.rglob("*.tar.gz")) == []
+        main(list(arguments))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
 
 
-def test_a_restarted_flow_run_finds_its_run_again(workspace: Any, mlflow_server: str) -> None:
-    from prefect_mlprojects._output import TailedOutput
-    from prefect_mlprojects.backends.base import BackendCall, ExecutionRequest, RunIdentity
-    from prefect_mlprojects.backends.databricks.backend import DatabricksBackend
-    from prefect_mlprojects.sources import WorkingCopy
-    from prefect_mlprojects.spec import build_command, check_parameters, find_entry_point, load_project
-    from prefect_mlprojects.types import StopSignal
+def test_plan_shows_the_submission_and_asks_no_network(workspace: FakeWorkspace, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
+    config = str(EXAMPLE / "new-cluster.yaml")
 
-    class Nowhere:
-        def write(self, stream: str, data: bytes) -> None:
-            """Takes no notice."""
+    assert cli("plan", str(EXAMPLE), "--backend", "databricks", "--backend-config", config, "--json") == 0
 
-    import mlflow
+    shown = json.loads(capsys.readouterr().out)["backend_plan"]
+    body = json.loads(shown["submission"])
+    assert body["tasks"][0]["new_cluster"]["spark_version"] == "15.4.x-cpu-ml-scala2.12"
+    assert body["timeout_seconds"] == 7200
+    assert "to /Workspace/Users/<user>/.prefect-mlprojects/code/" in shown["code"]
+    assert shown["environment"] == "the driver's own Python"
+    assert workspace.requests == []
 
-    project = load_project(PROJECT)
-    entry_point = find_entry_point(project, "main")
-    parameters = check_parameters(entry_point, {})
-    copy = WorkingCopy(directory=PROJECT, uri=str(PROJECT), kind="local", source_name=str(PROJECT))
-    config = {"new_cluster": CLUSTER, **FAST}
-    backend_call = BackendCall(project, entry_point, parameters, copy, config=config, tracking_uri=mlflow_server)
-    backend, stop = DatabricksBackend(), StopSignal()
-    preparation = backend.prepare(backend_call, print, stop)
-    with mlflow.start_run() as tracked:
-        variables = {"MLFLOW_RUN_ID": tracked.info.run_id}
-    request = ExecutionRequest(
-        command=build_command(entry_point, parameters),
-        working_directory=PROJECT,
-        environment=None,
-        variables=variables,
-        identity=RunIdentity("0d6f7c1e-0000-4000-8000-000000000001", tracked.info.run_id, "p", "main"),
-        config=config,
-        call=backend_call,
-        preparation=preparation,
-    )
 
-    first = backend.execute(request, TailedOutput(Nowhere()), stop)
-    again = backend.execute(request, TailedOutput(Nowhere()), stop)
+def test_the_command_line_cleans(workspace: FakeWorkspace, capsys: Any) -> None:
+    old = workspace.root / "Workspace/Users/ada@example.com/.prefect-mlprojects/code/old.tar.gz"
+    old.parent.mkdir(parents=True)
+    old.touch()
 
-    assert first.succeeded, first
-    assert again.succeeded
-    assert len(workspace.runs) == 1
+    assert cli("databricks", "clean", "--older-than", "0", "--dry-run") == 0
+    assert "Would remove" in capsys.readouterr().out
+    assert old.exists()
+    assert cli("databricks", "clean", "--older-than", "0") == 0
+    assert "1 files and folders." in capsys.readouterr().out
+    assert not old.exists()

@@ -20,22 +20,33 @@ import sys
 import tarfile
 import tempfile
 import threading
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
-CHUNK_SECONDS = 1.0
 GRACE_SECONDS = 10.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+SLOWER = 200.0  # Output comes once a second at first, and less often the longer a run takes: few files for a long one.
+
+
+class SetupError(Exception):
+    """What must be there before the command can run is not."""
 
 
 class Chunks:
-    """Writes output as numbered files, because volumes and workspace files can't be appended to."""
+    """Writes output as numbered files, because volumes and workspace files can't be appended to.
+
+    A file holds pieces of both streams in their order, each after a line with the stream's name and the number of bytes.
+    """
 
     def __init__(self, folder: str | None) -> None:
         self._folder = Path(folder) if folder else None
         self._lock = threading.Lock()
-        self._pending: list[tuple[str, list[bytes]]] = []
+        self._pending: list[tuple[str, bytes]] = []
         self._number = 0
         self._closed = threading.Event()
+        self._began = time.monotonic()
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -47,24 +58,24 @@ class Chunks:
 
     def add(self, stream: str, data: bytes) -> None:
         """Takes the next output of a stream."""
-        if self._folder is not None:
+        if self._folder is not None and data:
             with self._lock:
-                if self._pending and self._pending[-1][0] == stream:
-                    self._pending[-1][1].append(data)
-                else:
-                    self._pending.append((stream, [data]))
+                self._pending.append((stream, data))
 
     def _write_often(self) -> None:
-        while not self._closed.wait(CHUNK_SECONDS):
+        pause = FIRST_PAUSE
+        while not self._closed.wait(pause):
             self.flush()
+            pause = min(max(FIRST_PAUSE, (time.monotonic() - self._began) / SLOWER), LONGEST_PAUSE)
 
     def flush(self) -> None:
         """Writes what has come."""
         with self._lock:
             pending, self._pending = self._pending, []
-            for stream, pieces in pending:
+            if pending:
                 self._number += 1
-                self._write("%08d.%s" % (self._number, stream), b"".join(pieces))
+                framed = (b"%s %d\n%s" % (stream.encode(), len(data), data) for stream, data in pending)
+                self._write("%08d" % self._number, b"".join(framed))
 
     def _write(self, name: str, data: bytes) -> None:
         if self._folder is None:
@@ -75,20 +86,42 @@ class Chunks:
             print("mlprojects: output can't be written:", error, file=sys.stderr)
             self._folder = None
 
-    def close(self, code: int) -> None:
-        """Writes what is left, and the exit code."""
+    def close(self, code: int, problem: str) -> None:
+        """Writes what is left, and how it ended."""
         self._closed.set()
         self._thread.join()
         self.flush()
-        self._write("exit.json", json.dumps({"exit_code": code}).encode())
+        self._write("exit.json", json.dumps({"exit_code": code, "problem": problem}).encode())
+
+
+class Tee:
+    """A text stream that also goes into the chunks; for code that runs in this process."""
+
+    def __init__(self, stream: Any, name: str, chunks: Chunks) -> None:
+        self._stream, self._name, self._chunks = stream, name, chunks
+
+    def write(self, text: str) -> int:
+        """Writes to both."""
+        self._chunks.add(self._name, text.encode("utf-8", "replace"))
+        return int(self._stream.write(text) or 0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def unpack(archive: str, digest: str) -> Path:
     """Unpacks the archive into a new folder of the local disk and returns it."""
-    content = Path(archive).read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
-        raise SystemExit("The uploaded archive %s is damaged: run again." % archive)
+    try:
+        content = Path(archive).read_bytes()
+    except OSError as error:
+        raise SetupError(
+            "The uploaded project can't be read on the driver (%s). Run again; if it stays, choose a code-path that this kind "
+            "of compute can read." % error
+        ) from None
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise SetupError(
+            "The uploaded archive %s is damaged: run 'mlprojects databricks clean' and run again." % archive
+        )
     folder = Path(tempfile.mkdtemp(prefix="mlprojects-"))
     with tarfile.open(archive, "r:gz") as tar:
         if hasattr(tarfile, "data_filter"):
@@ -98,15 +131,20 @@ def unpack(archive: str, digest: str) -> Path:
     return folder
 
 
-def build_environment(wanted: dict[str, Any], project: Path, digest: str, log: Any) -> Path:
+def build_environment(wanted: dict[str, Any], root: Path, log: Any) -> Path:
     """Returns the folder of the environment's programs, built once per content on this machine."""
-    requirements = project / wanted["requirements"]
-    key = hashlib.sha256((json.dumps(wanted, sort_keys=True) + digest).encode()).hexdigest()[:24]
-    root = Path(os.environ.get("MLPROJECTS_ENVIRONMENTS") or Path(tempfile.gettempdir()) / "mlprojects-environments")
-    target = root / key
+    project = root / "project"
+    if wanted.get("key") is None:
+        # It refers to the project's own folder.
+        install(wanted, root / "environment", project, root, log)
+        return root / "environment" / "bin"
+    kept = Path(os.environ.get("MLPROJECTS_ENVIRONMENTS") or Path(tempfile.gettempdir()) / "mlprojects-environments")
+    own = "%s %s %s" % (sys.version_info[:3], sys.executable, wanted["installer"])
+    target = kept / hashlib.sha256((wanted["key"] + own).encode()).hexdigest()[:24]
     if (target / "complete").exists():
+        print("mlprojects: the environment %s is there already" % target, file=sys.stderr)
         return target / "bin"
-    root.mkdir(parents=True, exist_ok=True)
+    kept.mkdir(parents=True, exist_ok=True)
     # Another run on this machine may build the same one.
     with open(str(target) + ".lock", "w") as lock:  # noqa: PTH123
         import fcntl
@@ -114,135 +152,234 @@ def build_environment(wanted: dict[str, Any], project: Path, digest: str, log: A
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (target / "complete").exists():
             shutil.rmtree(target, ignore_errors=True)
-            install(wanted, target, requirements, project, root, log)
+            install(wanted, target, project, kept, log)
             (target / "complete").touch()
     return target / "bin"
 
 
-def install(wanted: dict[str, Any], target: Path, requirements: Path, project: Path, root: Path, log: Any) -> None:
-    """Makes a virtual environment with uv, or with pip where uv is not to be had and the driver's Python fits."""
+def install(wanted: dict[str, Any], target: Path, project: Path, root: Path, log: Any) -> None:
+    """Makes a virtual environment with uv, or with pip where uv is not wanted or not to be had."""
     python = wanted.get("python")
-    uv = shutil.which("uv") or fetch_uv(root, log)
-    if uv:
-        log(
-            [uv, "venv", "-q", *(["--python", python] if python else ["--python", sys.executable]), str(target)],
-            project,
-        )
+    uv = find_uv(root, log) if wanted["installer"] == "uv" else None
+    print("mlprojects: building the environment %s with %s" % (target, uv or "pip"), file=sys.stderr)
+    if wanted.get("locked"):
+        if uv is None:
+            raise SetupError("The project's uv.lock can't be installed: the driver has no uv and can't install it.")
+        command = [uv, "sync", "-q", "--frozen", "--no-dev", "--no-editable"]
+        log(command, project, {"UV_PROJECT_ENVIRONMENT": str(target)})
+        return
+    if uv is not None:
+        log([uv, "venv", "-q", "--no-project", "--python", python or sys.executable, str(target)], project)
         base = [uv, "pip", "install", "-q", "--python", str(target / "bin" / "python")]
     else:
         own = "%d.%d.%d" % sys.version_info[:3]
-        if python and not (own + ".").startswith(python + "."):
-            raise SystemExit(
-                "The project wants Python %s; the driver has %s, and uv can't be installed." % (python, own)
+        if python and not fits(own, python):
+            raise SetupError(
+                "The project wants Python %s; the driver has %s, and there is no uv to get another. Choose a runtime with "
+                "that Python." % (python, own)
             )
         log([sys.executable, "-m", "venv", str(target)], project)
         base = [str(target / "bin" / "python"), "-m", "pip", "install", "-q"]
-    if wanted.get("build"):
-        log([*base, *wanted["build"]], project)
-    if requirements.read_text().strip():
-        log([*base, "-r", str(requirements)], project)
+    for name in wanted.get("files", ()):
+        log([*base, "-r", name], project)
 
 
-def fetch_uv(root: Path, log: Any) -> str | None:
-    """Installs uv beside the environments and returns its path; None where it can't be had."""
-    tools = root / "tools"
+def fits(own: str, wanted: str) -> bool:
+    """Whether a Python's version is the wanted one: a version, a prefix of one, or a range."""
+    if wanted[:1].isdigit():
+        return (own + ".").startswith(wanted.rstrip(".") + ".")
+    for name in ("packaging", "pip._vendor.packaging"):
+        try:
+            return bool(importlib.import_module(name + ".specifiers").SpecifierSet(wanted).contains(own))
+        except ImportError:
+            continue
+    return False
+
+
+def find_uv(root: Path, log: Any) -> str | None:
+    """Returns uv's path, installed beside the environments where the driver has none; None where it can't be had."""
+    own = root / "tools" / "bin" / "uv"
+    found = shutil.which("uv") or (str(own) if own.exists() else None)
+    if found:
+        return found
     try:
-        log([sys.executable, "-m", "pip", "install", "-q", "--target", str(tools), "uv"], root)
-    except SystemExit:
+        log([sys.executable, "-m", "pip", "install", "-q", "--target", str(root / "tools"), "uv"], root)
+    except SetupError:
         return None
-    return str(tools / "bin" / "uv")
+    return str(own) if own.exists() else None
 
 
 def read_secrets(places: dict[str, str] | None) -> dict[str, str]:
     """Reads secrets with the runtime's own utilities."""
     if not places:
         return {}
-    # Only a Databricks runtime has it.
-    session = importlib.import_module("pyspark.sql").SparkSession.builder.getOrCreate()
-    utilities = importlib.import_module("pyspark.dbutils").DBUtils(session)
-    return {name: utilities.secrets.get(*place.split("/", 1)) for name, place in places.items()}
+    try:
+        utilities = importlib.import_module("databricks.sdk.runtime").dbutils
+    except ImportError:
+        # Runtimes before 13.
+        session = importlib.import_module("pyspark.sql").SparkSession.builder.getOrCreate()
+        utilities = importlib.import_module("pyspark.dbutils").DBUtils(session)
+    found = {}
+    for name, place in places.items():
+        try:
+            found[name] = utilities.secrets.get(*place.split("/", 1))
+        except Exception as error:  # noqa: BLE001 - the utilities raise Java's errors
+            raise SetupError(
+                "The secret %s for the variable %s can't be read on the driver (%s). Check the scope and the key, and that "
+                "who runs it may READ the scope." % (place, name, str(error).partition("\n")[0])
+            ) from None
+    return found
 
 
-def run_command(command: list[str], project: Path, variables: dict[str, str], chunks: Chunks) -> int:
-    """Runs a command in its own process group and returns its exit code."""
-    process = subprocess.Popen(
-        command, cwd=str(project), env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
+class Command:
+    """A command in its own process group, which gets the signals that this process gets."""
 
-    def pass_on(number: int, _frame: Any) -> None:
-        os.killpg(process.pid, number)
-        threading.Timer(GRACE_SECONDS, end).start()
+    def __init__(self, command: list[str], folder: Path, variables: dict[str, str], chunks: Chunks) -> None:
+        self._chunks = chunks
+        self._asked = False
+        self._process = subprocess.Popen(
+            command,
+            cwd=str(folder),
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
 
-    def end() -> None:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    def run(self) -> int:
+        """Waits for its end and returns its exit code; nothing of it is left then."""
+        process, before = self._process, {}
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before[number] = signal.signal(number, lambda number, _frame: self._end(number))
+        except ValueError:
+            pass  # Not the main thread: what interrupts this thread ends the command, below.
+        threads = [
+            threading.Thread(target=self._copy, args=(process.stdout, sys.stdout, "out"), daemon=True),
+            threading.Thread(target=self._copy, args=(process.stderr, sys.stderr, "err"), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            code = process.wait()
+        except BaseException:
+            self._end(signal.SIGTERM)
+            process.wait()
+            raise
+        finally:
+            self._sweep()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        for thread in threads:
+            thread.join(GRACE_SECONDS)
+        return code if code >= 0 else 128 - code
 
-    def copy(source: Any, target: Any, stream: str) -> None:
+    def _end(self, number: int) -> None:
+        self._asked = True
+        self._kill(number)
+        timer = threading.Timer(GRACE_SECONDS, self._kill, [signal.SIGKILL])
+        timer.daemon = True
+        timer.start()
+
+    def _kill(self, number: int) -> bool:
+        try:
+            os.killpg(self._process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+    def _sweep(self) -> None:
+        """Ends what the command left running in its group: it must not go on at the cluster's cost."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        # Its shell may have gone first: what it had started has the same time to end.
+        while self._asked and time.monotonic() < deadline and self._kill(0):
+            time.sleep(0.05)
+        self._kill(signal.SIGKILL)
+
+    def _copy(self, source: Any, target: Any, stream: str) -> None:
         while True:
             data = os.read(source.fileno(), 65536)
             if not data:
                 return
+            self._chunks.add(stream, data)
             target.write(data.decode("utf-8", "replace"))
             target.flush()
-            chunks.add(stream, data)
 
+
+def run_command(command: list[str], folder: Path, variables: dict[str, str], chunks: Chunks) -> int:
+    """Runs a command in its own process group and returns its exit code."""
+    return Command(command, folder, variables, chunks).run()
+
+
+def run_in_process(job: dict[str, Any], project: Path, variables: dict[str, str], chunks: Chunks) -> int:
+    """Runs a Spark job's file in this Python, which has the Spark session, and returns its exit code."""
+    os.environ.update(variables)
+    os.chdir(str(project))
+    sys.path.insert(0, str(project))
+    sys.argv = [job["file"], *job["parameters"]]
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Tee(sys.stdout, "out", chunks), Tee(sys.stderr, "err", chunks)
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, pass_on)
-    except ValueError:
-        pass  # Not the main thread: the cluster's end is then the command's.
-    threads = [
-        threading.Thread(target=copy, args=(process.stdout, sys.stdout, "out"), daemon=True),
-        threading.Thread(target=copy, args=(process.stderr, sys.stderr, "err"), daemon=True),
-    ]
-    for thread in threads:
-        thread.start()
-    code = process.wait()
-    for thread in threads:
-        thread.join(GRACE_SECONDS)
-    return code if code >= 0 else 128 - code
+        runpy.run_path(job["file"], run_name="__main__")
+    except SystemExit as end:
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:
+        chunks.add("err", traceback.format_exc().encode("utf-8", "replace"))
+        raise
+    finally:
+        sys.stdout, sys.stderr = streams
+    return 0
+
+
+def command_variables(job: dict[str, Any], root: Path, log: Any) -> dict[str, str]:
+    """Returns the whole environment of the command."""
+    variables = {**os.environ, **job["variables"], **read_secrets(job.get("secrets"))}
+    # Output goes through a pipe here; a Python command would hold it back until a buffer is full.
+    variables.setdefault("PYTHONUNBUFFERED", "1")
+    programs = Path(sys.executable).parent
+    if job.get("environment"):
+        programs = build_environment(job["environment"], root, log)
+        variables["VIRTUAL_ENV"] = str(programs.parent)
+        # The driver's own packages, made for its own Python, are not the project's.
+        variables.pop("PYTHONPATH", None)
+        variables.pop("PYTHONHOME", None)
+    elif not job.get("spark_job"):
+        # "python" is the driver's Python, with the cluster's libraries.
+        uploaded = os.path.dirname(job["archive"])  # noqa: PTH120
+        variables["PYTHONPATH"] = os.pathsep.join(each for each in sys.path if each and each != uploaded)
+    variables["PATH"] = str(programs) + os.pathsep + variables.get("PATH", os.defpath)
+    return variables
 
 
 def main(text: str) -> None:
     """Does it all; exits with the command's exit code when that is not 0."""
     job = json.loads(text)
     chunks = Chunks(job.get("output"))
-    code = 1
-    project = None
+    code, problem, root = 1, "", None
 
-    def log(command: list[str], folder: Path) -> None:
-        code = run_command(command, folder, dict(os.environ), chunks)
+    def log(command: list[str], folder: Path, further: dict[str, str] | None = None) -> None:
+        variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        code = run_command(command, folder, {**variables, **(further or {})}, chunks)
         if code:
-            raise SystemExit("%s failed with exit code %d." % (" ".join(command[:3]), code))
+            shown = " ".join([os.path.basename(command[0]), *command[1:]])  # noqa: PTH119
+            raise SetupError("The environment can't be built: '%s' failed with exit code %d." % (shown, code))
 
     try:
         root = unpack(job["archive"], job["sha256"])
-        project = root / "project"
-        variables = {**os.environ, **job["variables"], **read_secrets(job.get("secrets"))}
+        variables = command_variables(job, root, log)
         if job.get("spark_job"):
-            os.environ.update(variables)
-            os.chdir(str(project))
-            sys.path.insert(0, str(project))
-            sys.argv = [job["spark_job"]["file"], *job["spark_job"]["parameters"]]
-            try:
-                runpy.run_path(job["spark_job"]["file"], run_name="__main__")
-                code = 0
-            except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            code = run_in_process(job["spark_job"], root / "project", variables, chunks)
         else:
-            if job.get("environment"):
-                programs = build_environment(job["environment"], project, job["sha256"], log)
-                variables["PATH"] = str(programs) + os.pathsep + variables.get("PATH", os.defpath)
-                variables["VIRTUAL_ENV"] = str(programs.parent)
-                variables.pop("PYTHONHOME", None)
-            code = run_command(["bash", "-c", job["command"]], project, variables, chunks)
-    except SystemExit as end:
-        chunks.add("err", (str(end.code) + "\n").encode())
-        raise
+            code = run_command(["bash", "-c", job["command"]], root / "project", variables, chunks)
+    except SetupError as error:
+        problem = str(error)
+        raise SystemExit(problem) from None
     finally:
-        chunks.close(code)
-        if project is not None:
-            shutil.rmtree(project.parent, ignore_errors=True)
+        chunks.close(code, problem)
+        if root is not None:
+            shutil.rmtree(root, ignore_errors=True)
     # A driver takes even SystemExit(0) for a failure.
     if code:
         raise SystemExit(code)

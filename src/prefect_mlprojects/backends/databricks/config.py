@@ -17,7 +17,6 @@ NO_CLUSTER = (
     "Backend spec must be provided when launching MLflow project runs on Databricks: name a new_cluster, an "
     "existing-cluster-id or a (serverless) environment in the backend configuration."
 )
-_OWN_CLUSTER_KEYS = ("libraries",)
 
 
 def _kebab(name: str) -> str:
@@ -105,18 +104,29 @@ class DatabricksConfig(BaseModel):
 
 
 @cache
-def _cluster_fields() -> frozenset[str]:
+def _fields(kind: Literal["cluster", "library", "environment", "access"]) -> frozenset[str]:
+    """The keys of a part of a submission, as the SDK has them."""
     from dataclasses import fields
 
-    from databricks.sdk.service.compute import ClusterSpec
+    from databricks.sdk.service.compute import ClusterSpec, Environment, Library
+    from databricks.sdk.service.jobs import JobAccessControlRequest
 
-    return frozenset(each.name for each in fields(ClusterSpec))
+    classes = {
+        "cluster": ClusterSpec,
+        "library": Library,
+        "environment": Environment,
+        "access": JobAccessControlRequest,
+    }
+    # Older SDKs of the supported range do not know all of an environment's.
+    newer = {"environment_version", "base_environment"} if kind == "environment" else set()
+    return frozenset(each.name for each in fields(classes[kind])) | newer
 
 
 def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
     """Returns a configuration in any of its forms as a value.
 
-    MLflow's forms are a bare cluster specification, ``new_cluster`` with ``libraries``, and either under ``cluster_spec``.
+    MLflow's forms are a bare cluster specification, ``new_cluster`` with ``libraries``, and either under ``cluster_spec``;
+    ``job_cluster`` is another name for ``new_cluster``.
 
     Args:
         config: What the user wrote.
@@ -134,22 +144,31 @@ def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
                 f"The configuration of the {NAME} backend does not fit: {key}: must be a mapping", backend=NAME
             )
         values = {**spec, **values}
+    for key in ("job_cluster", "job-cluster"):
+        if key in values:
+            # As a job's job_clusters have it, or the specification itself.
+            cluster = values.pop(key)
+            values["new_cluster"] = cluster.get("new_cluster", cluster) if isinstance(cluster, Mapping) else cluster
     own = {name for field in DatabricksConfig.model_fields for name in (field, _kebab(field))}
-    bare = {key: values.pop(key) for key in list(values) if key not in own and key in _cluster_fields()}
+    bare = {key: values.pop(key) for key in list(values) if key not in own and key in _fields("cluster")}
     if bare:
         values["new_cluster"] = {**(values.pop("new_cluster", None) or values.pop("new-cluster", None) or {}), **bare}
     parsed = parse_config(DatabricksConfig, values, backend=NAME)
-    _check_cluster(parsed.new_cluster or {})
+    _check_keys("new_cluster", parsed.new_cluster or {}, _fields("cluster"))
+    _check_keys("environment", parsed.environment or {}, _fields("environment"))
+    for library in parsed.libraries:
+        _check_keys("libraries", library, _fields("library"))
+    for entry in parsed.access_control:
+        _check_keys("access-control", entry, _fields("access"))
     return parsed
 
 
-def _check_cluster(cluster: Mapping[str, Any]) -> None:
-    for key in cluster:
-        if key in _cluster_fields():
+def _check_keys(where: str, value: Mapping[str, Any], known: frozenset[str]) -> None:
+    for key in value:
+        if key in known:
             continue
-        near = get_close_matches(key, _cluster_fields(), n=1)
+        near = get_close_matches(key, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise BackendError(
-            f"The configuration of the {NAME} backend does not fit: new_cluster: unknown key {key!r}{hint}",
-            backend=NAME,
+            f"The configuration of the {NAME} backend does not fit: {where}: unknown key {key!r}{hint}", backend=NAME
         )

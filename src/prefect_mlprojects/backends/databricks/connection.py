@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
+from prefect_mlprojects.backends.databricks.network import insist
 from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.types import StopSignal
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
 
 _CALL_SECONDS = 60
-_RETRY_SECONDS = 120
+# `insist` tries again, and listens to the stop signal between two calls; the SDK's own waiting does not.
+_RETRY_SECONDS = 1
 
 
 def profile_of(tracking_uri: str) -> str | None:
@@ -26,20 +30,18 @@ def profile_of(tracking_uri: str) -> str | None:
     return parts.netloc.partition(":")[0] or None if parts.scheme in ("databricks", "databricks-uc") else None
 
 
-def connect(config: DatabricksConfig, tracking_uri: str) -> WorkspaceClient:
-    """Returns a client of the workspace; it has not been asked anything yet.
+def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None = None) -> WorkspaceClient:
+    """Returns a client of the workspace; with a token it has not asked anything yet.
 
     Args:
         config: The configuration; its credentials win, then its profile, then the tracking URI's, then the environment.
         tracking_uri: The tracking URI.
+        stop: Ends the waiting for a workspace that is out of reach.
 
     Raises:
         BackendError: There are no usable credentials.
     """
     import logging
-
-    from databricks.sdk import WorkspaceClient
-    from databricks.sdk.config import Config
 
     if isinstance(config.credentials, str):
         raise BackendError(
@@ -47,9 +49,6 @@ def connect(config: DatabricksConfig, tracking_uri: str) -> WorkspaceClient:
             backend=NAME,
         )
     values: dict[str, Any] = {key: value for key, value in (config.credentials or {}).items() if value is not None}
-    unknown = sorted(set(values) - {each.name for each in Config.attributes()})
-    if unknown:
-        raise BackendError(f"The Databricks credentials have an unknown field: {', '.join(unknown)}.", backend=NAME)
     if values and "auth_type" not in values:
         # The environment may hold other credentials; the SDK would refuse to choose.
         kind = "oauth-m2m" if values.get("client_secret") else "pat" if values.get("token") else None
@@ -58,33 +57,24 @@ def connect(config: DatabricksConfig, tracking_uri: str) -> WorkspaceClient:
     if not values and profile:
         values["profile"] = profile
     logging.getLogger("databricks.sdk").setLevel(logging.ERROR)
-    try:
-        return WorkspaceClient(
-            config=Config(
-                **values,
-                http_timeout_seconds=_CALL_SECONDS,
-                retry_timeout_seconds=_RETRY_SECONDS,
-                product="prefect-mlprojects",
-                product_version="0.1.0",
-            )
+    return insist(partial(_client, values), config.network_timeout, stop, "The Databricks workspace can't be used")
+
+
+def _client(values: dict[str, Any]) -> WorkspaceClient:
+    from importlib.metadata import version
+
+    from databricks.sdk import WorkspaceClient
+    from databricks.sdk.config import Config
+
+    unknown = sorted(set(values) - {each.name for each in Config.attributes()})
+    if unknown:
+        raise BackendError(f"The Databricks credentials have an unknown field: {', '.join(unknown)}.", backend=NAME)
+    return WorkspaceClient(
+        config=Config(
+            **values,
+            http_timeout_seconds=_CALL_SECONDS,
+            retry_timeout_seconds=_RETRY_SECONDS,
+            product="prefect-mlprojects",
+            product_version=version("prefect-mlprojects"),
         )
-    except Exception as error:  # noqa: BLE001 - the SDK raises many kinds
-        raise refused("The Databricks workspace can't be used", error) from None
-
-
-def refused(what: str, error: BaseException) -> BackendError:
-    """Returns the error of a call that the workspace refused, with what to do.
-
-    Args:
-        what: What could not be done.
-        error: What the SDK raised.
-    """
-    kind = type(error).__name__
-    advice = {
-        "Unauthenticated": "The token is wrong or has expired: put a new one into the block, profile or DATABRICKS_TOKEN.",
-        "PermissionDenied": "Give the user or service principal the permission that the message names.",
-        "ValueError": "Name credentials: a databricks-workspace block, a profile, or DATABRICKS_HOST and DATABRICKS_TOKEN.",
-        "NotFound": "Check the ids and paths in the backend configuration.",
-    }.get(kind, "")
-    text = str(error).partition(". Config:")[0].strip() or kind
-    return BackendError(f"{what}: {text.rstrip('.')}. {advice}".rstrip(), backend=NAME)
+    )

@@ -206,13 +206,33 @@ def explain(life_cycle: str, result: str = "", code: str = "", kind: str = "", m
     status, text, advice = fallback, words.get(life_cycle, f"it ended as {result or code or life_cycle}"), ""
     if result in RESULTS:
         status, text = RESULTS[result]
-    if code in CODES:
+    # A code of success beside a failure explains nothing.
+    explains = (
+        not code.startswith("SUCCESS") or result.startswith("SUCCESS") or (not result and life_cycle == "TERMINATED")
+    )
+    if code in CODES and explains:
         by_code, text, advice = CODES[code]
         # The result state decides how it ended, where it says so; the code says why.
         status = by_code if status in ("failed", "not-started") or result not in RESULTS else status
     cause = text + (f" ({TYPES[kind]})" if TYPES.get(kind) else "")
     message = message.strip().rstrip(".")
     return Diagnosis(status, life_cycle, f"{cause}: {message}" if message and status != "succeeded" else cause, advice)
+
+
+def waiting_for(run: Run) -> str:
+    """Returns what a run that has not ended waits for, in Databricks' words; empty when they say nothing.
+
+    Args:
+        run: What ``runs/get`` answered.
+    """
+    queue = run.status.queue_details if run.status else None
+    said = (
+        run.state.state_message if run.state else None,
+        queue.message if queue else None,
+        run.state.queue_reason if run.state else None,
+        _word(queue.code if queue else None).replace("_", " ").lower(),
+    )
+    return next((text.strip() for text in said if text and text.strip()), "")
 
 
 def _word(value: object) -> str:

@@ -14,14 +14,14 @@ FOLDER = ".prefect-mlprojects"
 class Storage(Protocol):
     """Holds files under absolute paths; what is not there is never an error."""
 
-    def exists(self, path: str) -> bool:
-        """Returns whether there is such a file."""
+    def holds(self, path: str, size: int) -> bool:
+        """Returns whether there is such a file, whole: of that many bytes, where the workspace tells."""
 
     def write(self, path: str, content: bytes) -> None:
         """Writes a file, with the folders above it, in place of what was there."""
 
-    def read(self, path: str) -> bytes:
-        """Returns a file's content."""
+    def read(self, path: str) -> bytes | None:
+        """Returns a file's content; None when it is not there."""
 
     def names(self, path: str) -> list[tuple[str, float]]:
         """Returns what a folder holds: names and times of change (seconds since the epoch), sorted by name."""
@@ -61,12 +61,12 @@ class _WorkspaceFiles:
     def _path(path: str) -> str:
         return path.removeprefix("/Workspace")
 
-    def exists(self, path: str) -> bool:
+    def holds(self, path: str, size: int) -> bool:
         try:
-            self._api.get_status(self._path(path))
+            found = self._api.get_status(self._path(path)).size
         except _not_found():
             return False
-        return True
+        return found is None or found == size
 
     def write(self, path: str, content: bytes) -> None:
         from databricks.sdk.service.workspace import ImportFormat
@@ -75,10 +75,13 @@ class _WorkspaceFiles:
         # RAW: a .py file must not become a notebook.
         self._api.upload(self._path(path), io.BytesIO(content), format=ImportFormat.RAW, overwrite=True)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str) -> bytes | None:
         from databricks.sdk.service.workspace import ExportFormat
 
-        return self._api.download(self._path(path), format=ExportFormat.AUTO).read()
+        try:
+            return self._api.download(self._path(path), format=ExportFormat.AUTO).read()
+        except _not_found():
+            return None
 
     def names(self, path: str) -> list[tuple[str, float]]:
         try:
@@ -101,20 +104,23 @@ class _Volume:
     def __init__(self, client: WorkspaceClient) -> None:
         self._api = client.files
 
-    def exists(self, path: str) -> bool:
+    def holds(self, path: str, size: int) -> bool:
         try:
-            self._api.get_metadata(path)
+            found = self._api.get_metadata(path).content_length
         except _not_found():
             return False
-        return True
+        return found is None or found == size
 
     def write(self, path: str, content: bytes) -> None:
         self._api.create_directory(path.rpartition("/")[0])
         self._api.upload(path, io.BytesIO(content), overwrite=True)
 
-    def read(self, path: str) -> bytes:
-        contents = self._api.download(path).contents
-        return contents.read() if contents is not None else b""
+    def read(self, path: str) -> bytes | None:
+        try:
+            contents = self._api.download(path).contents
+            return contents.read() if contents is not None else b""
+        except _not_found():
+            return None
 
     def names(self, path: str) -> list[tuple[str, float]]:
         try:
@@ -146,16 +152,23 @@ class _Dbfs:
     def _path(path: str) -> str:
         return "/" + path.removeprefix("dbfs:").lstrip("/")
 
-    def exists(self, path: str) -> bool:
-        return self._api.exists(self._path(path))
+    def holds(self, path: str, size: int) -> bool:
+        try:
+            found = self._api.get_status(self._path(path)).file_size
+        except _not_found():
+            return False
+        return found is None or found == size
 
     def write(self, path: str, content: bytes) -> None:
         self._api.mkdirs(self._path(path).rpartition("/")[0])
         self._api.upload(self._path(path), io.BytesIO(content), overwrite=True)
 
-    def read(self, path: str) -> bytes:
-        with self._api.download(self._path(path)) as file:
-            return file.read()
+    def read(self, path: str) -> bytes | None:
+        try:
+            with self._api.download(self._path(path)) as file:
+                return file.read()
+        except _not_found():
+            return None
 
     def names(self, path: str) -> list[tuple[str, float]]:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,16 +13,16 @@ from urllib.parse import urlsplit
 from prefect_mlprojects._redaction import strip_credentials
 from prefect_mlprojects.backends.base import BackendCall
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
+from prefect_mlprojects.backends.databricks.environment import driver_environment
 from prefect_mlprojects.backends.databricks.storage import driver_path
-from prefect_mlprojects.environments.python_files import PythonSpec, read_conda_env, read_python_env
-from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError
-from prefect_mlprojects.spec.project import CondaEnvironment, NoEnvironment, PythonEnvironment
+from prefect_mlprojects.exceptions import BackendError
 
 TASK_KEY = "mlproject"
 ENVIRONMENT_KEY = "default"
-REQUIREMENTS_FILE = ".mlprojects-requirements.txt"
 MAX_ARGUMENT_BYTES = 9_500  # The Jobs API takes 10,000 bytes of parameters as JSON.
 _PASSED_ON = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID")
+# What the shell takes as it is: plain characters and quoted texts, without operators, variables and patterns.
+_PLAIN = re.compile(r"""(?:[\w@%+=:,./ \t-]|'[^']*'|"[^"$`\\]*")+""")
 _PROVIDERS: Mapping[str, str] = {
     "github.com": "gitHub",
     "gitlab.com": "gitLab",
@@ -58,34 +59,6 @@ def remote_variables(variables: Mapping[str, str], tracking_uri: str) -> dict[st
     inside = tracking_uri.partition(":")[0]
     plain["MLFLOW_TRACKING_URI"] = inside if inside.startswith("databricks") else strip_credentials(tracking_uri)
     return plain
-
-
-def python_spec(call: BackendCall) -> PythonSpec | None:
-    """Reads what the project's environment holds; None when it has none or ``env_manager`` is ``local``.
-
-    Raises:
-        EnvironmentBuildError: The file is malformed.
-    """
-    environment = call.project.environment
-    if isinstance(environment, NoEnvironment) or call.env_manager == "local":
-        return None
-    assert isinstance(environment, PythonEnvironment | CondaEnvironment)
-    read = (
-        read_python_env(environment.file)
-        if isinstance(environment, PythonEnvironment)
-        else read_conda_env(environment.file, "uv")
-    )
-    if isinstance(read, PythonSpec):
-        return read
-    problems = "; ".join(str(each) for each in read)
-    raise EnvironmentBuildError(
-        f"The environment of '{call.project.display_name}' can't be built: {problems}", manager="uv"
-    )
-
-
-def requirements_text(spec: PythonSpec) -> str:
-    """Returns the requirements file that goes into the archive."""
-    return "".join(f"{entry.text}\n" for entry in spec.dependencies)
 
 
 @dataclass(frozen=True)
@@ -129,7 +102,7 @@ def job_argument(
     Raises:
         BackendError: It is longer than the Jobs API takes.
     """
-    spec, spark = python_spec(call), spark_job(call, command)
+    environment, spark = driver_environment(call), spark_job(call, command)
     job: dict[str, Any] = {
         "archive": driver_path(code.archive),
         "sha256": code.sha256,
@@ -141,9 +114,8 @@ def job_argument(
         job["spark_job"] = {"file": spark.file, "parameters": list(spark.parameters)}
     else:
         job["command"] = command
-    if spec is not None:
-        build = [entry.text for entry in spec.build_dependencies]
-        job["environment"] = {"python": spec.python, "build": build, "requirements": REQUIREMENTS_FILE}
+    if environment is not None:
+        job["environment"] = dict(environment.job)
     text = json.dumps(job, sort_keys=True)
     if len(text.encode()) > MAX_ARGUMENT_BYTES:
         raise BackendError(
@@ -214,20 +186,16 @@ def submission(
 
 
 def _git_task(call: BackendCall, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    copy = call.working_copy
-    words = shlex.split(command)
+    copy, spark = call.working_copy, spark_job(call, command)
+    words = shlex.split(command) if spark is None else ["python", spark.file, *spark.parameters]
     provider = _PROVIDERS.get(urlsplit(copy.repository_url or "").hostname or "")
     if not copy.commit or not copy.repository_url or copy.dirty:
         problem = "the project must be a commit of a git repository, without uncommitted changes"
     elif provider is None:
         problem = f"Databricks knows no git provider for {strip_credentials(copy.repository_url)}"
-    elif (
-        len(words) < 2
-        or words[0] not in ("python", "python3")
-        or any(each in command for each in (";", "|", "&", "$", "`"))
-    ):
+    elif len(words) < 2 or words[0] not in ("python", "python3") or _PLAIN.fullmatch(command) is None:
         problem = "the entry point must be one plain command 'python FILE …'"
-    elif python_spec(call) is not None:
+    elif driver_environment(call) is not None:
         problem = "the project has an environment of its own; name it under libraries and give env_manager='local'"
     else:
         source = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
-from prefect_mlprojects.backends.databricks.connection import refused
+from prefect_mlprojects.backends.databricks.network import insist
 from prefect_mlprojects.backends.databricks.states import Diagnosis, diagnose
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal
@@ -16,51 +16,10 @@ if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
     from databricks.sdk.service.jobs import Run
 
-_Answer = TypeVar("_Answer")
+WatchEnd: TypeAlias = Literal["ended", "stopped", "timed-out"]
 _GROWTH = 1.5
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether an error of a call goes away by itself: a rate limit, a server's error, a lost connection."""
-    import requests
-    from databricks.sdk import errors
-
-    passing = (
-        errors.TooManyRequests,
-        errors.InternalError,
-        errors.TemporarilyUnavailable,
-        errors.DeadlineExceeded,
-        requests.exceptions.RequestException,
-        ConnectionError,
-        TimeoutError,
-    )
-    return isinstance(error, passing) or "Exceeded max retry" in str(error)
-
-
-def insist(call: Callable[[], _Answer], seconds: float, stop: StopSignal | None, what: str) -> _Answer:
-    """Makes an idempotent call, again and again while what goes wrong goes away by itself.
-
-    Args:
-        call: The call.
-        seconds: For how long; one call is made in any case.
-        stop: Gives up when requested; None for a call that must be made although it is.
-        what: What could not be done, for the message.
-
-    Raises:
-        BackendError: The workspace refused it, or was out of reach for too long.
-    """
-    deadline, pause = time.monotonic() + seconds, 1.0
-    while True:
-        try:
-            return call()
-        except Exception as error:  # noqa: BLE001 - what passes is told apart below
-            if not is_passing(error) or time.monotonic() + pause > deadline or (stop is not None and stop.requested):
-                raise refused(what, error) from None
-        if stop is None:
-            time.sleep(pause)
-        else:
-            stop.wait(pause)
-        pause = min(pause * _GROWTH, 20.0)
+_FIRST_CANCEL_PAUSE, _LONGEST_CANCEL_PAUSE = 0.2, 10.0
+_SHORTEST_CANCEL_WAIT = 60.0
 
 
 def watch(
@@ -70,7 +29,7 @@ def watch(
     stop: StopSignal,
     deadline: float | None,
     on_look: Callable[[Run, Diagnosis], bool],
-) -> tuple[Run, Diagnosis, str]:
+) -> tuple[Run | None, Diagnosis | None, WatchEnd]:
     """Looks at a run until it has ended, was told to, or the time is up.
 
     Args:
@@ -82,26 +41,32 @@ def watch(
         on_look: Called at every look; returns whether something happened, so that the next look comes soon.
 
     Returns:
-        The run, its diagnosis, and why the watching ended: ``ended``, ``stopped`` or ``timed-out``.
+        The run, its diagnosis, and why the watching ended; the first two are None when a stop came before the first look.
 
     Raises:
         BackendError: The workspace was out of reach for too long, or does not know the run.
     """
     pause, phase = config.poll_interval, ""
+    run, found = None, None
     while True:
-        run = insist(
-            lambda: client.jobs.get_run(run_id),
-            config.network_timeout,
-            stop,
-            f"The Databricks run {run_id} can't be watched (it may go on)",
-        )
+        try:
+            run = insist(
+                lambda: client.jobs.get_run(run_id),
+                config.network_timeout,
+                stop,
+                f"The Databricks run {run_id} can't be watched (it may go on)",
+            )
+        except BackendError:
+            if stop.requested:
+                # It was out of reach when the stop came; the cancelling insists.
+                return run, found, "stopped"
+            raise
         found = diagnose(run)
         lively = on_look(run, found)
         if found.ended:
             return run, found, "ended"
-        pause = (
-            config.poll_interval if lively or found.phase != phase else min(pause * _GROWTH, config.max_poll_interval)
-        )
+        quiet = not lively and found.phase == phase
+        pause = min(pause * _GROWTH, config.max_poll_interval) if quiet else config.poll_interval
         phase = found.phase
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
@@ -128,7 +93,7 @@ def cancel(client: WorkspaceClient, run_id: int, config: DatabricksConfig) -> tu
             return None
 
     insist(ask, config.network_timeout, None, what)
-    pause, deadline = 0.2, time.monotonic() + max(config.network_timeout, 60.0)
+    pause, deadline = _FIRST_CANCEL_PAUSE, time.monotonic() + max(config.network_timeout, _SHORTEST_CANCEL_WAIT)
     while True:
         run = insist(lambda: client.jobs.get_run(run_id), config.network_timeout, None, what)
         found = diagnose(run)
@@ -137,4 +102,4 @@ def cancel(client: WorkspaceClient, run_id: int, config: DatabricksConfig) -> tu
         if time.monotonic() > deadline:
             raise BackendError(f"{what}: it is still {found.phase}.", backend=NAME)
         time.sleep(pause)
-        pause = min(pause * _GROWTH, 10.0)
+        pause = min(pause * _GROWTH, _LONGEST_CANCEL_PAUSE)

@@ -92,7 +92,8 @@ def pack_project(directory: Path, limit: int = ARCHIVE_LIMIT) -> bytes | None:
         BackendError: A file can't be read.
     """
     packed = io.BytesIO()
-    for piece in iterate_archive(project_files(directory), compressed=True, tar_format=tarfile.GNU_FORMAT):
+    files = project_files(directory, backend=BACKEND)
+    for piece in iterate_archive(files, compressed=True, tar_format=tarfile.GNU_FORMAT, backend=BACKEND):
         packed.write(piece)
         if packed.tell() > limit:
             return None
@@ -132,7 +133,9 @@ def place_values(call: BackendCall, delivery: DeliveryName, values: Mapping[str,
         BackendError: A value is not in the project, or is left out of what is delivered.
     """
     directory = call.working_copy.directory
-    delivered = {file.name for file in project_files(directory)} if delivery in ("archive", "image") else None
+    delivered = (
+        {file.name for file in project_files(directory, backend=BACKEND)} if delivery in ("archive", "image") else None
+    )
     placed: dict[str, str] = {}
     for name, value in values.items():
         advice = (

@@ -9,6 +9,7 @@ import pytest
 from prefect_mlprojects.backends.base import BackendCall
 from prefect_mlprojects.backends.databricks.backend import DatabricksBackend
 from prefect_mlprojects.backends.databricks.task import remote_variables
+from prefect_mlprojects.backends.databricks.upload import check_size
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.spec import (
@@ -28,6 +29,7 @@ def a_call(folder: Path, text: str, **fields: Any) -> tuple[BackendCall, str]:
     entry_point = spark_job_entry_point(project, "main") or find_entry_point(project, "main")
     parameters = check_parameters(entry_point, {})
     copy = WorkingCopy(directory=folder, uri=str(folder), kind="local", source_name=str(folder))
+    copy = fields.pop("working_copy", copy)
     values = {"config": CLUSTER, "tracking_uri": "databricks://staging", **fields}
     return BackendCall(project, entry_point, parameters, copy, **values), build_command(entry_point, parameters)
 
@@ -74,13 +76,76 @@ def test_what_can_not_work_is_refused(tmp_path: Path, text: str, fields: dict[st
     assert "geheim" not in caught.value.message
 
 
+GIT = {"git-source": True, **CLUSTER}
+URL = "https://github.com/ada/project.git"
+
+
+def a_git_call(folder: Path, text: str, uri: str = URL, **fields: Any) -> tuple[BackendCall, str]:
+    facts = {"commit": "0" * 40, "repository_url": URL, **fields}
+    return a_call(folder, text, config=GIT, working_copy=WorkingCopy(folder, uri, "git", uri, **facts))
+
+
+@pytest.mark.parametrize(
+    ("text", "uri", "python_file", "parameters"),
+    [
+        ("entry_points:\n  main: {command: python a.py 'Ada; x' \"b c\"}\n", URL, "a.py", ["Ada; x", "b c"]),
+        ("entry_points:\n  main: {command: python3 a.py}\n", f"{URL}#sub/folder", "sub/folder/a.py", []),
+        ("databricks_spark_job: {python_file: job.py, parameters: [a, 'b c']}\n", URL, "job.py", ["a", "b c"]),
+    ],
+)
+def test_a_git_project_names_its_commit(
+    tmp_path: Path, text: str, uri: str, python_file: str, parameters: list[str]
+) -> None:
+    body = planned(*a_git_call(tmp_path, text, uri))
+
+    assert body["git_source"] == {"git_url": URL, "git_provider": "gitHub", "git_commit": "0" * 40}
+    task = body["tasks"][0]["spark_python_task"]
+    assert task == {"python_file": python_file, "parameters": parameters, "source": "GIT"}
+
+
+@pytest.mark.parametrize(
+    ("command", "fields", "message"),
+    [
+        ("python a.py", {"dirty": True}, "without uncommitted changes"),
+        ("python a.py", {"repository_url": "https://git.example.com/x.git"}, "no git provider"),
+        ("bash a.sh", {}, "one plain command"),
+        *(
+            (f"python a.py {shell}", {}, "one plain command")
+            for shell in ("&& x", "> f", "$HOME", "`x`", "*.csv", "; x")
+        ),
+    ],
+)
+def test_what_databricks_can_not_check_out_is_refused(
+    tmp_path: Path, command: str, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BackendError, match=message):
+        planned(*a_git_call(tmp_path, f"entry_points:\n  main:\n    command: {json.dumps(command)}\n", **fields))
+
+
+def test_a_command_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    call, command = a_call(tmp_path, "entry_points:\n  main: {command: python a.py}\n")
+
+    with pytest.raises(BackendError, match="Databricks takes 9500"):
+        planned(call, command + " x" * 5000)
+
+
+def test_an_archive_that_is_too_large_is_told_with_a_way_out() -> None:
+    with pytest.raises(BackendError, match="choose a volume"):
+        check_size("/Workspace/Users/ada/x", (500 << 20) + 1)
+
+    check_size("/Workspace/Users/ada/x", 500 << 20)
+    check_size("/Volumes/main/ml/code", 5000 << 20)
+
+
 def test_paths_are_placed_as_the_driver_sees_them(tmp_path: Path) -> None:
     call, _ = a_call(tmp_path, "entry_points:\n  main: {command: python a.py}\n")
     backend = DatabricksBackend()
 
-    placed = backend.place_paths(call, {"a": "dbfs:/data/x.csv", "b": str(tmp_path / "data/y.csv")})
+    placed = backend.place_paths(
+        call, {"a": "dbfs:/data/x.csv", "b": str(tmp_path / "data/y.csv"), "c": "dbfs:/Volumes/m/l/c/z"}
+    )
 
-    assert placed == {"a": "/dbfs/data/x.csv", "b": "data/y.csv"}
+    assert placed == {"a": "/dbfs/data/x.csv", "b": "data/y.csv", "c": "/Volumes/m/l/c/z"}
     for value in ("s3://bucket/x", "/elsewhere/y"):
         with pytest.raises(BackendError, match="declare the parameter as uri"):
             backend.place_paths(call, {"a": value})

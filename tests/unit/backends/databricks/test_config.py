@@ -11,7 +11,15 @@ CLUSTER = {"spark_version": "7.3.x-scala2.12", "num_workers": 1}
 
 
 @pytest.mark.parametrize(
-    "config", [CLUSTER, {"new_cluster": CLUSTER}, {"cluster_spec": CLUSTER}, {"cluster_spec": {"new_cluster": CLUSTER}}]
+    "config",
+    [
+        {"job_cluster": CLUSTER},
+        {"job-cluster": {"new_cluster": CLUSTER}},
+        CLUSTER,
+        {"new_cluster": CLUSTER},
+        {"cluster_spec": CLUSTER},
+        {"cluster_spec": {"new_cluster": CLUSTER}},
+    ],
 )
 def test_mlflows_forms_mean_the_same(config: dict[str, Any]) -> None:
     assert parse_databricks_config(config).new_cluster == CLUSTER
@@ -22,6 +30,11 @@ def test_mlflows_forms_mean_the_same(config: dict[str, Any]) -> None:
     [
         ({"existing-cluster": "x"}, "did you mean 'existing-cluster-id'"),
         ({"new_cluster": {"spark_versoin": "1"}}, "did you mean 'spark_version'"),
+        ({"environment": {"dependencys": []}}, "did you mean 'dependencies'"),
+        ({**CLUSTER, "libraries": [{"pypy": {}}]}, "libraries: unknown key 'pypy' .did you mean 'pypi'"),
+        ({**CLUSTER, "access-control": [{"user": "a"}]}, "did you mean 'user_name'"),
+        ({"cluster_spec": "c-1"}, "must be a mapping"),
+        ({"job_cluster": "c-1"}, "new_cluster"),
         ({"new_cluster": CLUSTER, "existing-cluster-id": "x"}, "exclude each other"),
         ({"environment": {}, "libraries": [{"pypi": {"package": "six"}}]}, "takes no libraries"),
         ({"code-path": "/tmp/x"}, "must be an absolute path that begins with"),

@@ -1,45 +1,121 @@
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from databricks.sdk.service import jobs
 
 from prefect_mlprojects.backends.databricks import states
 
+# What each word of the SDK means to us. A word that a new SDK brings is in none of these lists and fails the tests below.
+RUNNING = {"BLOCKED", "PENDING", "QUEUED", "RUNNING", "TERMINATING", "WAITING", "WAITING_FOR_RETRY"}
+ENDED = {"TERMINATED", "SKIPPED", "INTERNAL_ERROR"}
+RESULTS = {
+    "SUCCESS": "succeeded",
+    "SUCCESS_WITH_FAILURES": "succeeded",
+    "FAILED": "failed",
+    "TIMEDOUT": "timed-out",
+    "CANCELED": "cancelled",
+    "UPSTREAM_CANCELED": "cancelled",
+    "MAXIMUM_CONCURRENT_RUNS_REACHED": "not-started",
+    "EXCLUDED": "not-started",
+    "DISABLED": "not-started",
+    "UPSTREAM_FAILED": "not-started",
+}
+CODES = {
+    "SUCCESS": ("succeeded", "succeeded"),
+    "SUCCESS_WITH_FAILURES": ("succeeded", "with failures"),
+    "USER_CANCELED": ("cancelled", "a user cancelled"),
+    "CANCELED": ("cancelled", "Databricks cancelled"),
+    "SKIPPED": ("not-started", "skipped"),
+    "DRIVER_ERROR": ("failed", "driver died"),
+    "CLUSTER_ERROR": ("not-started", "cluster failed to start"),
+    "REPOSITORY_CHECKOUT_FAILED": ("not-started", "check the repository out"),
+    "INVALID_CLUSTER_REQUEST": ("not-started", "specification is invalid"),
+    "WORKSPACE_RUN_LIMIT_EXCEEDED": ("not-started", "limit of concurrent runs"),
+    "FEATURE_DISABLED": ("not-started", "switched off"),
+    "CLUSTER_REQUEST_LIMIT_EXCEEDED": ("not-started", "too many clusters"),
+    "STORAGE_ACCESS_ERROR": ("failed", "storage"),
+    "RUN_EXECUTION_ERROR": ("failed", "task failed"),
+    "UNAUTHORIZED_ERROR": ("not-started", "permission"),
+    "LIBRARY_INSTALLATION_ERROR": ("not-started", "library"),
+    "MAX_CONCURRENT_RUNS_EXCEEDED": ("not-started", "too many runs"),
+    "MAX_SPARK_CONTEXTS_EXCEEDED": ("not-started", "Spark contexts"),
+    "RESOURCE_NOT_FOUND": ("not-started", "does not exist"),
+    "INVALID_RUN_CONFIGURATION": ("not-started", "configuration is invalid"),
+    "INTERNAL_ERROR": ("failed", "internal error of Databricks"),
+    "CLOUD_FAILURE": ("not-started", "cloud provider failed"),
+    "MAX_JOB_QUEUE_SIZE_EXCEEDED": ("not-started", "queue is full"),
+    "DISABLED": ("not-started", "disabled"),
+    "BREAKING_CHANGE": ("not-started", "removed"),
+    "BUDGET_POLICY_LIMIT_EXCEEDED": ("not-started", "budget policy"),
+}
+TYPES = {"SUCCESS", "CLIENT_ERROR", "CLOUD_FAILURE", "INTERNAL_ERROR"}
+NEEDS_NO_ADVICE = {"SUCCESS", "SUCCESS_WITH_FAILURES", "RUN_EXECUTION_ERROR", "DISABLED"}
 
-@pytest.mark.parametrize(
-    ("enum", "table"),
-    [
-        (jobs.RunResultState, states.RESULTS),
-        (jobs.TerminationCodeCode, states.CODES),
-        (jobs.TerminationTypeType, states.TYPES),
-    ],
-)
-def test_every_word_of_the_sdk_has_a_meaning(enum: type, table: dict[str, object]) -> None:
-    assert {each.value for each in enum} == set(table)  # type: ignore[attr-defined]
+
+def test_each_word_of_the_sdk_is_known() -> None:
+    life_cycles = {each.value for each in jobs.RunLifeCycleState} | {
+        each.value for each in jobs.RunLifecycleStateV2State
+    }
+    assert life_cycles == RUNNING | ENDED == set(states.LIFE_CYCLES)
+    assert {each.value for each in jobs.RunResultState} == set(RESULTS) == set(states.RESULTS)
+    assert {each.value for each in jobs.TerminationCodeCode} == set(CODES) == set(states.CODES)
+    assert {each.value for each in jobs.TerminationTypeType} == TYPES == set(states.TYPES)
 
 
-def test_every_life_cycle_of_the_sdk_has_a_meaning() -> None:
-    words = {each.value for each in jobs.RunLifeCycleState} | {each.value for each in jobs.RunLifecycleStateV2State}
-    assert words == set(states.LIFE_CYCLES)
+@pytest.mark.parametrize("life_cycle", sorted(RUNNING))
+def test_each_life_cycle_before_the_end_is_waited_out(life_cycle: str) -> None:
+    for result, code in product(["", *RESULTS], ["", *CODES]):
+        assert not states.explain(life_cycle, result, code).ended
+
+
+@pytest.mark.parametrize("life_cycle", sorted(ENDED))
+def test_each_life_cycle_at_the_end_has_a_diagnosis(life_cycle: str) -> None:
+    for result, code, kind in product(["", *RESULTS], ["", *CODES], ["", *TYPES]):
+        found = states.explain(life_cycle, result, code, kind, "its own words")
+        assert found.ended
+        assert found.cause
+        assert (found.status == "succeeded") or "its own words" in found.cause
+
+
+@pytest.mark.parametrize(("result", "status"), RESULTS.items())
+def test_each_result_has_its_meaning(result: str, status: str) -> None:
+    assert states.explain("TERMINATED", result).status == status
+
+
+@pytest.mark.parametrize(("code", "expected"), CODES.items())
+def test_each_termination_code_has_its_diagnosis(code: str, expected: tuple[str, str]) -> None:
+    status, words = expected
+    result = {"succeeded": "SUCCESS", "cancelled": "CANCELED"}.get(status, "FAILED")
+
+    for found in (states.explain("TERMINATED", result, code), states.explain("TERMINATED", "", code)):
+        assert found.status == status
+        assert words in found.cause
+        assert bool(found.advice) != (code in NEEDS_NO_ADVICE)
+
+
+@pytest.mark.parametrize("kind", sorted(TYPES - {"SUCCESS"}))
+def test_each_termination_type_says_whose_fault_it_is(kind: str) -> None:
+    assert f"({states.TYPES[kind]})" in states.explain("TERMINATED", "FAILED", "CLUSTER_ERROR", kind).cause
 
 
 @pytest.mark.parametrize(
     ("words", "status"),
     [
-        (("RUNNING",), "running"),
-        (("TERMINATING", "CANCELED"), "running"),
-        (("TERMINATED", "SUCCESS", "SUCCESS"), "succeeded"),
-        (("TERMINATED", "FAILED", "RUN_EXECUTION_ERROR"), "failed"),
-        (("TERMINATED", "CANCELED", "USER_CANCELED"), "cancelled"),
         (("TERMINATED", "TIMEDOUT", "CANCELED"), "timed-out"),
         (("INTERNAL_ERROR", "FAILED", "CLUSTER_ERROR"), "not-started"),
         (("SKIPPED",), "not-started"),
         (("INTERNAL_ERROR",), "failed"),
+        (("INTERNAL_ERROR", "", "SUCCESS"), "failed"),
+        (("TERMINATED", "FAILED", "SUCCESS"), "failed"),
+        (("TERMINATED", "CANCELED", "RUN_EXECUTION_ERROR"), "cancelled"),
         (("NEW_WORD",), "running"),
         (("NEW_WORD", "NEW_RESULT"), "failed"),
+        (("TERMINATED", "NEW_RESULT", "NEW_CODE", "NEW_TYPE"), "failed"),
     ],
 )
-def test_states_mean_an_ending(words: tuple[str, ...], status: str) -> None:
+def test_words_together_mean_an_ending(words: tuple[str, ...], status: str) -> None:
     assert states.explain(*words).status == status
 
 
@@ -48,3 +124,26 @@ def test_the_clouds_words_are_passed_on() -> None:
 
     assert found.cause == "the cloud provider failed (caused by the cloud provider): AWS: no capacity"
     assert "another node type" in found.advice
+
+
+def test_an_answer_of_either_version_is_read() -> None:
+    old = jobs.Run.from_dict({"state": {"life_cycle_state": "TERMINATED", "result_state": "SUCCESS"}})
+    new = jobs.Run.from_dict({"status": {"state": "TERMINATED", "termination_details": {"code": "SUCCESS"}}})
+
+    assert states.diagnose(old).status == states.diagnose(new).status == "succeeded"
+    assert states.diagnose(jobs.Run()).status == "running"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"state": {"life_cycle_state": "PENDING", "state_message": "Waiting for cluster"}}, "Waiting for cluster"),
+        (
+            {"status": {"state": "QUEUED", "queue_details": {"code": "ACTIVE_RUNS_LIMIT_REACHED"}}},
+            "active runs limit reached",
+        ),
+        ({"state": {"life_cycle_state": "RUNNING"}}, ""),
+    ],
+)
+def test_what_a_run_waits_for_is_said(answer: dict[str, object], said: str) -> None:
+    assert states.waiting_for(jobs.Run.from_dict(answer)) == said

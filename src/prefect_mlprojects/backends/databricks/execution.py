@@ -1,0 +1,232 @@
+"""One execution: submits the run, or finds it again, watches it to its end, and tells how it ended."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from prefect_mlprojects._output import TailedOutput
+from prefect_mlprojects.backends.base import ExecutionOutcome, ExecutionRequest
+from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
+from prefect_mlprojects.backends.databricks.environment import driver_environment
+from prefect_mlprojects.backends.databricks.network import insist
+from prefect_mlprojects.backends.databricks.notes import RunNote, note_path, read_note, write_note
+from prefect_mlprojects.backends.databricks.output import LiveOutput, driver_output
+from prefect_mlprojects.backends.databricks.states import Diagnosis, waiting_for
+from prefect_mlprojects.backends.databricks.storage import Storage, storage_for
+from prefect_mlprojects.backends.databricks.task import Code, remote_variables, submission
+from prefect_mlprojects.backends.databricks.upload import bootstrap, check_unchanged, code_of, pack, upload
+from prefect_mlprojects.backends.databricks.watch import WatchEnd, cancel, watch
+from prefect_mlprojects.backends.endings import find_cause
+from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.types import StopSignal
+
+if TYPE_CHECKING:
+    from databricks.sdk import WorkspaceClient
+    from databricks.sdk.service.jobs import Run
+
+_MAX_ATTEMPTS = 100
+_MAX_TOKEN = 64  # The Jobs API's limit.
+
+
+class Execution:
+    """One execution: what belongs to it while it goes on.
+
+    Args:
+        client: The workspace.
+        config: The configuration.
+        request: What to run.
+        output: Takes the output.
+        stop: Asks for the end.
+    """
+
+    def __init__(
+        self,
+        client: WorkspaceClient,
+        config: DatabricksConfig,
+        request: ExecutionRequest,
+        output: TailedOutput,
+        stop: StopSignal,
+    ) -> None:
+        assert request.call is not None
+        assert request.preparation is not None
+        self._client, self._config, self._request = client, config, request
+        self._output, self._stop, self._call = output, stop, request.call
+        facts = request.preparation.facts
+        self._root, self._sha256, self._user = facts["root"], facts["sha256"], facts["user"]
+        self._size = int(facts["size"])
+        self._storage: Storage = storage_for(client, self._root)
+        self._told: tuple[str, str] | None = None
+        self._token = ""
+
+    def run(self) -> ExecutionOutcome:
+        """Runs it to its end; see ``Backend.execute``."""
+        started = time.monotonic()
+        submitted = self._submit()
+        if submitted is None:
+            return ExecutionOutcome("stopped", cause=self._stop.reason or "it was cancelled")
+        run_id, code = submitted
+        live = LiveOutput(self._storage, code.output, self._output) if code.output else None
+        deadline = None if self._request.timeout is None else started + self._request.timeout
+
+        def look(run: Run, found: Diagnosis) -> bool:
+            if not self._told:
+                self._tell(run_id, run)
+            self._tell_phase(run_id, run, found)
+            return live.read() if live is not None else False
+
+        run, found, why = watch(self._client, run_id, self._config, self._stop, deadline, look)
+        if why != "ended" or run is None or found is None:
+            self._request.events.report(f"Cancelling the Databricks run {run_id}")
+            run, found = cancel(self._client, run_id, self._config)
+        if live is not None:
+            live.finish()
+        known = found.status == "succeeded" and live is not None and live.complete
+        error = "" if known else driver_output(self._client, run, self._output, live)
+        tail = self._output.close()
+        self._clear(code, found)
+        return outcome(found, why, self._stop, live, error, tail)
+
+    def _submit(self) -> tuple[int, Code] | None:
+        """Submits the run; a run of an earlier attempt whose failure was told already gives way to a new one.
+
+        None when a stop came before.
+        """
+        variables = remote_variables(self._request.variables, self._call.tracking_uri)
+        for attempt in range(_MAX_ATTEMPTS):
+            token = f"mlp-{self._request.identity.flow_run_id}-{attempt}"[:_MAX_TOKEN]
+            path = note_path(self._root, token)
+            note = self._ask(partial(read_note, self._storage, path), "The run's note can't be looked for")
+            if note is not None and note.told:
+                continue
+            self._token = token
+            code = code_of(self._root, self._sha256, token if self._live() else None)
+            self._secure_code(code, path)
+            body = submission(self._call, self._config, self._request.command, code, variables, token)
+            if self._stop.requested:
+                self._remove(path)
+                return None
+            # From here on a stop must not end the asking: an answer that was lost may be that of a run which costs money.
+            what, seconds = "The run can't be submitted to Databricks", self._config.network_timeout
+            try:
+                answer = insist(partial(_post, self._client, body), seconds, None, what)
+            except BackendError:
+                self._remove(path)
+                raise
+            return int(answer["run_id"]), code
+        raise BackendError(f"The run was tried {_MAX_ATTEMPTS} times.", backend=NAME)
+
+    def _secure_code(self, code: Code, note: str) -> None:
+        """Notes that the code is needed, and then makes sure that it is there: cleaning may have come between."""
+        files = () if self._config.git_source else (code.archive, code.bootstrap)
+        content = RunNote(self._user, [each.rpartition("/")[2] for each in files])
+        self._ask(partial(write_note, self._storage, note, content), "The run can't be noted in the workspace")
+        if self._config.git_source:
+            return
+        what = "The project can't be uploaded to Databricks"
+        sizes = {code.archive: self._size, code.bootstrap: len(bootstrap())}
+        if all(self._ask(partial(self._storage.holds, path, size), what) for path, size in sizes.items()):
+            return
+        archive = pack(self._call, driver_environment(self._call))
+        check_unchanged(archive, self._sha256)
+        upload(self._storage, code, archive, partial(self._ask, what=what), self._request.events.report)
+
+    def _live(self) -> bool:
+        return self._config.live_output and not self._config.git_source
+
+    def _ask(self, call: Callable[[], Any], what: str) -> Any:
+        return insist(call, self._config.network_timeout, self._stop, what)
+
+    def _tell(self, run_id: int, run: Run) -> None:
+        # The tags that `mlflow run` sets: mlflow/projects/databricks.py, _print_description_and_log_tags.
+        tags = {"mlflow.databricks.shellJobRunID": str(run_id), "mlflow.databricks.webappURL": self._client.config.host}
+        if run.job_id is not None:
+            tags["mlflow.databricks.shellJobID"] = str(run.job_id)
+        if run.run_page_url:
+            tags["mlflow.databricks.runURL"] = run.run_page_url
+            self._request.events.link("Databricks run", run.run_page_url)
+        self._request.events.tag(tags)
+
+    def _tell_phase(self, run_id: int, run: Run, found: Diagnosis) -> None:
+        said = "" if found.ended else waiting_for(run)
+        if (found.phase, said) != self._told:
+            self._told = (found.phase, said)
+            self._request.events.report(f"Databricks run {run_id}: {found.phase}{f' ({said})' if said else ''}")
+
+    def _clear(self, code: Code, found: Diagnosis) -> None:
+        """Removes what the run no longer needs; of a failure it is noted that it was told."""
+        path = note_path(self._root, self._token)
+        if code.output is not None:
+            self._remove(code.output)
+        if found.status == "succeeded":
+            self._remove(path)
+            return
+        try:
+            write_note(self._storage, path, RunNote(self._user, told=True))
+        except Exception as error:  # noqa: BLE001 - the failure itself is what people must hear of
+            self._request.events.report(f"A retry will find the same run again: {error}")
+
+    def _remove(self, path: str) -> None:
+        try:
+            self._storage.remove(path)
+        except Exception as error:  # noqa: BLE001 - `mlprojects databricks clean` takes what is left
+            self._request.events.report(f"{path} could not be removed: {error}")
+
+
+def _post(client: WorkspaceClient, body: Mapping[str, Any]) -> Any:
+    # The SDK's own submit() takes dataclasses and drops keys that it does not know; the body is passed on as written.
+    return client.api_client.do("POST", "/api/2.2/jobs/runs/submit", body=dict(body))
+
+
+def outcome(
+    found: Diagnosis,
+    why: WatchEnd,
+    stop: StopSignal,
+    live: LiveOutput | None,
+    error: str,
+    tail: tuple[str, ...],
+) -> ExecutionOutcome:
+    """Judges how a run ended, and why.
+
+    Args:
+        found: What its state means.
+        why: Why the watching ended.
+        stop: Asked for the end, or did not.
+        live: What the bootstrap told; None when it was not asked to.
+        error: What Databricks shows as the run's error.
+        tail: The last lines of output.
+    """
+    if found.status == "succeeded":
+        return ExecutionOutcome("exited", exit_code=0, cause="exit code 0", output_tail=tail)
+    if why == "stopped":
+        return ExecutionOutcome("stopped", cause=stop.reason or "it was cancelled", output_tail=tail)
+    if why == "timed-out":
+        return ExecutionOutcome(
+            "timed-out", cause="it took longer than its timeout and was cancelled", output_tail=tail
+        )
+    if found.status == "failed" and live is not None and live.problem:
+        return ExecutionOutcome("not-started", cause=live.problem.rstrip("."), output_tail=tail)
+    code = (live.exit_code if live is not None else None) or _exit_code(error)
+    if found.status == "failed" and code:
+        cause = find_cause(code)
+        return ExecutionOutcome(
+            "exited", code, cause.signal, cause.text, cause.advice or found.advice, output_tail=tail
+        )
+    text = f"{found.cause}: {error}" if error and error not in found.cause else found.cause
+    match found.status:
+        case "cancelled":
+            return ExecutionOutcome("stopped", cause=text, advice=found.advice, output_tail=tail)
+        case "timed-out":
+            return ExecutionOutcome("timed-out", cause=text, advice=found.advice, output_tail=tail)
+        case "not-started":
+            return ExecutionOutcome("not-started", cause=text, advice=found.advice, output_tail=tail)
+    return ExecutionOutcome("exited", 1, cause=text, advice=found.advice, output_tail=tail)
+
+
+def _exit_code(error: str) -> int | None:
+    """The exit code that the bootstrap ended with, as a driver shows it, where nothing came live."""
+    match = re.match(r"SystemExit: (\d+)\b", error.strip())
+    return int(match[1]) if match is not None else None

@@ -1,0 +1,1 @@
+"""Older runtimes have no `databricks.sdk`: this package without it stands before the installed one."""
