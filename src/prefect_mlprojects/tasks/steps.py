@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 
 from prefect.context import TaskRunContext
@@ -43,8 +44,12 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
     session = current_session()
     logger = get_run_logger()
 
+    # Prefect keeps in it which server is meant; a thread of a lower layer has none, and would get one started.
+    context = copy_context()
+
     def report(line: str) -> None:
-        logger.info("%s", line)
+        # A copy each time, since several threads may report at once.
+        context.copy().run(logger.info, "%s", line)
         session.observer.step(StepEvent(name, "progress", line))
 
     step = Step(session, report)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import http.server
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -58,6 +61,10 @@ def test_a_long_download(slow_file: str, workspace: Path, prefect_server: Server
         found: list[dict[str, Any]] = httpx.post(f"{prefect_server.api_url}/artifacts/filter", json=question).json()
         return found
 
+    def log(flow_run_id: str) -> list[str]:
+        question = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}}
+        return [each["message"] for each in httpx.post(f"{prefect_server.api_url}/logs/filter", json=question).json()]
+
     handle = run(str(project), parameters={"data": slow_file}, env_manager="local", synchronous=False)
     (early,) = wait_for(lambda: artifacts(handle.flow_run_id), "the artifact")
     assert 0 < early["data"] < 100
@@ -65,3 +72,17 @@ def test_a_long_download(slow_file: str, workspace: Path, prefect_server: Server
     (last,) = artifacts(handle.flow_run_id)
     assert (last["data"], last["description"]) == (100, f"downloading {slow_file}")
     assert last["task_run_id"]
+
+    # The same on the embedded server, which no variable names: nothing that a thread tells goes astray.
+    code = (
+        "import sys\nfrom prefect_mlprojects import run\n"
+        "print(run(sys.argv[1], parameters={'data': sys.argv[2]}, env_manager='local').flow_run_id)\n"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(project), f"{slow_file}?again"], env=variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    flow_run_id = done.stdout.split()[-1]
+    assert any(line.endswith(f"of {PIECES},000,000") for line in log(flow_run_id))
+    assert [each["data"] for each in artifacts(flow_run_id)] == [100]
