@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.services.mlflow_server import MlflowServer
+from tests.services.waiting import free_port
 
 from prefect_mlprojects.server import ServerAddress, ensure_server, stop_server
 
@@ -98,6 +100,16 @@ def need_program() -> Callable[[str], str]:
         return path
 
     return need
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """The session's MLflow server; pods of a real cluster reach it, too."""
+    public = bool(request.config.getoption("--kube-host"))
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow-server"), free_port(), public=public)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

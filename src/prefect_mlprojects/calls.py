@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from prefect_mlprojects._nearest import nearest
 from prefect_mlprojects.backends import select_backend
 from prefect_mlprojects.backends.base import Backend, BackendCall, PreparingBackend
 from prefect_mlprojects.environments.detection import choose_manager
@@ -88,7 +89,14 @@ class ProjectCall:
         known = {each.name for each in fields(self)} - {"uri", "entry_point", "parameters"}
         unknown = [name for name in given if name not in known]
         if unknown:
-            problems = [Problem(f"there is no run option {name!r}", parameter=name) for name in unknown]
+            problems = [
+                Problem(
+                    f"there is no run option {name!r}",
+                    parameter=name,
+                    fix=f"did you mean {near!r}?" if (near := nearest(name, known)) else None,
+                )
+                for name in unknown
+            ]
             raise ParameterError("The run's options do not fit", problems)
         parameters = {**(self.parameters or {}), **(extra_parameters or {})}
         return replace(self, **given, parameters=parameters or None)

@@ -108,15 +108,15 @@ class PrefectProjectBackend(AbstractBackend):
 
 
 def _check_keys(config: Mapping[str, Any]) -> None:
-    from difflib import get_close_matches
+    from prefect_mlprojects._nearest import nearest
 
     problems = []
     for name in config:
         if name not in _KEYS:
-            near = get_close_matches(name, _KEYS, n=1)
+            near = nearest(name, _KEYS)
             problems.append(
                 Problem(
-                    f"unknown key {name!r}", fix=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_KEYS)}"
+                    f"unknown key {name!r}", fix=f"did you mean {near!r}?" if near else f"known: {', '.join(_KEYS)}"
                 )
             )
     if DEPLOYMENT_KEY in config and WORK_POOL_KEY in config:

@@ -14,10 +14,18 @@ from pathlib import Path
 
 @dataclass
 class MlflowServer:
-    """A real ``mlflow server`` of one worker on this machine, with SQLite and artifacts behind it."""
+    """A real ``mlflow server`` of one worker on this machine, with SQLite and artifacts behind it.
+
+    Attributes:
+        folder: Where it keeps what it has.
+        port: Where it listens.
+        public: Whether it listens on all of the machine's addresses, for clients elsewhere.
+        process: The running server.
+    """
 
     folder: Path
     port: int
+    public: bool = False
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -25,12 +33,19 @@ class MlflowServer:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        listen = ["--host", "0.0.0.0", "--allowed-hosts", "*"] if self.public else ["--host", "127.0.0.1"]
+        command = [sys.executable, "-m", "mlflow", "server", *listen, "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += ["--artifacts-destination", f"{self.folder}/artifacts"]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # The jobs are eight more processes, which no test asks for.
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
         deadline = time.monotonic() + 180
         while True:

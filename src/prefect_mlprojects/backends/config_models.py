@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from prefect_mlprojects._nearest import nearest
 from prefect_mlprojects.exceptions import BackendError
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -39,5 +39,5 @@ def _describe(model: type[BaseModel], detail: dict[str, Any]) -> str:
     if detail["type"] != "extra_forbidden":
         return f"{key}: {detail['msg']}" if key else str(detail["msg"])
     known = [field.alias or name for name, field in model.model_fields.items()]
-    near = get_close_matches(key, known, n=1)
-    return f"unknown key {key!r} " + (f"(did you mean {near[0]!r}?)" if near else f"(known: {', '.join(known)})")
+    near = nearest(key, known)
+    return f"unknown key {key!r} " + (f"(did you mean {near!r}?)" if near else f"(known: {', '.join(known)})")

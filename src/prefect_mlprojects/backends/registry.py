@@ -39,11 +39,11 @@ def get_backend(name: str) -> Backend:
     for entry_point in _entry_points():
         if entry_point.name == name:
             return _load(entry_point)
-    from difflib import get_close_matches
+    from prefect_mlprojects._nearest import nearest
 
     known = available_backends()
-    near = get_close_matches(name, known, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = nearest(name, known)
+    hint = f" Did you mean '{near}'?" if near else ""
     raise BackendError(f"There is no backend '{name}'; available: {', '.join(known)}.{hint}", backend=name)
 
 

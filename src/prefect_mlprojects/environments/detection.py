@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
 
 from typing_extensions import assert_never
 
+from prefect_mlprojects._nearest import nearest
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.spec.project import (
     CondaEnvironment,
@@ -61,10 +61,10 @@ def _checked_name(requested: str) -> EnvironmentManagerName:
     for name in MANAGER_NAMES:
         if requested == name:
             return name
-    near = get_close_matches(requested.lower(), MANAGER_NAMES, n=1)
+    near = nearest(requested.lower(), MANAGER_NAMES)
     raise EnvironmentBuildError(
         f"There is no environment manager {requested!r}; there are {', '.join(MANAGER_NAMES)}."
-        + (f" Did you mean {near[0]!r}?" if near else ""),
+        + (f" Did you mean {near!r}?" if near else ""),
         manager=requested,
     )
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from prefect_mlprojects._nearest import nearest
 from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.spec.yaml_lines import YamlDocument, read_yaml
 
@@ -158,8 +158,8 @@ def read_python_env(path: Path) -> PythonSpec | tuple[Problem, ...]:
         return reader
     for name in reader.document.content:
         if name not in PYTHON_ENV_KEYS:
-            near = get_close_matches(str(name), PYTHON_ENV_KEYS, n=1)
-            fix = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(PYTHON_ENV_KEYS)}"
+            near = nearest(str(name), PYTHON_ENV_KEYS)
+            fix = f"did you mean {near!r}?" if near else f"the keys are {', '.join(PYTHON_ENV_KEYS)}"
             reader.problem(f"unknown key {str(name)!r}", str(name), fix=fix)
     python = _python_version(reader)
     build = tuple(reader.requirements("build_dependencies"))

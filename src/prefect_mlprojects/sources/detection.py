@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from prefect_mlprojects._redaction import mask_text
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.base import Source
-from prefect_mlprojects.sources.folders import apply_subdirectory, nearest
+from prefect_mlprojects.sources.folders import apply_subdirectory, nearest_folder
 from prefect_mlprojects.sources.git import GitSource
 from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
 from prefect_mlprojects.sources.git_urls import GitUrl, parse_git_url
@@ -226,4 +226,4 @@ def _nothing_there(text: str, shown: str, base: Path) -> FetchError:
     elif _SCHEME.match(whole):
         return FetchError(f"{shown!r} can't be fetched. Give {ACCEPTED_FORMS}.", uri=shown)
     folder = readings[0][0] if readings else Path(whole)
-    return FetchError(f"The project folder {str(folder)!r} does not exist{nearest(folder)}", uri=shown)
+    return FetchError(f"The project folder {str(folder)!r} does not exist{nearest_folder(folder)}", uri=shown)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path, PurePosixPath
 
+from prefect_mlprojects._nearest import nearest
 from prefect_mlprojects.exceptions import FetchError
 
 
@@ -28,11 +28,13 @@ def apply_subdirectory(root: Path, subdirectory: str, uri: str) -> Path:
         )
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise FetchError(f"The subdirectory {subdirectory!r} of {uri!r} {what}: {folder}{nearest(folder)}", uri=uri)
+        raise FetchError(
+            f"The subdirectory {subdirectory!r} of {uri!r} {what}: {folder}{nearest_folder(folder)}", uri=uri
+        )
     return folder
 
 
-def nearest(folder: Path) -> str:
+def nearest_folder(folder: Path) -> str:
     """Returns the end of a "does not exist" sentence.
 
     It names the sibling whose name is most like the missing one, or the last parent that exists.
@@ -49,5 +51,5 @@ def nearest(folder: Path) -> str:
         siblings = [entry.name for entry in os.scandir(parent) if entry.is_dir()]
     except OSError:
         return "."
-    close = difflib.get_close_matches(folder.name, siblings, n=1)
-    return f". Did you mean {str(parent / close[0])!r}?" if close else "."
+    close = nearest(folder.name, siblings)
+    return f". Did you mean {str(parent / close)!r}?" if close else "."

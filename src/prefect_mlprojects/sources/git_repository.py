@@ -153,13 +153,13 @@ class CachedRepository:
         )
 
     def _nearest(self, version: str) -> str:
-        from difflib import get_close_matches
+        from prefect_mlprojects._nearest import nearest
 
         answer = self._git.run("ls-remote", "--heads", "--tags", "--refs", "--", self._url.url)
         names = [ref.split("/", 2)[2] for ref in _parse_references(answer.lines)[0] if ref.count("/") >= 2]
-        near = get_close_matches(version, names, n=1)
+        near = nearest(version, names)
         if near:
-            return f" Did you mean {near[0]!r}?"
+            return f" Did you mean {near!r}?"
         shown = ", ".join(sorted(names)[:8])
         return f" It has: {shown}{', …' if len(names) > 8 else ''}." if names else ""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
+from prefect_mlprojects._nearest import nearest
 from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.spec.yaml_lines import YamlDocument, kind_of
@@ -32,8 +32,8 @@ def parse_docker_environment(
     unknown = []
     for key in value:
         if key not in _KEYS:
-            near = get_close_matches(key, _KEYS, n=1)
-            fix = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(_KEYS)}"
+            near = nearest(key, _KEYS)
+            fix = f"did you mean {near!r}?" if near else f"the keys are {', '.join(_KEYS)}"
             message = f"unknown key {key!r} in 'docker_env'; it is ignored"
             unknown.append(document.problem(message, "docker_env", key, fix=fix))
     image = value.get("image")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
+from prefect_mlprojects._nearest import nearest
 from prefect_mlprojects.exceptions import Problem, ProjectSpecError
 from prefect_mlprojects.spec.project import EntryPoint, Project
 from prefect_mlprojects.spec.template import is_plain, parse_template
@@ -90,11 +90,11 @@ def _unknown_in_spark_job(project: Project, name: str) -> Problem:
             project.file,
             fix="run it on Databricks",
         )
-    near = get_close_matches(name, project.entry_points, n=1)
+    near = nearest(name, project.entry_points)
     return Problem(
         f"it declares {', '.join(project.entry_points)}; a Databricks Spark job runs no scripts by name",
         project.file,
-        fix=f"did you mean {near[0]!r}?" if near else None,
+        fix=f"did you mean {near!r}?" if near else None,
     )
 
 
@@ -104,7 +104,7 @@ def _unknown(project: Project, name: str) -> Problem:
     except OSError:
         scripts = []
     known = [*project.entry_points, *scripts]
-    near = get_close_matches(name, known, n=1)
+    near = nearest(name, known)
     parts = []
     if project.entry_points:
         parts.append(f"it declares {', '.join(project.entry_points)}")
@@ -115,7 +115,7 @@ def _unknown(project: Project, name: str) -> Problem:
         parts.append(f"and has the scripts {', '.join(scripts[:_LISTED_SCRIPTS])}{more}")
     else:
         parts.append("and has no scripts (.py, .sh, .R)")
-    return Problem(" ".join(parts), file=project.file, fix=f"did you mean {near[0]!r}?" if near else None)
+    return Problem(" ".join(parts), file=project.file, fix=f"did you mean {near!r}?" if near else None)
 
 
 def command_problems(project: Project, entry_point: EntryPoint) -> tuple[Problem, ...]:
@@ -130,13 +130,13 @@ def command_problems(project: Project, entry_point: EntryPoint) -> tuple[Problem
     for name in dict.fromkeys(placeholder.name for placeholder in template.placeholders):
         if name in entry_point.parameters:
             continue
-        near = get_close_matches(name, entry_point.parameters, n=1)
+        near = nearest(name, entry_point.parameters)
         problems.append(
             Problem(
                 f"{subject} has the placeholder {{{name}}}, which no parameter declares",
                 project.file,
                 line,
-                f"did you mean {{{near[0]}}}?" if near else "declare it, or write {{ and }} for braces",
+                f"did you mean {{{near}}}?" if near else "declare it, or write {{ and }} for braces",
             )
         )
     return tuple(problems)

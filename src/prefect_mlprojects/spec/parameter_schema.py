@@ -231,12 +231,12 @@ def option_problems(options: Mapping[str, Any]) -> tuple[Problem, ...]:
     Args:
         options: Run options by name.
     """
-    from difflib import get_close_matches
+    from prefect_mlprojects._nearest import nearest
 
     problems = []
     for name in options:
         if name not in _OPTIONS:
-            near = get_close_matches(name, OPTION_NAMES, n=1)
-            fix = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(OPTION_NAMES)}"
+            near = nearest(name, OPTION_NAMES)
+            fix = f"did you mean {near!r}?" if near else f"there are {', '.join(OPTION_NAMES)}"
             problems.append(Problem(f"there is no run option {name!r}", parameter=name, fix=fix))
     return tuple(problems)

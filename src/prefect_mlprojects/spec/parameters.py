@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from typing_extensions import assert_never
 
+from prefect_mlprojects._nearest import nearest
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
 from prefect_mlprojects.spec.template import CommandTemplate, is_plain, parse_template
@@ -157,10 +157,10 @@ def _shorten(text: str) -> str:
 
 def _missing(parameter: ProjectParameter, given: Mapping[str, str], entry_point: EntryPoint) -> Problem:
     extras = [name for name in given if name not in entry_point.parameters]
-    near = get_close_matches(parameter.name, extras, n=1)
+    near = nearest(parameter.name, extras)
     return Problem(
         f"parameter '{parameter.name}' ({parameter.type}) needs a value",
-        fix=f"did you mean it when you wrote {near[0]!r}?" if near else f"give {parameter.name}=VALUE",
+        fix=f"did you mean it when you wrote {near!r}?" if near else f"give {parameter.name}=VALUE",
         parameter=parameter.name,
     )
 
@@ -237,12 +237,12 @@ def _typo_warnings(entry_point: EntryPoint, given: Mapping[str, str]) -> tuple[P
     for name, text in given.items():
         if name in entry_point.parameters:
             continue
-        near = get_close_matches(name, open_names, n=1, cutoff=_TYPO_LIKENESS)
+        near = nearest(name, open_names, cutoff=_TYPO_LIKENESS)
         if near:
             warnings.append(
                 Problem(
                     f"parameter {name!r} is not declared and is passed on as it is",
-                    fix=f"did you mean {near[0]!r}?",
+                    fix=f"did you mean {near!r}?",
                     parameter=name,
                     value=_shorten(text),
                 )

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
+from prefect_mlprojects._nearest import nearest
 from prefect_mlprojects.exceptions import Problem, ProjectSpecError
 from prefect_mlprojects.spec.docker_environment import parse_docker_environment
 from prefect_mlprojects.spec.parameters import type_expectation
@@ -129,8 +129,8 @@ class _Parser:
     def _warn_of_unknown(self, section: Mapping[str, Any], known: tuple[str, ...], where: str, *path: str) -> None:
         for key in section:
             if key not in known:
-                near = get_close_matches(key, known, n=1)
-                fix = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+                near = nearest(key, known)
+                fix = f"did you mean {near!r}?" if near else f"the keys are {', '.join(known)}"
                 self._warn(f"unknown key {key!r}{where}; it is ignored", *path, key, fix=fix)
 
     def parse(self) -> Project:
@@ -237,12 +237,12 @@ class _Parser:
         known: dict[Any, ParameterType] = {each: each for each in get_args(ParameterType)}
         if isinstance(declared, str) and declared in known:
             return known[declared]
-        near = get_close_matches(str(declared), get_args(ParameterType), n=1)
+        near = nearest(str(declared), get_args(ParameterType))
         self._warn(
             f"parameter {path[-1]!r} has the unknown type {str(declared)!r}; it is treated as string",
             *path,
             "type",
-            fix=f"did you mean {near[0]!r}?" if near else f"the types are {', '.join(known)}",
+            fix=f"did you mean {near!r}?" if near else f"the types are {', '.join(known)}",
             parameter=path[-1],
         )
         return "string"

@@ -10,18 +10,8 @@ import pytest
 from tests.fakes.databricks_api import FakeWorkspace
 from tests.integration.databricks.bench import Bench
 from tests.services.mlflow_server import MlflowServer
-from tests.services.waiting import free_port
 
 from prefect_mlprojects.server import ServerAddress
-
-
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real MLflow server's URI."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), free_port())
-    server.start()
-    yield server.uri
-    server.stop()
 
 
 @pytest.fixture
@@ -40,15 +30,18 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeW
 
 @pytest.fixture
 def tracked(
-    workspace: FakeWorkspace, monkeypatch: pytest.MonkeyPatch, prefect_server: ServerAddress, mlflow_server: str
+    workspace: FakeWorkspace,
+    monkeypatch: pytest.MonkeyPatch,
+    prefect_server: ServerAddress,
+    mlflow_server: MlflowServer,
 ) -> Iterator[FakeWorkspace]:
     """The workspace, with this process set up for runs through Prefect that MLflow keeps."""
-    workspace.mlflow_server = mlflow_server
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    workspace.mlflow_server = mlflow_server.uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
     import mlflow
 
-    mlflow.set_tracking_uri(mlflow_server)
+    mlflow.set_tracking_uri(mlflow_server.uri)
     yield workspace
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # MLflow's way to forget it
 

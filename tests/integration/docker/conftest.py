@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from tests.services import docker_engine
 from tests.services.mlflow_server import MlflowServer
-from tests.services.waiting import free_port
 
 IMAGE = "busybox-tests:1"
 CARRIED = "busybox-carried:1"
@@ -107,23 +106,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: Any
     return folder
 
 
-@pytest.fixture(scope="module")
-def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A real MLflow server."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), free_port())
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def elsewhere(project: Path, tracking_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Path:
+def elsewhere(project: Path, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The session's engine's folder, for tests that reach it as one on another machine: tracked by a server, not a file."""
     monkeypatch.delenv("DOCKER_HOST")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     import mlflow
 
-    mlflow.set_tracking_uri(tracking_server.uri)
+    mlflow.set_tracking_uri(mlflow_server.uri)
     return Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker"
 
 

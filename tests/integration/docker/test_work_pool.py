@@ -32,14 +32,14 @@ def test_a_docker_pool(
     tmp_path: Path,
     python_image: str,
     prefect_server: ServerAddress,
-    tracking_server: MlflowServer,
+    mlflow_server: MlflowServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (project / "MLproject").write_text(
         "name: pooled\nentry_points:\n  main:\n    parameters: {word: {type: string, default: hi}}\n"
         "    command: \"python -c 'import sys, os; print(sys.argv[1], os.getpid() < 1000)' {word}\"\n"
     )
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     pool = f"docker-{uuid.uuid4().hex[:8]}"
 
     async def make_pool(client: Any) -> None:
@@ -63,7 +63,7 @@ def test_a_docker_pool(
             "network_mode": "host",
             "auto_remove": True,
             "volumes": [f"{packages}:/packages:ro", f"{source}:{source}:ro", f"{project}:{project}"],
-            "env": {"PYTHONPATH": f"/packages:{source}", "MLFLOW_TRACKING_URI": tracking_server.uri},
+            "env": {"PYTHONPATH": f"/packages:{source}", "MLFLOW_TRACKING_URI": mlflow_server.uri},
         },
     )
     handle = deployment.run({"word": "from the form"})
@@ -80,6 +80,6 @@ def test_a_docker_pool(
     finally:
         worker.terminate()
         worker.wait()
-    found = MlflowClient(tracking_server.uri).get_run(handle.run_id)
+    found = MlflowClient(mlflow_server.uri).get_run(handle.run_id)
     assert (found.info.status, found.data.params) == ("FINISHED", {"word": "from the form"})
     assert "from the form True" in flow_log(prefect_server, handle.flow_run_id)

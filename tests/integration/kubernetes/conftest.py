@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +12,7 @@ from typing import Any
 import pytest
 from tests.services import docker_engine
 from tests.services.fault_proxy import FaultProxy
-from tests.services.waiting import free_port, wait_for
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects.backends.base import BackendCall, ExecutionOutcome, ExecutionRequest, NoEvents, RunIdentity
 from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
@@ -177,33 +173,6 @@ def host(request: pytest.FixtureRequest, cluster: Cluster) -> str:
     if cluster.real and not given:
         pytest.skip("--kube-host is not given: the address by which the cluster's pods reach this machine")
     return given or "127.0.0.1"
-
-
-@pytest.fixture(scope="module")
-def tracking_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a real MLflow server on this machine."""
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    given = request.config.getoption("--kube-host")
-    listen = ["--host", "0.0.0.0", "--allowed-hosts", "*"] if given else ["--host", "127.0.0.1"]
-    command = [sys.executable, "-m", "mlflow", "server", *listen, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-
-    def answers() -> bool:
-        assert process.poll() is None, (folder / "log").read_text()
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-        except OSError:
-            return False
-        return True
-
-    try:
-        wait_for(answers, "the MLflow server")
-        yield port
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.fixture

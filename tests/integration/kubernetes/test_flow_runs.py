@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import SecretStr
+from tests.services.mlflow_server import MlflowServer
 
 import prefect_mlprojects
 from prefect_mlprojects.exceptions import ExecutionException
@@ -43,7 +44,7 @@ urllib.request.urlopen(urllib.request.Request(url, json.dumps(data).encode(), he
 def project(
     cluster: Any,
     host: str,
-    tracking_server: int,
+    mlflow_server: MlflowServer,
     prefect_server: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -54,8 +55,8 @@ def project(
     (folder / "train.py").write_text(_TRAIN)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{tracking_server}")
-    monkeypatch.setenv("KUBE_MLFLOW_TRACKING_URI", f"http://{host}:{tracking_server}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    monkeypatch.setenv("KUBE_MLFLOW_TRACKING_URI", f"http://{host}:{mlflow_server.port}")
     if not cluster.real:
         kubeconfig = tmp_path / "kubeconfig"
         kubeconfig.write_text(yaml.safe_dump(cluster.config["kubeconfig"]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from prefect_mlprojects._nearest import nearest
 from prefect_mlprojects.backends.config_models import parse_config
 from prefect_mlprojects.exceptions import BackendError
 
@@ -167,8 +167,8 @@ def _check_keys(where: str, value: Mapping[str, Any], known: frozenset[str]) -> 
     for key in value:
         if key in known:
             continue
-        near = get_close_matches(key, known, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        near = nearest(key, known)
+        hint = f" (did you mean {near!r}?)" if near else ""
         raise BackendError(
             f"The configuration of the {NAME} backend does not fit: {where}: unknown key {key!r}{hint}", backend=NAME
         )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
+from prefect_mlprojects._nearest import nearest
 from prefect_mlprojects.backends.docker.flag_values import (
     device_rates,
     extra_hosts,
@@ -65,13 +65,13 @@ def parse_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) ->
         key = name.lstrip("-").replace("_", "-")
         setter = _TABLE.get(key)
         if setter is None:
-            near = get_close_matches(key, _TABLE, n=1)
+            near = nearest(key, _TABLE)
             why = _REFUSED.get(key)
             problems.append(
                 Problem(
                     f"there is no container argument {name!r}" if why is None else f"{name!r} {why}",
                     parameter=name,
-                    fix=f"did you mean {near[0]!r}?" if near and why is None else None,
+                    fix=f"did you mean {near!r}?" if near and why is None else None,
                 )
             )
             continue
