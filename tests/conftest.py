@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.services.mlflow_server import MlflowServer
@@ -75,15 +76,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def mlflow_forgets() -> Iterator[None]:
-    """Takes back what a test chose in MLflow: ``mlflow.set_experiment()`` stays in the process and its environment."""
+    """Takes back what a test chose in MLflow: what it sets stays in the process and its environment."""
     before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
     yield
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         del os.environ[name]
     os.environ.update(before)
-    fluent = sys.modules.get("mlflow.tracking.fluent")
-    if fluent is not None:
-        fluent._active_experiment_id = None  # type: ignore[attr-defined]
+    chosen = {
+        "mlflow.tracking.fluent": "_active_experiment_id",
+        "mlflow.tracking._tracking_service.utils": "_tracking_uri",
+    }
+    for module, name in chosen.items():
+        if module in sys.modules:
+            setattr(sys.modules[module], name, None)
 
 
 @pytest.fixture(scope="session")
@@ -116,3 +121,17 @@ def mlflow_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 def prefect_server() -> ServerAddress:
     """The session's Prefect server: the embedded one, started when the first test asks for it."""
     return ensure_server(print)
+
+
+@pytest.fixture
+def save_block(prefect_server: ServerAddress) -> Callable[[Any, str], None]:
+    """Saves a block on the session's server; ``Block.save()`` knows only the server of the settings that Prefect began with."""
+    from prefect_mlprojects.prefect_api import call_api
+
+    def save(block: Any, name: str) -> None:
+        async def keep(client: Any) -> None:
+            await block.asave(name, overwrite=True, client=client)
+
+        call_api(prefect_server.api_url, keep)
+
+    return save

@@ -197,6 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
         strict = self.query.get("fieldValidation") == "Strict"
         body = decode(body, resource, strict=strict)
         metadata = body.setdefault("metadata", {})
+        if not metadata.get("name") and metadata.get("generateName"):
+            # As the real one: a prefix, cut to leave room, and five letters (k8s.io/apiserver/pkg/storage/names).
+            metadata["name"] = metadata["generateName"][:58] + secrets.token_hex(3)[:5]
         if resource.namespaced:
             if metadata.setdefault("namespace", namespace) != namespace:
                 raise ApiError(

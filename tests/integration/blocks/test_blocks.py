@@ -34,17 +34,12 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: A
 
 
 @pytest.fixture
-def save(prefect_server: Any) -> Callable[[Any], str]:
+def save(save_block: Callable[[Any, str], None]) -> Callable[[Any], str]:
     """Saves a block under a name of its own, which it returns."""
-    from prefect_mlprojects.prefect_api import call_api
 
     def do(block: Any) -> str:
         name = f"t-{uuid.uuid4().hex[:8]}"
-
-        async def keep(client: Any) -> None:
-            await block.asave(name, client=client)
-
-        call_api(prefect_server.api_url, keep)
+        save_block(block, name)
         return name
 
     return do

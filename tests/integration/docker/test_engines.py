@@ -19,7 +19,6 @@ from tests.services.waiting import free_port, wait_for
 from prefect_mlprojects import run
 from prefect_mlprojects.blocks import DockerEngine
 from prefect_mlprojects.exceptions import BackendError, RunFailed
-from prefect_mlprojects.prefect_api import call_api
 from prefect_mlprojects.server import ServerAddress
 
 HOST_NETWORK = {"network": "host"}
@@ -31,7 +30,10 @@ def _pem(folder: Path, name: str) -> str:
 
 
 def test_a_block_with_certificates(
-    elsewhere: Path, prefect_server: ServerAddress, capfd: pytest.CaptureFixture[str]
+    save_block: Callable[[Any, str], None],
+    elsewhere: Path,
+    prefect_server: ServerAddress,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     block = DockerEngine(
         host=(elsewhere / "tcp.address").read_text(),
@@ -40,11 +42,7 @@ def test_a_block_with_certificates(
         client_key=SecretStr(_pem(elsewhere, "key")),
     )
     block.test_connection()
-
-    async def save(client: Any) -> None:
-        await block.asave("tls-engine", overwrite=True, client=client)
-
-    call_api(prefect_server.api_url, save)
+    save_block(block, "tls-engine")
     run(".", docker_args=HOST_NETWORK, backend_config={"docker-engine": "tls-engine"})
     output = capfd.readouterr()
     assert output.out == OUTPUT

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,13 @@ def _kubeconfig(api: Any) -> dict[str, Any]:
     }
 
 
-def test_blocks(cluster: Any, project: Path) -> None:
+def test_blocks(cluster: Any, project: Path, save_block: Callable[[Any, str], None]) -> None:
     from prefect_mlprojects.blocks import KubernetesCluster, KubernetesJobDefaults
 
     name = cluster.namespace
-    KubernetesCluster(kubeconfig=SecretStr(yaml.safe_dump(_kubeconfig(cluster.api)))).save(name)
+    save_block(KubernetesCluster(kubeconfig=SecretStr(yaml.safe_dump(_kubeconfig(cluster.api)))), name)
     config = {"namespace": cluster.namespace, "termination-grace": 2}
-    KubernetesJobDefaults(config=config, credentials=name).save(name)
+    save_block(KubernetesJobDefaults(config=config, credentials=name), name)
     # What the pod is to reach stands in the block only: nothing may be refused before it was read.
     submitted = _run(cluster, backend_config=f"kubernetes-backend/{name}")
     assert submitted.get_status() == "FINISHED"

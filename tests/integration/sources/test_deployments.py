@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from pydantic import SecretStr
 from prefect_mlprojects import deploy
 from prefect_mlprojects.blocks import GitCredentialsBlock
 from prefect_mlprojects.exceptions import ExecutionException, FetchError
-from prefect_mlprojects.prefect_api import call_api
 from prefect_mlprojects.server import ServerAddress
 
 from .conftest import TOKEN, USER, Remote
@@ -19,7 +19,12 @@ from .conftest import TOKEN, USER, Remote
 
 @pytest.mark.parametrize("found", ["by host", "by name"])
 def test_a_private_repository(
-    found: str, git_http: str, remote: Remote, prefect_server: ServerAddress, monkeypatch: pytest.MonkeyPatch
+    save_block: Callable[[Any, str], None],
+    found: str,
+    git_http: str,
+    remote: Remote,
+    prefect_server: ServerAddress,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
     name, uri = f"git-{uuid.uuid4().hex[:8]}", f"{git_http}/project.git"
@@ -30,12 +35,7 @@ def test_a_private_repository(
     if options:
         with pytest.raises(ExecutionException, match=f"no block 'git-credentials/{name}'"):
             deploy(uri, name=name, options=options)
-
-    async def save(client: Any) -> None:
-        block = GitCredentialsBlock(username=USER, token=SecretStr(TOKEN), hosts=hosts)
-        await block.asave(name, client=client)
-
-    call_api(prefect_server.api_url, save)
+    save_block(GitCredentialsBlock(username=USER, token=SecretStr(TOKEN), hosts=hosts), name)
     made = deploy(uri, name=name, version="annotated", pin=True, options=options)
     assert made.specification.version == remote.commits["two"]
     assert made.specification.options["version"] == remote.commits["two"]
