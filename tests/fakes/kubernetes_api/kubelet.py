@@ -452,7 +452,9 @@ class Kubelet:
                     self._store.changed.wait(0.3)
         else:
             return None
-        command = [expand(each, env) for each in [*(spec.get("command") or ["/bin/sh"]), *(spec.get("args") or [])]]
+        # As in busybox's image: no entrypoint, and a command that arguments take the place of.
+        words = [*(spec.get("command") or []), *(spec.get("args") or [])] or ["/bin/sh"]
+        command = [expand(each, env) for each in words]
         mounts = []
         for mount in spec.get("volumeMounts") or []:
             source = volumes[mount["name"]] / mount.get("subPath", "")
