@@ -133,7 +133,7 @@ def test_a_project_by_its_name(save: Callable[[Any], str], capfd: pytest.Capture
     with pytest.raises(ExecutionException, match="no block 'mlflow-project/nowhere'"):
         run("block://nowhere")
     wrong = save(MLflowProject(uri=GREET, options={"env_manger": "local"}))
-    with pytest.raises(ParameterError, match="no run option 'env_manger'"):
+    with pytest.raises(ParameterError, match=r"(?s)no run option 'env_manger'.*did you mean 'env_manager'"):
         run(f"block://{wrong}")
 
 
