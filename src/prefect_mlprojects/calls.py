@@ -150,6 +150,17 @@ class CallContext:
     config_is_known: bool = True
 
 
+def context_before_run(call: ProjectCall, tracking_uri: str) -> CallContext:
+    """Returns what belongs to a call before it runs, when no block has been read yet.
+
+    Args:
+        call: The call.
+        tracking_uri: The absolute tracking URI.
+    """
+    config = call.backend_config if isinstance(call.backend_config, Mapping) else {}
+    return CallContext(config, tracking_uri, config_is_known=not isinstance(call.backend_config, str))
+
+
 @dataclass(frozen=True)
 class CheckedCall:
     """A call whose project, entry point, parameters, backend and environment fit together.

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect_mlprojects.backend_config import is_block_reference, load_backend_config, split_secrets
 from prefect_mlprojects.backends import get_backend
-from prefect_mlprojects.calls import PROJECT_SCHEME, CallContext, ProjectCall, check_call
+from prefect_mlprojects.calls import PROJECT_SCHEME, ProjectCall, check_call, context_before_run
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, ParameterError, Problem, RunFailed
 from prefect_mlprojects.sources import detect_source
 from prefect_mlprojects.submitted_run import LocalSubmittedRun, SubmittedRun
@@ -236,9 +236,7 @@ def preflight(call: ProjectCall) -> str | None:
     copy = source.fetch(StopSignal(), lambda _: None)
     from prefect_mlprojects.tracking import resolve_tracking_uri
 
-    config = call.backend_config if isinstance(call.backend_config, Mapping) else {}
-    known = not isinstance(call.backend_config, str)
-    checked = check_call(call, copy, CallContext(config, resolve_tracking_uri(), config_is_known=known))
+    checked = check_call(call, copy, context_before_run(call, resolve_tracking_uri()))
     return f"{checked.project.display_name}/{checked.entry_point.name}"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import urllib3
+from tests.services.kubeconfig import make_kubeconfig
 
 _PATH = re.compile(
     r"/(?:api/v1|apis/[^/]+/[^/]+)/namespaces/[^/]+/(?P<plural>[^/]+)(?:/(?P<name>[^/]+)(?:/(?P<sub>.+))?)?"
@@ -83,14 +84,7 @@ class FaultProxy:
 
     def kubeconfig(self) -> dict[str, Any]:
         """Returns a kubeconfig whose server is the proxy; it needs no login."""
-        return {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "proxy",
-            "clusters": [{"name": "proxy", "cluster": {"server": self.url}}],
-            "users": [{"name": "proxy", "user": {}}],
-            "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "proxy"}}],
-        }
+        return make_kubeconfig({"server": self.url}, {})
 
     def close(self) -> None:
         """Ends it."""

@@ -171,11 +171,11 @@ def worker_command(pool: str | None, name: str | None, limit: int | None, once: 
     address = resolve_api(lambda line: click.echo(line, err=True))
     configure_prefect(address.api_url)
 
-    from prefect_mlprojects.deployments.creation import ensure_work_pool
+    from prefect_mlprojects.deployments.work_pools import ensure_work_pool
     from prefect_mlprojects.deployments.zombies import HEARTBEAT_SECONDS, ensure_zombie_automation
     from prefect_mlprojects.prefect_api import call_api
 
-    wanted = call_api(address.api_url, ensure_work_pool, pool)
+    wanted = call_api(address.api_url, ensure_work_pool, pool).name
     call_api(address.api_url, ensure_zombie_automation)
     arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", wanted, "--type", "process"]
     for option, value in (("--name", name), ("--limit", limit)):

@@ -103,7 +103,7 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
 def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     """Say what `mlprojects run` would do with the same options; nothing is built or run."""
     from prefect_mlprojects.backends.base import PlanningBackend, PreparingBackend
-    from prefect_mlprojects.calls import CallContext, check_call, place_paths
+    from prefect_mlprojects.calls import check_call, context_before_run, place_paths
     from prefect_mlprojects.environments.managers import environment_manager
     from prefect_mlprojects.sources import describe_working_copy
     from prefect_mlprojects.spec import build_command
@@ -111,16 +111,15 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
 
     call = make_call_from_options(context, options)
     with _working_copy(call.uri, call.version) as copy:
-        config = call.backend_config if isinstance(call.backend_config, dict) else {}
-        known = not isinstance(call.backend_config, str)
-        checked = check_call(call, copy, CallContext(config, resolve_tracking_uri(), config_is_known=known))
+        known = context_before_run(call, resolve_tracking_uri())
+        checked = check_call(call, copy, known)
         parameters = checked.parameters.with_downloads(dict(checked.parameters.downloads.items()))
-        if known and isinstance(checked.backend, PreparingBackend):
+        if known.config_is_known and isinstance(checked.backend, PreparingBackend):
             parameters, _ = place_paths(checked, parameters, checked.backend)
         command = build_command(checked.entry_point, parameters)
         plan = environment_manager(checked.env_manager).plan(checked.project) if checked.env_manager else None
         remote: dict[str, str] = {}
-        if not known:
+        if not known.config_is_known:
             remote = {"backend configuration": f"in the block {call.backend_config}, which is read when the run starts"}
         elif isinstance(checked.backend, PlanningBackend):
             remote = dict(checked.backend.plan(checked.backend_call, command))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_mlprojects.calls import FLOW_NAME
-from prefect_mlprojects.deployments.specification import DEFAULT_WORK_POOL, DeploymentSpecification, Schedule, specify
-from prefect_mlprojects.exceptions import ParameterError, PrefectServerError, Problem
+from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule, specify
+from prefect_mlprojects.deployments.work_pools import default_job_variables, ensure_work_pool
+from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.prefect_api import call_api
 from prefect_mlprojects.spec.parameter_schema import typed_value
 from prefect_mlprojects.spec.parameters import type_expectation
@@ -315,8 +316,7 @@ def prefect_schedules(specification: DeploymentSpecification) -> list[Any]:
 async def _create(client: PrefectClient, specification: DeploymentSpecification, pool: str | None) -> tuple[str, str]:
     from prefect_mlprojects.deployments.zombies import ensure_zombie_automation
 
-    pool = await ensure_work_pool(client, pool)
-    defaults = _job_variables(await client.read_work_pool(pool))
+    work_pool = await ensure_work_pool(client, pool)
     flow_id = await client.create_flow_from_name(FLOW_NAME)
     deployment_id = await client.create_deployment(
         flow_id,
@@ -326,66 +326,17 @@ async def _create(client: PrefectClient, specification: DeploymentSpecification,
         concurrency_limit=specification.concurrency_limit,
         parameters=specification.flow_parameters(),
         description=specification.description,
-        work_pool_name=pool,
+        work_pool_name=work_pool.name,
         tags=list(specification.tags),
         entrypoint=ENTRYPOINT,
         parameter_openapi_schema=dict(specification.schema),
         enforce_parameter_schema=True,
         paused=specification.paused,
         pull_steps=[],
-        job_variables={**defaults, **specification.job_variables},
+        job_variables={**default_job_variables(work_pool), **specification.job_variables},
     )
     await ensure_zombie_automation(client)
-    return str(deployment_id), pool
-
-
-def _job_variables(pool: Any) -> dict[str, Any]:
-    """What runs of our flow change of a work pool's job template by default.
-
-    Prefect copies the working directory before each run of a deployment without pull steps. A process worker starts its runs
-    in an empty one; a container starts in its image's, which may be ``/``.
-    """
-    known = ((pool.base_job_template or {}).get("variables") or {}).get("properties") or {}
-    if pool.type not in ("docker", "kubernetes") or "command" not in known:
-        return {}
-    return {"command": "sh -c 'cd \"$(mktemp -d)\" && exec prefect flow-run execute'"}
-
-
-async def ensure_work_pool(client: PrefectClient, name: str | None, kind: str = "process") -> str:
-    """Returns the work pool's name; the default pool is made when there is none of that name.
-
-    Args:
-        client: Prefect's client.
-        name: The pool; None for the default one.
-        kind: The type of a pool that is made.
-
-    Raises:
-        PrefectServerError: There is no pool of that name.
-    """
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.client.schemas.filters import WorkPoolFilter
-    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-
-    wanted = name or DEFAULT_WORK_POOL
-    try:
-        await client.read_work_pool(wanted)
-    except ObjectNotFound:
-        if name is not None and name != DEFAULT_WORK_POOL:
-            known = [pool.name for pool in await client.read_work_pools(work_pool_filter=WorkPoolFilter())]
-            raise PrefectServerError(
-                f"There is no work pool {name!r}"
-                + (f"; there are {', '.join(known)}" if known else "")
-                + f". Make it with: prefect work-pool create {name} --type {kind}",
-                api_url=str(client.api_url),
-            ) from None
-        try:
-            await client.create_work_pool(
-                WorkPoolCreate(name=wanted, type=kind, description="Runs of MLflow projects (prefect-mlprojects).")
-            )
-        except ObjectAlreadyExists:
-            # Another process made it a moment ago.
-            return wanted
-    return wanted
+    return str(deployment_id), work_pool.name
 
 
 async def _start(client: PrefectClient, deployment_id: str, full_name: str, parameters: dict[str, Any]) -> str:

@@ -55,9 +55,15 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
     step = Step(session, report)
     artifacts = ProgressArtifacts(TaskRunContext.get())
 
+    told: dict[str, int] = {}
+
     def progress(what: str, fraction: float) -> None:
-        artifacts.take(what, fraction)
-        session.observer.step(StepEvent(name, "progress", f"{what}: {fraction:.0%}"))
+        # A download tells each piece of it; people see whole percents.
+        percent = int(fraction * 100)
+        if told.get(what) != percent:
+            told[what] = percent
+            artifacts.take(what, fraction)
+            session.observer.step(StepEvent(name, "progress", f"{what}: {percent} %"))
 
     session.set_begun()
     session.observer.step(StepEvent(name, "started"))

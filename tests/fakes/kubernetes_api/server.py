@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.services.kubeconfig import make_kubeconfig
+
 from .controllers import Controllers, delete_gracefully
 from .kubelet import Kubelet, stamp
 from .rbac import Access
@@ -64,14 +66,7 @@ class KubernetesDouble:
 
     def kubeconfig(self, token: str | None = None, server: str | None = None) -> Json:
         """Returns a kubeconfig for the administrator, or for a token."""
-        return {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "double",
-            "clusters": [{"name": "double", "cluster": {"server": server or self.url}}],
-            "users": [{"name": "user", "user": {"token": token or self.access.admin_token}}],
-            "contexts": [{"name": "double", "context": {"cluster": "double", "user": "user"}}],
-        }
+        return make_kubeconfig({"server": server or self.url}, {"token": token or self.access.admin_token})
 
     def record(self, kind: str, about: Json, about_kind: str, reason: str, message: str) -> None:
         """Records an event."""

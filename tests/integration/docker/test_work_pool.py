@@ -17,7 +17,7 @@ from tests.services.mlflow_server import MlflowServer
 
 import prefect_mlprojects
 from prefect_mlprojects import deploy
-from prefect_mlprojects.deployments.creation import ensure_work_pool
+from prefect_mlprojects.deployments.work_pools import ensure_work_pool
 from prefect_mlprojects.prefect_api import call_api
 from prefect_mlprojects.server import ServerAddress
 
@@ -48,7 +48,7 @@ def test_a_docker_pool(
 
         template = DockerWorker.get_default_base_job_template()
         await client.create_work_pool(WorkPoolCreate(name=pool, type="docker", base_job_template=template))
-        assert await ensure_work_pool(client, pool) == pool
+        assert (await ensure_work_pool(client, pool)).name == pool
 
     call_api(prefect_server.api_url, make_pool)
     # What an image for a pool holds: Python, Prefect and this package. Here they come from this machine.

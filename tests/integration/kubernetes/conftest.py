@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -108,6 +109,20 @@ class Cluster:
             events=recorder,
         )
         return backend.execute(request, recorder, stop or StopSignal())
+
+    def run_and_stop(self, reason: str) -> ExecutionOutcome:
+        """Runs a command that would go on for long, and asks for its end as soon as it has begun."""
+        stop = StopSignal()
+
+        def stop_when_it_runs() -> None:
+            self.wait_for(lambda: b"begun" in self.recorder.data)
+            stop.request(reason)
+
+        thread = threading.Thread(target=stop_when_it_runs)
+        thread.start()
+        outcome = self.run("echo begun; sleep 1000", stop=stop)
+        thread.join()
+        return outcome
 
     @property
     def jobs(self) -> list[Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import SecretStr
+from tests.services.kubeconfig import make_kubeconfig
 from tests.services.mlflow_server import MlflowServer
 
 import prefect_mlprojects
@@ -128,14 +129,7 @@ def _kubeconfig(api: Any) -> dict[str, Any]:
     login = settings.auth_settings().get("BearerToken")
     if login is not None:
         user["token"] = login["value"].removeprefix("Bearer ")
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "c",
-        "clusters": [{"name": "c", "cluster": {key: value for key, value in place.items() if value}}],
-        "users": [{"name": "c", "user": {key: value for key, value in user.items() if value}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
-    }
+    return make_kubeconfig(place, user)
 
 
 def test_blocks(cluster: Any, project: Path, save_block: Callable[[Any, str], None]) -> None:

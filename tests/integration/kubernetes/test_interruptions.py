@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from tests.services.fault_proxy import Fault
 
-from prefect_mlprojects.types import StopSignal
-
 pytestmark = pytest.mark.integration
 
 _SLOW_COUNT = "i=1; while [ $i -le 40 ]; do echo line $i; i=$((i+1)); sleep 0.1; done"
@@ -81,19 +79,11 @@ def test_a_pod_that_is_tried_again_has_its_own_lines(cluster: Any, proxy: Any) -
 
 
 def test_a_stop_while_the_server_is_overloaded(cluster: Any, proxy: Any) -> None:
-    stop = StopSignal()
     proxy.add(Fault("delete jobs", status=503, times=2))
     proxy.add(Fault("delete jobs", lose_answer=True))
     proxy.add(Fault("list pods", status=429, headers={"Retry-After": "1"}))
 
-    def stop_when_it_runs() -> None:
-        cluster.wait_for(lambda: b"begun" in cluster.recorder.data)
-        stop.request("enough")
-
-    thread = threading.Thread(target=stop_when_it_runs)
-    thread.start()
-    outcome = cluster.run("echo begun; sleep 1000", stop=stop)
-    thread.join()
+    outcome = cluster.run_and_stop("enough")
     assert (outcome.ending, outcome.cause) == ("stopped", "enough")
     assert (cluster.pods, cluster.jobs) == ([], [])
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from prefect_mlprojects.exceptions import BackendError
-from prefect_mlprojects.types import StopSignal
 
 pytestmark = pytest.mark.integration
 
@@ -41,16 +40,7 @@ def test_ten_thousand_lines(cluster: Any) -> None:
 
 
 def test_a_stop_leaves_no_pod(cluster: Any) -> None:
-    stop = StopSignal()
-
-    def stop_when_it_runs() -> None:
-        cluster.wait_for(lambda: b"begun" in cluster.recorder.data)
-        stop.request("enough")
-
-    thread = threading.Thread(target=stop_when_it_runs)
-    thread.start()
-    outcome = cluster.run("echo begun; sleep 1000", stop=stop)
-    thread.join()
+    outcome = cluster.run_and_stop("enough")
     assert (outcome.ending, outcome.cause) == ("stopped", "enough")
     assert not cluster.core.list_namespaced_pod(cluster.namespace).items
     assert not cluster.batch.list_namespaced_job(cluster.namespace).items

@@ -22,7 +22,6 @@ from prefect_mlprojects.backends.docker.flag_values import (
     tmpfs,
     truth,
     ulimits,
-    words,
 )
 from prefect_mlprojects.exceptions import ParameterError, Problem
 
@@ -240,10 +239,6 @@ def _set_ports(options: ContainerOptions, value: Any) -> None:
     options.create["ports"] = [*options.create.get("ports", []), *ports]
 
 
-def _set_network(options: ContainerOptions, value: Any) -> None:
-    options.host["network_mode"] = str(value)
-
-
 def _labels(options: ContainerOptions, value: Any) -> None:
     options.create["labels"] = {**options.create.get("labels", {}), **pairs(value)}
 
@@ -273,7 +268,7 @@ _BY_LONG_NAME: Mapping[str, _Setter] = {
     "dns-option": _host("dns_opt", texts),
     "dns-search": _host("dns_search", texts),
     "domainname": _create("domainname"),
-    "entrypoint": _create("entrypoint", words),
+    "entrypoint": _create("entrypoint", texts),
     "env": _set_environment,
     "env-file": _set_environment_files,
     "environment": _set_environment,
@@ -294,7 +289,7 @@ _BY_LONG_NAME: Mapping[str, _Setter] = {
     "memory-swappiness": _host("mem_swappiness", int),
     "mount": _mounts,
     "name": _create("name"),
-    "network": _set_network,
+    "network": _host("network_mode"),
     "no-healthcheck": _no_health_check,
     "oom-kill-disable": _host("oom_kill_disable", truth),
     "oom-score-adj": _host("oom_score_adj", int),

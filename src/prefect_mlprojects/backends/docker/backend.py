@@ -135,10 +135,11 @@ class DockerBackend:
         tailed = TailedOutput(output)
         tty = bool(options.create.get("tty"))
         running = find_running(engine, request.identity)
+        here = find_engine(config).is_here
         from docker.errors import APIError
 
         try:
-            container = running or _create(engine, request, call, preparation, options, config)
+            container = running or _create(engine, request, call, preparation, options, config, here=here)
         except APIError as error:
             return _not_started(error)
         run = ContainerRun(engine, container, tailed, tty=tty)
@@ -149,7 +150,7 @@ class DockerBackend:
                     request.events.report(f"going on with the container {container[:12]}, which runs already")
                     run.go_on()
                 else:
-                    run.start(attach=find_engine(config).is_here)
+                    run.start(attach=here)
                     request.events.report(f"container {container[:12]} of {preparation.image}")
                 return run.wait(stop, request.timeout, grace)
             except APIError as error:
@@ -208,9 +209,10 @@ def _create(
     preparation: Preparation,
     options: ContainerOptions,
     config: LocalConfig,
+    *,
+    here: bool,
 ) -> str:
     image = preparation.facts["image-id"]
-    here = find_engine(config).is_here
     around = surroundings(request.variables, os.environ, engine_is_here=here, network=options.host.get("network_mode"))
     carried = bool(preparation.facts[_CARRIED])
     volumes = [*around.volumes, *options.volumes, *_mounted_paths(request)]

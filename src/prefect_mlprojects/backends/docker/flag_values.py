@@ -26,11 +26,6 @@ def nano_cpus(value: Any) -> int:
     return int(float(value) * 1_000_000_000)
 
 
-def words(value: Any) -> list[str]:
-    """Returns an entrypoint's words; a text is one, with whatever spaces."""
-    return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
-
-
 def ulimits(value: Any) -> list[Any]:
     """Reads ``name=soft[:hard]``."""
     from docker.types import Ulimit

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,9 +94,9 @@ class ContainerOutput:
             if left <= 0:
                 _logger.warning("The container's output could not be read to its end: %s", error)
                 return
-            if self._container_ended.wait(1):
+            if self._container_ended.is_set():
                 left -= 1
-                threading.Event().wait(1)
+            time.sleep(1)
             source = _unseen(self._log(), self._seen)
 
     def _is_running(self) -> bool:
@@ -107,9 +108,9 @@ class ContainerOutput:
                 if self._tty:
                     yield "stdout", piece
                     continue
-                for name, data in zip(("stdout", "stderr"), piece, strict=True):
+                for name, data in zip(_STREAMS.values(), piece, strict=True):
                     if data:
-                        yield ("stdout" if name == "stdout" else "stderr"), data
+                        yield name, data
 
     def _log(self) -> Iterator[Piece]:
         """The container's log from its start, and what comes; the frames as the engine's API defines them.
