@@ -160,7 +160,7 @@ def main() -> None:
         (project / "MLproject").write_text(MLPROJECT)
         (project / "lines.py").write_text("import sys\nfor n in range(int(sys.argv[1])):\n    print('line', n)\n")
         os.chdir(root)
-        from prefect_mlprojects.server import ensure_server, stop_server
+        from prefect_mlprojects.server.process import ensure_server, stop_server
 
         address = ensure_server()
         os.environ["PREFECT_API_URL"] = address.api_url

@@ -15,7 +15,7 @@ import pytest
 from tests.services.mlflow_server import MlflowServer
 from tests.services.waiting import free_port
 
-from prefect_mlprojects.server import ServerAddress, ensure_server, stop_server
+from prefect_mlprojects.server.process import ServerAddress, ensure_server, stop_server
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -126,7 +126,7 @@ def prefect_server() -> ServerAddress:
 @pytest.fixture
 def save_block(prefect_server: ServerAddress) -> Callable[[Any, str], None]:
     """Saves a block on the session's server; ``Block.save()`` knows only the server of the settings that Prefect began with."""
-    from prefect_mlprojects.prefect_api import call_api
+    from prefect_mlprojects.server.api import call_api
 
     def save(block: Any, name: str) -> None:
         async def keep(client: Any) -> None:

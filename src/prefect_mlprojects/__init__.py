@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefect_mlprojects.backends.base import Backend
+    from prefect_mlprojects.backends.contract import Backend
     from prefect_mlprojects.deployments import Deployment, deploy
     from prefect_mlprojects.environments.base import EnvironmentManager
     from prefect_mlprojects.exceptions import ExecutionException
     from prefect_mlprojects.flows.run_project import run_project
     from prefect_mlprojects.projects import run
+    from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
     from prefect_mlprojects.spec import Project, ProjectParameter, load_project
-    from prefect_mlprojects.submitted_run import LocalSubmittedRun, SubmittedRun
     from prefect_mlprojects.tasks.session import RunResult
     from prefect_mlprojects.types import BackendConfig, DockerArgs, RunStatus
 

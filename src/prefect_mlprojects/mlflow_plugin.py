@@ -17,7 +17,7 @@ from mlflow.projects.submitted_run import SubmittedRun as MlflowSubmittedRun
 from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem
 
 if TYPE_CHECKING:
-    from prefect_mlprojects.submitted_run import SubmittedRun
+    from prefect_mlprojects.runs.handles import SubmittedRun
 
 DEPLOYMENT_KEY = "deployment"
 WORK_POOL_KEY = "work-pool"
@@ -108,7 +108,7 @@ class PrefectProjectBackend(AbstractBackend):
 
 
 def _check_keys(config: Mapping[str, Any]) -> None:
-    from prefect_mlprojects._nearest import nearest
+    from prefect_mlprojects._support.text import nearest
 
     problems = []
     for name in config:

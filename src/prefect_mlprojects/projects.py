@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefect_mlprojects.backend_config import is_block_reference, load_backend_config, split_secrets
 from prefect_mlprojects.backends import get_backend
-from prefect_mlprojects.calls import PROJECT_SCHEME, ProjectCall, check_call, context_before_run
+from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config, split_secrets
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, ParameterError, Problem, RunFailed
+from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
+from prefect_mlprojects.runs.request import PROJECT_SCHEME, ProjectCall, check_call, context_before_run
 from prefect_mlprojects.sources import detect_source
-from prefect_mlprojects.submitted_run import LocalSubmittedRun, SubmittedRun
 from prefect_mlprojects.types import StopSignal
 
 
@@ -254,11 +254,11 @@ def submit(
     Raises:
         PrefectServerError: No Prefect server could be reached or started.
     """
-    from prefect_mlprojects.launcher import launch
+    from prefect_mlprojects.runs.launch import launch
 
     api_url, ui_url = _enclosing_api() or (None, None)
     if api_url is None:
-        from prefect_mlprojects.server import resolve_api
+        from prefect_mlprojects.server.process import resolve_api
 
         address = resolve_api(announce)
         api_url, ui_url = address.api_url, address.ui_url
@@ -284,7 +284,7 @@ def wait_and_raise(handle: LocalSubmittedRun) -> None:
     Raises:
         ExecutionException: The run did not finish successfully.
     """
-    from prefect_mlprojects.launcher import wait_interruptibly
+    from prefect_mlprojects.runs.launch import wait_interruptibly
 
     result = wait_interruptibly(handle)
     if result.status == "FINISHED":

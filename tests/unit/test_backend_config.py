@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.backend_config import load_backend_config
+from prefect_mlprojects.backends.configuration import load_backend_config
 from prefect_mlprojects.exceptions import BackendError
 
 

@@ -7,7 +7,13 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_mlprojects._output import MAX_RECORD_BYTES, MAX_RECORD_LINES, LineSplitter, OutputTail, RecordJoiner
+from prefect_mlprojects._support.output import (
+    MAX_RECORD_BYTES,
+    MAX_RECORD_LINES,
+    LineSplitter,
+    OutputTail,
+    RecordJoiner,
+)
 from prefect_mlprojects.types import StreamName
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects._guard import parse_ps
-from prefect_mlprojects._process import ProcessResult, run_process, run_tool
+from prefect_mlprojects._support.process.guard import parse_ps
+from prefect_mlprojects._support.process.run import ProcessResult, run_process, run_tool
 from prefect_mlprojects.types import StopSignal
 
 
@@ -230,7 +230,7 @@ def test_many_at_once_leave_no_descriptor_and_no_zombie() -> None:
 
 OWNER = """
 import os, sys
-from prefect_mlprojects._process import run_process
+from prefect_mlprojects._support.process.run import run_process
 command = "trap '' TERM; setsid sleep 1000 & echo $!; sleep 1000 & echo $!; wait"
 def write(stream, data):
     os.write(1, data)
@@ -261,7 +261,7 @@ def test_kill_9_of_the_owner_ends_the_tree(kill_the_guard_first: bool) -> None:
 
 FORKED_OWNER = """
 import os, sys, time
-from prefect_mlprojects._process import run_process
+from prefect_mlprojects._support.process.run import run_process
 def write(stream, data):
     forked = os.fork()
     if forked == 0:
@@ -286,7 +286,7 @@ def test_kill_9_of_an_owner_that_forked_ends_the_tree() -> None:
 
 INTERRUPTED_OWNER = """
 import os
-from prefect_mlprojects._process import run_process
+from prefect_mlprojects._support.process.run import run_process
 command = "trap 'sleep 0.3; echo asked >$NOTE; exit' TERM; setsid sleep 1000 & echo $! $$; wait"
 def write(stream, data):
     os.write(1, data)
@@ -318,7 +318,7 @@ import errno, os, threading
 def refuse(pid):
     raise OSError(errno.ENOSYS, "Function not implemented")
 {change}
-from prefect_mlprojects._process import run_process
+from prefect_mlprojects._support.process.run import run_process
 from prefect_mlprojects.types import StopSignal
 stop = StopSignal()
 def run(command, **options):
@@ -353,7 +353,7 @@ def test_the_listing_of_macos() -> None:
 
 def test_nested_executions_end_with_the_outer_one() -> None:
     inner = (
-        "import os; from prefect_mlprojects._process import run_process; "
+        "import os; from prefect_mlprojects._support.process.run import run_process; "
         "run_process(['bash', '-c', 'setsid sleep 1000 & echo $!; wait; sleep 1000'], cwd=None, env=dict(os.environ), "
         "write=lambda stream, data: os.write(1, data))"
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects._progress import progress_goes_to, tell_progress
-from prefect_mlprojects.sources.downloads import download_all
+from prefect_mlprojects._support.progress import progress_goes_to, tell_progress
+from prefect_mlprojects.sources.downloads.download import download_all
 from prefect_mlprojects.types import StopSignal
 
 

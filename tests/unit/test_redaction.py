@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_mlprojects._redaction import mask_text, mask_uri, strip_credentials
+from prefect_mlprojects._support.redaction import mask_text, mask_uri, strip_credentials
 
 
 @pytest.mark.parametrize(

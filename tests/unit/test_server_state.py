@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects._server_state import (
+from prefect_mlprojects.server.state import (
     INSTANCE_HEADER,
     ServerRecord,
     answers,

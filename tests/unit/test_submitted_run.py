@@ -9,7 +9,7 @@ import pytest
 from prefect import states
 from prefect.client.schemas.objects import State, StateType
 
-from prefect_mlprojects.submitted_run import run_status
+from prefect_mlprojects.runs.handles import run_status
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from prefect_mlprojects._nearest import nearest
+from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import BackendError
 
 _Model = TypeVar("_Model", bound=BaseModel)

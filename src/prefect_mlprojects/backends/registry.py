@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from typing_extensions import assert_never
 
-from prefect_mlprojects.backends.base import Backend, named_image
+from prefect_mlprojects.backends.contract import Backend, named_image
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.spec.project import Project
 from prefect_mlprojects.types import DockerArgs
@@ -39,7 +39,7 @@ def get_backend(name: str) -> Backend:
     for entry_point in _entry_points():
         if entry_point.name == name:
             return _load(entry_point)
-    from prefect_mlprojects._nearest import nearest
+    from prefect_mlprojects._support.text import nearest
 
     known = available_backends()
     near = nearest(name, known)
@@ -74,7 +74,7 @@ def _entry_points() -> EntryPoints:
 def _make_builtin(name: BuiltinBackendName) -> Backend:
     match name:
         case "local":
-            from prefect_mlprojects.backends.local import LocalBackend
+            from prefect_mlprojects.backends.local.backend import LocalBackend
 
             return LocalBackend()
         case "kubernetes":

@@ -80,7 +80,7 @@ class DockerEngine(Block):
 
     def get_credentials(self) -> dict[str, Any]:
         """Returns the address and the certificates with their key, for use in memory."""
-        from prefect_mlprojects.backends.local_config import EngineConnection
+        from prefect_mlprojects.backends.containers.config import EngineConnection
 
         return EngineConnection(
             host=self.host,
@@ -95,7 +95,7 @@ class DockerEngine(Block):
         Raises:
             BackendError: It does not answer.
         """
-        from prefect_mlprojects.backends.engine import connect
-        from prefect_mlprojects.backends.local_config import LocalConfig
+        from prefect_mlprojects.backends.containers.config import LocalConfig
+        from prefect_mlprojects.backends.containers.engine import connect
 
         connect(LocalConfig.model_validate({"docker-engine": self.get_credentials()})).close()

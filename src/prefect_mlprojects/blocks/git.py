@@ -6,7 +6,7 @@ from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
 from prefect_mlprojects.blocks import logos
-from prefect_mlprojects.sources.git_credentials import GitCredentials
+from prefect_mlprojects.sources.git.credentials import GitCredentials
 
 
 class GitCredentialsBlock(Block):
@@ -62,9 +62,9 @@ class GitCredentialsBlock(Block):
             FetchError: It refused, or could not be reached.
         """
         from prefect_mlprojects.exceptions import FetchError
-        from prefect_mlprojects.sources.git_failures import explain_failure
-        from prefect_mlprojects.sources.git_program import use_git
-        from prefect_mlprojects.sources.git_urls import parse_git_url
+        from prefect_mlprojects.sources.git.failures import explain_failure
+        from prefect_mlprojects.sources.git.program import use_git
+        from prefect_mlprojects.sources.git.urls import parse_git_url
         from prefect_mlprojects.types import StopSignal
 
         address = parse_git_url(url)

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from prefect_mlprojects.backend_config import is_block_reference, load_backend_config
-from prefect_mlprojects.calls import PROJECT_SCHEME
+from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config
 from prefect_mlprojects.exceptions import BackendError, ExecutionException
-from prefect_mlprojects.sources.git_credentials import GitCredentials, GitCredentialsLookup
+from prefect_mlprojects.runs.request import PROJECT_SCHEME
+from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
 
 if TYPE_CHECKING:
     from prefect.blocks.core import Block

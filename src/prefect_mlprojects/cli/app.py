@@ -62,7 +62,7 @@ class _LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            from prefect_mlprojects._nearest import nearest
+            from prefect_mlprojects._support.text import nearest
 
             near = nearest(args[0], _COMMANDS)
             hint = f" Did you mean {near!r}?" if near else ""

@@ -30,8 +30,8 @@ def list_blocks() -> None:
 
 
 def _call(method: Any) -> list[str]:
-    from prefect_mlprojects.prefect_api import call_api
-    from prefect_mlprojects.server import resolve_api
+    from prefect_mlprojects.server.api import call_api
+    from prefect_mlprojects.server.process import resolve_api
 
     address = resolve_api(lambda line: click.echo(line, err=True))
     found: list[str] = call_api(address.api_url, method)

@@ -166,14 +166,14 @@ def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> N
 def worker_command(pool: str | None, name: str | None, limit: int | None, once: bool) -> None:
     """Start a process worker, which runs deployments on this machine until Ctrl-C."""
     from prefect_mlprojects.cli.run import configure_prefect
-    from prefect_mlprojects.server import resolve_api
+    from prefect_mlprojects.server.process import resolve_api
 
     address = resolve_api(lambda line: click.echo(line, err=True))
     configure_prefect(address.api_url)
 
     from prefect_mlprojects.deployments.work_pools import ensure_work_pool
     from prefect_mlprojects.deployments.zombies import HEARTBEAT_SECONDS, ensure_zombie_automation
-    from prefect_mlprojects.prefect_api import call_api
+    from prefect_mlprojects.server.api import call_api
 
     wanted = call_api(address.api_url, ensure_work_pool, pool).name
     call_api(address.api_url, ensure_zombie_automation)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from prefect_mlprojects.submitted_run import LocalSubmittedRun
+    from prefect_mlprojects.runs.handles import LocalSubmittedRun
 
 
 def run_detached(*, as_json: bool) -> int:

@@ -51,8 +51,8 @@ def _label(name: str) -> str:
 
 
 def _engine() -> Any:
-    from prefect_mlprojects.backends.engine import connect
-    from prefect_mlprojects.backends.local_config import LocalConfig
+    from prefect_mlprojects.backends.containers.config import LocalConfig
+    from prefect_mlprojects.backends.containers.engine import connect
 
     return connect(LocalConfig())
 

@@ -102,9 +102,9 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
 @click.pass_context
 def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     """Say what `mlprojects run` would do with the same options; nothing is built or run."""
-    from prefect_mlprojects.backends.base import PlanningBackend, PreparingBackend
-    from prefect_mlprojects.calls import check_call, context_before_run, place_paths
+    from prefect_mlprojects.backends.contract import PlanningBackend, PreparingBackend
     from prefect_mlprojects.environments.managers import environment_manager
+    from prefect_mlprojects.runs.request import check_call, context_before_run, place_paths
     from prefect_mlprojects.sources import describe_working_copy
     from prefect_mlprojects.spec import build_command
     from prefect_mlprojects.tracking import resolve_tracking_uri

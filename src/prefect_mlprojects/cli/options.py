@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from prefect_mlprojects.calls import ProjectCall
+    from prefect_mlprojects.runs.request import ProjectCall
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])

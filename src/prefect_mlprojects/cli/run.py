@@ -12,7 +12,7 @@ import click
 from prefect_mlprojects.cli.options import call_options, make_call_from_options
 
 if TYPE_CHECKING:
-    from prefect_mlprojects.calls import ProjectCall
+    from prefect_mlprojects.runs.request import ProjectCall
 
 
 @click.command("run")
@@ -63,12 +63,12 @@ def _run(call: ProjectCall, name: str | None, *, rebuild_env: bool, as_json: boo
         # No more processes, or no memory: MLflow can be imported here as well.
         tracker = InProcessTracker()
     try:
-        from prefect_mlprojects.server import resolve_api
+        from prefect_mlprojects.server.process import resolve_api
 
         address = resolve_api(display.announce)
         configure_prefect(address.api_url)
 
-        from prefect_mlprojects.launcher import launch, wait_interruptibly
+        from prefect_mlprojects.runs.launch import launch, wait_interruptibly
         from prefect_mlprojects.tasks.session import RunSession, TerminalOutput
 
         session = RunSession(

@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
-    from prefect_mlprojects.submitted_run import SubmittedRun
+    from prefect_mlprojects.runs.handles import SubmittedRun
     from prefect_mlprojects.types import RunStatus
 
 _RUN = click.argument("run", metavar="RUN")
@@ -19,10 +19,10 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 def _attach(run: str) -> SubmittedRun:
     from prefect_mlprojects.cli.run import configure_prefect
-    from prefect_mlprojects.server import resolve_api
+    from prefect_mlprojects.server.process import resolve_api
 
     configure_prefect(resolve_api(None).api_url)
-    from prefect_mlprojects.submitted_run import SubmittedRun
+    from prefect_mlprojects.runs.handles import SubmittedRun
 
     return SubmittedRun.attach(run)
 
@@ -82,8 +82,8 @@ def cancel_command(run: str) -> None:
 def logs_command(run: str, follow: bool) -> None:
     """Print the log of the flow run with the id RUN."""
     handle = _attach(run)
-    from prefect_mlprojects.prefect_api import call_api
-    from prefect_mlprojects.server import resolve_api
+    from prefect_mlprojects.server.api import call_api
+    from prefect_mlprojects.server.process import resolve_api
 
     call_api(resolve_api(None).api_url, _print_logs, handle.flow_run_id, follow)
 

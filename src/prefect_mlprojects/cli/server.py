@@ -13,7 +13,7 @@ def server_command() -> None:
 @server_command.command("start")
 def start() -> None:
     """Start the server in the background, unless it runs already."""
-    from prefect_mlprojects.server import ensure_server
+    from prefect_mlprojects.server.process import ensure_server
 
     address = ensure_server(lambda line: click.echo(line, err=True))
     click.echo(f"{'Started' if address.started else 'Already running'}: {address.ui_url}  (API: {address.api_url})")
@@ -22,7 +22,7 @@ def start() -> None:
 @server_command.command("stop")
 def stop() -> None:
     """Stop the server; its database stays."""
-    from prefect_mlprojects.server import stop_server
+    from prefect_mlprojects.server.process import stop_server
 
     click.echo("Stopped." if stop_server() else "It was not running.")
 
@@ -31,7 +31,7 @@ def stop() -> None:
 @click.pass_context
 def status(context: click.Context) -> None:
     """Tell whether the server runs, and where; exit code 1 when it does not."""
-    from prefect_mlprojects.server import server_status
+    from prefect_mlprojects.server.process import server_status
 
     found = server_status()
     click.echo(str(found))

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from prefect_mlprojects.calls import FLOW_NAME
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule, specify
 from prefect_mlprojects.deployments.work_pools import default_job_variables, ensure_work_pool
 from prefect_mlprojects.exceptions import ParameterError, Problem
-from prefect_mlprojects.prefect_api import call_api
+from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
+from prefect_mlprojects.runs.request import FLOW_NAME
+from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.spec.parameter_schema import typed_value
 from prefect_mlprojects.spec.parameters import type_expectation
 from prefect_mlprojects.spec.project import ParameterType
-from prefect_mlprojects.submitted_run import AttachedSubmittedRun, SubmittedRun
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -62,7 +62,7 @@ class Deployment:
             ParameterError: The server refused the values.
             PrefectServerError: The server can't be reached.
         """
-        from prefect_mlprojects.server import resolve_api
+        from prefect_mlprojects.server.process import resolve_api
 
         flow_parameters = _with_values(
             self.specification.flow_parameters(), self.specification.schema, parameters or {}, options or {}
@@ -90,7 +90,7 @@ def run_deployment(
         ParameterError: There is no such deployment, it is for another entry point, or the server refused the values.
         PrefectServerError: The server can't be reached.
     """
-    from prefect_mlprojects.server import resolve_api
+    from prefect_mlprojects.server.process import resolve_api
 
     full_name = name if "/" in name else f"{FLOW_NAME}/{name}"
     api_url = resolve_api().api_url
@@ -236,7 +236,7 @@ def create_deployment(
     Raises:
         PrefectServerError: The Prefect server can't be reached, there is no such pool, or the server refused.
     """
-    from prefect_mlprojects.server import resolve_api
+    from prefect_mlprojects.server.process import resolve_api
 
     address = resolve_api(announce)
     deployment_id, pool = call_api(address.api_url, _create, specification, work_pool)

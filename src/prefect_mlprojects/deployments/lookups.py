@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from prefect_mlprojects.prefect_api import call_api
-from prefect_mlprojects.sources.git_credentials import GitCredentials, GitCredentialsLookup
+from prefect_mlprojects.server.api import call_api
+from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
 
 
 class BlockLookups:
@@ -22,7 +22,7 @@ class BlockLookups:
 
     @cached_property
     def _api_url(self) -> str:
-        from prefect_mlprojects.server import resolve_api
+        from prefect_mlprojects.server.process import resolve_api
 
         return resolve_api(self._announce).api_url
 

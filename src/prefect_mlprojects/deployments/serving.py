@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect_mlprojects.deployments.creation import prefect_schedules
 from prefect_mlprojects.deployments.specification import DeploymentSpecification
-from prefect_mlprojects.prefect_api import call_api, use_api
+from prefect_mlprojects.server.api import call_api, use_api
 
 
 def serve(
@@ -26,7 +26,7 @@ def serve(
     Raises:
         PrefectServerError: The Prefect server can't be reached.
     """
-    from prefect_mlprojects.server import resolve_api
+    from prefect_mlprojects.server.process import resolve_api
 
     address = resolve_api(announce)
     from prefect import serve as serve_deployments

@@ -10,10 +10,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from prefect_mlprojects.calls import PROJECT_SCHEME
 from prefect_mlprojects.deployments.lookups import BlockLookups
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.projects import stored_config
+from prefect_mlprojects.runs.request import PROJECT_SCHEME
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
 from prefect_mlprojects.spec.parameter_schema import deployment_schema, option_problems, typed_value

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from prefect_mlprojects.calls import FLOW_NAME
+from prefect_mlprojects.runs.request import FLOW_NAME
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect_mlprojects._process import ToolResult, run_tool
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.process.run import ToolResult, run_tool
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.environments.errors import cache_errors, disk_full_message, stopped_error
 from prefect_mlprojects.environments.installers import build_variables, uv_arguments
 from prefect_mlprojects.environments.interpreters import Interpreter

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from prefect_mlprojects._files import disk_usage, remove_tree, write_atomically
-from prefect_mlprojects._locks import LockStoppedError, hold_lock
+from prefect_mlprojects._support.files import disk_usage, remove_tree, write_atomically
+from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
 from prefect_mlprojects.environments.errors import cache_errors, stopped_error
 from prefect_mlprojects.environments.pins import open_lock_file, pin, release_pin
 from prefect_mlprojects.types import StopSignal

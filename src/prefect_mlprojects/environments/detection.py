@@ -7,7 +7,7 @@ from typing import get_args
 
 from typing_extensions import assert_never
 
-from prefect_mlprojects._nearest import nearest
+from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.spec.project import (
     CondaEnvironment,

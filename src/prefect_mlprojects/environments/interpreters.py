@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from prefect_mlprojects._files import write_atomically
+from prefect_mlprojects._support.files import write_atomically
 
 InterpreterSource: TypeAlias = Literal["current", "PATH", "pyenv", "uv"]
 
@@ -249,7 +249,7 @@ def _is_script(path: str) -> bool:
 def _ask(path: Path) -> str | None:
     import threading
 
-    from prefect_mlprojects._process import run_tool
+    from prefect_mlprojects._support.process.run import run_tool
     from prefect_mlprojects.types import StopSignal
 
     lines: list[str] = []

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from prefect_mlprojects import settings
-from prefect_mlprojects._files import disk_usage
+from prefect_mlprojects._support.files import disk_usage
 from prefect_mlprojects.environments.cache import EnvironmentCache, now
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 

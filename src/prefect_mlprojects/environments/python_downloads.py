@@ -6,8 +6,8 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 
-from prefect_mlprojects._process import ToolResult, run_tool
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.process.run import ToolResult, run_tool
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.environments.installers import build_variables
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal

@@ -10,12 +10,11 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from prefect_mlprojects._redaction import mask_text
-from prefect_mlprojects.backends.base import Preparation
-from prefect_mlprojects.calls import CheckedCall
+from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects.backends.contract import Preparation
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.exceptions import TrackingError
-from prefect_mlprojects.submitted_run import (
+from prefect_mlprojects.runs.handles import (
     BRANCH_LABEL,
     COMMIT_LABEL,
     EXPERIMENT_ID_LABEL,
@@ -23,6 +22,7 @@ from prefect_mlprojects.submitted_run import (
     RUN_ID_LABEL,
     TRACKING_URI_LABEL,
 )
+from prefect_mlprojects.runs.request import CheckedCall
 from prefect_mlprojects.tasks.run_artifact import RunArtifact, RunFacts
 from prefect_mlprojects.tasks.session import RunSession
 from prefect_mlprojects.tracking import TrackedRun

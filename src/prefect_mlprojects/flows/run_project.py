@@ -16,16 +16,15 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.backends import get_backend
-from prefect_mlprojects.backends.base import Preparation, RunIdentity
+from prefect_mlprojects.backends.contract import Preparation, RunIdentity
 from prefect_mlprojects.blocks.resolution import (
     git_credentials_lookup,
     read_project,
     resolve_backend_config,
     resolve_tracking,
 )
-from prefect_mlprojects.calls import FLOW_NAME, PROJECT_SCHEME, CallContext, CheckedCall, ProjectCall
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.environments.managers import release_environment
 from prefect_mlprojects.exceptions import (
@@ -40,12 +39,13 @@ from prefect_mlprojects.exceptions import (
 )
 from prefect_mlprojects.flows.announcement import RunAnnouncement
 from prefect_mlprojects.flows.cancellation import watch_cancellation
+from prefect_mlprojects.runs.handles import RUN_ID_LABEL
+from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, CallContext, CheckedCall, ProjectCall
 from prefect_mlprojects.settings import log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
-from prefect_mlprojects.sources.git_facts import read_uncommitted_changes
+from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
 from prefect_mlprojects.spec import find_entry_point, load_project
 from prefect_mlprojects.spec.parameter_schema import schema_changes
-from prefect_mlprojects.submitted_run import RUN_ID_LABEL
 from prefect_mlprojects.tasks.execute import Target, execute
 from prefect_mlprojects.tasks.fetch import fetch
 from prefect_mlprojects.tasks.resolve_env import resolve_env

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.base import Source
 from prefect_mlprojects.sources.folders import apply_subdirectory, nearest_folder
-from prefect_mlprojects.sources.git import GitSource
-from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
-from prefect_mlprojects.sources.git_urls import GitUrl, parse_git_url
+from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
+from prefect_mlprojects.sources.git.source import GitSource
+from prefect_mlprojects.sources.git.urls import GitUrl, parse_git_url
 from prefect_mlprojects.sources.local import LocalSource
 from prefect_mlprojects.sources.trusted import check_trusted
 from prefect_mlprojects.sources.zip_archive import ZipSource

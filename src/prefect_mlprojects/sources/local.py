@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.base import SourceKind, WorkingCopy
 from prefect_mlprojects.sources.folders import apply_subdirectory
-from prefect_mlprojects.sources.git_facts import read_git_facts
+from prefect_mlprojects.sources.git.facts import read_git_facts
 from prefect_mlprojects.types import StopSignal
 
 

@@ -6,7 +6,7 @@ import posixpath
 from fnmatch import fnmatchcase
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from prefect_mlprojects._redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_credentials
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import PREFIX, trusted_sources
 

@@ -7,7 +7,7 @@ import threading
 import uuid
 from pathlib import Path
 
-from prefect_mlprojects._files import remove_tree
+from prefect_mlprojects._support.files import remove_tree
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import cache_directory, keep_working_copies
 

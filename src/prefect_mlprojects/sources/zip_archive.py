@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from prefect_mlprojects._redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_credentials
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import PREFIX, max_zip_bytes
 from prefect_mlprojects.sources.base import SourceKind, WorkingCopy
-from prefect_mlprojects.sources.downloads import download
+from prefect_mlprojects.sources.downloads.download import download
 from prefect_mlprojects.sources.folders import apply_subdirectory
 from prefect_mlprojects.sources.working_copies import new_working_copy, remove_working_copy
 from prefect_mlprojects.types import StopSignal

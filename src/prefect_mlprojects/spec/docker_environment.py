@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect_mlprojects._nearest import nearest
+from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.spec.yaml_lines import YamlDocument, kind_of

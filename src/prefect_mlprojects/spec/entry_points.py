@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
-from prefect_mlprojects._nearest import nearest
+from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import Problem, ProjectSpecError
 from prefect_mlprojects.spec.project import EntryPoint, Project
 from prefect_mlprojects.spec.template import is_plain, parse_template

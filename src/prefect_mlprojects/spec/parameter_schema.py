@@ -231,7 +231,7 @@ def option_problems(options: Mapping[str, Any]) -> tuple[Problem, ...]:
     Args:
         options: Run options by name.
     """
-    from prefect_mlprojects._nearest import nearest
+    from prefect_mlprojects._support.text import nearest
 
     problems = []
     for name in options:

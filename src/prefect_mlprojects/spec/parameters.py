@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from typing_extensions import assert_never
 
-from prefect_mlprojects._nearest import nearest
+from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
 from prefect_mlprojects.spec.template import CommandTemplate, is_plain, parse_template

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from prefect_mlprojects._nearest import nearest
+from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import Problem, ProjectSpecError
 from prefect_mlprojects.spec.docker_environment import parse_docker_environment
 from prefect_mlprojects.spec.parameters import type_expectation

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from prefect_mlprojects._output import LineSplitter, OutputRecord, RecordJoiner
+from prefect_mlprojects._support.output import LineSplitter, OutputRecord, RecordJoiner
 from prefect_mlprojects.types import StreamName
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 from prefect_mlprojects.exceptions import ExecutionException
-from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
+from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, Tracker
 from prefect_mlprojects.types import OutputSink, RunStatus, StopSignal, StreamName
 

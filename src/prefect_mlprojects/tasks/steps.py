@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
-from prefect_mlprojects._progress import progress_goes_to
+from prefect_mlprojects._support.progress import progress_goes_to
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.tasks.progress_artifacts import ProgressArtifacts
 from prefect_mlprojects.tasks.session import RunSession, StepEvent, StepName, current_session

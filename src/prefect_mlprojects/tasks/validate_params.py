@@ -11,10 +11,10 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from prefect_mlprojects.backends.base import PreparingBackend
-from prefect_mlprojects.calls import CallContext, CheckedCall, ProjectCall, check_call, place_paths
+from prefect_mlprojects.backends.contract import PreparingBackend
+from prefect_mlprojects.runs.request import CallContext, CheckedCall, ProjectCall, check_call, place_paths
 from prefect_mlprojects.sources import WorkingCopy
-from prefect_mlprojects.sources.downloads import download_all
+from prefect_mlprojects.sources.downloads.download import download_all
 from prefect_mlprojects.spec import CheckedParameters, build_command
 from prefect_mlprojects.tasks.steps import Step, run_step
 from prefect_mlprojects.types import StopSignal

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.sources.base import WorkingCopy
 
 FinalStatus: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]

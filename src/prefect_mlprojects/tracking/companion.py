@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from typing import IO, Any, Final
 
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, Tracker, TrackingRequest
 from prefect_mlprojects.tracking.messages import error_from_json, request_to_json

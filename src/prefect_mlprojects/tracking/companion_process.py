@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import IO, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import TrackedRun
 from prefect_mlprojects.tracking.in_process import InProcessTracker

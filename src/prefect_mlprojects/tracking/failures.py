@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.exceptions import TrackingError
 
 _ADVICE: tuple[tuple[re.Pattern[str], str], ...] = (

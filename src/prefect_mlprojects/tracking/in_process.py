@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, TrackingRequest
 from prefect_mlprojects.tracking.failures import did_nothing, may_pass, tracking_error

@@ -9,7 +9,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.tracking.base import TrackingRequest
 
 FLOW_RUN_ID_TAG = "prefect.flow_run_id"

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote, unquote, urlsplit
 
-from prefect_mlprojects._redaction import mask_text, strip_credentials
+from prefect_mlprojects._support.redaction import mask_text, strip_credentials
 
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"

@@ -156,7 +156,7 @@ def test_git_credentials_by_host_and_by_name(
     save: Callable[[Any], str], prefect_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect_mlprojects.blocks.resolution import find_git_credentials
-    from prefect_mlprojects.prefect_api import call_api
+    from prefect_mlprojects.server.api import call_api
 
     host = f"{uuid.uuid4().hex}.example.com"
     save(GitCredentialsBlock(token="other", hosts=["elsewhere.example.com"]))

@@ -12,7 +12,7 @@ from typing import Any
 from tests.fakes.databricks_api import FakeWorkspace
 from tests.fakes.databricks_api.runs import FakeRun
 
-from prefect_mlprojects.backends.base import BackendCall, ExecutionOutcome, ExecutionRequest, NoEvents, RunIdentity
+from prefect_mlprojects.backends.contract import BackendCall, ExecutionOutcome, ExecutionRequest, NoEvents, RunIdentity
 from prefect_mlprojects.backends.databricks.backend import DatabricksBackend
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.spec import (

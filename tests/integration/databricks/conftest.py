@@ -11,7 +11,7 @@ from tests.fakes.databricks_api import FakeWorkspace
 from tests.integration.databricks.bench import Bench
 from tests.services.mlflow_server import MlflowServer
 
-from prefect_mlprojects.server import ServerAddress
+from prefect_mlprojects.server.process import ServerAddress
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from prefect_mlprojects import run
 from prefect_mlprojects.blocks import DatabricksBackendBlock, DatabricksWorkspace
 from prefect_mlprojects.cli.app import main
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, RunFailed
-from prefect_mlprojects.prefect_api import call_api
-from prefect_mlprojects.server import ServerAddress
+from prefect_mlprojects.server.api import call_api
+from prefect_mlprojects.server.process import ServerAddress
 
 ROOT = Path(__file__).parents[3]
 PROJECT = ROOT / "tests" / "projects" / "on_databricks"

@@ -44,7 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: Any
 @pytest.fixture
 def call(prefect_server: Any) -> Callable[..., Any]:
     """Calls a coroutine function of Prefect's client: ``call("read_deployment", id)``."""
-    from prefect_mlprojects.prefect_api import call_api
+    from prefect_mlprojects.server.api import call_api
 
     async def method(client: Any, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         return await getattr(client, name)(*arguments, **named)

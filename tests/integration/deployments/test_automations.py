@@ -13,7 +13,7 @@ from uuid import UUID
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects import deploy
-from prefect_mlprojects.prefect_api import call_api
+from prefect_mlprojects.server.api import call_api
 
 from .conftest import started
 

@@ -200,7 +200,7 @@ def test_a_run_without_a_heartbeat_has_crashed(project: Path, pool: str, call: C
     from prefect.states import Running
 
     from prefect_mlprojects.deployments import zombies
-    from prefect_mlprojects.prefect_api import call_api
+    from prefect_mlprojects.server.api import call_api
 
     made = deploy(project, work_pool=pool)
     (automation,) = call("read_automations_by_name", zombies.AUTOMATION_NAME)

@@ -17,7 +17,7 @@ from tests.services import docker_engine
 from tests.services.waiting import wait_for, wait_for_exit
 
 from prefect_mlprojects import run
-from prefect_mlprojects._progress import progress_goes_to
+from prefect_mlprojects._support.progress import progress_goes_to
 from prefect_mlprojects.backends.docker import containers
 from prefect_mlprojects.exceptions import BackendError, ParameterError, RunFailed, RunTimedOut
 
@@ -214,7 +214,7 @@ def test_a_variable_that_is_not_set(project: Path, monkeypatch: pytest.MonkeyPat
 def test_push_and_pull_with_credentials(
     project: Path, engine: Any, registry: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from prefect_mlprojects.backends.images import push_image
+    from prefect_mlprojects.backends.containers.image import push_image
     from prefect_mlprojects.types import StopSignal
 
     auth = {"username": docker_engine.USER, "password": docker_engine.PASSWORD}
@@ -246,7 +246,7 @@ def test_a_run_that_goes_on(project: Path, engine: Any, containers_of: Container
     """A backend that is asked again for the same flow run finds its container, and starts no second one."""
     import threading
 
-    from prefect_mlprojects.backends.base import BackendCall, ExecutionRequest, RunIdentity
+    from prefect_mlprojects.backends.contract import BackendCall, ExecutionRequest, RunIdentity
     from prefect_mlprojects.backends.docker.backend import DockerBackend
     from prefect_mlprojects.sources import detect_source
     from prefect_mlprojects.spec import check_parameters, find_entry_point, load_project

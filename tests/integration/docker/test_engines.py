@@ -19,7 +19,7 @@ from tests.services.waiting import free_port, wait_for
 from prefect_mlprojects import run
 from prefect_mlprojects.blocks import DockerEngine
 from prefect_mlprojects.exceptions import BackendError, RunFailed
-from prefect_mlprojects.server import ServerAddress
+from prefect_mlprojects.server.process import ServerAddress
 
 HOST_NETWORK = {"network": "host"}
 OUTPUT = "out hi\nthe data\n/mlflow/projects/code\n"

@@ -18,8 +18,8 @@ from tests.services.mlflow_server import MlflowServer
 import prefect_mlprojects
 from prefect_mlprojects import deploy
 from prefect_mlprojects.deployments.work_pools import ensure_work_pool
-from prefect_mlprojects.prefect_api import call_api
-from prefect_mlprojects.server import ServerAddress
+from prefect_mlprojects.server.api import call_api
+from prefect_mlprojects.server.process import ServerAddress
 
 
 def flow_log(server: ServerAddress, flow_run_id: str) -> str:

@@ -15,10 +15,10 @@ from tests.services import docker_engine
 from tests.services.fault_proxy import FaultProxy
 from tests.services.waiting import wait_for
 
-from prefect_mlprojects.backends.base import BackendCall, ExecutionOutcome, ExecutionRequest, NoEvents, RunIdentity
+from prefect_mlprojects.backends.contract import BackendCall, ExecutionOutcome, ExecutionRequest, NoEvents, RunIdentity
 from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
 from prefect_mlprojects.sources.base import WorkingCopy
-from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
+from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.spec import check_parameters, find_entry_point, load_project
 from prefect_mlprojects.types import StopSignal, StreamName
 

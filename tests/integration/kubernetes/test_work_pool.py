@@ -18,8 +18,8 @@ from tests.services.waiting import wait_for
 
 import prefect_mlprojects
 from prefect_mlprojects import deploy
-from prefect_mlprojects.prefect_api import call_api
-from prefect_mlprojects.server import ServerAddress
+from prefect_mlprojects.server.api import call_api
+from prefect_mlprojects.server.process import ServerAddress
 
 
 def test_a_kubernetes_pool(

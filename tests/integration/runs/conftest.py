@@ -46,7 +46,7 @@ def tracked(workspace: Path) -> Callable[[str], Any]:
 @pytest.fixture
 def prefect_state(prefect_server: Any) -> Callable[[str], Any]:
     """Reads a flow run from Prefect's server."""
-    from prefect_mlprojects.prefect_api import call_api
+    from prefect_mlprojects.server.api import call_api
 
     async def read(client: Any, flow_run_id: str) -> Any:
         from uuid import UUID
@@ -59,7 +59,7 @@ def prefect_state(prefect_server: Any) -> Callable[[str], Any]:
 @pytest.fixture
 def flow_log(prefect_server: Any) -> Callable[[str], list[Any]]:
     """Reads the project's output from a flow run's log: the records, in order."""
-    from prefect_mlprojects.prefect_api import call_api
+    from prefect_mlprojects.server.api import call_api
 
     async def read(client: Any, flow_run_id: str) -> list[Any]:
         from uuid import UUID

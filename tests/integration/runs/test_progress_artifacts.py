@@ -17,7 +17,7 @@ import pytest
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects import run
-from prefect_mlprojects.server import ServerAddress
+from prefect_mlprojects.server.process import ServerAddress
 
 PIECES = 12
 

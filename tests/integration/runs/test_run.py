@@ -75,7 +75,7 @@ def test_the_flow_run_has_the_four_tasks(greet: str, workspace: Path, prefect_se
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import TaskRunSort
 
-    from prefect_mlprojects.prefect_api import call_api
+    from prefect_mlprojects.server.api import call_api
 
     async def task_runs(client: Any) -> list[Any]:
         from uuid import UUID

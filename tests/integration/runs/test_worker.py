@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from tests.services.waiting import wait_for
 
-from prefect_mlprojects.prefect_api import call_api
-from prefect_mlprojects.server import ServerAddress
+from prefect_mlprojects.server.api import call_api
+from prefect_mlprojects.server.process import ServerAddress
 
 FLOW = "prefect_mlprojects.flows.run_project.run_project"
 

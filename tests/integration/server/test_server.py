@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from prefect_mlprojects._server_database import SCHEMA_FILE, create_database, dump_schema
 from prefect_mlprojects.exceptions import PrefectServerError
-from prefect_mlprojects.server import (
+from prefect_mlprojects.server.database import SCHEMA_FILE, create_database, dump_schema
+from prefect_mlprojects.server.process import (
     ServerAddress,
     check_reachable,
     ensure_server,
@@ -41,9 +41,7 @@ def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     stop_server()
 
 
-ENSURE = (
-    "from prefect_mlprojects.server import ensure_server; a = ensure_server(print); print('AT', a.api_url, a.started)"
-)
+ENSURE = "from prefect_mlprojects.server.process import ensure_server; a = ensure_server(print); print('AT', a.api_url, a.started)"
 
 
 def test_the_life_of_a_server(own_server: Path) -> None:
@@ -144,7 +142,7 @@ def test_a_folder_that_can_not_be_used_is_named(tmp_path: Path, monkeypatch: pyt
 def test_a_full_disk_is_named_and_leaves_no_half_database(own_server: Path) -> None:
     own_server.mkdir()
     code = (
-        "import resource, signal; from prefect_mlprojects.server import ensure_server;"
+        "import resource, signal; from prefect_mlprojects.server.process import ensure_server;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
         "ensure_server(print)"
     )
@@ -301,7 +299,7 @@ def test_many_writers_see_no_503(prefect_server: ServerAddress) -> None:
 
 
 def test_transactions_begin_immediate() -> None:
-    from prefect_mlprojects._server_app import ImmediateSqliteConfiguration
+    from prefect_mlprojects.server.application import ImmediateSqliteConfiguration
 
     async def modes() -> list[str]:
         from prefect.server.database.configurations import SQLITE_BEGIN_MODE
@@ -322,7 +320,7 @@ def test_the_configured_server_wins(
     answering: Callable[[int, bytes], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = answering(200, b"true")
-    code = "from prefect_mlprojects.server import resolve_api; print(resolve_api(print).api_url)"
+    code = "from prefect_mlprojects.server.process import resolve_api; print(resolve_api(print).api_url)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PREFECT_API_URL": url},

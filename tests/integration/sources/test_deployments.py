@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from prefect_mlprojects import deploy
 from prefect_mlprojects.blocks import GitCredentialsBlock
 from prefect_mlprojects.exceptions import ExecutionException, FetchError
-from prefect_mlprojects.server import ServerAddress
+from prefect_mlprojects.server.process import ServerAddress
 
 from .conftest import TOKEN, USER, Remote
 

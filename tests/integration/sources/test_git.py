@@ -16,7 +16,7 @@ import pytest
 
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources import WorkingCopy, detect_source
-from prefect_mlprojects.sources.git_credentials import GitCredentials
+from prefect_mlprojects.sources.git.credentials import GitCredentials
 from prefect_mlprojects.types import StopSignal
 
 from .conftest import TOKEN, USER, Fetch, Remote, commit, git

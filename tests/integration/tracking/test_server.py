@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from prefect_mlprojects.exceptions import FetchError, TrackingError
-from prefect_mlprojects.sources.downloads import download
+from prefect_mlprojects.sources.downloads.download import download
 from prefect_mlprojects.tracking import CompanionTracker, InProcessTracker, TrackedRun, Tracker, TrackingRequest
 from prefect_mlprojects.tracking.failures import UnreachableError
 from prefect_mlprojects.types import StopSignal

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.backends.base import ExecutionOutcome, ExecutionRequest, RunIdentity
-from prefect_mlprojects.backends.endings import find_cause
-from prefect_mlprojects.backends.local import LocalBackend
+from prefect_mlprojects.backends.contract import ExecutionOutcome, ExecutionRequest, RunIdentity
+from prefect_mlprojects.backends.local.backend import LocalBackend
+from prefect_mlprojects.backends.outcome import find_cause
 from prefect_mlprojects.environments.base import EnvironmentPlan, PreparedEnvironment
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal, StreamName

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.backends.project_archive import content_digest, iterate_archive, project_files, write_archive
+from prefect_mlprojects.backends.containers.archive import content_digest, iterate_archive, project_files, write_archive
 from prefect_mlprojects.exceptions import BackendError
 
 

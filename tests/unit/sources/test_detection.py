@@ -6,7 +6,7 @@ import pytest
 
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources import WorkingCopy, detect_source
-from prefect_mlprojects.sources.git import GitSource
+from prefect_mlprojects.sources.git.source import GitSource
 from prefect_mlprojects.sources.zip_archive import ZipSource
 from prefect_mlprojects.types import StopSignal
 

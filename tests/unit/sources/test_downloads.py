@@ -15,8 +15,8 @@ import fsspec.implementations.memory
 import pytest
 
 from prefect_mlprojects.exceptions import FetchError
-from prefect_mlprojects.sources import downloads
-from prefect_mlprojects.sources.downloads import download, download_all
+from prefect_mlprojects.sources.downloads import download as downloads
+from prefect_mlprojects.sources.downloads.download import download, download_all
 from prefect_mlprojects.types import StopSignal
 
 
@@ -436,7 +436,7 @@ def test_a_folder_whose_files_have_tags_is_downloaded_once(tmp_path: Path) -> No
 DOWNLOAD = """
 import sys
 from pathlib import Path
-from prefect_mlprojects.sources.downloads import download
+from prefect_mlprojects.sources.downloads.download import download
 from prefect_mlprojects.types import StopSignal
 print("ready", flush=True)
 sys.stdin.readline()

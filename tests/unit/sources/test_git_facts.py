@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.sources.git_facts import GitFacts, read_git_facts
+from prefect_mlprojects.sources.git.facts import GitFacts, read_git_facts
 from prefect_mlprojects.types import StopSignal
 
 

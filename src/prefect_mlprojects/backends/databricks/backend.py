@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._output import TailedOutput
-from prefect_mlprojects._redaction import mask_text
-from prefect_mlprojects.backends.base import BackendCall, ExecutionOutcome, ExecutionRequest, Preparation
+from prefect_mlprojects._support.output import TailedOutput
+from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects.backends.contract import BackendCall, ExecutionOutcome, ExecutionRequest, Preparation
 from prefect_mlprojects.backends.databricks.config import NAME, NO_CLUSTER, DatabricksConfig, parse_databricks_config
 from prefect_mlprojects.backends.databricks.connection import connect
 from prefect_mlprojects.backends.databricks.environment import driver_environment

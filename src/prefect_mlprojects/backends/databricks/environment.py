@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect_mlprojects.backends.base import BackendCall
+from prefect_mlprojects.backends.contract import BackendCall
 from prefect_mlprojects.environments.detection import uv_lock_of
 from prefect_mlprojects.environments.fingerprint import digest_metadata, digest_package, digest_text
 from prefect_mlprojects.environments.python_files import (

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prefect_mlprojects._output import TailedOutput
-from prefect_mlprojects.backends.base import ExecutionOutcome, ExecutionRequest
+from prefect_mlprojects._support.output import TailedOutput
+from prefect_mlprojects.backends.contract import ExecutionOutcome, ExecutionRequest
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
 from prefect_mlprojects.backends.databricks.environment import driver_environment
 from prefect_mlprojects.backends.databricks.network import insist
@@ -20,7 +20,7 @@ from prefect_mlprojects.backends.databricks.storage import Storage, storage_for
 from prefect_mlprojects.backends.databricks.task import Code, remote_variables, submission
 from prefect_mlprojects.backends.databricks.upload import bootstrap, check_unchanged, code_of, pack, upload
 from prefect_mlprojects.backends.databricks.watch import WatchEnd, cancel, watch
-from prefect_mlprojects.backends.endings import find_cause
+from prefect_mlprojects.backends.outcome import find_cause
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import TypeVar
 
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.backends.databricks.config import NAME
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._redaction import strip_credentials
-from prefect_mlprojects.backends.base import BackendCall
+from prefect_mlprojects._support.redaction import strip_credentials
+from prefect_mlprojects.backends.contract import BackendCall
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
 from prefect_mlprojects.backends.databricks.environment import driver_environment
 from prefect_mlprojects.backends.databricks.storage import driver_path

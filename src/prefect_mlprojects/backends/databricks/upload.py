@@ -10,12 +10,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from prefect_mlprojects.backends.base import BackendCall
+from prefect_mlprojects.backends.containers.archive import project_files, write_archive
+from prefect_mlprojects.backends.contract import BackendCall
 from prefect_mlprojects.backends.databricks.config import NAME
 from prefect_mlprojects.backends.databricks.environment import DriverEnvironment
 from prefect_mlprojects.backends.databricks.storage import Storage
 from prefect_mlprojects.backends.databricks.task import Code
-from prefect_mlprojects.backends.project_archive import project_files, write_archive
 from prefect_mlprojects.exceptions import BackendError
 
 CODE_FOLDER = "code"

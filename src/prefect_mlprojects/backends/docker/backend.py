@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from prefect_mlprojects._output import TailedOutput
-from prefect_mlprojects.backends.base import BackendCall, ExecutionOutcome, ExecutionRequest, Preparation
+from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects.backends.config_models import parse_config
+from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
+from prefect_mlprojects.backends.containers.config import LocalConfig, RegistryCredentials
+from prefect_mlprojects.backends.containers.engine import connect, find_engine
+from prefect_mlprojects.backends.containers.image import CODE_FOLDER, build_project_image, ensure_image, shell_command
+from prefect_mlprojects.backends.contract import BackendCall, ExecutionOutcome, ExecutionRequest, Preparation
 from prefect_mlprojects.backends.docker.arguments import ContainerOptions, parse_arguments
 from prefect_mlprojects.backends.docker.containers import ContainerRun, find_running, labels
 from prefect_mlprojects.backends.docker.diagnosis import explain_start_failure
 from prefect_mlprojects.backends.docker.guard import guarded
 from prefect_mlprojects.backends.docker.surroundings import surroundings
-from prefect_mlprojects.backends.engine import connect, find_engine
-from prefect_mlprojects.backends.images import CODE_FOLDER, build_project_image, ensure_image, shell_command
-from prefect_mlprojects.backends.local_config import LocalConfig, RegistryCredentials
-from prefect_mlprojects.backends.project_archive import iterate_archive, project_files
 from prefect_mlprojects.exceptions import BackendError, ParameterError, Problem
 from prefect_mlprojects.settings import grace_period
 from prefect_mlprojects.spec.project import DockerEnvironment

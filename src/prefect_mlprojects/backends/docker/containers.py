@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from prefect_mlprojects._output import TailedOutput
-from prefect_mlprojects.backends.base import ExecutionOutcome, RunIdentity
+from prefect_mlprojects._support.output import TailedOutput
+from prefect_mlprojects.backends.contract import ExecutionOutcome, RunIdentity
 from prefect_mlprojects.backends.docker.diagnosis import explain_end
 from prefect_mlprojects.backends.docker.output import ContainerOutput
 from prefect_mlprojects.types import StopSignal

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefect_mlprojects.backends.endings import Cause, find_cause
+from prefect_mlprojects.backends.outcome import Cause, find_cause
 
 _START_FAILURES: tuple[tuple[str, str, str], ...] = (
     ("no such image", "the image is not there", "Pull or build it, or correct its name."),

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from prefect_mlprojects.backends.local_config import LocalConfig
+from prefect_mlprojects.backends.containers.config import LocalConfig
 
 _DONE = b"done\n"
 
@@ -66,7 +66,7 @@ def watch(facts: dict[str, object]) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.stdin.buffer.read() == _DONE:
         return
-    from prefect_mlprojects.backends.engine import connect
+    from prefect_mlprojects.backends.containers.engine import connect
 
     engine = connect(LocalConfig.model_validate(facts["engine"]))
     container = str(facts["container"])

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from prefect_mlprojects._output import TailedOutput
+from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects.types import StreamName
 
 _logger = logging.getLogger(__name__)

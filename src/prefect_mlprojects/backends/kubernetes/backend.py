@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefect_mlprojects import settings
-from prefect_mlprojects._output import TailedOutput
-from prefect_mlprojects.backends.base import (
+from prefect_mlprojects._support.output import TailedOutput
+from prefect_mlprojects.backends.contract import (
     BackendCall,
     ExecutionOutcome,
     ExecutionRequest,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from prefect_mlprojects.backends.kubernetes.config import BACKEND
 from prefect_mlprojects.exceptions import BackendError, FetchError
 from prefect_mlprojects.sources.base import WorkingCopy
-from prefect_mlprojects.sources.git_credentials import GitCredentials, GitCredentialsLookup
-from prefect_mlprojects.sources.git_urls import parse_git_url
+from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
+from prefect_mlprojects.sources.git.urls import parse_git_url
 
 CLONE_CONTAINER = "mlprojects-clone"
 REPOSITORY_FOLDER = ".repository"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesConfig
 from prefect_mlprojects.exceptions import BackendError
 

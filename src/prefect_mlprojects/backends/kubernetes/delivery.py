@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from prefect_mlprojects.backends.base import BackendCall
+from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
+from prefect_mlprojects.backends.contract import BackendCall
 from prefect_mlprojects.backends.kubernetes.checkout import git_checkout
 from prefect_mlprojects.backends.kubernetes.config import BACKEND, DeliveryName, KubernetesConfig
-from prefect_mlprojects.backends.project_archive import iterate_archive, project_files
 from prefect_mlprojects.exceptions import BackendError
 
 ARCHIVE_LIMIT = 900_000

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from prefect_mlprojects._redaction import mask_text
-from prefect_mlprojects.backends.base import Ending
-from prefect_mlprojects.backends.endings import find_cause
+from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects.backends.contract import Ending
 from prefect_mlprojects.backends.kubernetes.api import LOST, ApiRefusal
 from prefect_mlprojects.backends.kubernetes.job import UNPACK_FAILED_CODE
+from prefect_mlprojects.backends.outcome import find_cause
 
 Json: TypeAlias = Mapping[str, Any]
 Patience: TypeAlias = Literal["start", "scheduling"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from prefect_mlprojects._output import TailedOutput
-from prefect_mlprojects.backends.base import ExecutionEvents, ExecutionOutcome
+from prefect_mlprojects._support.output import TailedOutput
+from prefect_mlprojects.backends.contract import ExecutionEvents, ExecutionOutcome
 from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Backoff, Cluster
 from prefect_mlprojects.backends.kubernetes.cleanup import delete_job, wait_until_gone
 from prefect_mlprojects.backends.kubernetes.diagnosis import (

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from prefect_mlprojects.backends.base import BackendCall
-from prefect_mlprojects.backends.engine import connect
-from prefect_mlprojects.backends.images import build_project_image, ensure_image, push_image
+from prefect_mlprojects.backends.containers.config import LocalConfig
+from prefect_mlprojects.backends.containers.engine import connect
+from prefect_mlprojects.backends.containers.image import build_project_image, ensure_image, push_image
+from prefect_mlprojects.backends.contract import BackendCall
 from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesConfig
 from prefect_mlprojects.backends.kubernetes.job import no_image
-from prefect_mlprojects.backends.local_config import LocalConfig
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_mlprojects.backends.images import CODE_FOLDER, RUN_BY_SHELL
+from prefect_mlprojects.backends.containers.image import CODE_FOLDER, RUN_BY_SHELL
 from prefect_mlprojects.backends.kubernetes.checkout import (
     CLONE_CONTAINER,
     CLONE_SCRIPT,

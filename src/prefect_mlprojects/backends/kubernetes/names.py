@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from prefect_mlprojects.backends.base import RunIdentity
+from prefect_mlprojects.backends.contract import RunIdentity
 
 PREFIX = "prefect-mlprojects"
 

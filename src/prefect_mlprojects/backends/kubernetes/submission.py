@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from prefect_mlprojects.backends.base import RunIdentity
+from prefect_mlprojects.backends.contract import RunIdentity
 from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Cluster
 from prefect_mlprojects.backends.kubernetes.cleanup import delete_job
 from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job

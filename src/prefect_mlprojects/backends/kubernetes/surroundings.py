@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Callable, Mapping
 
-from prefect_mlprojects._redaction import mask_text
-from prefect_mlprojects.backends.base import BackendCall, RunIdentity
+from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects.backends.contract import BackendCall, RunIdentity
 from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesConfig
 from prefect_mlprojects.backends.kubernetes.names import FLOW_RUN_URL_ANNOTATION, MLFLOW_RUN_URL_ANNOTATION
 from prefect_mlprojects.exceptions import BackendError

@@ -16,9 +16,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from prefect_mlprojects._guard import COOKIE_VARIABLE
-from prefect_mlprojects._process import run_tool
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.process.guard import COOKIE_VARIABLE
+from prefect_mlprojects._support.process.run import run_tool
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.environments.activation import (
     CONDA_STATE_FILE,
     environment_without_ours,

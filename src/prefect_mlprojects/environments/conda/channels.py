@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from prefect_mlprojects._redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_credentials
 from prefect_mlprojects.environments.conda.configuration import CondaConfiguration
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 

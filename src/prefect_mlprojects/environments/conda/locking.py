@@ -8,7 +8,7 @@ from pathlib import Path
 import rattler
 from rattler.lock import LockChannel, LockPlatform
 
-from prefect_mlprojects._redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_credentials
 from prefect_mlprojects.environments.conda.channels import public_url
 from prefect_mlprojects.environments.conda.recipe import CondaRecipe
 

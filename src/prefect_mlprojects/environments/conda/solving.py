@@ -16,7 +16,7 @@ import rattler
 from rattler.exceptions import GatewayError, SolverError
 from rattler.install import InstallerReporter
 
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.environments.conda.channels import public_url, split_channel
 from prefect_mlprojects.environments.conda.configuration import CondaConfiguration
 from prefect_mlprojects.environments.conda.credentials import ChannelAccess, credentials_file, take_credentials

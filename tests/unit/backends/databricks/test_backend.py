@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefect_mlprojects.backends.base import BackendCall
+from prefect_mlprojects.backends.contract import BackendCall
 from prefect_mlprojects.backends.databricks.backend import DatabricksBackend
 from prefect_mlprojects.backends.databricks.task import remote_variables
 from prefect_mlprojects.backends.databricks.upload import check_size

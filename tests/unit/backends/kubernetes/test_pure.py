@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from prefect_mlprojects.backends.base import RunIdentity
+from prefect_mlprojects.backends.contract import RunIdentity
 from prefect_mlprojects.backends.kubernetes.api import ApiRefusal
 from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig, dump_config, parse_kubernetes_config
 from prefect_mlprojects.backends.kubernetes.delivery import choose_delivery

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prefect_mlprojects._process import run_tool
-from prefect_mlprojects._progress import tell_progress
-from prefect_mlprojects._redaction import MASK, mask_text
+from prefect_mlprojects._support.process.run import run_tool
+from prefect_mlprojects._support.progress import tell_progress
+from prefect_mlprojects._support.redaction import MASK, mask_text
 from prefect_mlprojects.exceptions import FetchError
-from prefect_mlprojects.sources.git_credentials import GitCredentials, git_settings
-from prefect_mlprojects.sources.git_urls import GIT_SCHEMES, GitUrl
+from prefect_mlprojects.sources.git.credentials import GitCredentials, git_settings
+from prefect_mlprojects.sources.git.urls import GIT_SCHEMES, GitUrl
 from prefect_mlprojects.types import StopSignal
 
 # A git hook or a wrapper may have these set for another repository than the project's.

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect_mlprojects._locks import LockStoppedError, hold_lock
+from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import cache_directory
-from prefect_mlprojects.sources.git_failures import GitFailure, explain_failure
-from prefect_mlprojects.sources.git_program import GitAnswer, GitProgram
-from prefect_mlprojects.sources.git_urls import GitUrl
+from prefect_mlprojects.sources.git.failures import GitFailure, explain_failure
+from prefect_mlprojects.sources.git.program import GitAnswer, GitProgram
+from prefect_mlprojects.sources.git.urls import GitUrl
 
 _FULL_SHA = re.compile(r"^[0-9a-f]{40}$")
 _SHORT_SHA = re.compile(r"^[0-9a-fA-F]{4,40}$")
@@ -153,7 +153,7 @@ class CachedRepository:
         )
 
     def _nearest(self, version: str) -> str:
-        from prefect_mlprojects._nearest import nearest
+        from prefect_mlprojects._support.text import nearest
 
         answer = self._git.run("ls-remote", "--heads", "--tags", "--refs", "--", self._url.url)
         names = [ref.split("/", 2)[2] for ref in _parse_references(answer.lines)[0] if ref.count("/") >= 2]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, TypeAlias
 
-from prefect_mlprojects._guard import COOKIE_VARIABLE, GUARD_PROGRAM, end_tree, open_pidfd
-from prefect_mlprojects._output import LineSplitter, OutputTail
+from prefect_mlprojects._support.output import LineSplitter, OutputTail
+from prefect_mlprojects._support.process.guard import COOKIE_VARIABLE, GUARD_PROGRAM, end_tree, open_pidfd
 from prefect_mlprojects.settings import grace_period
 from prefect_mlprojects.types import StopSignal, StreamName
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import shutil
 
-from prefect_mlprojects._output import TailedOutput
-from prefect_mlprojects._process import ProcessResult, run_process
-from prefect_mlprojects.backends.base import ExecutionOutcome, ExecutionRequest
+from prefect_mlprojects._support.output import TailedOutput
+from prefect_mlprojects._support.process.run import ProcessResult, run_process
 from prefect_mlprojects.backends.config_models import parse_config
-from prefect_mlprojects.backends.endings import find_cause
-from prefect_mlprojects.backends.local_config import LocalConfig
+from prefect_mlprojects.backends.containers.config import LocalConfig
+from prefect_mlprojects.backends.contract import ExecutionOutcome, ExecutionRequest
+from prefect_mlprojects.backends.outcome import find_cause
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal
 

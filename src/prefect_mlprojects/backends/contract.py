@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.sources.base import WorkingCopy
-from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
+from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.spec import CheckedParameters, EntryPoint, Project
 from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal

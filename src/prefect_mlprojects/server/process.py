@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from prefect_mlprojects._redaction import mask_text
-from prefect_mlprojects._server_profile import configured_api_url, read_setting
-from prefect_mlprojects._server_state import (
+from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects.exceptions import PrefectServerError
+from prefect_mlprojects.server.profile import configured_api_url, read_setting
+from prefect_mlprojects.server.state import (
     HOST,
     INSTANCE_HEADER,
     ServerRecord,
@@ -29,7 +30,6 @@ from prefect_mlprojects._server_state import (
     read_record,
     write_record,
 )
-from prefect_mlprojects.exceptions import PrefectServerError
 from prefect_mlprojects.settings import server_directory, server_port, server_start_timeout
 
 Announce = Callable[[str], None]
@@ -115,7 +115,7 @@ def check_reachable(api_url: str, timeout: float = 10.0) -> None:
     Raises:
         PrefectServerError: It does not, with the address (passwords masked) and what to do.
     """
-    from prefect_mlprojects._server_check import check_reachable as check
+    from prefect_mlprojects.server.address import check_reachable as check
 
     check(api_url, timeout)
 
@@ -251,7 +251,7 @@ def _configured_database() -> str | None:
 def _create_database(path: Path) -> None:
     import sqlite3
 
-    from prefect_mlprojects._server_database import create_database
+    from prefect_mlprojects.server.database import create_database
 
     try:
         create_database(path)
@@ -292,7 +292,7 @@ def _spawn(directory: Path, port: int, log: Path, database: str) -> tuple[Server
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
     }
     instance = uuid4().hex
-    argv = [sys.executable, "-m", "uvicorn", "--factory", "prefect_mlprojects._server_app:create_app"]
+    argv = [sys.executable, "-m", "uvicorn", "--factory", "prefect_mlprojects.server.application:create_app"]
     argv += ["--host", HOST, "--port", str(port), "--timeout-keep-alive", "5", "--log-level", "warning"]
     argv += ["--header", f"{INSTANCE_HEADER}:{instance}"]
     with log.open("ab") as output:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect_mlprojects.backends.local_config import EngineConnection, LocalConfig
+from prefect_mlprojects.backends.containers.config import EngineConnection, LocalConfig
 from prefect_mlprojects.exceptions import BackendError
 
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"

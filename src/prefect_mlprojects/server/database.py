@@ -1,7 +1,7 @@
 """Makes a new embedded server's database from a ready schema.
 
 Prefect's migrations of an empty SQLite database take longer than all else in a first start. The schema that they end
-with is shipped as SQL (``_server_schema.sql``, written by ``scripts/update-server-schema``) and applied in a fraction
+with is shipped as SQL (``schema.sql``, written by ``scripts/update-server-schema``) and applied in a fraction
 of a second; Alembic then finds the database at that revision and goes on from there. A Prefect that does not know the
 revision gets no database from us and migrates from nothing.
 """
@@ -14,7 +14,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-SCHEMA_FILE = Path(__file__).with_name("_server_schema.sql")
+SCHEMA_FILE = Path(__file__).with_name("schema.sql")
 _REVISION_PREFIX = "-- revision: "
 
 

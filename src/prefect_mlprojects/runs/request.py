@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from prefect_mlprojects._nearest import nearest
+from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.backends import select_backend
-from prefect_mlprojects.backends.base import Backend, BackendCall, PreparingBackend
+from prefect_mlprojects.backends.contract import Backend, BackendCall, PreparingBackend
 from prefect_mlprojects.environments.detection import choose_manager
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.sources import WorkingCopy
-from prefect_mlprojects.sources.git_credentials import GitCredentialsLookup
+from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.spec import (
     CheckedParameters,
     EntryPoint,

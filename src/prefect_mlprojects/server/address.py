@@ -11,9 +11,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
-from prefect_mlprojects._redaction import mask_text
-from prefect_mlprojects._server_profile import read_setting
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.exceptions import PrefectServerError
+from prefect_mlprojects.server.profile import read_setting
 
 
 def check_reachable(api_url: str, timeout: float = 10.0) -> None:

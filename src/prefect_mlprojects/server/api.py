@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from prefect_mlprojects.event_loop import background_loop
+from prefect_mlprojects._support.event_loop import background_loop
 from prefect_mlprojects.exceptions import PrefectServerError
 
 _T = TypeVar("_T")

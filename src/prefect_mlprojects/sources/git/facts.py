@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect_mlprojects._process import run_process, run_tool
-from prefect_mlprojects._redaction import mask_text, strip_credentials
-from prefect_mlprojects.sources.git_program import REPOSITORY_VARIABLES
+from prefect_mlprojects._support.process.run import run_process, run_tool
+from prefect_mlprojects._support.redaction import mask_text, strip_credentials
+from prefect_mlprojects.sources.git.program import REPOSITORY_VARIABLES
 from prefect_mlprojects.types import StopSignal, StreamName
 
 MAX_PATCH_BYTES = 10_000_000

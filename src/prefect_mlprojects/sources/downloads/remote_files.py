@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_credentials
 from prefect_mlprojects.exceptions import FetchError
 
 # How stores name the tag that changes with a file's content: HTTP, S3, Google Cloud Storage, Azure.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from prefect_mlprojects._progress import tell_progress
-from prefect_mlprojects.backends.project_archive import content_digest, iterate_archive, project_files
+from prefect_mlprojects._support.progress import tell_progress
+from prefect_mlprojects.backends.containers.archive import content_digest, iterate_archive, project_files
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.types import StopSignal

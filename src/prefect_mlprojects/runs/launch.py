@@ -15,12 +15,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from prefect_mlprojects.calls import ProjectCall
-from prefect_mlprojects.event_loop import background_loop, call_before_exit
+from prefect_mlprojects._support.event_loop import background_loop, call_before_exit
 from prefect_mlprojects.exceptions import ExecutionException, PrefectServerError, RunCancelled
-from prefect_mlprojects.prefect_api import flow_run_url, use_api
+from prefect_mlprojects.runs.handles import LocalSubmittedRun, run_status
+from prefect_mlprojects.runs.request import ProjectCall
+from prefect_mlprojects.server.api import flow_run_url, use_api
 from prefect_mlprojects.settings import max_concurrent_runs
-from prefect_mlprojects.submitted_run import LocalSubmittedRun, run_status
 from prefect_mlprojects.tasks.session import RunResult, RunSession, use_session
 
 if TYPE_CHECKING:

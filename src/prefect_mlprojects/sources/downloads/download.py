@@ -17,12 +17,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from prefect_mlprojects import settings
-from prefect_mlprojects._progress import ProgressSink, progress_sink
-from prefect_mlprojects._redaction import mask_text, mask_uri
+from prefect_mlprojects._support.progress import ProgressSink, progress_sink
+from prefect_mlprojects._support.redaction import mask_text, mask_uri
 from prefect_mlprojects.exceptions import FetchError
-from prefect_mlprojects.sources.download_cache import DownloadCache, StoppedError
-from prefect_mlprojects.sources.mlflow_files import MLFLOW_SCHEMES, download_with_mlflow
-from prefect_mlprojects.sources.remote_files import check_unchanged, fetch_item, look_at
+from prefect_mlprojects.sources.downloads.cache import DownloadCache, StoppedError
+from prefect_mlprojects.sources.downloads.mlflow_files import MLFLOW_SCHEMES, download_with_mlflow
+from prefect_mlprojects.sources.downloads.remote_files import check_unchanged, fetch_item, look_at
 from prefect_mlprojects.types import StopSignal
 
 _PARALLEL = 4

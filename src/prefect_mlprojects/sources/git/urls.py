@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from prefect_mlprojects._redaction import mask_text
+from prefect_mlprojects._support.redaction import mask_text
 from prefect_mlprojects.exceptions import FetchError
-from prefect_mlprojects.sources.git_credentials import GitCredentials
+from prefect_mlprojects.sources.git.credentials import GitCredentials
 
 GIT_SCHEMES = ("https", "http", "ssh", "git", "file")
 """The transports that are used; git's own ``ext::`` and other remote helpers run any program."""

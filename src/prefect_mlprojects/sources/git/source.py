@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from prefect_mlprojects._redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_credentials
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.base import SourceKind, WorkingCopy
 from prefect_mlprojects.sources.folders import apply_subdirectory
-from prefect_mlprojects.sources.git_credentials import GitCredentials, GitCredentialsLookup
-from prefect_mlprojects.sources.git_failures import explain_failure
-from prefect_mlprojects.sources.git_program import GitAnswer, GitProgram, use_git
-from prefect_mlprojects.sources.git_repository import CachedRepository
-from prefect_mlprojects.sources.git_urls import GitUrl, resolve_submodule_url
+from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
+from prefect_mlprojects.sources.git.failures import explain_failure
+from prefect_mlprojects.sources.git.program import GitAnswer, GitProgram, use_git
+from prefect_mlprojects.sources.git.repository import CachedRepository
+from prefect_mlprojects.sources.git.urls import GitUrl, resolve_submodule_url
 from prefect_mlprojects.sources.trusted import check_trusted
 from prefect_mlprojects.sources.working_copies import new_working_copy, remove_working_copy
 from prefect_mlprojects.types import StopSignal

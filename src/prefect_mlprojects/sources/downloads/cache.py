@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect_mlprojects._locks import LockStoppedError, hold_lock
+from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
 from prefect_mlprojects.types import StopSignal
 
 UNUSED_DAYS = 30

@@ -1,0 +1,1 @@
+"""What any program needs; knows neither Prefect nor MLflow."""

@@ -1,0 +1,1 @@
+"""Child processes: run, guard and end them."""

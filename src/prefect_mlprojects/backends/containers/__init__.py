@@ -1,0 +1,1 @@
+"""What Docker and Kubernetes share: engine, image, archive."""

@@ -1,0 +1,1 @@
+"""Runs projects on this machine."""

@@ -1,0 +1,1 @@
+"""The embedded Prefect server and the way to its API."""
