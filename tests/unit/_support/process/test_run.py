@@ -246,8 +246,8 @@ def test_kill_9_of_the_owner_ends_the_tree(kill_the_guard_first: bool) -> None:
         code = OWNER.replace(
             "run_process([",
             "run_process(['true'], cwd=None, env={}, write=write)\n"
-            "from prefect_mlprojects import _process\n"
-            "_process._guard._process.kill(); _process._guard._process.wait()\n"
+            "from prefect_mlprojects._support.process import run\n"
+            "run._guard._process.kill(); run._guard._process.wait()\n"
             "run_process([",
         )
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
