@@ -1,12 +1,13 @@
-"""The one place that takes secrets out of URIs and of texts that quote them."""
+"""Redacts secrets in texts: those that URLs show, and those that are known by value."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-MASK = "***"
+from prefect_mlprojects._support.secrets import MASK, Secret, reveal
 
+_SHORTEST_SECRET = 4
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://(?P<userinfo>[^\s/?#'\"<>]*)@")
 # Greedy up to the last "@" before the path: a password may hold "@", although it should be quoted there.
 
@@ -17,27 +18,45 @@ _SECRET_PARAMETER = re.compile(
 )
 
 
-def mask_text(text: str) -> str:
-    """Masks what is secret in the URIs of a text: passwords, lone user names, and query values such as ``token=…``.
+def redact(text: str, *secrets: Secret) -> str:
+    """Returns `text` with ``***`` in the place of secrets.
 
-    The user in ``ssh://git@host`` stays; the one in ``https://NAME@host`` is masked, because tokens are given so.
-
-    Args:
-        text: Any text: a URI, a message of a library, a line of output.
+    Redacted are `secrets` by value, and in every URL passwords, lone user names and query values such as ``token=…``. The
+    user in ``ssh://git@host`` stays; the one in ``https://NAME@host`` goes, because tokens are given so.
     """
-    return _SECRET_PARAMETER.sub(lambda match: match["lead"] + MASK, _USERINFO.sub(_masked_userinfo, text))
+    for value in sorted(_spellings(secrets), key=len, reverse=True):
+        text = text.replace(value, MASK)
+    return _SECRET_PARAMETER.sub(lambda match: match["lead"] + MASK, _USERINFO.sub(_redacted_userinfo, text))
 
 
-def mask_uri(uri: str) -> str:
-    """Masks what is secret in one URI; see ``mask_text``.
+def _spellings(secrets: tuple[Secret, ...]) -> set[str]:
+    """Each secret as it is, as URLs quote it, and for a URL the secrets in it."""
+    values = {reveal(secret) for secret in secrets}
+    values |= {reveal(each) for value in values if "://" in value for each in url_secrets(value)}
+    values |= {line.strip() for value in values if "\n" in value for line in value.splitlines()}
+    # A shorter value says nothing, and would be redacted in the midst of words.
+    return {each for value in values for each in (value, quote(value, safe="")) if len(each) >= _SHORTEST_SECRET}
 
-    Args:
-        uri: A URI, or a path.
-    """
-    return mask_text(uri)
+
+def url_secrets(url: str) -> list[Secret]:
+    """Returns the secrets that a URL's user-info and query hold, as they stand there and unquoted."""
+    found = []
+    for match in _USERINFO.finditer(url):
+        user, colon, password = match["userinfo"].partition(":")
+        if colon:
+            found.append(password)
+        elif user and not match["scheme"].lower().endswith("ssh"):
+            found.append(user)
+    found += [match["value"] for match in _SECRET_PARAMETER.finditer(url)]
+    return [Secret(value) for value in dict.fromkeys([*found, *map(unquote, found)]) if value and value != MASK]
 
 
-def _masked_userinfo(match: re.Match[str]) -> str:
+def holds_secret(url: str) -> bool:
+    """Returns whether a URL holds a password, a lone user name or a secret query value."""
+    return bool(url_secrets(url))
+
+
+def _redacted_userinfo(match: re.Match[str]) -> str:
     scheme, userinfo = match["scheme"], match["userinfo"]
     user, colon, _ = userinfo.partition(":")
     if colon:
@@ -47,18 +66,15 @@ def _masked_userinfo(match: re.Match[str]) -> str:
     return match[0]
 
 
-def strip_credentials(url: str) -> str:
-    """Removes user name and password from a URL, as MLflow does before it records a repository's URL.
+def strip_user_info(url: str) -> str:
+    """Returns a URL without user name and password, as MLflow records a repository's URL.
 
-    Addresses without a scheme (``git@host:path``) are left as they are; secret query values are masked.
-
-    Args:
-        url: A URL as git or a user writes it.
+    Addresses without a scheme (``git@host:path``) stay as they are; secret query values are redacted.
     """
     try:
         parts = urlsplit(url)
     except ValueError:
-        return mask_text(url)
+        return redact(url)
     if parts.scheme and "@" in parts.netloc:
         url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    return mask_text(url)
+    return redact(url)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect_mlprojects._support.process.run import ToolResult, run_tool
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.environments.errors import cache_errors, disk_full_message, stopped_error
 from prefect_mlprojects.environments.installers import build_variables, uv_arguments
 from prefect_mlprojects.environments.interpreters import Interpreter
@@ -74,7 +74,7 @@ class Build:
                 command,
                 cwd=self.project.directory,
                 env=self.variables if variables is None else variables,
-                report=lambda line: self.report(mask_text(line)),
+                report=lambda line: self.report(redact(line)),
                 stop=self.stop,
             )
         except OSError as error:
@@ -89,7 +89,7 @@ class Build:
             raise self._failure(step, result)
 
     def _failure(self, step: str, result: ToolResult) -> EnvironmentBuildError:
-        tail = tuple(mask_text(line) for line in result.output_tail)
+        tail = tuple(redact(line) for line in result.output_tail)
         message = (
             f"The environment of project '{self.project.display_name}' can't be built: "
             f"{self.manager} failed {step} (exit code {result.exit_code})."

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 
 from prefect_mlprojects._support.process.run import ToolResult, run_tool
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.environments.installers import build_variables
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
@@ -84,4 +84,4 @@ def download_python(
     # uv would put a link to it into ~/.local/bin, which is not asked for.
     variables["UV_PYTHON_INSTALL_BIN"] = "0"
     command = [uv_executable(), "python", "install", "--color", "never", version]
-    return run_tool(command, cwd=None, env=variables, report=lambda line: report(mask_text(line)), stop=stop)
+    return run_tool(command, cwd=None, env=variables, report=lambda line: report(redact(line)), stop=stop)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.contract import Preparation
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.exceptions import TrackingError
@@ -123,7 +123,7 @@ def _labels(checked: CheckedCall, tracked: TrackedRun) -> dict[str, str]:
     labels = {
         RUN_ID_LABEL: tracked.run_id,
         EXPERIMENT_ID_LABEL: tracked.experiment_id,
-        TRACKING_URI_LABEL: mask_text(tracked.tracking_uri),
+        TRACKING_URI_LABEL: redact(tracked.tracking_uri),
         COMMIT_LABEL: copy.commit,
         BRANCH_LABEL: copy.branch,
         REPOSITORY_LABEL: copy.repository_url,

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.contract import Preparation, RunIdentity
 from prefect_mlprojects.blocks.resolution import (
@@ -347,7 +347,7 @@ class _ProjectRun:
             message=message,
             exit_code=exit_code,
             experiment_id=tracked.experiment_id if tracked else None,
-            tracking_uri=mask_text(tracked.tracking_uri) if tracked else None,
+            tracking_uri=redact(tracked.tracking_uri) if tracked else None,
             error=error,
         )
         session.set_result(result)

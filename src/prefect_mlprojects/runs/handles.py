@@ -315,7 +315,7 @@ class AttachedSubmittedRun(SubmittedRun):
         await client.set_flow_run_state(self._id, Cancelled(message=message), force=True)
 
     def _mark_mlflow_run_killed(self, flow_run: FlowRun) -> None:
-        from prefect_mlprojects._support.redaction import mask_text
+        from prefect_mlprojects._support.redaction import redact
         from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, resolve_tracking_uri
 
         run_id, tracking_uri = flow_run.labels.get(RUN_ID_LABEL), flow_run.labels.get(TRACKING_URI_LABEL)
@@ -323,7 +323,7 @@ class AttachedSubmittedRun(SubmittedRun):
             return
         # The label has no password; this process may know the same store with it.
         own = resolve_tracking_uri()
-        if mask_text(own) == tracking_uri:
+        if redact(own) == tracking_uri:
             tracking_uri = own
         experiment_id = str(flow_run.labels.get(EXPERIMENT_ID_LABEL, ""))
         try:

@@ -11,7 +11,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import PrefectServerError
 from prefect_mlprojects.server.profile import read_setting
 
@@ -26,7 +26,7 @@ def check_reachable(api_url: str, timeout: float = 10.0) -> None:
     Raises:
         PrefectServerError: It does not, with the address (passwords masked) and what to do.
     """
-    shown = mask_text(api_url)
+    shown = redact(api_url)
 
     def fail(why: str, advice: str) -> PrefectServerError:
         return PrefectServerError(f"The Prefect server at {shown} {why}. {advice}", api_url=shown)
@@ -40,7 +40,7 @@ def check_reachable(api_url: str, timeout: float = 10.0) -> None:
             raise fail(f"did not answer within {timeout:g} s", advice) from None
         if isinstance(cause, ssl.SSLCertVerificationError):
             advice = "Name its certificate authority's file in PREFECT_API_SSL_CERT_FILE."
-        raise fail(f"can't be reached: {mask_text(_reason(cause))}", advice) from None
+        raise fail(f"can't be reached: {redact(_reason(cause))}", advice) from None
     if status in {401, 403}:
         given = _authorization(urlsplit(api_url)) is not None
         raise fail(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import PrefectServerError
 from prefect_mlprojects.server.profile import configured_api_url, read_setting
 from prefect_mlprojects.server.state import (
@@ -348,7 +348,7 @@ def _tail(log: Path, lines: int = 15) -> str:
             text = stream.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return mask_text("\n".join(f"  {line}" for line in text.rpartition(_LOG_MARK)[2].splitlines()[-lines:]))
+    return redact("\n".join(f"  {line}" for line in text.rpartition(_LOG_MARK)[2].splitlines()[-lines:]))
 
 
 def server_status() -> ServerStatus:

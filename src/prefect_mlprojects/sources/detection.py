@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.base import Source
 from prefect_mlprojects.sources.folders import apply_subdirectory, nearest_folder
@@ -54,7 +54,7 @@ def detect_source(
             subdirectory leads out of it, a version was asked of a plain folder or a zip archive, or the source is not trusted.
     """
     text = uri.strip().strip("'\"")
-    shown = mask_text(text)
+    shown = redact(text)
     try:
         base = base or Path.cwd()
     except FileNotFoundError:

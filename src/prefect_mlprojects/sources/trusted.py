@@ -6,7 +6,7 @@ import posixpath
 from fnmatch import fnmatchcase
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from prefect_mlprojects._support.redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import PREFIX, trusted_sources
 
@@ -40,7 +40,7 @@ def canonical_url(url: str) -> str:
     Args:
         url: A URL, or an absolute path.
     """
-    parts = urlsplit(strip_credentials(url))
+    parts = urlsplit(strip_user_info(url))
     # Twice-encoded slashes and dots must not hide where a path leads.
     path = parts.path
     while (decoded := unquote(path)) != path:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from prefect_mlprojects._support.redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import PREFIX, max_zip_bytes
 from prefect_mlprojects.sources.base import SourceKind, WorkingCopy
@@ -69,7 +69,7 @@ class ZipSource:
         except BaseException:
             remove_working_copy(folder)
             raise
-        name = str(self.location) if isinstance(self.location, Path) else strip_credentials(self.location)
+        name = str(self.location) if isinstance(self.location, Path) else strip_user_info(self.location)
         return WorkingCopy(
             directory=directory,
             uri=self.uri,

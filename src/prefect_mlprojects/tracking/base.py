@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.sources.base import WorkingCopy
 
 FinalStatus: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
@@ -79,7 +79,7 @@ class TrackedRun:
     @property
     def masked_tracking_uri(self) -> str:
         """The tracking URI with its password masked."""
-        return mask_text(self.tracking_uri)
+        return redact(self.tracking_uri)
 
 
 class Tracker(Protocol):

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from typing import IO, Any, Final
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, Tracker, TrackingRequest
 from prefect_mlprojects.tracking.messages import error_from_json, request_to_json
@@ -61,7 +61,7 @@ class CompanionTracker:
             raise ValueError("the companion's stdin and stdout must be pipes")
         self._process = process
         self._complaints = complaints
-        self._masked_uri = mask_text(tracking_uri)
+        self._masked_uri = redact(tracking_uri)
         self._requests = process.stdin
         self._replies = process.stdout
         self._lock = threading.Lock()
@@ -215,7 +215,7 @@ class CompanionTracker:
             os.pread(descriptor, _COMPLAINT_BYTES, max(0, size - _COMPLAINT_BYTES)).decode("utf-8", "replace").strip()
         )
         return f"The process that talks to MLflow ended unexpectedly{how}." + (
-            f" Its last words: {mask_text(text)}" if text else ""
+            f" Its last words: {redact(text)}" if text else ""
         )
 
     def _own_tracker(self, error: _CompanionGoneError) -> Tracker:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import IO, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import TrackedRun
 from prefect_mlprojects.tracking.in_process import InProcessTracker
@@ -137,7 +137,7 @@ class _ThreadLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         records: list[tuple[int, str]] = self._local.__dict__.setdefault("records", [])
-        records.append((record.levelno, mask_text(record.getMessage())))
+        records.append((record.levelno, redact(record.getMessage())))
 
     def take(self) -> list[tuple[int, str]]:
         records: list[tuple[int, str]] = self._local.__dict__.pop("records", [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import TrackingError
 
 _ADVICE: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -80,7 +80,7 @@ def tracking_error(error: BaseException, uri: str, what: str) -> TrackingError:
         return error
     if _NETWORK_FAILURE.search(str(error)):
         return unreachable(uri, str(error))
-    shown = mask_text(uri)
+    shown = redact(uri)
     reason = _reason(error)
     advice = next((text for pattern, text in _ADVICE if pattern.search(reason)), "")
     message = f"MLflow could not {what} at {shown}: {reason}" + (f" {advice}" if advice else "")
@@ -112,8 +112,8 @@ def unreachable(uri: str, reason: str) -> UnreachableError:
         uri: The tracking URI.
         reason: Why, in the words of whatever library found out.
     """
-    shown = mask_text(uri)
-    reason = next((known for known in _NETWORK_REASONS if known.lower() in reason.lower()), mask_text(reason))
+    shown = redact(uri)
+    reason = next((known for known in _NETWORK_REASONS if known.lower() in reason.lower()), redact(reason))
     return UnreachableError(
         f"The MLflow tracking store {shown} can't be reached: {reason}. "
         "Start it, or set MLFLOW_TRACKING_URI to another.",
@@ -122,5 +122,5 @@ def unreachable(uri: str, reason: str) -> UnreachableError:
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(_SQLALCHEMY_NOTES.sub("", mask_text(str(error))).split()) or type(error).__name__
+    text = " ".join(_SQLALCHEMY_NOTES.sub("", redact(str(error))).split()) or type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, TrackingRequest
 from prefect_mlprojects.tracking.failures import did_nothing, may_pass, tracking_error
@@ -65,7 +65,7 @@ class InProcessTracker:
             raise TrackingError(
                 f"Both an experiment name ({request.experiment_name!r}) and an experiment ID "
                 f"({request.experiment_id!r}) were given. Give only one of them.",
-                tracking_uri=mask_text(uri),
+                tracking_uri=redact(uri),
             )
         if request.run_id:
             run_id = request.run_id
@@ -194,7 +194,7 @@ def _log(store: MlflowStore, run_id: str, tags: Mapping[str, str], parameters: M
 
 def _resume(store: MlflowStore, run_id: str, request: TrackingRequest) -> StoredRun:
     """Goes on with a run that exists: RUNNING again, the project's tags set, its own parameters kept."""
-    shown = mask_text(request.tracking_uri)
+    shown = redact(request.tracking_uri)
     run = store.get_run(run_id)
     if run is None:
         raise _no_such_run(run_id, request.tracking_uri)
@@ -242,7 +242,7 @@ def _experiment_id(store: MlflowStore, request: TrackingRequest) -> str:
         raise TrackingError(
             "Databricks has no default experiment. Give one by name, such as "
             "experiment_name='/Users/you@example.com/name'.",
-            tracking_uri=mask_text(request.tracking_uri),
+            tracking_uri=redact(request.tracking_uri),
         )
     return str(experiment_id)
 
@@ -261,7 +261,7 @@ def _named_experiment(store: MlflowStore, name: str, request: TrackingRequest) -
 
 
 def _no_such_run(run_id: str, uri: str) -> TrackingError:
-    shown = mask_text(uri)
+    shown = redact(uri)
     return TrackingError(
         f"There is no MLflow run with the ID {run_id!r} at {shown}. Leave the run ID out to start a new run.",
         tracking_uri=shown,
@@ -269,7 +269,7 @@ def _no_such_run(run_id: str, uri: str) -> TrackingError:
 
 
 def _refuse_unusable(experiment: StoredExperiment | None, experiment_id: str, uri: str) -> None:
-    shown = mask_text(uri)
+    shown = redact(uri)
     if experiment is None:
         raise TrackingError(
             f"There is no MLflow experiment with the ID {experiment_id!r} at {shown}. "

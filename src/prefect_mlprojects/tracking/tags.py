@@ -9,7 +9,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.tracking.base import TrackingRequest
 
 FLOW_RUN_ID_TAG = "prefect.flow_run_id"
@@ -39,7 +39,7 @@ def project_tags(request: TrackingRequest) -> dict[str, str]:
     copy = request.working_copy
     tags: dict[str, str | None] = {
         "mlflow.user": user_name(),
-        "mlflow.source.name": mask_text(copy.source_name),
+        "mlflow.source.name": redact(copy.source_name),
         "mlflow.source.type": "PROJECT",
         "mlflow.source.git.commit": copy.commit,
         "mlflow.source.git.branch": copy.branch if copy.commit else None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote, unquote, urlsplit
 
-from prefect_mlprojects._support.redaction import mask_text, strip_credentials
+from prefect_mlprojects._support.redaction import redact, strip_user_info
 
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
@@ -115,11 +115,11 @@ def run_page(uri: str, experiment_id: str, run_id: str) -> tuple[str | None, str
     """
     scheme = urlsplit(uri).scheme.partition("+")[0]
     if scheme in ("http", "https"):
-        page = f"{strip_credentials(uri).rstrip('/')}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
+        page = f"{strip_user_info(uri).rstrip('/')}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
         workspace = os.environ.get("MLFLOW_WORKSPACE")
         return (f"{page}?workspace={quote(workspace, safe='')}" if workspace else page), None
     if scheme in ("sqlite", "file", "postgresql", "mysql", "mssql"):
-        return None, f"mlflow ui --backend-store-uri '{mask_text(uri)}'"
+        return None, f"mlflow ui --backend-store-uri '{redact(uri)}'"
     return None, None
 
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_mlprojects._support.redaction import mask_text, mask_uri, strip_credentials
+from prefect_mlprojects._support.redaction import holds_secret, redact, strip_user_info, url_secrets
+from prefect_mlprojects._support.secrets import Secret, reveal
 
 
 @pytest.mark.parametrize(
@@ -27,21 +28,21 @@ from prefect_mlprojects._support.redaction import mask_text, mask_uri, strip_cre
     ],
 )
 def test_secrets_of_a_uri_are_masked_and_nothing_else(uri: str, masked: str) -> None:
-    assert mask_uri(uri) == masked
+    assert redact(uri) == masked
 
 
 def test_every_uri_in_a_text_is_masked() -> None:
     text = "could not reach 'http://a:one@h/x' nor \"https://b:two@h/y\"; see https://docs.example/page."
 
-    masked = mask_text(text)
+    masked = redact(text)
 
     assert masked == "could not reach 'http://a:***@h/x' nor \"https://b:***@h/y\"; see https://docs.example/page."
 
 
 def test_masking_twice_changes_nothing() -> None:
-    once = mask_text("https://user:pw@host/x?token=abc")
+    once = redact("https://user:pw@host/x?token=abc")
 
-    assert mask_text(once) == once
+    assert redact(once) == once
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,29 @@ def test_masking_twice_changes_nothing() -> None:
 def test_credentials_are_stripped_from_a_repository_url_as_mlflow_strips_them(url: str, stripped: str) -> None:
     from mlflow.utils.git_utils import _strip_credentials_from_url
 
-    assert strip_credentials(url) == stripped
+    assert strip_user_info(url) == stripped
     if "[" not in url:
         assert _strip_credentials_from_url(url) == stripped
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("https://u:p%40ss@h/x", ["p%40ss", "p@ss"]),
+        ("https://ghp_tok@h/x?token=abc", ["ghp_tok", "abc"]),
+        ("ssh://git@h/x", []),
+        ("https://u:***@h/x", []),
+        ("/plain/path", []),
+    ],
+)
+def test_the_secrets_of_a_url_are_found(url: str, found: list[str]) -> None:
+    assert [reveal(each) for each in url_secrets(url)] == found
+    assert holds_secret(url) == bool(found)
+
+
+def test_a_known_secret_is_redacted_wherever_it_stands() -> None:
+    text = redact("login me:p@ssw0rd, quoted p%40ssw0rd, line-two", Secret("p@ssw0rd"), Secret("line-one\nline-two"))
+    assert text == "login me:***, quoted ***, ***"
+    assert redact("connect to h as u with hidden-pw", Secret("postgresql://u:hidden-pw@h/db")) == (
+        "connect to h as u with ***"
+    )

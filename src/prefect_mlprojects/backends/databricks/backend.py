@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.output import TailedOutput
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.contract import BackendCall, ExecutionOutcome, ExecutionRequest, Preparation
 from prefect_mlprojects.backends.databricks.config import NAME, NO_CLUSTER, DatabricksConfig, parse_databricks_config
 from prefect_mlprojects.backends.databricks.connection import connect
@@ -68,7 +68,7 @@ class DatabricksBackend:
                 placed[name] = str(Path(value).relative_to(folder))
             else:
                 raise BackendError(
-                    f"Parameter '{name}': {mask_text(value)} can't be reached from Databricks. Give a dbfs:/ path or a file of the "
+                    f"Parameter '{name}': {redact(value)} can't be reached from Databricks. Give a dbfs:/ path or a file of the "
                     "project, or declare the parameter as uri and let the project read it.",
                     backend=NAME,
                 )
@@ -145,13 +145,13 @@ def _check_tracking(uri: str, config: DatabricksConfig) -> None:
         raise BackendError(
             "When running on Databricks, the MLflow tracking URI must be of the form 'databricks' or 'databricks://profile', or a "
             "remote HTTP URI accessible to both the current client and code running on Databricks. Got local tracking URI "
-            f"{mask_text(uri)}. Please specify a valid tracking URI via mlflow.set_tracking_uri or by setting the "
+            f"{redact(uri)}. Please specify a valid tracking URI via mlflow.set_tracking_uri or by setting the "
             "MLFLOW_TRACKING_URI environment variable.",
             backend=NAME,
         )
     if urlsplit(uri).username and not {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"} & set(config.secrets):
         raise BackendError(
-            f"The tracking URI {mask_text(uri)} holds a password, which must not be in the submitted task. Put user and password "
+            f"The tracking URI {redact(uri)} holds a password, which must not be in the submitted task. Put user and password "
             "into a Databricks secret scope and name them in the backend configuration: secrets: {MLFLOW_TRACKING_USERNAME: "
             "scope/key, MLFLOW_TRACKING_PASSWORD: scope/key}.",
             backend=NAME,

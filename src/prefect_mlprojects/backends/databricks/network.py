@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import TypeVar
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.databricks.config import NAME
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal
@@ -98,5 +98,5 @@ def refused(what: str, error: BaseException) -> BackendError:
         # What the SDK itself tried again; its own words say only how long.
         error = error.__cause__
     # The SDK adds its configuration, with the names of files and variables.
-    text = mask_text(str(error).partition(". Config:")[0].strip()) or type(error).__name__
+    text = redact(str(error).partition(". Config:")[0].strip()) or type(error).__name__
     return BackendError(f"{what}: {text.rstrip('.')}. {advice}".rstrip(), backend=NAME)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._support.redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.backends.contract import BackendCall
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
 from prefect_mlprojects.backends.databricks.environment import driver_environment
@@ -57,7 +57,7 @@ def remote_variables(variables: Mapping[str, str], tracking_uri: str) -> dict[st
     """
     plain = {name: variables[name] for name in _PASSED_ON if name in variables}
     inside = tracking_uri.partition(":")[0]
-    plain["MLFLOW_TRACKING_URI"] = inside if inside.startswith("databricks") else strip_credentials(tracking_uri)
+    plain["MLFLOW_TRACKING_URI"] = inside if inside.startswith("databricks") else strip_user_info(tracking_uri)
     return plain
 
 
@@ -192,14 +192,14 @@ def _git_task(call: BackendCall, command: str) -> tuple[dict[str, Any], dict[str
     if not copy.commit or not copy.repository_url or copy.dirty:
         problem = "the project must be a commit of a git repository, without uncommitted changes"
     elif provider is None:
-        problem = f"Databricks knows no git provider for {strip_credentials(copy.repository_url)}"
+        problem = f"Databricks knows no git provider for {strip_user_info(copy.repository_url)}"
     elif len(words) < 2 or words[0] not in ("python", "python3") or _PLAIN.fullmatch(command) is None:
         problem = "the entry point must be one plain command 'python FILE …'"
     elif driver_environment(call) is not None:
         problem = "the project has an environment of its own; name it under libraries and give env_manager='local'"
     else:
         source = {
-            "git_url": strip_credentials(copy.repository_url),
+            "git_url": strip_user_info(copy.repository_url),
             "git_provider": provider,
             "git_commit": copy.commit,
         }

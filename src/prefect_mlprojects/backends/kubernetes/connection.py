@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesConfig
 from prefect_mlprojects.exceptions import BackendError
 
@@ -40,7 +40,7 @@ def connect(config: KubernetesConfig) -> tuple[ApiClient, str, str]:
         client, namespace, name = _connect(config)
     except ConfigException as error:
         raise BackendError(
-            f"The Kubernetes cluster can't be reached: {mask_text(str(error)).rstrip('.')}. Check 'kube-context' and "
+            f"The Kubernetes cluster can't be reached: {redact(str(error)).rstrip('.')}. Check 'kube-context' and "
             "'kubeconfig' of the backend configuration, or the variable KUBECONFIG.",
             backend=BACKEND,
         ) from None
@@ -152,8 +152,8 @@ def _from_token(config: KubernetesConfig) -> tuple[ApiClient, str | None, str]:
         import atexit
 
         atexit.register(Path(file.name).unlink, missing_ok=True)
-        return api_client, None, f"the cluster at {mask_text(settings.host)}"
-    return client.ApiClient(settings), None, f"the cluster at {mask_text(settings.host)}"
+        return api_client, None, f"the cluster at {redact(settings.host)}"
+    return client.ApiClient(settings), None, f"the cluster at {redact(settings.host)}"
 
 
 def _settings() -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.contract import Ending
 from prefect_mlprojects.backends.kubernetes.api import LOST, ApiRefusal
 from prefect_mlprojects.backends.kubernetes.job import UNPACK_FAILED_CODE
@@ -128,7 +128,7 @@ def _pod_trouble(pod: Json, events: list[Json], container: str) -> Trouble | Non
         image = f" (image {each.get('image')})" if _WAITING[reason] is _IMAGE and each.get("image") else ""
         words = _first_words(waiting.get("message") or _event_words(name, events, ("Failed",)))
         cause = f"container {each.get('name')} of pod {name} can't start: {reason}{image}{words}"
-        return Trouble(reason, mask_text(cause), _WAITING[reason])
+        return Trouble(reason, redact(cause), _WAITING[reason])
     if status.get("phase") == "Pending" and (words := _event_words(name, events, _MOUNT_FAILURES, _MOUNTED)):
         advice = "Check the volumes of the job template: a ConfigMap, Secret or claim that they name may be missing."
         return Trouble("FailedMount", f"a volume of pod {name} can't be mounted{_first_words(words)}", advice)
@@ -363,7 +363,7 @@ def explain_refusal(refusal: ApiRefusal, cluster: str) -> tuple[str, str]:
     """
     verb, _, resource = refusal.action.partition(" ")
     place = f" in namespace {refusal.namespace}" if refusal.namespace else ""
-    words = mask_text(" ".join(refusal.message.split()))[:800]
+    words = redact(" ".join(refusal.message.split()))[:800]
     if refusal.status == LOST:
         return (
             f"{cluster} does not answer ({refusal.action}): {words}",

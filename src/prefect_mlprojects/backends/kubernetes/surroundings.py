@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.contract import BackendCall, RunIdentity
 from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesConfig
 from prefect_mlprojects.backends.kubernetes.names import FLOW_RUN_URL_ANNOTATION, MLFLOW_RUN_URL_ANNOTATION
@@ -48,7 +48,7 @@ def check_tracking(call: BackendCall, config: KubernetesConfig) -> None:
     """
     if pod_tracking_uri(config) is None and call.tracking_uri and is_on_this_machine(call.tracking_uri):
         raise BackendError(
-            f"The tracking URI {mask_text(call.tracking_uri)} is of this machine alone: a pod can't reach it. Track with a "
+            f"The tracking URI {redact(call.tracking_uri)} is of this machine alone: a pod can't reach it. Track with a "
             f"server (MLFLOW_TRACKING_URI), or say how pods reach it: 'tracking-uri' in the backend configuration, or the "
             f"variable {KUBE_TRACKING_URI_VARIABLE}.",
             backend=BACKEND,
@@ -104,7 +104,7 @@ def link_annotations(identity: RunIdentity, call: BackendCall, variables: Mappin
     api = variables.get("PREFECT_API_URL", "").rstrip("/")
     # Prefect Cloud serves its pages elsewhere than its API.
     if api.endswith("/api"):
-        links[FLOW_RUN_URL_ANNOTATION] = f"{mask_text(api.removesuffix('/api'))}/runs/flow-run/{identity.flow_run_id}"
+        links[FLOW_RUN_URL_ANNOTATION] = f"{redact(api.removesuffix('/api'))}/runs/flow-run/{identity.flow_run_id}"
     page, _ = run_page(call.tracking_uri, variables.get(EXPERIMENT_ID_VARIABLE, ""), identity.mlflow_run_id)
     if page:
         links[MLFLOW_RUN_URL_ANNOTATION] = page

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from prefect_mlprojects._support.process.guard import COOKIE_VARIABLE
 from prefect_mlprojects._support.process.run import run_tool
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.environments.activation import (
     CONDA_STATE_FILE,
     environment_without_ours,
@@ -124,14 +124,14 @@ def _after_scripts(
         out = Path(folder, "variables")
         arguments = [sys.executable, _DUMP, str(out), *map(str, scripts)]
         command = [bash, "--noprofile", "--norc", "-c", _SCRIPT, *arguments]
-        result = run_tool(command, cwd=None, env=variables, report=lambda line: report(mask_text(line)), stop=stop)
+        result = run_tool(command, cwd=None, env=variables, report=lambda line: report(redact(line)), stop=stop)
         if stop.requested:
             raise stopped_error("conda", stop)
         data = b""
         with contextlib.suppress(OSError):
             data = out.read_bytes()
     if result.exit_code != 0 or not data:
-        tail = tuple(mask_text(line) for line in result.output_tail)
+        tail = tuple(redact(line) for line in result.output_tail)
         names = ", ".join(script.name for script in scripts)
         said = "\nThey said last:\n" + "\n".join(f"  {line}" for line in tail) if tail else ""
         raise EnvironmentBuildError(

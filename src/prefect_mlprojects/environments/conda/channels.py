@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from prefect_mlprojects._support.redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.environments.conda.configuration import CondaConfiguration
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 
@@ -123,4 +123,4 @@ def public_url(url: str) -> str:
     Args:
         url: The URL.
     """
-    return _TOKEN.sub("", strip_credentials(url))
+    return _TOKEN.sub("", strip_user_info(url))

@@ -8,7 +8,7 @@ from pathlib import Path
 import rattler
 from rattler.lock import LockChannel, LockPlatform
 
-from prefect_mlprojects._support.redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.environments.conda.channels import public_url
 from prefect_mlprojects.environments.conda.recipe import CondaRecipe
 
@@ -57,7 +57,7 @@ def write_lock(location: Path, recipe: CondaRecipe, records: tuple[rattler.RepoD
     file = lock_file(location)
     lock.to_path(file)
     text = file.read_text(encoding="utf-8")
-    clean = _URL.sub(lambda match: public_url(strip_credentials(match[0])), text)
+    clean = _URL.sub(lambda match: public_url(strip_user_info(match[0])), text)
     if clean != text:
         file.write_text(clean, encoding="utf-8")
     return file

@@ -16,7 +16,7 @@ import rattler
 from rattler.exceptions import GatewayError, SolverError
 from rattler.install import InstallerReporter
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.environments.conda.channels import public_url, split_channel
 from prefect_mlprojects.environments.conda.configuration import CondaConfiguration
 from prefect_mlprojects.environments.conda.credentials import ChannelAccess, credentials_file, take_credentials
@@ -201,7 +201,7 @@ def words(error: BaseException) -> str:
     Args:
         error: The error.
     """
-    return public_url(mask_text(" ".join(str(error).split()))) or type(error).__name__
+    return public_url(redact(" ".join(str(error).split()))) or type(error).__name__
 
 
 def _with_channel(match: str, access: ChannelAccess) -> str:
@@ -210,7 +210,7 @@ def _with_channel(match: str, access: ChannelAccess) -> str:
 
 
 def _block(error: BaseException) -> str:
-    lines = [line for line in mask_text(str(error)).strip().splitlines() if line.strip()]
+    lines = [line for line in redact(str(error)).strip().splitlines() if line.strip()]
     return "\n".join(f"  {line}" for line in lines)
 
 

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from prefect_mlprojects import settings
 from prefect_mlprojects._support.progress import ProgressSink, progress_sink
-from prefect_mlprojects._support.redaction import mask_text, mask_uri
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.downloads.cache import DownloadCache, StoppedError
 from prefect_mlprojects.sources.downloads.mlflow_files import MLFLOW_SCHEMES, download_with_mlflow
@@ -165,7 +165,7 @@ class _Download:
 
     @property
     def shown(self) -> str:
-        return mask_uri(self.uri)
+        return redact(self.uri)
 
     def run(self, folder: Path) -> Path:
         self.report(f"downloading {self.shown}")
@@ -314,5 +314,5 @@ def _status(error: Exception) -> int | None:
 
 
 def _words(error: Exception) -> str:
-    text = mask_text(str(error).strip()) or type(error).__name__
+    text = redact(str(error).strip()) or type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."

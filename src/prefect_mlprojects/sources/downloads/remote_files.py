@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._support.redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.exceptions import FetchError
 
 # How stores name the tag that changes with a file's content: HTTP, S3, Google Cloud Storage, Azure.
@@ -57,7 +57,7 @@ class RemoteItem:
         """
         if not self.files or any(not file.tag for file in self.files.values()):
             return None
-        digest = hashlib.sha256(strip_credentials(self.uri).encode())
+        digest = hashlib.sha256(strip_user_info(self.uri).encode())
         for name, file in sorted(self.files.items()):
             digest.update(f"\0{name}\0{file.size}\0{file.tag}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:32]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect_mlprojects._support.process.run import run_process, run_tool
-from prefect_mlprojects._support.redaction import mask_text, strip_credentials
+from prefect_mlprojects._support.redaction import redact, strip_user_info
 from prefect_mlprojects.sources.git.program import REPOSITORY_VARIABLES
 from prefect_mlprojects.types import StopSignal, StreamName
 
@@ -61,7 +61,7 @@ def read_git_facts(folder: Path, report: Callable[[str], None], stop: StopSignal
         message = status.lines[0] if status.lines else f"exit code {status.exit_code}"
         if "not a git repository" in message:
             return None
-        report(f"git can't tell about {folder}, so the run is recorded without its commit: {mask_text(message)}")
+        report(f"git can't tell about {folder}, so the run is recorded without its commit: {redact(message)}")
         return GitFacts(source_name)
     commit, branch, dirty = _parse_status(status.lines)
     if below != "." and commit is not None and _is_ignored(folder, stop):
@@ -144,4 +144,4 @@ def _first_remote(folder: Path, stop: StopSignal) -> str | None:
     answer = _git(folder, ["config", "--local", "--get-regexp", r"^remote\..*\.url$"], stop)
     if answer is None or answer.exit_code != 0 or not answer.lines:
         return None
-    return strip_credentials(answer.lines[0].partition(" ")[2].strip()) or None
+    return strip_user_info(answer.lines[0].partition(" ")[2].strip()) or None

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from prefect_mlprojects._support.process.run import run_tool
 from prefect_mlprojects._support.progress import tell_progress
-from prefect_mlprojects._support.redaction import MASK, mask_text
+from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import MASK
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.git.credentials import GitCredentials, git_settings
 from prefect_mlprojects.sources.git.urls import GIT_SCHEMES, GitUrl
@@ -138,7 +139,7 @@ class GitProgram:
     def _masked(self, line: str) -> str:
         for secret in self.secrets:
             line = line.replace(secret, MASK)
-        return mask_text(line)
+        return redact(line)
 
 
 @contextmanager

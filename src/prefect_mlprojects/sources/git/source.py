@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from prefect_mlprojects._support.redaction import strip_credentials
+from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.base import SourceKind, WorkingCopy
 from prefect_mlprojects.sources.folders import apply_subdirectory
@@ -70,7 +70,7 @@ class GitSource:
             except BaseException:
                 remove_working_copy(folder)
                 raise
-        address = strip_credentials(self.url.url)
+        address = strip_user_info(self.url.url)
         return WorkingCopy(
             directory=directory,
             uri=self.uri,
@@ -89,7 +89,7 @@ class GitSource:
     def _credentials_for(self, url: GitUrl) -> GitCredentials | None:
         if url.credentials is not None and url.credentials.token is not None:
             return url.credentials
-        found = self.credentials(strip_credentials(url.url), url.host) if self.credentials is not None else None
+        found = self.credentials(strip_user_info(url.url), url.host) if self.credentials is not None else None
         return found if found is not None and found.fits(url.host) else url.credentials
 
     def _check_out(
@@ -103,7 +103,7 @@ class GitSource:
         if (cache / "shallow").exists():
             shutil.copyfile(cache / "shallow", inside / "shallow")
         with (inside / "config").open("a") as config:
-            config.write(f'[remote "origin"]\n\turl = "{_escaped(strip_credentials(url.url))}"\n')
+            config.write(f'[remote "origin"]\n\turl = "{_escaped(strip_user_info(url.url))}"\n')
         self._succeed(git.run("checkout", "--quiet", "--detach", commit, "--", folder=folder))
         self._add_large_files(folder, cache, git, report)
 
@@ -141,12 +141,12 @@ class GitSource:
             place = folder / PurePosixPath(path)
             if url is None or not place.resolve().is_relative_to(folder.resolve()):
                 raise FetchError(
-                    f"{self.uri!r} has a submodule {path!r} that can't be fetched from {strip_credentials(address)!r}.",
+                    f"{self.uri!r} has a submodule {path!r} that can't be fetched from {strip_user_info(address)!r}.",
                     uri=self.uri,
                 )
             check_trusted(url.url, self.uri)
             with use_git(url, self._credentials_for(url), git.stop, self.uri) as submodule_git:
-                shown = strip_credentials(url.url)
+                shown = strip_user_info(url.url)
                 repository = CachedRepository(url, shown, submodule_git, report)
                 repository.fetch_commit(submodule_commit)
                 place.mkdir(parents=True, exist_ok=True)

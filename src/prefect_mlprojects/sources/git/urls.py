@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from prefect_mlprojects._support.redaction import mask_text
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.git.credentials import GitCredentials
 
@@ -71,14 +71,14 @@ def parse_git_url(text: str) -> GitUrl | None:
         parts = urlsplit(f"{scheme}://{rest}")
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise FetchError(f"{mask_text(text)!r} is no URL: {error}.", uri=mask_text(text)) from None
+        raise FetchError(f"{redact(text)!r} is no URL: {error}.", uri=redact(text)) from None
     if scheme == "file":
         if host not in ("", "localhost"):
-            raise FetchError(f"{mask_text(text)!r} names another machine; a file:// URI has three slashes.", uri=text)
+            raise FetchError(f"{redact(text)!r} names another machine; a file:// URI has three slashes.", uri=text)
         return GitUrl(urlunsplit(("file", "", parts.path, "", "")))
     if not host or parts.path.strip("/") == "":
         raise FetchError(
-            f"{mask_text(text)!r} names no repository: a URL has the form {scheme}://host/path.", uri=mask_text(text)
+            f"{redact(text)!r} names no repository: a URL has the form {scheme}://host/path.", uri=redact(text)
         )
     user = unquote(parts.username or "")
     _refuse_option(text, user, host, parts.path.lstrip("/"))
@@ -119,5 +119,5 @@ def _refuse_option(text: str, *parts: str) -> None:
     # ssh and git would take "-oProxyCommand=…" for an option of theirs.
     if any(part.startswith("-") for part in parts):
         raise FetchError(
-            f"{mask_text(text)!r} can't be fetched: a user, host or path in it begins with '-'.", uri=mask_text(text)
+            f"{redact(text)!r} can't be fetched: a user, host or path in it begins with '-'.", uri=redact(text)
         )

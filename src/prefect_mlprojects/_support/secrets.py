@@ -1,0 +1,155 @@
+"""The type of every value that must not be seen, and the one place that reveals or serialises such values."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, GetCoreSchemaHandler, SecretStr
+from pydantic_core import CoreSchema, core_schema
+
+MASK = "***"
+
+
+class Secret:
+    """A text that must not be seen: a password, a token, a URL with user-info.
+
+    It shows as ``***``, can't be pickled, and is refused by JSON, so that a leak is an error instead of a finding in a
+    database. `reveal` returns the text; call it where the text leaves for an SDK or a child process, not before.
+
+    As the type of a pydantic field it takes a ``str``, a ``SecretStr`` or a ``Secret``, and marks the field as secret: a
+    backend's configuration model says so which of its fields must not be stored.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        """Hides `value`."""
+        self._value = value
+
+    def __repr__(self) -> str:
+        return f"Secret({MASK!r})"
+
+    def __str__(self) -> str:
+        return MASK
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._value.encode(), other._value.encode())
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._value))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A secret can't be pickled.")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(_refuse, when_used="json"),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        return {"type": "string", "format": "password", "writeOnly": True}
+
+    @classmethod
+    def _validate(cls, value: Any) -> Secret:
+        if isinstance(value, Secret):
+            return value
+        if isinstance(value, SecretStr):
+            return cls(value.get_secret_value())
+        if isinstance(value, str):
+            return cls(value)
+        raise ValueError("must be a text")
+
+
+def _refuse(_secret: Secret) -> NoReturn:
+    raise TypeError("A secret can't be serialised.")
+
+
+def reveal(secret: Secret) -> str:
+    """Returns the text of a secret, for an SDK call or a child process's environment."""
+    return secret._value
+
+
+def reveal_all(value: Any) -> Any:
+    """Returns `value` with every secret in it revealed, in nested mappings and sequences too."""
+    if isinstance(value, Secret):
+        return value._value
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, Mapping):
+        return {key: reveal_all(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [reveal_all(each) for each in value]
+    return value
+
+
+def reveal_values(values: Mapping[str, Secret | str]) -> dict[str, str]:
+    """Returns variables as texts, for a child process's environment."""
+    return {name: value._value if isinstance(value, Secret) else value for name, value in values.items()}
+
+
+def has_secret(value: Any) -> bool:
+    """Returns whether `value` is or holds a secret, in nested mappings, sequences and models too."""
+    if isinstance(value, Secret | SecretStr):
+        return bool(reveal_all(value))
+    if isinstance(value, BaseModel):
+        return any(has_secret(each) for _, each in value)
+    if isinstance(value, Mapping):
+        return any(has_secret(each) for each in value.values())
+    return (
+        isinstance(value, Sequence) and not isinstance(value, str | bytes) and any(has_secret(each) for each in value)
+    )
+
+
+def secrets_in(value: Any) -> list[Secret]:
+    """Returns the secrets that `value` is or holds, in nested mappings, sequences and models too."""
+    if isinstance(value, Secret | SecretStr):
+        return [Secret(reveal_all(value))]
+    if isinstance(value, BaseModel):
+        return [found for _, each in value for found in secrets_in(each)]
+    if isinstance(value, Mapping):
+        return [found for each in value.values() for found in secrets_in(each)]
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [found for each in value for found in secrets_in(each)]
+    return []
+
+
+def without_secrets(value: Any) -> Any:
+    """Returns `value` with ``***`` in the place of every secret, for texts that people read."""
+    if isinstance(value, Secret | SecretStr):
+        return MASK
+    if isinstance(value, Mapping):
+        return {key: without_secrets(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(each) for each in value]
+    return value
+
+
+def storable(value: Any, where: str = "value") -> Any:
+    """Returns `value` as plain JSON data, for what is sent to Prefect's API.
+
+    Args:
+        value: None, texts, numbers, booleans, paths, and mappings and sequences of them.
+        where: What `value` is, for the error message.
+
+    Raises:
+        TypeError: `value` is or holds a secret, or something that JSON can't hold.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): storable(each, f"{where}.{key}") for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(each, f"{where}[{index}]") for index, each in enumerate(value)]
+    kind = "a secret" if isinstance(value, Secret | SecretStr) else type(value).__name__
+    raise TypeError(f"{where} is {kind}, which can't be stored with a flow run.")
