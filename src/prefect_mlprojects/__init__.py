@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prefect_mlprojects.types import BackendConfig, DockerArgs, RunStatus
 
 _HOMES = {
-    "Backend": "backends.base",
+    "Backend": "backends.contract",
     "BackendConfig": "types",
     "Deployment": "deployments",
     "DockerArgs": "types",

@@ -4,6 +4,7 @@ from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, Tracker, T
 from prefect_mlprojects.tracking.children import child_variables
 from prefect_mlprojects.tracking.companion import CompanionTracker
 from prefect_mlprojects.tracking.in_process import InProcessTracker
+from prefect_mlprojects.tracking.tags import failure_tags
 from prefect_mlprojects.tracking.uris import active_experiment_id, active_run_id, resolve_tracking_uri
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "active_experiment_id",
     "active_run_id",
     "child_variables",
+    "failure_tags",
     "resolve_tracking_uri",
 ]

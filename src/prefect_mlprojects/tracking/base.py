@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources.base import WorkingCopy
 
 FinalStatus: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
@@ -101,6 +102,13 @@ class Tracker(Protocol):
         Raises:
             TrackingError: The store can't be reached, opened or written; the experiment is deleted, unknown, or given
                 by name and id at once; or the run to go on with is unknown or deleted.
+        """
+
+    def adopt(self, run_id: str, tracking_uri: Secret) -> TrackedRun:
+        """Returns an MLflow run that somebody else created and will end; changes nothing.
+
+        Raises:
+            TrackingError: The store can't be reached, or it has no such run.
         """
 
     def set_tags(self, run: TrackedRun, tags: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import IO, Any, Final
 
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, Tracker, TrackingRequest
 from prefect_mlprojects.tracking.messages import error_from_json, request_to_json
@@ -108,6 +109,13 @@ class CompanionTracker:
                 # It may have made the run before it died, and a second one would be a lie.
                 raise TrackingError(str(error), tracking_uri=self._masked_uri) from None
             return self._own_tracker(error).start(request)
+
+    def adopt(self, run_id: str, tracking_uri: Secret) -> TrackedRun:
+        """Returns a run that somebody else created; see ``Tracker``."""
+        try:
+            return TrackedRun(**self._ask("adopt", run_id=run_id, tracking_uri=reveal(tracking_uri)))
+        except _CompanionGoneError as error:
+            return self._own_tracker(error).adopt(run_id, tracking_uri)
 
     def set_tags(self, run: TrackedRun, tags: Mapping[str, str]) -> None:
         """Sets tags of a run; see ``Tracker``."""

@@ -15,6 +15,7 @@ from typing import IO, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import TrackedRun
 from prefect_mlprojects.tracking.in_process import InProcessTracker
@@ -113,6 +114,8 @@ class _Companion:
             with self._lock:
                 self._unfinished[run.run_id] = run
             return vars(run)
+        if message["op"] == "adopt":
+            return vars(self._tracker.adopt(message["run_id"], Secret(message["tracking_uri"])))
         run = TrackedRun(**message["run"])
         if message["op"] == "set_tags":
             return self._tracker.set_tags(run, message["tags"])

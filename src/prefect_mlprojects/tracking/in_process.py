@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, TrackingRequest
 from prefect_mlprojects.tracking.failures import did_nothing, may_pass, tracking_error
@@ -83,6 +84,15 @@ class InProcessTracker:
             hint=hint,
             run_name=request.run_name or run.name,
         )
+
+    def adopt(self, run_id: str, tracking_uri: Secret) -> TrackedRun:
+        """Returns a run that somebody else created; see ``Tracker``."""
+        uri = reveal(tracking_uri)
+        run = self._call(uri, "read the run", lambda store: store.get_run(run_id))
+        if run is None:
+            raise _no_such_run(run_id, uri)
+        url, hint = run_page(uri, run.experiment_id, run.run_id)
+        return TrackedRun(run.run_id, run.experiment_id, uri, url, hint, run.name)
 
     def set_tags(self, run: TrackedRun, tags: Mapping[str, str]) -> None:
         """Sets tags of a run; see ``Tracker``."""

@@ -14,6 +14,8 @@ from prefect_mlprojects.tracking.base import TrackingRequest
 
 FLOW_RUN_ID_TAG = "prefect.flow_run_id"
 FLOW_RUN_URL_TAG = "prefect.flow_run_url"
+FAILURE_CATEGORY_TAG = "mlprojects.failure.category"
+FAILURE_CAUSE_TAG = "mlprojects.failure.cause"
 
 # Limits of MLflow, from mlflow/utils/validation.py (3.7 to 3.17).
 MAX_KEY_LENGTH = 250
@@ -55,6 +57,11 @@ def project_tags(request: TrackingRequest) -> dict[str, str]:
     }
     tags.update(request.tags)
     return fitting_tags({name: value for name, value in tags.items() if value is not None})
+
+
+def failure_tags(category: str, cause: str) -> dict[str, str]:
+    """Returns the tags that say why a run did not finish: its `FailureCategory`, and the cause in words."""
+    return fitting_tags({FAILURE_CATEGORY_TAG: str(category), FAILURE_CAUSE_TAG: redact(cause)})
 
 
 def user_name() -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking import CompanionTracker, TrackedRun, TrackingRequest
 from prefect_mlprojects.tracking.failures import UnreachableError
@@ -52,6 +53,14 @@ def is_gone(process_id: int) -> bool:
     except ProcessLookupError:
         return True
     return "\nState:\tZ" in Path(f"/proc/{process_id}/status").read_text()
+
+
+def test_a_run_of_somebody_else_is_adopted(tracker: CompanionTracker, uri: str) -> None:
+    created = MlflowClient(uri).create_run("0", run_name="theirs")
+    adopted = tracker.adopt(created.info.run_id, Secret(uri))
+    assert (adopted.run_id, adopted.run_name) == (created.info.run_id, "theirs")
+    tracker.close()
+    assert stored(adopted).info.status == "RUNNING"
 
 
 def test_a_run_from_start_to_end(

@@ -16,8 +16,9 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import TrackingError
-from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, TrackingRequest, child_variables
+from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, TrackingRequest, child_variables, failure_tags
 from prefect_mlprojects.tracking.failures import UnreachableError
 from prefect_mlprojects.tracking.uris import sqlite_path, sqlite_uri
 
@@ -113,6 +114,26 @@ def test_tags_are_set_later(tracker: InProcessTracker, any_uri: str, request_for
     tags = stored(run).data.tags
     assert tags["mlflow.project.env"] == "uv"
     assert tags["long"] == "x" * 8000
+
+
+def test_a_run_of_somebody_else_is_adopted_as_it_is(
+    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker
+) -> None:
+    client = MlflowClient(any_uri)
+    created = client.create_run("0", run_name="theirs")
+    adopted = tracker.adopt(created.info.run_id, Secret(any_uri))
+    assert (adopted.run_id, adopted.run_name, adopted.tracking_uri) == (created.info.run_id, "theirs", any_uri)
+    assert stored(adopted).info.status == "RUNNING"
+    with pytest.raises(TrackingError, match="no-such-run"):
+        tracker.adopt("no-such-run", Secret(any_uri))
+
+
+def test_the_reason_of_a_failure_becomes_tags(tracker: InProcessTracker, uri: str, request_for: RequestMaker) -> None:
+    run = tracker.start(request_for(uri))
+    tracker.set_tags(run, failure_tags("out-of-memory", "killed at https://me:s3cret@host/"))
+    tags = stored(run).data.tags
+    assert tags["mlprojects.failure.category"] == "out-of-memory"
+    assert tags["mlprojects.failure.cause"] == "killed at https://me:***@host/"
 
 
 def test_many_long_parameters_are_recorded(tracker: InProcessTracker, uri: str, request_for: RequestMaker) -> None:
