@@ -11,7 +11,7 @@ from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config, split_secrets
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, ParameterError, Problem, RunFailed
 from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
-from prefect_mlprojects.runs.request import PROJECT_SCHEME, ProjectCall, check_call, context_before_run
+from prefect_mlprojects.runs.request import PROJECT_SCHEME, RunRequest, check_call, context_before_run
 from prefect_mlprojects.sources import detect_source
 from prefect_mlprojects.types import StopSignal
 
@@ -144,7 +144,7 @@ def make_call(
     retries: int = 0,
     git_credentials: str | None = None,
     tracking: str | None = None,
-) -> ProjectCall:
+) -> RunRequest:
     """Checks the options of a call that need no project, and returns the call as plain JSON values.
 
     Raises:
@@ -163,7 +163,7 @@ def make_call(
     if problems:
         raise ParameterError("The call can't be made", problems)
     config = stored_config(backend, backend_config)
-    return ProjectCall(
+    return RunRequest(
         uri=str(uri),
         entry_point=entry_point,
         version=version,
@@ -216,7 +216,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def preflight(call: ProjectCall) -> str | None:
+def preflight(call: RunRequest) -> str | None:
     """Finds a call's mistakes before a flow run exists, where that needs no network: for a project in a folder.
 
     Args:
@@ -241,7 +241,7 @@ def preflight(call: ProjectCall) -> str | None:
 
 
 def submit(
-    call: ProjectCall, session: Any, name: str | None, announce: Callable[[str], None] | None = None
+    call: RunRequest, session: Any, name: str | None, announce: Callable[[str], None] | None = None
 ) -> LocalSubmittedRun:
     """Starts a call's flow run in this process, on the Prefect server of the enclosing flow, or the configured or embedded one.
 

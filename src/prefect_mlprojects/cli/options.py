@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from prefect_mlprojects.runs.request import ProjectCall
+    from prefect_mlprojects.runs.request import RunRequest
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -157,7 +157,7 @@ def call_options(function: _F) -> _F:
     return function
 
 
-def make_call_from_options(context: click.Context, options: Mapping[str, Any]) -> ProjectCall:
+def make_call_from_options(context: click.Context, options: Mapping[str, Any]) -> RunRequest:
     """Builds the call from a command's options.
 
     An experiment named on the command line wins over one named by an environment variable, which a surrounding

@@ -12,7 +12,7 @@ import click
 from prefect_mlprojects.cli.options import call_options, make_call_from_options
 
 if TYPE_CHECKING:
-    from prefect_mlprojects.runs.request import ProjectCall
+    from prefect_mlprojects.runs.request import RunRequest
 
 
 @click.command("run")
@@ -49,7 +49,7 @@ def run_command(
     context.exit(_run(call, name, rebuild_env=rebuild_env, as_json=as_json, report=detached_report))
 
 
-def _run(call: ProjectCall, name: str | None, *, rebuild_env: bool, as_json: bool, report: int | None) -> int:
+def _run(call: RunRequest, name: str | None, *, rebuild_env: bool, as_json: bool, report: int | None) -> int:
     from prefect_mlprojects.cli.display import RunDisplay, StderrOutput
     from prefect_mlprojects.tracking import CompanionTracker, InProcessTracker, Tracker, resolve_tracking_uri
 

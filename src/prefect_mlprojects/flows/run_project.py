@@ -40,7 +40,7 @@ from prefect_mlprojects.exceptions import (
 from prefect_mlprojects.flows.announcement import RunAnnouncement
 from prefect_mlprojects.flows.cancellation import watch_cancellation
 from prefect_mlprojects.runs.handles import RUN_ID_LABEL
-from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, CallContext, CheckedCall, ProjectCall
+from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, CallContext, CheckedCall, RunRequest
 from prefect_mlprojects.settings import log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
@@ -112,7 +112,7 @@ async def run_project(
     Returns:
         How the run ended; for one that did not finish, the state that says why.
     """
-    call = ProjectCall(
+    call = RunRequest(
         uri=uri,
         entry_point=entry_point,
         version=version,
@@ -144,7 +144,7 @@ async def run_project(
 class _ProjectRun:
     """One run on its way through the four steps."""
 
-    def __init__(self, call: ProjectCall, session: RunSession, flow_run: FlowRun, client: Any) -> None:
+    def __init__(self, call: RunRequest, session: RunSession, flow_run: FlowRun, client: Any) -> None:
         self._call = call
         self._client = client
         self._session = session

@@ -18,7 +18,7 @@ from weakref import WeakSet
 from prefect_mlprojects._support.event_loop import background_loop, call_before_exit
 from prefect_mlprojects.exceptions import ExecutionException, PrefectServerError, RunCancelled
 from prefect_mlprojects.runs.handles import LocalSubmittedRun, run_status
-from prefect_mlprojects.runs.request import ProjectCall
+from prefect_mlprojects.runs.request import RunRequest
 from prefect_mlprojects.server.api import flow_run_url, use_api
 from prefect_mlprojects.settings import max_concurrent_runs
 from prefect_mlprojects.tasks.session import RunResult, RunSession, use_session
@@ -35,7 +35,7 @@ _pool: asyncio.Semaphore | None = None
 
 
 def launch(
-    call: ProjectCall, session: RunSession, *, api_url: str, ui_url: str | None, name: str | None
+    call: RunRequest, session: RunSession, *, api_url: str, ui_url: str | None, name: str | None
 ) -> LocalSubmittedRun:
     """Starts a run and returns as soon as its flow run exists.
 
@@ -62,7 +62,7 @@ def launch(
     return run
 
 
-async def _run_flow(call: ProjectCall, session: RunSession, api_url: str, name: str | None) -> None:
+async def _run_flow(call: RunRequest, session: RunSession, api_url: str, name: str | None) -> None:
     from prefect.context import AsyncClientContext, FlowRunContext
     from prefect.flow_engine import run_flow_async
     from prefect.states import Pending

@@ -32,7 +32,7 @@ PROJECT_SCHEME = "block://"
 
 
 @dataclass(frozen=True)
-class ProjectCall:
+class RunRequest:
     """A call of a project: plain JSON, no secrets; the fields mean what they mean to ``run()``.
 
     Attributes:
@@ -75,7 +75,7 @@ class ProjectCall:
     git_credentials: str | None = None
     tracking: str | None = None
 
-    def with_form(self, extra_parameters: Mapping[str, Any] | None, options: Mapping[str, Any] | None) -> ProjectCall:
+    def with_form(self, extra_parameters: Mapping[str, Any] | None, options: Mapping[str, Any] | None) -> RunRequest:
         """Returns the call with what the form of a deployment keeps apart.
 
         Args:
@@ -101,7 +101,7 @@ class ProjectCall:
         parameters = {**(self.parameters or {}), **(extra_parameters or {})}
         return replace(self, **given, parameters=parameters or None)
 
-    def with_project(self, project: Mapping[str, Any]) -> ProjectCall:
+    def with_project(self, project: Mapping[str, Any]) -> RunRequest:
         """Returns the call with what a project block holds: the call's own values win over the block's defaults.
 
         Args:
@@ -110,7 +110,7 @@ class ProjectCall:
         Raises:
             ParameterError: The block has an option that there is not.
         """
-        initial = ProjectCall(uri=self.uri)
+        initial = RunRequest(uri=self.uri)
         options = {
             name: value
             for name, value in (project.get("options") or {}).items()
@@ -150,7 +150,7 @@ class CallContext:
     config_is_known: bool = True
 
 
-def context_before_run(call: ProjectCall, tracking_uri: str) -> CallContext:
+def context_before_run(call: RunRequest, tracking_uri: str) -> CallContext:
     """Returns what belongs to a call before it runs, when no block has been read yet.
 
     Args:
@@ -187,7 +187,7 @@ class CheckedCall:
         return self.backend.environment_kind if isinstance(self.backend, PreparingBackend) else (self.env_manager or "")
 
 
-def check_call(call: ProjectCall, working_copy: WorkingCopy, context: CallContext) -> CheckedCall:
+def check_call(call: RunRequest, working_copy: WorkingCopy, context: CallContext) -> CheckedCall:
     """Checks a call against its project; pure reading, no network, nothing built.
 
     Args:
