@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefect_mlprojects.types import FailureCategory
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -52,7 +54,12 @@ class ExecutionException(Exception):  # noqa: N818 - MLflow's name for it
 
     Args:
         message: The whole message, ready to be shown to a user.
+
+    Attributes:
+        category: The stable category of the failure.
     """
+
+    category: FailureCategory = FailureCategory.INFRASTRUCTURE
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -80,6 +87,8 @@ class ProjectSpecError(ExecutionException):
         problems: Every problem found, in the order of the file.
     """
 
+    category = FailureCategory.USER_CODE
+
     def __init__(self, headline: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__(_list_problems(headline, self.problems))
@@ -92,6 +101,8 @@ class ParameterError(ExecutionException):
         headline: What the parameters were for ("Parameters of entry point 'main'").
         problems: Every problem found, each naming its parameter.
     """
+
+    category = FailureCategory.USER_CODE
 
     def __init__(self, headline: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -119,6 +130,8 @@ class EnvironmentBuildError(ExecutionException):
         manager: The environment manager: ``local``, ``virtualenv``, ``uv`` or ``conda``.
         output_tail: The last lines the build printed.
     """
+
+    category = FailureCategory.IMAGE
 
     def __init__(self, message: str, *, manager: str, output_tail: Iterable[str] = ()) -> None:
         self.manager = manager
@@ -173,6 +186,7 @@ class _RunEnded(ExecutionException):
         run_id: The MLflow run's id, if there is one.
         flow_run_id: The Prefect flow run's id, if there is one.
         output_tail: The last lines of the project's output.
+        cause: Why it ended, in a few words ("exit code 3"); may be empty.
     """
 
     def __init__(
@@ -182,7 +196,9 @@ class _RunEnded(ExecutionException):
         run_id: str | None = None,
         flow_run_id: str | None = None,
         output_tail: Iterable[str] = (),
+        cause: str = "",
     ) -> None:
+        self.cause = cause
         self.run_id = run_id
         self.flow_run_id = flow_run_id
         self.output_tail = tuple(output_tail)
@@ -199,6 +215,8 @@ class RunFailed(_RunEnded):
         run_id: The MLflow run's id, if there is one.
         flow_run_id: The Prefect flow run's id, if there is one.
         output_tail: The last lines of the project's output.
+        cause: Why it ended, in a few words ("exit code 3"); may be empty.
+        category: The stable category of the failure.
     """
 
     def __init__(
@@ -210,14 +228,19 @@ class RunFailed(_RunEnded):
         run_id: str | None = None,
         flow_run_id: str | None = None,
         output_tail: Iterable[str] = (),
+        cause: str = "",
+        category: FailureCategory = FailureCategory.USER_CODE,
     ) -> None:
         self.exit_code = exit_code
         self.signal = signal
-        super().__init__(message, run_id=run_id, flow_run_id=flow_run_id, output_tail=output_tail)
+        self.category = category
+        super().__init__(message, run_id=run_id, flow_run_id=flow_run_id, output_tail=output_tail, cause=cause)
 
 
 class RunCancelled(_RunEnded):
     """The run was cancelled: by its handle, by Prefect's API or UI, or by an interrupt."""
+
+    category = FailureCategory.CANCELLED
 
 
 class RunTimedOut(_RunEnded):
@@ -229,7 +252,10 @@ class RunTimedOut(_RunEnded):
         run_id: The MLflow run's id, if there is one.
         flow_run_id: The Prefect flow run's id, if there is one.
         output_tail: The last lines of the project's output.
+        cause: Why it ended, in a few words ("exit code 3"); may be empty.
     """
+
+    category = FailureCategory.TIMEOUT
 
     def __init__(
         self,
@@ -239,6 +265,7 @@ class RunTimedOut(_RunEnded):
         run_id: str | None = None,
         flow_run_id: str | None = None,
         output_tail: Iterable[str] = (),
+        cause: str = "",
     ) -> None:
         self.timeout = timeout
-        super().__init__(message, run_id=run_id, flow_run_id=flow_run_id, output_tail=output_tail)
+        super().__init__(message, run_id=run_id, flow_run_id=flow_run_id, output_tail=output_tail, cause=cause)

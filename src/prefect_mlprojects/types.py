@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any, Literal, Protocol, TypeAlias
 
 RunStatus: TypeAlias = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -19,6 +20,36 @@ DockerArgs: TypeAlias = Mapping[str, Any]
 
 BackendConfig: TypeAlias = Mapping[str, Any]
 """A backend's configuration as users write it."""
+
+
+class FailureCategory(str, Enum):
+    """Why a run did not finish, as a stable word: on `RunFailed.category`, in MLflow's tag ``mlprojects.failure.category``.
+
+    Attributes:
+        USER_CODE: The project's code, its files or the request's values are wrong: a non-zero exit code, a crash, a missing
+            parameter.
+        OUT_OF_MEMORY: The command exceeded its memory limit.
+        IMAGE: The image or environment could not be found, pulled, built or started.
+        SCHEDULING: No machine could be found for the command.
+        PREEMPTED: The machine was taken away: eviction, a spot instance, a drained node.
+        INFRASTRUCTURE: A service that the run needs failed or refused it.
+        TIMEOUT: The run exceeded its time-out.
+        CANCELLED: Its user cancelled it.
+        LOST: Its end could not be observed.
+    """
+
+    USER_CODE = "user-code"
+    OUT_OF_MEMORY = "out-of-memory"
+    IMAGE = "image"
+    SCHEDULING = "scheduling"
+    PREEMPTED = "preempted"
+    INFRASTRUCTURE = "infrastructure"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class OutputSink(Protocol):

@@ -6,22 +6,21 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from prefect_mlprojects._support.secrets import has_secret, storable
+from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import BackendError
 
-SECRET_KEYS = ("credentials", "kubeconfig", "docker-engine")
-"""Keys of backend configurations whose values may be secret when they are written out."""
+_Model = TypeVar("_Model", bound=BaseModel)
 
 _BLOCK_REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*/[^/]+")
 
 
 def is_block_reference(text: str) -> bool:
-    """Tells whether a text names a block (``block-type/block-name``) and not a file.
-
-    Args:
-        text: What a user gave as a backend's configuration.
-    """
+    """Returns whether a user's text names a block (``block-type/block-name``) and not a file."""
     return (
         _BLOCK_REFERENCE.fullmatch(text) is not None
         and not text.endswith((".json", ".yaml", ".yml"))
@@ -87,18 +86,42 @@ def _parse(path: str, kind: str, text: str, backend: str) -> Any:
         raise BackendError(f"{path}: not valid YAML: {error}.", backend=backend) from None
 
 
-def split_secrets(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def parse_config(model: type[_Model], config: Mapping[str, Any], *, backend: str) -> _Model:
+    """Returns a configuration as a value of its model.
+
+    Raises:
+        BackendError: A key is unknown (the nearest is named) or a value is of the wrong type; all at once.
+    """
+    try:
+        return model.model_validate(dict(config))
+    except ValidationError as error:
+        problems = "; ".join(_describe(model, dict(detail)) for detail in error.errors())
+        # From None: pydantic's own error quotes the values, which may be secret.
+        raise BackendError(
+            f"The configuration of the {backend} backend does not fit: {problems}", backend=backend
+        ) from None
+
+
+def _describe(model: type[BaseModel], detail: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] != "extra_forbidden":
+        return f"{key}: {detail['msg']}" if key else str(detail["msg"])
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    near = nearest(key, known)
+    return f"unknown key {key!r} " + (f"(did you mean {near!r}?)" if near else f"(known: {', '.join(known)})")
+
+
+def dump_config(config: BaseModel) -> dict[str, Any]:
+    """Returns what was set in a configuration, by the names that users write; secrets stay `Secret`."""
+    return config.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
+
+
+def split_config(config: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """Divides a configuration into what may be stored with a flow run and what must stay in memory.
 
-    Args:
-        config: The configuration.
-
     Returns:
-        What may be stored, and the values of ``SECRET_KEYS`` that are more than the name of a block or the path of a file.
+        Plain JSON data, and the keys that hold a secret with their whole values.
     """
-    secret = {name: value for name, value in config.items() if name in SECRET_KEYS and value and not _is_name(value)}
-    return {name: value for name, value in config.items() if name not in secret}, secret
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and "\n" not in value and not value.lstrip().startswith("{")
+    values = dump_config(config)
+    secret = {name: value for name, value in values.items() if has_secret(value)}
+    return {name: storable(value, name) for name, value in values.items() if name not in secret}, secret

@@ -1,10 +1,70 @@
-"""Finds out why a local command ended: from what the shell and the system report to a cause and an advice."""
+"""How an execution ended and why: one value for every backend, from pure functions."""
 
 from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+from prefect_mlprojects.types import FailureCategory, StopSignal
+
+Ending: TypeAlias = Literal["exited", "stopped", "timed-out", "not-started", "lost"]
+
+_CATEGORY_BY_ENDING = MappingProxyType(
+    {
+        "exited": FailureCategory.USER_CODE,
+        "stopped": FailureCategory.CANCELLED,
+        "timed-out": FailureCategory.TIMEOUT,
+        "not-started": FailureCategory.INFRASTRUCTURE,
+        "lost": FailureCategory.LOST,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an execution ended, and why.
+
+    Attributes:
+        ending: ``exited`` by itself, ``stopped`` by a stop request, ``timed-out``, ``not-started``, or ``lost``: it went on
+            without being watched, and nobody knows how it ended.
+        exit_code: The command's exit code, if it exited by itself.
+        signal: The number of the signal that ended it, if one did.
+        cause: Why it ended, in words ("exit code 3", "ended by SIGKILL").
+        advice: What to do about it; may be empty.
+        output_tail: The last lines of both streams, in the order they came.
+        reason: The category, where the backend knows better than `ending`: out of memory, image, preempted ...
+    """
+
+    ending: Ending
+    exit_code: int | None = None
+    signal: int | None = None
+    cause: str = ""
+    advice: str = ""
+    output_tail: tuple[str, ...] = ()
+    reason: FailureCategory | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """True if the command exited by itself with code 0."""
+        return self.ending == "exited" and self.exit_code == 0
+
+    @property
+    def category(self) -> FailureCategory | None:
+        """The stable category of a failure; None for a success."""
+        return None if self.succeeded else self.reason or _CATEGORY_BY_ENDING[self.ending]
+
+
+def stopped_outcome(stop: StopSignal, output_tail: tuple[str, ...] = ()) -> Outcome:
+    """Returns the outcome of an execution that a stop request ended."""
+    return Outcome("stopped", cause=str(stop.reason), output_tail=output_tail)
+
+
+def timed_out_outcome(timeout: float, output_tail: tuple[str, ...] = ()) -> Outcome:
+    """Returns the outcome of an execution that took longer than `timeout` seconds."""
+    return Outcome("timed-out", cause=f"it took longer than its timeout of {timeout:g} s", output_tail=output_tail)
+
 
 _ADVICE_BY_EXIT_CODE = MappingProxyType(
     {
@@ -25,14 +85,14 @@ _SHELL_SIGNAL_BASE = 128
 
 
 @dataclass(frozen=True)
-class Cause:
-    """Why a command ended.
+class ExitCause:
+    """Why a process exited.
 
     Attributes:
-        exit_code: The exit code, when it exited.
-        signal: The number of the signal that ended it, when one did.
+        exit_code: The exit code, if it exited by itself.
+        signal: The number of the signal that ended it, if one did.
         text: The cause in words.
-        advice: What to do about it; empty when there is nothing to say.
+        advice: What to do about it; may be empty.
     """
 
     exit_code: int | None
@@ -41,21 +101,19 @@ class Cause:
     advice: str = ""
 
 
-def find_cause(return_code: int) -> Cause:
-    """Explains a return code as ``subprocess`` reports it.
+def explain_exit(return_code: int) -> ExitCause:
+    """Explains a return code of ``subprocess``: 0 or more is an exit code, a negative number the signal that ended it.
 
-    Args:
-        return_code: 0 or more for an exit code, the negative number of the signal that ended it otherwise. A shell reports
-            the end of its child by a signal as the exit code 128 plus the signal's number (bash(1), EXIT STATUS).
+    A shell reports the end of its child by a signal as the exit code 128 plus the signal's number (bash(1), EXIT STATUS).
     """
     if return_code < 0:
         name, advice = _describe_signal(-return_code)
-        return Cause(None, -return_code, f"ended by {name}", advice)
+        return ExitCause(None, -return_code, f"ended by {name}", advice)
     if return_code > _SHELL_SIGNAL_BASE and _is_signal(return_code - _SHELL_SIGNAL_BASE):
         number = return_code - _SHELL_SIGNAL_BASE
         name, advice = _describe_signal(number)
-        return Cause(return_code, number, f"exit code {return_code}: ended by {name}", advice)
-    return Cause(return_code, None, f"exit code {return_code}", _ADVICE_BY_EXIT_CODE.get(return_code, ""))
+        return ExitCause(return_code, number, f"exit code {return_code}: ended by {name}", advice)
+    return ExitCause(return_code, None, f"exit code {return_code}", _ADVICE_BY_EXIT_CODE.get(return_code, ""))
 
 
 def _is_signal(number: int) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from typing_extensions import assert_never
 
-from prefect_mlprojects.backends.contract import Backend, named_image
+from prefect_mlprojects.backends.contract import AnyBackend, Backend, named_image
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.spec.project import Project
 from prefect_mlprojects.types import DockerArgs
@@ -24,14 +24,11 @@ def available_backends() -> tuple[str, ...]:
     return (*builtin, *sorted({each.name for each in _entry_points()} - set(builtin)))
 
 
-def get_backend(name: str) -> Backend:
-    """Returns the backend of a name.
-
-    Args:
-        name: One of ``available_backends()``.
+def get_backend(name: str) -> AnyBackend:
+    """Returns the backend called `name`.
 
     Raises:
-        BackendError: There is none of that name, or the package that adds it is broken.
+        BackendError: No backend has that name, or the package that adds it is broken.
     """
     for builtin in get_args(BuiltinBackendName):
         if name == builtin:
@@ -47,16 +44,11 @@ def get_backend(name: str) -> Backend:
     raise BackendError(f"There is no backend '{name}'; available: {', '.join(known)}.{hint}", backend=name)
 
 
-def select_backend(name: str, project: Project, docker_args: DockerArgs | None) -> Backend:
-    """Returns the backend that runs a project: the named one, or for ``local`` what this machine has for it.
-
-    Args:
-        name: One of ``available_backends()``.
-        project: The project.
-        docker_args: The call's arguments for the container.
+def select_backend(name: str, project: Project, docker_args: DockerArgs | None) -> AnyBackend:
+    """Returns the backend called `name`; for ``local``, Docker's if the project or the request names an image.
 
     Raises:
-        BackendError: There is none of that name, or it can't run this project.
+        BackendError: No backend has that name, or it can't run this project.
     """
     if name == "local" and named_image(project, docker_args) is not None:
         from prefect_mlprojects.backends.docker.backend import DockerBackend
@@ -71,7 +63,7 @@ def _entry_points() -> EntryPoints:
     return entry_points(group=ENTRY_POINT_GROUP)
 
 
-def _make_builtin(name: BuiltinBackendName) -> Backend:
+def _make_builtin(name: BuiltinBackendName) -> AnyBackend:
     match name:
         case "local":
             from prefect_mlprojects.backends.local.backend import LocalBackend
@@ -89,19 +81,19 @@ def _make_builtin(name: BuiltinBackendName) -> Backend:
             assert_never(name)
 
 
-def _load(entry_point: EntryPoint) -> Backend:
+def _load(entry_point: EntryPoint) -> AnyBackend:
     package = entry_point.dist.name if entry_point.dist is not None else entry_point.value
     try:
-        backend: Backend = entry_point.load()()
+        backend = entry_point.load()()
     except Exception as error:
         raise BackendError(
             f"The backend '{entry_point.name}' of the package {package} can't be loaded: {type(error).__name__}: {error}",
             backend=entry_point.name,
         ) from error
-    missing = [method for method in ("validate_config", "execute") if not callable(getattr(backend, method, None))]
-    if missing:
+    if not isinstance(backend, Backend):
         raise BackendError(
-            f"The backend '{entry_point.name}' of the package {package} has no method {' and no method '.join(missing)}.",
+            f"The backend '{entry_point.name}' of the package {package} is a {type(backend).__name__}, which is not a subclass "
+            "of prefect_mlprojects.Backend.",
             backend=entry_point.name,
         )
     return backend

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from prefect_mlprojects._support.secrets import Secret, reveal
 
 
 class RegistryCredentials(BaseModel):
@@ -16,15 +18,15 @@ class RegistryCredentials(BaseModel):
         registry: The registry's host; None for Docker Hub.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     username: str
-    password: SecretStr
+    password: Secret
     registry: str | None = None
 
     def auth_config(self) -> dict[str, str]:
         """Returns them as Docker's SDK takes them, for use in memory."""
-        auth = {"username": self.username, "password": self.password.get_secret_value()}
+        auth = {"username": self.username, "password": reveal(self.password)}
         return auth | ({"serveraddress": self.registry} if self.registry else {})
 
 
@@ -38,12 +40,12 @@ class EngineConnection(BaseModel):
         client_key: Its key, as PEM text.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     host: str
     ca_certificate: str | None = None
     client_certificate: str | None = None
-    client_key: SecretStr | None = None
+    client_key: Secret | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -53,14 +55,9 @@ class EngineConnection(BaseModel):
 
     def pem_files(self) -> dict[str, str]:
         """Returns what is there of ``ca.pem``, ``cert.pem`` and ``key.pem``."""
-        key = self.client_key.get_secret_value() if self.client_key else None
+        key = reveal(self.client_key) if self.client_key else None
         texts = {"ca.pem": self.ca_certificate, "cert.pem": self.client_certificate, "key.pem": key}
         return {name: text for name, text in texts.items() if text}
-
-    def plain(self) -> dict[str, str]:
-        """Returns what was set, with the key, for use in memory."""
-        values = self.model_dump(exclude_none=True)
-        return values | ({"client_key": self.client_key.get_secret_value()} if self.client_key else {})
 
 
 class LocalConfig(BaseModel):
@@ -80,7 +77,7 @@ class LocalConfig(BaseModel):
         credentials: Registry credentials: the name of a block, or what it holds.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, populate_by_name=True)
 
     grace_period: float | None = Field(default=None, ge=0, allow_inf_nan=False, alias="grace-period")
     docker_host: str | None = Field(default=None, alias="docker-host")
@@ -90,15 +87,3 @@ class LocalConfig(BaseModel):
     container_user: Literal["caller", "image"] = Field(default="caller", alias="container-user")
     pull: Literal["missing", "always", "never"] = "missing"
     credentials: str | RegistryCredentials | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """Returns what was set, by the names that users write, with secrets in it."""
-        values = self.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
-        if isinstance(self.credentials, RegistryCredentials):
-            values["credentials"] = {
-                **self.credentials.model_dump(exclude_none=True),
-                "password": self.credentials.password.get_secret_value(),
-            }
-        if isinstance(self.docker_engine, EngineConnection):
-            values["docker-engine"] = self.docker_engine.plain()
-        return values

@@ -1,4 +1,4 @@
-"""The local backend: the command runs on this machine, in a process group of its own."""
+"""The local backend: the command runs on this machine, in its own process group."""
 
 from __future__ import annotations
 
@@ -7,61 +7,122 @@ import shutil
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.process.run import ProcessResult, run_process
-from prefect_mlprojects.backends.config_models import parse_config
+from prefect_mlprojects._support.secrets import reveal_values
 from prefect_mlprojects.backends.containers.config import LocalConfig
-from prefect_mlprojects.backends.contract import ExecutionOutcome, ExecutionRequest
-from prefect_mlprojects.backends.outcome import find_cause
+from prefect_mlprojects.backends.contract import (
+    Backend,
+    BackendPlan,
+    BackendRequest,
+    Command,
+    ExecutionEvents,
+    Prepared,
+    Report,
+)
+from prefect_mlprojects.backends.outcome import Outcome, explain_exit, stopped_outcome, timed_out_outcome
+from prefect_mlprojects.environments.base import EnvironmentManager, PreparedEnvironment
+from prefect_mlprojects.environments.detection import choose_manager
+from prefect_mlprojects.environments.managers import environment_manager, release_environment
 from prefect_mlprojects.exceptions import BackendError
-from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal
+from prefect_mlprojects.types import StopSignal
 
 
-class LocalBackend:
-    """Runs commands with ``bash -c`` in the project's folder."""
+class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
+    """Runs commands with ``bash -c`` in the working copy, in the environment that the project asks for."""
 
-    def validate_config(self, config: BackendConfig) -> BackendConfig:
-        """Checks the configuration; see ``LocalConfig``.
+    name = "local"
+    config_model = LocalConfig
+
+    def environment_kind(self, request: BackendRequest[LocalConfig]) -> str:
+        """Returns the environment manager's name.
 
         Raises:
-            BackendError: A key is unknown or a value is not of its kind.
+            EnvironmentBuildError: The environment manager is unknown or does not fit the project.
         """
-        return parse_config(LocalConfig, config, backend="local").plain()
+        return choose_manager(request.project, request.env_manager)
 
-    def execute(self, request: ExecutionRequest, output: OutputSink, stop: StopSignal) -> ExecutionOutcome:
-        """Runs the command and returns when it, and every process it left, has ended and all its output was written.
+    def check(self, request: BackendRequest[LocalConfig]) -> None:
+        """Checks that the environment manager fits the project.
 
         Raises:
-            BackendError: There is no bash on this machine.
+            EnvironmentBuildError: It is unknown or does not fit.
+        """
+        choose_manager(request.project, request.env_manager)
+
+    def plan(self, request: BackendRequest[LocalConfig], command: str) -> BackendPlan:  # noqa: ARG002 - runs as it is
+        """Returns the environment that would be built."""
+        plan = _manager(request).plan(request.project)
+        return BackendPlan(plan.description, plan)
+
+    def prepare(
+        self, request: BackendRequest[LocalConfig], report: Report, stop: StopSignal
+    ) -> Prepared[LocalConfig, PreparedEnvironment]:
+        """Builds the environment unless it is cached.
+
+        Raises:
+            EnvironmentBuildError: The build failed or was stopped.
+        """
+        manager = _manager(request)
+        plan = manager.plan(request.project)
+        for warning in plan.warnings:
+            report(f"Warning: {warning}")
+        environment = manager.prepare(request.project, plan, report, stop, rebuild=request.rebuild_environment)
+        return Prepared(request, environment, plan.description, environment.reused)
+
+    def execute(
+        self,
+        prepared: Prepared[LocalConfig, PreparedEnvironment],
+        command: Command,
+        events: ExecutionEvents,
+        stop: StopSignal,
+    ) -> Outcome:
+        """Runs the command; returns once its whole process tree has exited and its output was written.
+
+        Raises:
+            BackendError: This machine has no bash.
         """
         if stop.requested:
-            return ExecutionOutcome("stopped", cause=str(stop.reason))
-        if not request.working_directory.is_dir():
-            return ExecutionOutcome(
-                "not-started", cause=f"the working directory {request.working_directory} does not exist"
-            )
-        environment = request.environment
-        if environment is None:
-            raise BackendError("The local backend was given no environment to run the command in.", backend="local")
+            return stopped_outcome(stop)
+        environment, directory = prepared.value, prepared.request.working_copy.directory
+        if not directory.is_dir():
+            return Outcome("not-started", cause=f"the working directory {directory} does not exist")
         bash = shutil.which("bash")
         if bash is None:
-            raise BackendError("The local backend needs bash, which is not on PATH.", backend="local")
-        tail = TailedOutput(output)
-        config = LocalConfig.model_validate(dict(request.config))
+            raise BackendError("The local backend needs bash, which is not on PATH.", backend=self.name)
+        tail = TailedOutput(events)
         try:
             result = run_process(
-                [*environment.command_prefix, bash, "-c", request.command],
-                cwd=request.working_directory,
-                env={**environment.variables, **request.variables},
+                [*environment.command_prefix, bash, "-c", command.line],
+                cwd=directory,
+                env={**environment.variables, **reveal_values(command.child_env)},
                 write=tail.write,
                 stop=stop,
-                timeout=request.timeout,
-                grace=config.grace_period,
+                timeout=command.timeout,
+                grace=prepared.request.config.grace_period,
             )
         except (OSError, ValueError) as error:
-            return ExecutionOutcome("not-started", cause=_why_not_started(error))
-        return _outcome(result, request, stop, tail.close())
+            return Outcome("not-started", cause=_explain_start_failure(error))
+        outcome = _outcome(result, command, stop, tail.close())
+        if outcome.exit_code and not directory.is_dir():
+            return Outcome(
+                "exited",
+                outcome.exit_code,
+                outcome.signal,
+                outcome.cause,
+                f"Its working directory {directory} vanished while it ran.",
+                outcome.output_tail,
+            )
+        return outcome
+
+    def release(self, prepared: Prepared[LocalConfig, PreparedEnvironment]) -> None:
+        """Lets ``mlprojects env prune`` remove the environment."""
+        release_environment(prepared.value)
 
 
-def _why_not_started(error: OSError | ValueError) -> str:
+def _manager(request: BackendRequest[LocalConfig]) -> EnvironmentManager:
+    return environment_manager(choose_manager(request.project, request.env_manager))
+
+
+def _explain_start_failure(error: OSError | ValueError) -> str:
     if not isinstance(error, OSError):
         return f"the command line or the environment holds what no program can be given: {error}"
     if error.errno == errno.E2BIG:
@@ -70,17 +131,10 @@ def _why_not_started(error: OSError | ValueError) -> str:
     return f"the command could not be started: {error.strerror or error}{place}"
 
 
-def _outcome(
-    result: ProcessResult, request: ExecutionRequest, stop: StopSignal, tail: tuple[str, ...]
-) -> ExecutionOutcome:
+def _outcome(result: ProcessResult, command: Command, stop: StopSignal, tail: tuple[str, ...]) -> Outcome:
     if result.ending == "stopped":
-        return ExecutionOutcome("stopped", cause=str(stop.reason), output_tail=tail)
+        return stopped_outcome(stop, tail)
     if result.ending == "timed-out":
-        return ExecutionOutcome(
-            "timed-out", cause=f"it took longer than its timeout of {request.timeout:g} s", output_tail=tail
-        )
-    cause = find_cause(result.return_code)
-    text, advice = cause.text, cause.advice
-    if result.return_code != 0 and not request.working_directory.is_dir():
-        advice = f"Its working directory {request.working_directory} vanished while it ran."
-    return ExecutionOutcome("exited", cause.exit_code, cause.signal, text, advice, tail)
+        return timed_out_outcome(command.timeout or 0.0, tail)
+    cause = explain_exit(result.return_code)
+    return Outcome("exited", cause.exit_code, cause.signal, cause.text, cause.advice, tail)
