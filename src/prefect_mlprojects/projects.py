@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends import get_backend
-from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config, split_secrets
+from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config, split_config
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, ParameterError, Problem, RunFailed
+from prefect_mlprojects.runs.check import RunContext, check_request
 from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
-from prefect_mlprojects.runs.request import PROJECT_SCHEME, RunRequest, check_call, context_before_run
+from prefect_mlprojects.runs.request import PROJECT_SCHEME, ProjectCall
 from prefect_mlprojects.sources import detect_source
 from prefect_mlprojects.types import StopSignal
 
@@ -79,14 +81,8 @@ def run(
     if experiment_name is None and experiment_id is None and run_id is None:
         # As MLflow does: what mlflow.set_experiment() chose in this process.
         experiment_id = active_experiment_id()
-    # What is secret in the configuration travels in memory; Prefect stores the rest.
+    # Secrets of the configuration stay in memory; Prefect stores the rest.
     secrets: dict[str, Any] = {}
-    if isinstance(backend_config, Mapping):
-        public, secrets = split_secrets(backend_config)
-        if secrets:
-            # make_call sees the rest only.
-            get_backend(backend).validate_config(backend_config)
-        backend_config = public
     call = make_call(
         uri,
         entry_point,
@@ -106,8 +102,9 @@ def run(
         retries=retries,
         git_credentials=git_credentials,
         tracking=tracking,
+        config_secrets=secrets,
     )
-    name = preflight(call)
+    name = preflight(call, secrets)
 
     from prefect_mlprojects.tasks.session import RunSession
     from prefect_mlprojects.tracking import active_run_id, resolve_tracking_uri
@@ -144,7 +141,8 @@ def make_call(
     retries: int = 0,
     git_credentials: str | None = None,
     tracking: str | None = None,
-) -> RunRequest:
+    config_secrets: dict[str, Any] | None = None,
+) -> ProjectCall:
     """Checks the options of a call that need no project, and returns the call as plain JSON values.
 
     Raises:
@@ -162,8 +160,8 @@ def make_call(
         problems.append(Problem("the project's URI is empty", parameter="uri"))
     if problems:
         raise ParameterError("The call can't be made", problems)
-    config = stored_config(backend, backend_config)
-    return RunRequest(
+    config = stored_config(backend, backend_config, config_secrets)
+    return ProjectCall(
         uri=str(uri),
         entry_point=entry_point,
         version=version,
@@ -186,41 +184,56 @@ def make_call(
     )
 
 
-def stored_config(backend: str, config: Mapping[str, Any] | str | None) -> dict[str, Any] | str:
-    """Returns a backend's configuration as it is stored: a block by its name, anything else by what it holds.
-
-    What a block holds is read when the flow runs.
+def stored_config(
+    backend: str, config: Mapping[str, Any] | str | None, secrets: dict[str, Any] | None = None
+) -> dict[str, Any] | str:
+    """Returns a backend's configuration as it is stored: the name of a block, or plain JSON data without secrets.
 
     Args:
         backend: The backend's name.
-        config: A mapping, a file, a JSON text, or the name of a block; None for none.
+        config: A mapping, a file, a JSON text, or the name of a block, which is read when the flow runs; None for none.
+        secrets: Receives the keys that hold secrets, for use in memory; None: they are refused.
 
     Raises:
-        BackendError: The backend is unknown, or the configuration is malformed or holds credentials themselves.
+        BackendError: The backend is unknown, or the configuration is malformed or holds secrets that are refused.
     """
     chosen = get_backend(backend)
     if isinstance(config, str) and is_block_reference(config):
         return config
-    checked = dict(chosen.validate_config(load_backend_config(config, backend=backend)))
-    _, secret = split_secrets(checked)
-    if secret:
+    in_memory = isinstance(config, Mapping) and secrets is not None
+    public, secret = split_config(chosen.parse_config(load_backend_config(config, backend=backend)))
+    if secret and not in_memory:
         raise BackendError(
             f"The configuration of the {backend} backend holds secrets ({', '.join(secret)}), which would be stored with the flow "
             "run. Keep them in a block and give its name here, or give the configuration to run() as a dictionary.",
             backend=backend,
         )
-    return checked
+    if secrets is not None:
+        secrets.update(secret)
+    return public
 
 
 def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def preflight(call: RunRequest) -> str | None:
+def context_before_run(
+    call: ProjectCall, tracking_uri: str, config_secrets: Mapping[str, Any] | None = None
+) -> RunContext:
+    """Returns what belongs to a run before its flow run exists; no block has been read yet."""
+    config = call.backend_config
+    if isinstance(config, str):
+        return RunContext(None, Secret(tracking_uri))
+    parsed = get_backend(call.backend).parse_config({**(config or {}), **(config_secrets or {})})
+    return RunContext(parsed, Secret(tracking_uri))
+
+
+def preflight(call: ProjectCall, config_secrets: Mapping[str, Any] | None = None) -> str | None:
     """Finds a call's mistakes before a flow run exists, where that needs no network: for a project in a folder.
 
     Args:
-        call: The call.
+        call: The run request.
+        config_secrets: Keys of the backend's configuration that are not in `call`.
 
     Returns:
         The flow run's name, or None when the project has to be fetched to know it.
@@ -236,8 +249,7 @@ def preflight(call: RunRequest) -> str | None:
     copy = source.fetch(StopSignal(), lambda _: None)
     from prefect_mlprojects.tracking import resolve_tracking_uri
 
-    checked = check_call(call, copy, context_before_run(call, resolve_tracking_uri()))
-    return f"{checked.project.display_name}/{checked.entry_point.name}"
+    return check_request(call, copy, context_before_run(call, resolve_tracking_uri(), config_secrets)).name
 
 
 def submit(

@@ -209,7 +209,7 @@ class Backend(ABC, Generic[ConfigT, ValueT]):
     def environment_kind(self, request: BackendRequest[ConfigT]) -> str:
         """Returns the value of MLflow's tag ``mlflow.project.env``: ``virtualenv``, ``conda``, ``docker`` ..."""
 
-    def check(self, request: BackendRequest[ConfigT]) -> None:  # noqa: B027 - nothing to check is a common case
+    def check(self, request: BackendRequest[ConfigT]) -> None:
         """Checks a request before anything is built or sent: contradicting options, a store out of reach.
 
         Raises:
@@ -276,7 +276,7 @@ class Backend(ABC, Generic[ConfigT, ValueT]):
             BackendError: The backend itself failed: it can't be reached, it refused the job.
         """
 
-    def release(self, prepared: Prepared[ConfigT, ValueT]) -> None:  # noqa: B027 - most keep what they prepared
+    def release(self, prepared: Prepared[ConfigT, ValueT]) -> None:
         """Frees what `prepare` holds for the run; idempotent, called however the run ended, and never raises."""
 
 

@@ -102,9 +102,9 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
 @click.pass_context
 def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     """Say what `mlprojects run` would do with the same options; nothing is built or run."""
-    from prefect_mlprojects.backends.contract import PlanningBackend, PreparingBackend
-    from prefect_mlprojects.environments.managers import environment_manager
-    from prefect_mlprojects.runs.request import check_call, context_before_run, place_paths
+    from prefect_mlprojects.backends.contract import BackendPlan
+    from prefect_mlprojects.projects import context_before_run
+    from prefect_mlprojects.runs.check import check_request, map_paths
     from prefect_mlprojects.sources import describe_working_copy
     from prefect_mlprojects.spec import build_command
     from prefect_mlprojects.tracking import resolve_tracking_uri
@@ -112,31 +112,31 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
     call = make_call_from_options(context, options)
     with _working_copy(call.uri, call.version) as copy:
         known = context_before_run(call, resolve_tracking_uri())
-        checked = check_call(call, copy, known)
+        checked = check_request(call, copy, known)
         parameters = checked.parameters.with_downloads(dict(checked.parameters.downloads.items()))
-        if known.config_is_known and isinstance(checked.backend, PreparingBackend):
-            parameters, _ = place_paths(checked, parameters, checked.backend)
+        if known.config is not None:
+            parameters, _ = map_paths(checked, parameters)
         command = build_command(checked.entry_point, parameters)
-        plan = environment_manager(checked.env_manager).plan(checked.project) if checked.env_manager else None
-        remote: dict[str, str] = {}
-        if not known.config_is_known:
-            remote = {"backend configuration": f"in the block {call.backend_config}, which is read when the run starts"}
-        elif isinstance(checked.backend, PlanningBackend):
-            remote = dict(checked.backend.plan(checked.backend_call, command))
+        if known.config is not None:
+            planned = checked.backend.plan(checked.backend_request, command)
+        else:
+            where = f"in the block {call.backend_config}, which is read when the run starts"
+            planned = BackendPlan(checked.environment_kind, sections={"backend configuration": where})
+        plan, remote = planned.environment_plan, planned.sections
     facts: dict[str, Any] = {
         "project": checked.project.display_name,
         "entry_point": checked.entry_point.name,
         "source": copy.source_name,
         "directory": None if copy.temporary else str(copy.directory),
         "commit": copy.commit,
-        "environment": plan.description if plan else checked.environment_kind,
+        "environment": planned.environment,
         "environment_location": str(plan.location) if plan and plan.location else None,
         "environment_ready": plan.ready if plan else None,
         "downloads": dict(checked.parameters.downloads),
         "command": command,
         "backend": call.backend,
         "backend_config": call.backend_config,
-        "backend_plan": remote,
+        "backend_plan": dict(remote),
         "timeout": call.timeout,
         "retries": call.retries,
     }
@@ -148,7 +148,7 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
     ready = f" ({'in the cache' if plan.ready else 'to be built'})" if plan and plan.location else ""
     shown = {
         "source": describe_working_copy(copy),
-        "entry point": f"{checked.project.display_name}/{checked.entry_point.name}",
+        "entry point": checked.name,
         "environment": f"{facts['environment']}{ready}",
         **{f"download {name}": uri for name, uri in checked.parameters.downloads.items()},
         "command": command,

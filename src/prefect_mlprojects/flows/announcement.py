@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.backends.contract import Preparation
-from prefect_mlprojects.environments.base import PreparedEnvironment
+from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.exceptions import TrackingError
+from prefect_mlprojects.runs.check import CheckedRun
 from prefect_mlprojects.runs.handles import (
     BRANCH_LABEL,
     COMMIT_LABEL,
@@ -22,7 +22,6 @@ from prefect_mlprojects.runs.handles import (
     RUN_ID_LABEL,
     TRACKING_URI_LABEL,
 )
-from prefect_mlprojects.runs.request import CheckedCall
 from prefect_mlprojects.tasks.run_artifact import RunArtifact, RunFacts
 from prefect_mlprojects.tasks.session import RunSession
 from prefect_mlprojects.tracking import TrackedRun
@@ -53,7 +52,7 @@ class RunAnnouncement:
         flow_run: FlowRun,
         client: Any,
         session: RunSession,
-        checked: CheckedCall,
+        checked: CheckedRun,
         backend: str,
         tracked: TrackedRun,
         patch: str | None,
@@ -62,14 +61,14 @@ class RunAnnouncement:
         self._client = client
         self._session = session
         self._tracked = tracked
-        self._name = f"{checked.project.display_name}/{checked.entry_point.name}"
+        self._name = checked.name
         self._labels = _labels(checked, tracked)
         self._artifact = RunArtifact(
             flow_run.id,
             RunFacts(
                 project=checked.project.display_name,
                 entry_point=checked.entry_point.name,
-                working_copy=checked.backend_call.working_copy,
+                working_copy=checked.backend_request.working_copy,
                 parameters={**checked.parameters.declared, **checked.parameters.extra},
                 backend=backend,
                 tracked=tracked,
@@ -82,19 +81,19 @@ class RunAnnouncement:
         if patch is not None:
             self._tasks.append(asyncio.ensure_future(asyncio.to_thread(self._keep_patch, patch)))
 
-    async def end(self, status: str, message: str, environment: PreparedEnvironment | Preparation | None) -> None:
+    async def end(self, status: str, message: str, prepared: AnyPrepared | None) -> None:
         """Tells how the run ended, once all that was begun is done.
 
         Args:
             status: ``FINISHED``, ``FAILED`` or ``KILLED``.
             message: Why.
-            environment: What the command ran in.
+            prepared: What the command ran in.
         """
         metrics = asyncio.ensure_future(asyncio.to_thread(self._metrics)) if status == "FINISHED" else None
         await asyncio.wait(self._tasks)
-        await self._artifact.finish(
-            self._client, _describe(environment), status, message, await metrics if metrics is not None else {}
-        )
+        description = prepared.description if prepared is not None else ""
+        values = await metrics if metrics is not None else {}
+        await self._artifact.finish(self._client, description, status, message, values)
 
     async def _label(self) -> None:
         try:
@@ -118,8 +117,8 @@ class RunAnnouncement:
             return {}
 
 
-def _labels(checked: CheckedCall, tracked: TrackedRun) -> dict[str, str]:
-    copy = checked.backend_call.working_copy
+def _labels(checked: CheckedRun, tracked: TrackedRun) -> dict[str, str]:
+    copy = checked.backend_request.working_copy
     labels = {
         RUN_ID_LABEL: tracked.run_id,
         EXPERIMENT_ID_LABEL: tracked.experiment_id,
@@ -129,9 +128,3 @@ def _labels(checked: CheckedCall, tracked: TrackedRun) -> dict[str, str]:
         REPOSITORY_LABEL: copy.repository_url,
     }
     return {name: value for name, value in labels.items() if value}
-
-
-def _describe(environment: PreparedEnvironment | Preparation | None) -> str:
-    if isinstance(environment, Preparation):
-        return environment.description
-    return environment.plan.description if environment is not None else ""

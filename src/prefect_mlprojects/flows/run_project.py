@@ -17,16 +17,15 @@ from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.backends import get_backend
-from prefect_mlprojects.backends.contract import Preparation, RunIdentity
+from prefect_mlprojects.backends.contract import AnyPrepared, RunIdentity
 from prefect_mlprojects.blocks.resolution import (
     git_credentials_lookup,
     read_project,
     resolve_backend_config,
     resolve_tracking,
 )
-from prefect_mlprojects.environments.base import PreparedEnvironment
-from prefect_mlprojects.environments.managers import release_environment
 from prefect_mlprojects.exceptions import (
     ExecutionException,
     ParameterError,
@@ -39,8 +38,9 @@ from prefect_mlprojects.exceptions import (
 )
 from prefect_mlprojects.flows.announcement import RunAnnouncement
 from prefect_mlprojects.flows.cancellation import watch_cancellation
+from prefect_mlprojects.runs.check import CheckedRun, RunContext
 from prefect_mlprojects.runs.handles import RUN_ID_LABEL
-from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, CallContext, CheckedCall, RunRequest
+from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, ProjectCall
 from prefect_mlprojects.settings import log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
@@ -151,7 +151,8 @@ class _ProjectRun:
         self._flow_run = flow_run
         self._source: Source | None = None
         self._working_copy: WorkingCopy | None = None
-        self._environment: PreparedEnvironment | Preparation | None = None
+        self._checked: CheckedRun | None = None
+        self._prepared: AnyPrepared | None = None
         self._announcement: RunAnnouncement | None = None
 
     async def run(self) -> RunResult | State[Any]:
@@ -214,31 +215,34 @@ class _ProjectRun:
             self._call = self._call.with_project(await read_project(self._client, self._call.uri))
         call, session = self._call, self._session
         resolved = await resolve_backend_config(self._client, call.backend_config, call.backend)
-        config = get_backend(call.backend).validate_config({**resolved, **(session.backend_secrets or {})})
+        config = get_backend(call.backend).parse_config({**resolved, **(session.backend_secrets or {})})
         tracking_uri = await resolve_tracking(self._client, call.tracking) if call.tracking else None
         credentials = session.git_credentials or git_credentials_lookup(
             self._client, asyncio.get_running_loop(), call.git_credentials
         )
-        context = CallContext(
-            config, tracking_uri or session.tracking_uri or resolve_tracking_uri(), session.docker_auth, credentials
+        context = RunContext(
+            config,
+            Secret(tracking_uri or session.tracking_uri or resolve_tracking_uri()),
+            session.docker_auth,
+            credentials,
+            session.rebuild_environment,
         )
         self._source = detect_source(call.uri, call.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)
         checked, invocation = await self._prepare(self._working_copy, context)
-        tracked, environment = session.tracked_run, self._environment
-        assert tracked is not None
-        assert environment is not None
-        if isinstance(environment, Preparation) and environment.tags:
-            await asyncio.to_thread(session.tracker.set_tags, tracked, environment.tags)
+        tracked, prepared = session.tracked_run, self._prepared
+        assert prepared is not None
+        if tracked is not None and prepared.tags:
+            await asyncio.to_thread(session.tracker.set_tags, tracked, prepared.tags)
         target = Target(
             identity=RunIdentity(
                 flow_run_id=str(self._flow_run.id),
-                mlflow_run_id=tracked.run_id,
+                mlflow_run_id=tracked.run_id if tracked is not None else "",
                 project=checked.project.display_name,
                 entry_point=checked.entry_point.name,
             ),
-            variables={
-                **child_variables(tracked),
+            child_env={
+                **(child_variables(tracked) if tracked is not None else {}),
                 FLOW_RUN_ID_VARIABLE: str(self._flow_run.id),
                 # A Prefect client in the child, or a nested run, is to find the same server.
                 **({"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}),
@@ -246,19 +250,19 @@ class _ProjectRun:
             timeout=call.timeout,
         )
         run = execute.with_options(retries=call.retries) if call.retries else execute
-        outcome = await run(checked, invocation, environment, target)
+        outcome = await run(checked, invocation, prepared, target)
         if isinstance(outcome, State):
             raise RunCancelled(outcome.message or "The run was cancelled.")
         return outcome.exit_code
 
-    async def _prepare(self, working_copy: WorkingCopy, context: CallContext) -> tuple[CheckedCall, Invocation]:
+    async def _prepare(self, working_copy: WorkingCopy, context: RunContext) -> tuple[CheckedRun, Invocation]:
         """Checks the call; then downloads, builds the environment and starts the MLflow run side by side."""
         call, loop = self._call, asyncio.get_running_loop()
-        checked: asyncio.Future[CheckedCall] = loop.create_future()
+        checked: asyncio.Future[CheckedRun] = loop.create_future()
         stop = StopSignal()
         forget = self._session.stop.on_request(lambda: stop.request("the run was stopped"))
 
-        def on_checked(result: CheckedCall) -> None:
+        def on_checked(result: CheckedRun) -> None:
             if not checked.done():
                 checked.set_result(result)
 
@@ -269,7 +273,8 @@ class _ProjectRun:
             if not checked.done():
                 await validation
             result = await checked
-            invocation, environment, _ = await _all_or_stop(
+            self._checked = result
+            invocation, *_ = await _all_or_stop(
                 stop,
                 validation,
                 self._resolve_environment(result, stop),
@@ -277,17 +282,17 @@ class _ProjectRun:
             )
         finally:
             forget()
-        self._environment = environment
         return result, invocation
 
-    async def _resolve_environment(self, checked: CheckedCall, stop: StopSignal) -> PreparedEnvironment | Preparation:
-        self._environment = await resolve_env(checked, stop)
-        return self._environment
+    async def _resolve_environment(self, checked: CheckedRun, stop: StopSignal) -> None:
+        self._prepared = await resolve_env(checked, stop)
 
-    async def _start_tracking(self, checked: CheckedCall, working_copy: WorkingCopy) -> None:
+    async def _start_tracking(self, checked: CheckedRun, working_copy: WorkingCopy) -> None:
+        if checked.backend.tracks_runs:
+            return
         call, session = self._call, self._session
         request = TrackingRequest(
-            tracking_uri=checked.backend_call.tracking_uri,
+            tracking_uri=reveal(checked.backend_request.tracking_uri),
             experiment_name=call.experiment_name,
             experiment_id=call.experiment_id,
             run_id=call.run_id or self._earlier_run_id(),
@@ -328,7 +333,7 @@ class _ProjectRun:
         session, tracked = self._session, self._session.tracked_run
         announced = None
         if self._announcement is not None:
-            announced = asyncio.ensure_future(self._announcement.end(status, message, self._environment))
+            announced = asyncio.ensure_future(self._announcement.end(status, message, self._prepared))
         if tracked is not None:
             try:
                 await asyncio.to_thread(session.tracker.finish, tracked, status)
@@ -336,8 +341,8 @@ class _ProjectRun:
                 get_run_logger().warning("The MLflow run's status could not be set to %s: %s", status, problem)
         if announced is not None:
             await announced
-        if isinstance(self._environment, PreparedEnvironment):
-            release_environment(self._environment)
+        if self._checked is not None and self._prepared is not None:
+            await asyncio.to_thread(self._checked.backend.release, self._prepared)
         if self._source is not None and self._working_copy is not None:
             await asyncio.to_thread(self._source.remove, self._working_copy)
         result = RunResult(

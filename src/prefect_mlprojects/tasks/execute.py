@@ -1,4 +1,4 @@
-"""The ``execute`` task: starts the command on the backend, streams its output, and tells why it ended."""
+"""The ``execute`` task: runs the command on its backend, streams its output and explains how it ended."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,50 +16,46 @@ from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED
 from prefect.states import Cancelled
 from prefect.tasks import Task
 
-from prefect_mlprojects.backends.contract import Backend, ExecutionOutcome, ExecutionRequest, Preparation, RunIdentity
-from prefect_mlprojects.environments.base import PreparedEnvironment
+from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects.backends.contract import AnyBackend, AnyPrepared, Command, ExecutionEvents, RunIdentity
+from prefect_mlprojects.backends.outcome import Outcome
 from prefect_mlprojects.exceptions import RunCancelled, RunFailed, RunTimedOut, TrackingError
-from prefect_mlprojects.runs.request import CheckedCall
+from prefect_mlprojects.runs.check import CheckedRun
 from prefect_mlprojects.tasks.flow_log import FlowRunLog
 from prefect_mlprojects.tasks.steps import Step, run_step
 from prefect_mlprojects.tasks.validate_params import Invocation
-from prefect_mlprojects.types import OutputSink, StopSignal, StreamName
+from prefect_mlprojects.types import FailureCategory, OutputSink, StopSignal, StreamName
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where and as whom a command runs.
+    """The ids, variables and limits that a command runs with.
 
     Attributes:
-        identity: Who the run is.
-        variables: What the run adds to the command's environment.
-        timeout: Seconds that the command may take; None for no limit.
+        identity: The run's ids and names.
+        child_env: Variables that the run adds to the child's environment.
+        timeout: Seconds after which the command is ended; None: no limit.
     """
 
     identity: RunIdentity
-    variables: Mapping[str, str] = field(repr=False)
+    child_env: Mapping[str, Secret | str] = field(repr=False)
     timeout: float | None
 
 
-class _Tee:
-    """Writes to several sinks; the terminal comes first, so that it never waits for the log."""
+class _Events:
+    """Passes what a backend reports on to the terminal, the flow run and the MLflow run; an `ExecutionEvents`."""
 
-    def __init__(self, *sinks: OutputSink) -> None:
-        self._sinks = sinks
+    def __init__(self, step: Step, loop: asyncio.AbstractEventLoop, log: OutputSink) -> None:
+        self._step = step
+        self._loop = loop
+        # The terminal first: it never waits for the log.
+        self._sinks: tuple[OutputSink, ...] = (step.session.output, log)
 
     def write(self, stream: StreamName, data: bytes) -> None:
         for sink in self._sinks:
             sink.write(stream, data)
-
-
-class _Events:
-    """Passes what a backend tells on to the flow run and the MLflow run; an ``ExecutionEvents``."""
-
-    def __init__(self, step: Step, loop: asyncio.AbstractEventLoop) -> None:
-        self._step = step
-        self._loop = loop
 
     def report(self, line: str) -> None:
         self._step.report(line)
@@ -77,6 +74,13 @@ class _Events:
         # The thread that calls has the task run's context, and so has what it starts on the loop.
         asyncio.run_coroutine_threadsafe(self._keep_link(title, url), self._loop)
 
+    def adopt_run(self, run_id: str, tracking_uri: Secret) -> None:
+        session = self._step.session
+        try:
+            session.set_tracked_run(session.tracker.adopt(run_id, tracking_uri))
+        except TrackingError as error:
+            self._step.report(f"Warning: the MLflow run {run_id} could not be read: {error}")
+
     async def _keep_link(self, title: str, url: str) -> None:
         from prefect.artifacts import acreate_link_artifact
 
@@ -86,41 +90,29 @@ class _Events:
             _logger.warning("The link of %s could not be kept with the flow run: %s", title, error)
 
 
-async def _can_help(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:  # noqa: ARG001 - Prefect's signature
-    """Tells whether trying again can help: after a failed or timed-out command, not after a cancelled one."""
+async def _may_succeed_again(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:  # noqa: ARG001 - Prefect's signature
+    """Returns whether a retry can help: after a failed or timed-out command, not after a cancelled one."""
     return isinstance(state.data, RunFailed | RunTimedOut)
 
 
-@task(name="execute", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_can_help)
+@task(name="execute", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_may_succeed_again)
 async def execute(
-    checked: CheckedCall, invocation: Invocation, environment: PreparedEnvironment | Preparation, target: Target
-) -> ExecutionOutcome | State[ExecutionOutcome]:
-    """Runs the command on its backend until it, and all it started, has ended.
-
-    Args:
-        checked: The call.
-        invocation: What runs.
-        environment: What it runs in.
-        target: Where and as whom it runs.
+    checked: CheckedRun, invocation: Invocation, prepared: AnyPrepared, target: Target
+) -> Outcome | State[Outcome]:
+    """Runs the command on its backend until it, and everything it started, has ended.
 
     Raises:
         RunFailed: It failed, or could not be started.
-        RunTimedOut: It took longer than its timeout.
+        RunTimedOut: It exceeded its time-out.
         BackendError: The backend itself failed.
     """
     async with run_step("execute") as step:
-        request = ExecutionRequest(
-            command=invocation.command,
-            working_directory=checked.backend_call.working_copy.directory,
-            environment=environment if isinstance(environment, PreparedEnvironment) else None,
-            variables=target.variables,
+        command = Command(
+            line=invocation.command,
+            child_env=target.child_env,
             identity=target.identity,
-            config=checked.backend_call.config,
             timeout=target.timeout,
-            call=checked.backend_call,
-            preparation=environment if isinstance(environment, Preparation) else None,
             paths=invocation.paths,
-            events=_Events(step, asyncio.get_running_loop()),
         )
         task_context = TaskRunContext.get()
         assert task_context is not None
@@ -133,56 +125,52 @@ async def execute(
                 enabled=bool(PREFECT_LOGGING_TO_API_ENABLED.value()),
             )
             async with log:
-                outcome = await _in_thread(checked.backend, request, _Tee(step.session.output, log), step.stop)
+                events = _Events(step, asyncio.get_running_loop(), log)
+                outcome = await _in_thread(checked.backend, prepared, command, events, step.stop)
             step.detail = outcome.cause
             return _judge(outcome, target)
 
 
 async def _in_thread(
-    backend: Backend, request: ExecutionRequest, output: OutputSink, stop: StopSignal
-) -> ExecutionOutcome:
-    """Runs the blocking execution; when the flow is torn down around it, the execution ends before this returns."""
-    future = asyncio.ensure_future(asyncio.to_thread(backend.execute, request, output, stop))
+    backend: AnyBackend, prepared: AnyPrepared, command: Command, events: ExecutionEvents, stop: StopSignal
+) -> Outcome:
+    """Runs the blocking execution; if the flow is torn down around it, the execution ends before this returns."""
+    future = asyncio.ensure_future(asyncio.to_thread(backend.execute, prepared, command, events, stop))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        stop.request("the process that ran it was told to end")
+        stop.request("the run's process was terminated")
         await asyncio.wait([future])
         raise
 
 
-def _judge(outcome: ExecutionOutcome, target: Target) -> ExecutionOutcome | State[ExecutionOutcome]:
+def _judge(outcome: Outcome, target: Target) -> Outcome | State[Outcome]:
     if outcome.succeeded:
         return outcome
     run_id = target.identity.mlflow_run_id
+    facts: dict[str, Any] = {
+        "run_id": run_id or None,
+        "flow_run_id": target.identity.flow_run_id,
+        "output_tail": outcome.output_tail,
+        "cause": outcome.cause,
+    }
+    name = f"Run (ID '{run_id}')" if run_id else "The run"
     if outcome.ending == "stopped":
-        error = RunCancelled(
-            f"Run (ID '{run_id}') was cancelled: {outcome.cause}",
-            run_id=run_id,
-            flow_run_id=target.identity.flow_run_id,
-            output_tail=outcome.output_tail,
-        )
+        error = RunCancelled(f"{name} was cancelled: {outcome.cause}", **facts)
         return Cancelled(message=error.message, data=error)
-    message = failure_message(f"Run (ID '{run_id}') failed", outcome)
+    message = failure_message(f"{name} failed", outcome)
     if outcome.ending == "timed-out":
-        raise RunTimedOut(
-            message,
-            timeout=target.timeout or 0.0,
-            run_id=run_id,
-            flow_run_id=target.identity.flow_run_id,
-            output_tail=outcome.output_tail,
-        )
+        raise RunTimedOut(message, timeout=target.timeout or 0.0, **facts)
     raise RunFailed(
         message,
         exit_code=outcome.exit_code,
         signal=outcome.signal,
-        run_id=run_id,
-        flow_run_id=target.identity.flow_run_id,
-        output_tail=outcome.output_tail,
+        category=outcome.category or FailureCategory.USER_CODE,
+        **facts,
     )
 
 
-def failure_message(headline: str, outcome: ExecutionOutcome) -> str:
+def failure_message(headline: str, outcome: Outcome) -> str:
     """Builds the message of a failed run: what happened, why, what to do, and the last lines of output."""
     parts = [f"{headline}: {outcome.cause}."]
     if outcome.advice:

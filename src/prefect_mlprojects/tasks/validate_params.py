@@ -11,8 +11,8 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from prefect_mlprojects.backends.contract import PreparingBackend
-from prefect_mlprojects.runs.request import CallContext, CheckedCall, RunRequest, check_call, place_paths
+from prefect_mlprojects.runs.check import CheckedRun, RunContext, check_request, map_paths
+from prefect_mlprojects.runs.request import ProjectCall
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.sources.downloads.download import download_all
 from prefect_mlprojects.spec import CheckedParameters, build_command
@@ -22,12 +22,12 @@ from prefect_mlprojects.types import StopSignal
 
 @dataclass(frozen=True)
 class Invocation:
-    """What will run.
+    """The command that will run.
 
     Attributes:
         command: The shell command line.
-        parameters: The values in it, remote paths replaced by where they were downloaded to.
-        paths: Local files and folders that the command names -> what it calls them, when it does not run here.
+        parameters: The values in it, with the local copies of remote paths.
+        paths: By each local file or folder that the command needs, what it calls it where it runs.
     """
 
     command: str
@@ -37,38 +37,36 @@ class Invocation:
 
 @task(name="validate-params", cache_policy=NO_CACHE, persist_result=False)
 async def validate_params(
-    call: RunRequest,
+    request: ProjectCall,
     working_copy: WorkingCopy,
-    context: CallContext,
-    on_checked: Callable[[CheckedCall], None],
+    context: RunContext,
+    on_checked: Callable[[CheckedRun], None],
     stop: StopSignal,
 ) -> Invocation:
-    """Checks the call, downloads what its ``path`` parameters name, and builds the command line.
+    """Checks the request, downloads remote ``path`` parameters and builds the command line.
 
     Args:
-        call: The call.
+        request: The run request.
         working_copy: The project's files.
-        context: What else belongs to the call.
-        on_checked: Called once the call is known to be right, before anything is downloaded.
-        stop: Tells the downloads to end.
+        context: What else belongs to the run.
+        on_checked: Called once the request is checked, before anything is downloaded.
+        stop: Ends the downloads.
 
     Raises:
         ProjectSpecError: The project file is malformed, or there is no such entry point.
         ParameterError: Parameters are missing or not of their type; all of them at once.
-        BackendError: The backend can't run the call, or a ``path`` can't be reached from where it runs.
+        BackendError: The backend can't run the request, or a ``path`` can't be reached from where it runs.
         FetchError: A remote path could not be downloaded.
     """
     async with run_step("validate-params") as step:
-        checked = await asyncio.to_thread(check_call, call, working_copy, context)
+        checked = await asyncio.to_thread(check_request, request, working_copy, context)
         for problem in (*checked.project.warnings, *checked.parameters.warnings):
             step.report(f"Warning: {problem}")
         on_checked(checked)
-        final, paths = checked.parameters, dict[str, str]()
-        preparing = checked.backend if isinstance(checked.backend, PreparingBackend) else None
-        if final.downloads and (preparing is None or preparing.downloads_paths):
-            final = await _download(final, call.storage_dir, step, stop)
-        if preparing is not None:
-            final, paths = place_paths(checked, final, preparing)
+        final = checked.parameters
+        if final.downloads and checked.backend.downloads_paths:
+            final = await _download(final, request.storage_dir, step, stop)
+        final, paths = map_paths(checked, final)
         command = build_command(checked.entry_point, final)
         step.report(f"Command: {command}")
         step.detail = command

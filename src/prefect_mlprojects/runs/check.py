@@ -1,0 +1,137 @@
+"""Checks a run request against its project: everything that can be known before something is built or sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects.backends import select_backend
+from prefect_mlprojects.backends.contract import AnyBackend, AnyRequest, BackendRequest
+from prefect_mlprojects.runs.request import ProjectCall
+from prefect_mlprojects.sources import WorkingCopy
+from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
+from prefect_mlprojects.spec import (
+    CheckedParameters,
+    EntryPoint,
+    Project,
+    check_parameters,
+    find_entry_point,
+    load_project,
+    spark_job_entry_point,
+)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What belongs to a run but is secret, or unknown when it is requested: never stored with the flow run.
+
+    Attributes:
+        config: The backend's configuration; None while it is in a block that has not been read.
+        tracking_uri: The absolute tracking URI.
+        docker_auth: Credentials for the image registry.
+        git_credentials: Finds the credentials that the project is fetched with.
+        rebuild_environment: Whether to build the environment even if it is cached.
+    """
+
+    config: BaseModel | None = field(default=None, repr=False)
+    tracking_uri: Secret = field(default=Secret(""), repr=False)
+    docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    git_credentials: GitCredentialsLookup | None = field(default=None, repr=False, compare=False)
+    rebuild_environment: bool = False
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """A run request whose project, entry point, parameters, backend and environment fit together.
+
+    Attributes:
+        project: The project.
+        entry_point: The entry point.
+        parameters: The values, with the defaults.
+        backend: The backend that runs it.
+        backend_request: What the backend gets to know.
+    """
+
+    project: Project
+    entry_point: EntryPoint
+    parameters: CheckedParameters
+    backend: AnyBackend
+    backend_request: AnyRequest
+
+    @property
+    def name(self) -> str:
+        """The flow run's name: ``<project>/<entry_point>``."""
+        return f"{self.project.display_name}/{self.entry_point.name}"
+
+    @property
+    def environment_kind(self) -> str:
+        """The kind of its environment, for MLflow's tag ``mlflow.project.env``."""
+        return self.backend.environment_kind(self.backend_request)
+
+
+def check_request(request: ProjectCall, working_copy: WorkingCopy, context: RunContext) -> CheckedRun:
+    """Checks a run request against its project; only reads files.
+
+    Args:
+        request: The run request.
+        working_copy: The project's files.
+        context: What else belongs to the run. Without a configuration the backend is not asked.
+
+    Raises:
+        ProjectSpecError: The project file is malformed, or it has no such entry point.
+        ParameterError: Parameters are missing or of the wrong type; all at once.
+        BackendError: The backend is unknown or can't run the project.
+        EnvironmentBuildError: The environment manager is unknown or does not fit the project.
+    """
+    project = load_project(working_copy.directory)
+    entry_point = spark_job_entry_point(project, request.entry_point) if request.backend == "databricks" else None
+    entry_point = entry_point or find_entry_point(project, request.entry_point)
+    parameters = check_parameters(entry_point, request.parameters)
+    backend = select_backend(request.backend, project, request.docker_args)
+    config = context.config
+    backend_request: AnyRequest = BackendRequest(
+        project=project,
+        entry_point=entry_point,
+        parameters=parameters,
+        working_copy=working_copy,
+        config=config if config is not None else backend.config_model.model_construct(),
+        tracking_uri=context.tracking_uri,
+        docker_args=request.docker_args,
+        docker_auth=context.docker_auth,
+        build_image=request.build_image,
+        env_manager=request.env_manager,
+        rebuild_environment=context.rebuild_environment,
+        version=request.version,
+        git_credentials=context.git_credentials,
+    )
+    checked = CheckedRun(project, entry_point, parameters, backend, backend_request)
+    if config is not None:
+        backend.check(backend_request)
+    else:
+        # Also fails for an environment manager that does not fit.
+        backend.environment_kind(backend_request)
+    return checked
+
+
+def map_paths(checked: CheckedRun, parameters: CheckedParameters) -> tuple[CheckedParameters, dict[str, str]]:
+    """Gives ``path`` parameters the values that they have where the command runs.
+
+    Args:
+        checked: The checked run.
+        parameters: Its values, after the downloads.
+
+    Returns:
+        The values for the command, and by each file's or folder's name here what the command calls it.
+
+    Raises:
+        BackendError: A path can't be reached from where the command runs.
+    """
+    declared = checked.entry_point.parameters
+    here = {name: text for name, text in parameters.declared.items() if declared[name].type == "path"}
+    here |= parameters.downloads
+    there = dict(checked.backend.map_paths(checked.backend_request, here)) if here else {}
+    return parameters.with_downloads(there), {here[name]: path for name, path in there.items()}
