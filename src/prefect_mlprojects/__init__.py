@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
     from prefect_mlprojects.spec import Project, ProjectParameter, load_project
     from prefect_mlprojects.tasks.session import RunResult
-    from prefect_mlprojects.types import BackendConfig, DockerArgs, RunStatus
+    from prefect_mlprojects.types import BackendConfig, DockerArgs, FailureCategory, RunStatus
 
 _HOMES = {
     "Backend": "backends.contract",
@@ -27,6 +27,7 @@ _HOMES = {
     "DockerArgs": "types",
     "EnvironmentManager": "environments.base",
     "ExecutionException": "exceptions",
+    "FailureCategory": "types",
     "LocalSubmittedRun": "submitted_run",
     "Project": "spec",
     "ProjectParameter": "spec",
@@ -46,6 +47,7 @@ __all__ = [
     "DockerArgs",
     "EnvironmentManager",
     "ExecutionException",
+    "FailureCategory",
     "LocalSubmittedRun",
     "Project",
     "ProjectParameter",

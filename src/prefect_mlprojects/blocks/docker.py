@@ -80,14 +80,14 @@ class DockerEngine(Block):
 
     def get_credentials(self) -> dict[str, Any]:
         """Returns the address and the certificates with their key, for use in memory."""
-        from prefect_mlprojects.backends.containers.config import EngineConnection
-
-        return EngineConnection(
-            host=self.host,
-            ca_certificate=self.ca_certificate,
-            client_certificate=self.client_certificate,
-            client_key=self.client_key,
-        ).plain()
+        key = self.client_key.get_secret_value() if self.client_key else None
+        values = {
+            "host": self.host,
+            "ca_certificate": self.ca_certificate,
+            "client_certificate": self.client_certificate,
+            "client_key": key,
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
     def test_connection(self) -> None:
         """Asks the engine whether it is there.

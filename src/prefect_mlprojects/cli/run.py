@@ -131,6 +131,8 @@ def _as_json(result: Any, url: str | None, tracked: Any, metrics: Mapping[str, f
         "flow_run_id": result.flow_run_id,
         "flow_run_url": url,
         "exit_code": result.exit_code,
+        "category": result.category,
+        "cause": result.cause,
         "message": result.message,
         "metrics": dict(metrics),
     }

@@ -52,8 +52,8 @@ from prefect_mlprojects.tasks.resolve_env import resolve_env
 from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_session
 from prefect_mlprojects.tasks.steps import install_plain_errors
 from prefect_mlprojects.tasks.validate_params import Invocation, validate_params
-from prefect_mlprojects.tracking import TrackingRequest, child_variables, resolve_tracking_uri
-from prefect_mlprojects.types import StopSignal
+from prefect_mlprojects.tracking import TrackingRequest, child_variables, failure_tags, resolve_tracking_uri
+from prefect_mlprojects.types import FailureCategory, StopSignal
 
 _logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class _ProjectRun:
         except BaseException:
             # Our process is being told to end. What Prefect is about to report, MLflow reports too.
             with anyio.CancelScope(shield=True):
-                await self._finish(await self._status_of_teardown(), "The process that ran it was told to end.")
+                await self._finish(await self._status_of_teardown(), "The run's process was terminated.")
             raise
         return await self._finish("FINISHED", "", exit_code=exit_code)
 
@@ -331,11 +331,16 @@ class _ProjectRun:
         error: ExecutionException | None = None,
     ) -> RunResult:
         session, tracked = self._session, self._session.tracked_run
+        category = None if status == "FINISHED" else error.category if error else FailureCategory.INFRASTRUCTURE
+        cause = getattr(error, "cause", "")
         announced = None
         if self._announcement is not None:
             announced = asyncio.ensure_future(self._announcement.end(status, message, self._prepared))
-        if tracked is not None:
+        if tracked is not None and not (self._checked and self._checked.backend.tracks_runs):
             try:
+                if category is not None:
+                    tags = failure_tags(category, cause or message)
+                    await asyncio.to_thread(session.tracker.set_tags, tracked, tags)
                 await asyncio.to_thread(session.tracker.finish, tracked, status)
             except TrackingError as problem:
                 get_run_logger().warning("The MLflow run's status could not be set to %s: %s", status, problem)
@@ -354,6 +359,8 @@ class _ProjectRun:
             experiment_id=tracked.experiment_id if tracked else None,
             tracking_uri=redact(tracked.tracking_uri) if tracked else None,
             error=error,
+            category=category,
+            cause=cause,
         )
         session.set_result(result)
         return result

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, Tracker
-from prefect_mlprojects.types import OutputSink, RunStatus, StopSignal, StreamName
+from prefect_mlprojects.types import FailureCategory, OutputSink, RunStatus, StopSignal, StreamName
 
 StepName: TypeAlias = Literal["fetch", "resolve-env", "validate-params", "execute"]
 STEPS: tuple[StepName, ...] = ("fetch", "resolve-env", "validate-params", "execute")
@@ -101,6 +101,8 @@ class RunResult:
         experiment_id: The MLflow experiment's id, when there is an MLflow run.
         tracking_uri: The tracking URI, passwords masked, when this process knows it.
         error: The error of a run that failed in this process.
+        category: The stable category of a failure; None for a finished run.
+        cause: Why the command ended, in a few words ("exit code 3"); may be empty.
     """
 
     status: RunStatus
@@ -111,6 +113,8 @@ class RunResult:
     experiment_id: str | None = None
     tracking_uri: str | None = None
     error: ExecutionException | None = None
+    category: FailureCategory | None = None
+    cause: str = ""
 
 
 @dataclass

@@ -27,11 +27,20 @@ def test_an_unknown_backend_names_the_nearest() -> None:
     ("code", "expected"),
     [
         (
-            "class Moon:\n    def validate_config(self, config): return config\n    def execute(self, *a): ...\n",
+            "from prefect_mlprojects import Backend\n"
+            "class Moon(Backend):\n    name = 'moon'\n    def environment_kind(self, request): return 'moon'\n"
+            "    def plan(self, *a): ...\n    def prepare(self, *a): ...\n    def execute(self, *a): ...\n",
             "Moon moon",
         ),
         ("raise RuntimeError('no air')\n", "package moon-base can't be loaded: RuntimeError: no air"),
-        ("class Moon:\n    def execute(self, *a): ...\n", "has no method validate_config"),
+        (
+            "class Moon:\n    def execute(self, *a): ...\n",
+            "is a Moon, which is not a subclass of prefect_mlprojects.Backend",
+        ),
+        (
+            "from prefect_mlprojects import Backend\nclass Moon(Backend):\n    def plan(self, *a): ...\n",
+            "can't be loaded: TypeError: Can't instantiate abstract class Moon",
+        ),
     ],
 )
 def test_a_backend_of_an_installed_package(code: str, expected: str, tmp_path: Path) -> None:

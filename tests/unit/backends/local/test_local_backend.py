@@ -6,43 +6,52 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.services.recorder import Recorder
 
-from prefect_mlprojects.backends.contract import ExecutionOutcome, ExecutionRequest, RunIdentity
+from prefect_mlprojects.backends.configuration import dump_config
+from prefect_mlprojects.backends.contract import BackendRequest, Command, Prepared, RunIdentity
 from prefect_mlprojects.backends.local.backend import LocalBackend
-from prefect_mlprojects.backends.outcome import find_cause
+from prefect_mlprojects.backends.outcome import Outcome, explain_exit
 from prefect_mlprojects.environments.base import EnvironmentPlan, PreparedEnvironment
 from prefect_mlprojects.exceptions import BackendError
-from prefect_mlprojects.types import StopSignal, StreamName
+from prefect_mlprojects.sources.base import WorkingCopy
+from prefect_mlprojects.spec import check_parameters, find_entry_point, load_project
+from prefect_mlprojects.types import FailureCategory, StopSignal
 
-
-class Sink:
-    def __init__(self) -> None:
-        self.data: dict[str, bytes] = {"stdout": b"", "stderr": b""}
-
-    def write(self, stream: StreamName, data: bytes) -> None:
-        self.data[stream] += data
+GREET = Path(__file__).parents[4] / "projects" / "greet"
+ENVIRONMENT = PreparedEnvironment(dict(os.environ), EnvironmentPlan("local", "local"))
 
 
 def execute(
     command: str,
     directory: Path,
-    sink: Sink | None = None,
+    events: Recorder | None = None,
     stop: StopSignal | None = None,
     timeout: float | None = None,
-) -> ExecutionOutcome:
-    environment = PreparedEnvironment(dict(os.environ), EnvironmentPlan("local", "local"))
-    identity = RunIdentity("flow-run", "run", "project", "main")
-    request = ExecutionRequest(
-        command, directory, environment, {"GREETING": "it's me"}, identity, {"grace-period": 1}, timeout
+    environment: PreparedEnvironment = ENVIRONMENT,
+) -> Outcome:
+    backend = LocalBackend()
+    project = load_project(GREET)
+    entry_point = find_entry_point(project, "main")
+    request = BackendRequest(
+        project=project,
+        entry_point=entry_point,
+        parameters=check_parameters(entry_point, {"name": "x"}),
+        working_copy=WorkingCopy(directory, str(directory), "local", str(directory)),
+        config=backend.parse_config({"grace-period": 1}),
     )
-    return LocalBackend().execute(request, sink or Sink(), stop or StopSignal())
+    prepared = Prepared(request, environment, "local")
+    identity = RunIdentity("flow-run", "run", "project", "main")
+    line = Command(command, {"GREETING": "it's me"}, identity, timeout)
+    return backend.execute(prepared, line, events or Recorder(), stop or StopSignal())
 
 
 def test_it_runs_in_the_folder_with_the_variables(tmp_path: Path) -> None:
-    sink = Sink()
-    outcome = execute('pwd; echo "$GREETING"', tmp_path, sink)
+    events = Recorder()
+    outcome = execute('pwd; echo "$GREETING"', tmp_path, events)
     assert outcome.succeeded
-    assert sink.data["stdout"].decode().splitlines() == [str(tmp_path), "it's me"]
+    assert outcome.category is None
+    assert events.stdout.splitlines() == [str(tmp_path), "it's me"]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +67,7 @@ def test_it_runs_in_the_folder_with_the_variables(tmp_path: Path) -> None:
 def test_causes(command: str, cause: str, advice: str, tmp_path: Path) -> None:
     outcome = execute(command, tmp_path)
     assert (outcome.ending, outcome.cause) == ("exited", cause)
+    assert outcome.category == FailureCategory.USER_CODE
     assert advice in outcome.advice
 
 
@@ -79,7 +89,7 @@ def test_a_stop_before_the_start_starts_nothing(tmp_path: Path) -> None:
     stop = StopSignal()
     stop.request("too late")
     outcome = execute("touch started", tmp_path, stop=stop)
-    assert (outcome.ending, outcome.cause) == ("stopped", "too late")
+    assert (outcome.ending, outcome.cause, outcome.category) == ("stopped", "too late", "cancelled")
     assert not (tmp_path / "started").exists()
 
 
@@ -103,24 +113,21 @@ def test_a_command_that_no_program_can_be_given(tmp_path: Path) -> None:
 
 def test_a_prefix_that_does_not_exist_is_named(tmp_path: Path) -> None:
     environment = PreparedEnvironment(dict(os.environ), EnvironmentPlan("local", "local"), ("no-such-launcher",))
-    identity = RunIdentity("flow-run", "run", "project", "main")
-    outcome = LocalBackend().execute(
-        ExecutionRequest("true", tmp_path, environment, {}, identity), Sink(), StopSignal()
-    )
+    outcome = execute("true", tmp_path, environment=environment)
     assert outcome.ending == "not-started"
     assert "no-such-launcher" in outcome.cause
 
 
 def test_configuration() -> None:
     backend = LocalBackend()
-    assert backend.validate_config({}) == {}
-    assert backend.validate_config({"grace-period": 3}) == {"grace-period": 3.0}
+    assert dump_config(backend.parse_config({})) == {}
+    assert dump_config(backend.parse_config({"grace-period": 3})) == {"grace-period": 3.0}
     with pytest.raises(BackendError, match=r"'grace-perod'.*did you mean 'grace-period'"):
-        backend.validate_config({"grace-perod": 3})
+        backend.parse_config({"grace-perod": 3})
     with pytest.raises(BackendError, match="grace-period"):
-        backend.validate_config({"grace-period": "soon"})
+        backend.parse_config({"grace-period": "soon"})
 
 
 @pytest.mark.parametrize("code", [-200, -1, 0, 1, 128, 129, 200, 255])
 def test_every_code_has_a_cause(code: int) -> None:
-    assert find_cause(code).text
+    assert explain_exit(code).text
