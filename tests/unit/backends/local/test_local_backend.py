@@ -18,7 +18,7 @@ from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.spec import check_parameters, find_entry_point, load_project
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
-GREET = Path(__file__).parents[4] / "projects" / "greet"
+GREET = Path(__file__).parents[3] / "projects" / "greet"
 ENVIRONMENT = PreparedEnvironment(dict(os.environ), EnvironmentPlan("local", "local"))
 
 
