@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from typing_extensions import assert_never
 
 from prefect_mlprojects.backends.contract import AnyBackend, Backend, named_image
+from prefect_mlprojects.backends.mlflow_plugins import MlflowPluginBackend, plugin_entry_points
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.spec.project import Project
 from prefect_mlprojects.types import DockerArgs
@@ -19,9 +20,10 @@ ENTRY_POINT_GROUP = "prefect_mlprojects.backends"
 
 
 def available_backends() -> tuple[str, ...]:
-    """Returns the names of all backends, our own first."""
+    """Returns the names of all backends, our own first; MLflow's backend plugins are among the others."""
     builtin = get_args(BuiltinBackendName)
-    return (*builtin, *sorted({each.name for each in _entry_points()} - set(builtin)))
+    added = {each.name for each in _entry_points()} | set(plugin_entry_points())
+    return (*builtin, *sorted(added - set(builtin)))
 
 
 def get_backend(name: str) -> AnyBackend:
@@ -36,6 +38,8 @@ def get_backend(name: str) -> AnyBackend:
     for entry_point in _entry_points():
         if entry_point.name == name:
             return _load(entry_point)
+    if name in plugin_entry_points():
+        return MlflowPluginBackend(name)
     from prefect_mlprojects._support.text import nearest
 
     known = available_backends()

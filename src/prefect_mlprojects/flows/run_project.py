@@ -52,7 +52,7 @@ from prefect_mlprojects.tasks.resolve_env import resolve_env
 from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_session
 from prefect_mlprojects.tasks.steps import install_plain_errors
 from prefect_mlprojects.tasks.validate_params import Invocation, validate_params
-from prefect_mlprojects.tracking import TrackingRequest, child_variables, failure_tags, resolve_tracking_uri
+from prefect_mlprojects.tracking import TrackedRun, TrackingRequest, child_variables, failure_tags, resolve_tracking_uri
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
 _logger = logging.getLogger(__name__)
@@ -313,8 +313,11 @@ class _ProjectRun:
             patch = await asyncio.to_thread(read_uncommitted_changes, working_copy.directory, session.stop)
         tracked = await asyncio.to_thread(session.tracker.start, request)
         session.set_tracked_run(tracked)
+        self._announce(checked, tracked, patch)
+
+    def _announce(self, checked: CheckedRun, tracked: TrackedRun, patch: str | None) -> None:
         self._announcement = RunAnnouncement(
-            self._flow_run, self._client, session, checked, call.backend, tracked, patch
+            self._flow_run, self._client, self._session, checked, self._call.backend, tracked, patch
         )
 
     def _earlier_run_id(self) -> str | None:
@@ -334,6 +337,9 @@ class _ProjectRun:
         category = None if status == "FINISHED" else error.category if error else FailureCategory.INFRASTRUCTURE
         cause = getattr(error, "cause", "")
         announced = None
+        if self._announcement is None and self._checked is not None and tracked is not None:
+            # The backend created the MLflow run, so that it is known only now.
+            self._announce(self._checked, tracked, None)
         if self._announcement is not None:
             announced = asyncio.ensure_future(self._announcement.end(status, message, self._prepared))
         if tracked is not None and not (self._checked and self._checked.backend.tracks_runs):

@@ -24,6 +24,9 @@ from prefect_mlprojects.spec import (
     spark_job_entry_point,
 )
 
+# Run options that only backends which track runs themselves need.
+_PASSED_ON = ("experiment_name", "experiment_id", "run_name", "storage_dir")
+
 
 @dataclass(frozen=True)
 class RunContext:
@@ -107,6 +110,7 @@ def check_request(request: ProjectCall, working_copy: WorkingCopy, context: RunC
         rebuild_environment=context.rebuild_environment,
         version=request.version,
         git_credentials=context.git_credentials,
+        run_options={name: getattr(request, name) for name in _PASSED_ON},
     )
     checked = CheckedRun(project, entry_point, parameters, backend, backend_request)
     if config is not None:

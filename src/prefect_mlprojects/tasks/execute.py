@@ -24,6 +24,7 @@ from prefect_mlprojects.runs.check import CheckedRun
 from prefect_mlprojects.tasks.flow_log import FlowRunLog
 from prefect_mlprojects.tasks.steps import Step, run_step
 from prefect_mlprojects.tasks.validate_params import Invocation
+from prefect_mlprojects.tracking.tags import FLOW_RUN_ID_TAG
 from prefect_mlprojects.types import FailureCategory, OutputSink, StopSignal, StreamName
 
 _logger = logging.getLogger(__name__)
@@ -47,8 +48,11 @@ class Target:
 class _Events:
     """Passes what a backend reports on to the terminal, the flow run and the MLflow run; an `ExecutionEvents`."""
 
-    def __init__(self, step: Step, loop: asyncio.AbstractEventLoop, log: OutputSink) -> None:
+    def __init__(
+        self, step: Step, loop: asyncio.AbstractEventLoop, log: OutputSink, tags_of_adopted: Mapping[str, str]
+    ) -> None:
         self._step = step
+        self._tags_of_adopted = tags_of_adopted
         self._loop = loop
         # The terminal first: it never waits for the log.
         self._sinks: tuple[OutputSink, ...] = (step.session.output, log)
@@ -80,6 +84,8 @@ class _Events:
             session.set_tracked_run(session.tracker.adopt(run_id, tracking_uri))
         except TrackingError as error:
             self._step.report(f"Warning: the MLflow run {run_id} could not be read: {error}")
+            return
+        self.tag(self._tags_of_adopted)
 
     async def _keep_link(self, title: str, url: str) -> None:
         from prefect.artifacts import acreate_link_artifact
@@ -112,6 +118,7 @@ async def execute(
             child_env=target.child_env,
             identity=target.identity,
             timeout=target.timeout,
+            parameters={**invocation.parameters.declared, **invocation.parameters.extra},
             paths=invocation.paths,
         )
         task_context = TaskRunContext.get()
@@ -125,7 +132,8 @@ async def execute(
                 enabled=bool(PREFECT_LOGGING_TO_API_ENABLED.value()),
             )
             async with log:
-                events = _Events(step, asyncio.get_running_loop(), log)
+                tags = {**prepared.tags, FLOW_RUN_ID_TAG: target.identity.flow_run_id}
+                events = _Events(step, asyncio.get_running_loop(), log, tags)
                 outcome = await _in_thread(checked.backend, prepared, command, events, step.stop)
             step.detail = outcome.cause
             return _judge(outcome, target)

@@ -85,6 +85,16 @@ class InProcessTracker:
             run_name=request.run_name or run.name,
         )
 
+    def resolve_experiment(self, request: TrackingRequest) -> str:
+        """Returns the id of the experiment that a request means; creates one that is given by name.
+
+        Raises:
+            TrackingError: The store can't be reached, or the experiment is unknown or deleted.
+        """
+        return self._call(
+            request.tracking_uri, "find the experiment", lambda store: _experiment_id(store, request), patient=False
+        )
+
     def adopt(self, run_id: str, tracking_uri: Secret) -> TrackedRun:
         """Returns a run that somebody else created; see ``Tracker``."""
         uri = reveal(tracking_uri)

@@ -140,6 +140,7 @@ def run_process(
     timeout: float | None = None,
     grace: float | None = None,
     merge_streams: bool = False,
+    pass_fds: Sequence[int] = (),
 ) -> ProcessResult:
     """Runs a program in a session of its own, and returns when it and everything that it started has ended.
 
@@ -157,6 +158,7 @@ def run_process(
         timeout: Seconds that the program may take; None for no limit.
         grace: Seconds between asking and killing; None for the setting.
         merge_streams: Whether stderr goes where stdout goes.
+        pass_fds: File descriptors that the program inherits.
 
     Raises:
         OSError: The program could not be started.
@@ -176,6 +178,7 @@ def run_process(
             stderr=subprocess.STDOUT if merge_streams else subprocess.PIPE,
             start_new_session=True,
             bufsize=0,
+            pass_fds=pass_fds,
         )
         try:
             _guard.set_group(cookie, process.pid)

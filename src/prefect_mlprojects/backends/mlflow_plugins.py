@@ -1,0 +1,217 @@
+"""MLflow's own backend plugins (entry-point group ``mlflow.project_backend``) as backends.
+
+A plugin is a class with one method (mlflow/projects/backend/abstract_backend.py)::
+
+    run(project_uri, entry_point, params, version, backend_config, tracking_uri, experiment_id) -> SubmittedRun
+
+It creates and ends the MLflow run itself. It runs in a child process, so that it sees the tracking URI of this run in its
+environment, its output is captured, and a plugin that hangs can be killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from prefect_mlprojects._support.output import TailedOutput
+from prefect_mlprojects._support.process.run import run_process
+from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
+from prefect_mlprojects.backends.configuration import dump_config
+from prefect_mlprojects.backends.contract import (
+    Backend,
+    BackendPlan,
+    BackendRequest,
+    Command,
+    ExecutionEvents,
+    Prepared,
+    Report,
+)
+from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome, timed_out_outcome
+from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.settings import grace_period
+from prefect_mlprojects.types import StopSignal
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+ENTRY_POINT_GROUP = "mlflow.project_backend"
+REQUEST_VARIABLE = "PREFECT_MLPROJECTS_PLUGIN_REQUEST"
+
+# A plugin's cancel() waits until the remote work has ended.
+_CANCEL_SECONDS = 60.0
+
+
+def plugin_entry_points() -> dict[str, EntryPoint]:
+    """Returns the plugins of installed packages by name, without this package's own."""
+    from importlib.metadata import entry_points
+
+    found = entry_points(group=ENTRY_POINT_GROUP)
+    return {each.name: each for each in found if not each.value.startswith("prefect_mlprojects.")}
+
+
+class PluginConfig(BaseModel):
+    """The configuration of a plugin: any keys; MLflow gives plugins no way to describe them."""
+
+    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
+
+
+@dataclass
+class _Reports:
+    """What the child process has reported."""
+
+    run_id: str | None = None
+    succeeded: bool | None = None
+    status: str = ""
+    error: str = ""
+    cancelled: bool = False
+
+    def take(self, report: Mapping[str, Any]) -> None:
+        self.run_id = report.get("run_id", self.run_id)
+        self.succeeded = report.get("succeeded", self.succeeded)
+        self.status = report.get("status", self.status)
+        self.error = report.get("error", self.error)
+        self.cancelled = report.get("cancelled", self.cancelled)
+
+
+class MlflowPluginBackend(Backend[PluginConfig, None]):
+    """Runs projects by a plugin of MLflow."""
+
+    config_model = PluginConfig
+    tracks_runs = True
+
+    def __init__(self, name: str) -> None:
+        """Adapts the plugin called `name`."""
+        self.name = name  # type: ignore[misc]  # one class serves all plugins
+
+    def environment_kind(self, request: BackendRequest[PluginConfig]) -> str:
+        """Returns the plugin's name: it prepares its environment itself."""
+        del request
+        return self.name
+
+    def plan(self, request: BackendRequest[PluginConfig], command: str) -> BackendPlan:
+        """Returns which class would run the project."""
+        del request, command
+        return BackendPlan(self.name, sections={"MLflow plugin": plugin_entry_points()[self.name].value})
+
+    def prepare(
+        self, request: BackendRequest[PluginConfig], report: Report, stop: StopSignal
+    ) -> Prepared[PluginConfig, None]:
+        """Prepares nothing; sets the tags that ``mlflow run`` sets on a plugin's run."""
+        del report, stop
+        tags = {"mlflow.project.backend": self.name}
+        if request.run_options.get("run_name"):
+            tags["mlflow.runName"] = str(request.run_options["run_name"])
+        return Prepared(request, None, f"MLflow plugin {self.name}", True, tags=tags)
+
+    def execute(
+        self, prepared: Prepared[PluginConfig, None], command: Command, events: ExecutionEvents, stop: StopSignal
+    ) -> Outcome:
+        """Calls the plugin's ``run()``, waits for the run that it submitted, and cancels it on a stop request.
+
+        Raises:
+            BackendError: The plugin can't be loaded, or raised an error.
+        """
+        if stop.requested:
+            return stopped_outcome(stop)
+        request = prepared.request
+        environment = {
+            **os.environ,
+            **reveal_values(command.child_env),
+            "MLFLOW_TRACKING_URI": reveal(request.tracking_uri),
+            REQUEST_VARIABLE: json.dumps(_plugin_request(self.name, request, command)),
+        }
+        reports, tail = _Reports(), TailedOutput(events)
+        with _report_pipe(reports, request, events) as descriptor:
+            result = run_process(
+                [sys.executable, "-m", "prefect_mlprojects.backends.mlflow_plugin_process", str(descriptor)],
+                cwd=None,
+                env=environment,
+                write=tail.write,
+                stop=stop,
+                timeout=command.timeout,
+                grace=max(grace_period(), _CANCEL_SECONDS),
+                pass_fds=(descriptor,),
+            )
+        lines = tail.close()
+        if result.ending in ("stopped", "timed-out"):
+            if reports.run_id is not None and not reports.cancelled and reports.succeeded is None:
+                return Outcome(
+                    "lost",
+                    cause=f"the plugin {self.name!r} did not end the run within {_CANCEL_SECONDS:g} s",
+                    advice="It may still be running: look for it where the plugin runs projects.",
+                    output_tail=lines,
+                )
+            ended_by_stop = result.ending == "stopped"
+            return stopped_outcome(stop, lines) if ended_by_stop else timed_out_outcome(command.timeout or 0.0, lines)
+        if reports.succeeded is None:
+            reason = reports.error or f"its process ended with code {result.return_code}"
+            raise BackendError(f"The MLflow plugin {self.name!r} failed: {reason}", backend=self.name)
+        if reports.succeeded:
+            return Outcome("exited", 0, cause="exit code 0", output_tail=lines)
+        return Outcome("exited", cause=f"the MLflow plugin {self.name!r} reported {reports.status}", output_tail=lines)
+
+
+def _plugin_request(name: str, request: BackendRequest[PluginConfig], command: Command) -> dict[str, Any]:
+    options = request.run_options
+    return {
+        "path": sys.path,
+        "plugin": name,
+        "project": str(request.working_copy.directory),
+        "entry_point": request.entry_point.name,
+        "parameters": dict(command.parameters),
+        "experiment_name": options.get("experiment_name"),
+        "experiment_id": options.get("experiment_id"),
+        # The keys that MLflow adds (mlflow/projects/utils.py, PROJECT_*).
+        "backend_config": {
+            **reveal_all(dump_config(request.config)),
+            "ENV_MANAGER": request.env_manager,
+            "SYNCHRONOUS": False,
+            "DOCKER_ARGS": dict(request.docker_args or {}),
+            "STORAGE_DIR": options.get("storage_dir"),
+            "build_image": request.build_image,
+            "docker_auth": reveal_all(request.docker_auth),
+        },
+    }
+
+
+class _report_pipe:  # noqa: N801 - a context manager that reads like a function
+    """Gives a descriptor for the child's reports, a JSON text a line, and takes them while they come."""
+
+    def __init__(self, reports: _Reports, request: BackendRequest[PluginConfig], events: ExecutionEvents) -> None:
+        self._reports, self._request, self._events = reports, request, events
+
+    def __enter__(self) -> int:
+        read_end, self._write_end = os.pipe()
+        self._thread = threading.Thread(target=self._read, args=(os.fdopen(read_end, "rb"),), daemon=True)
+        self._thread.start()
+        return self._write_end
+
+    def __exit__(self, *error: object) -> None:
+        # Every other copy of the descriptor was closed with the child's process tree: the reader meets the end.
+        os.close(self._write_end)
+        self._thread.join()
+
+    def _read(self, stream: IO[bytes]) -> None:
+        with stream:
+            for report in _parse(stream):
+                known = self._reports.run_id
+                self._reports.take(report)
+                if self._reports.run_id is not None and known is None:
+                    self._events.adopt_run(self._reports.run_id, self._request.tracking_uri)
+
+
+def _parse(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    for line in stream:
+        try:
+            report = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(report, dict):
+            yield report
