@@ -13,7 +13,7 @@ from prefect_mlprojects.backends.configuration import is_block_reference, load_b
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, ParameterError, Problem, RunFailed
 from prefect_mlprojects.runs.check import RunContext, check_request
 from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
-from prefect_mlprojects.runs.request import PROJECT_SCHEME, ProjectCall
+from prefect_mlprojects.runs.request import PROJECT_SCHEME, RunRequest
 from prefect_mlprojects.sources import detect_source
 from prefect_mlprojects.types import StopSignal
 
@@ -142,7 +142,7 @@ def make_call(
     git_credentials: str | None = None,
     tracking: str | None = None,
     config_secrets: dict[str, Any] | None = None,
-) -> ProjectCall:
+) -> RunRequest:
     """Checks the options of a call that need no project, and returns the call as plain JSON values.
 
     Raises:
@@ -161,7 +161,7 @@ def make_call(
     if problems:
         raise ParameterError("The call can't be made", problems)
     config = stored_config(backend, backend_config, config_secrets)
-    return ProjectCall(
+    return RunRequest(
         uri=str(uri),
         entry_point=entry_point,
         version=version,
@@ -218,7 +218,7 @@ def _plain(value: Any) -> Any:
 
 
 def context_before_run(
-    call: ProjectCall, tracking_uri: str, config_secrets: Mapping[str, Any] | None = None
+    call: RunRequest, tracking_uri: str, config_secrets: Mapping[str, Any] | None = None
 ) -> RunContext:
     """Returns what belongs to a run before its flow run exists; no block has been read yet."""
     config = call.backend_config
@@ -228,7 +228,7 @@ def context_before_run(
     return RunContext(parsed, Secret(tracking_uri))
 
 
-def preflight(call: ProjectCall, config_secrets: Mapping[str, Any] | None = None) -> str | None:
+def preflight(call: RunRequest, config_secrets: Mapping[str, Any] | None = None) -> str | None:
     """Finds a call's mistakes before a flow run exists, where that needs no network: for a project in a folder.
 
     Args:

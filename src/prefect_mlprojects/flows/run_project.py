@@ -40,7 +40,7 @@ from prefect_mlprojects.flows.announcement import RunAnnouncement
 from prefect_mlprojects.flows.cancellation import watch_cancellation
 from prefect_mlprojects.runs.check import CheckedRun, RunContext
 from prefect_mlprojects.runs.handles import RUN_ID_LABEL
-from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, ProjectCall
+from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, RunRequest
 from prefect_mlprojects.settings import log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git.facts import read_uncommitted_changes

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends import select_backend
 from prefect_mlprojects.backends.contract import AnyBackend, AnyRequest, BackendRequest
-from prefect_mlprojects.runs.request import ProjectCall
+from prefect_mlprojects.runs.request import RunRequest
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.spec import (
@@ -76,7 +76,7 @@ class CheckedRun:
         return self.backend.environment_kind(self.backend_request)
 
 
-def check_request(request: ProjectCall, working_copy: WorkingCopy, context: RunContext) -> CheckedRun:
+def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunContext) -> CheckedRun:
     """Checks a run request against its project; only reads files.
 
     Args:

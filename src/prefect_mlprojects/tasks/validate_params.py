@@ -12,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prefect_mlprojects.runs.check import CheckedRun, RunContext, check_request, map_paths
-from prefect_mlprojects.runs.request import ProjectCall
+from prefect_mlprojects.runs.request import RunRequest
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.sources.downloads.download import download_all
 from prefect_mlprojects.spec import CheckedParameters, build_command
@@ -37,7 +37,7 @@ class Invocation:
 
 @task(name="validate-params", cache_policy=NO_CACHE, persist_result=False)
 async def validate_params(
-    request: ProjectCall,
+    request: RunRequest,
     working_copy: WorkingCopy,
     context: RunContext,
     on_checked: Callable[[CheckedRun], None],
