@@ -136,7 +136,8 @@ async def execute(
                 events = _Events(step, asyncio.get_running_loop(), log, tags)
                 outcome = await _in_thread(checked.backend, prepared, command, events, step.stop)
             step.detail = outcome.cause
-            return _judge(outcome, target)
+            tracked = step.session.tracked_run
+            return _judge(outcome, target, tracked.run_id if tracked is not None else None)
 
 
 async def _in_thread(
@@ -152,12 +153,11 @@ async def _in_thread(
         raise
 
 
-def _judge(outcome: Outcome, target: Target) -> Outcome | State[Outcome]:
+def _judge(outcome: Outcome, target: Target, run_id: str | None) -> Outcome | State[Outcome]:
     if outcome.succeeded:
         return outcome
-    run_id = target.identity.mlflow_run_id
     facts: dict[str, Any] = {
-        "run_id": run_id or None,
+        "run_id": run_id,
         "flow_run_id": target.identity.flow_run_id,
         "output_tail": outcome.output_tail,
         "cause": outcome.cause,
