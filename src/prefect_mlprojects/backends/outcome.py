@@ -93,12 +93,19 @@ class ExitCause:
         signal: The number of the signal that ended it, if one did.
         text: The cause in words.
         advice: What to do about it; may be empty.
+        category: The category of the failure, if it is known better than "the user's code".
     """
 
     exit_code: int | None
     signal: int | None
     text: str
     advice: str = ""
+    category: FailureCategory | None = None
+
+
+def exited_outcome(cause: ExitCause, output_tail: tuple[str, ...] = ()) -> Outcome:
+    """Returns the outcome of a process that exited."""
+    return Outcome("exited", cause.exit_code, cause.signal, cause.text, cause.advice, output_tail, cause.category)
 
 
 def explain_exit(return_code: int) -> ExitCause:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.services import docker_engine
+from tests.services.recorder import Recorder
 from tests.services.waiting import wait_for, wait_for_exit
 
 from prefect_mlprojects import run
@@ -246,32 +247,28 @@ def test_a_run_that_goes_on(project: Path, engine: Any, containers_of: Container
     """A backend that is asked again for the same flow run finds its container, and starts no second one."""
     import threading
 
-    from prefect_mlprojects.backends.contract import BackendCall, ExecutionRequest, RunIdentity
+    from prefect_mlprojects.backends.contract import BackendRequest, Command, RunIdentity
     from prefect_mlprojects.backends.docker.backend import DockerBackend
     from prefect_mlprojects.sources import detect_source
     from prefect_mlprojects.spec import check_parameters, find_entry_point, load_project
-    from prefect_mlprojects.types import StopSignal, StreamName
+    from prefect_mlprojects.types import StopSignal
 
     backend = DockerBackend()
     loaded = load_project(project)
     entry_point = find_entry_point(loaded, "sleep")
     copy = detect_source(str(project)).fetch(StopSignal(), lambda _: None)
-    call = BackendCall(loaded, entry_point, check_parameters(entry_point, {}), copy)
-    preparation = backend.prepare(call, lambda _: None, StopSignal())
+    request = BackendRequest(loaded, entry_point, check_parameters(entry_point, {}), copy, backend.parse_config({}))
+    prepared = backend.prepare(request, lambda _: None, StopSignal())
     identity = RunIdentity("flow-run-" + str(os.getpid()), "m", "contained", "sleep")
-    request = ExecutionRequest(entry_point.command, project, None, {}, identity, call=call, preparation=preparation)
-    outputs: list[bytes] = []
-
-    class Sink:
-        def write(self, stream: StreamName, data: bytes) -> None:
-            outputs.append(data)
+    command = Command(entry_point.command, {}, identity)
+    events = Recorder()
 
     stops = [StopSignal(), StopSignal()]
     threads = []
     for number, stop in enumerate(stops):
-        threads.append(threading.Thread(target=backend.execute, args=(request, Sink(), stop)))
+        threads.append(threading.Thread(target=backend.execute, args=(prepared, command, events, stop)))
         threads[-1].start()
-        wait_for(lambda n=number: b"".join(outputs).count(b"sleeping now") == n + 1, "the output")  # type: ignore[misc]
+        wait_for(lambda n=number: events.data.count(b"sleeping now") == n + 1, "the output")  # type: ignore[misc]
     assert len(containers_of(identity.flow_run_id)) == 1
     stops[1].request("enough")
     for thread in threads:
@@ -291,6 +288,7 @@ def test_too_little_memory(project: Path) -> None:
     with pytest.raises(RunFailed, match="out of memory") as caught:
         run(str(project), "greedy", docker_args={"memory": "16m", "memory-swap": "16m"})
     assert "memory=" in str(caught.value)
+    assert caught.value.category == "out-of-memory"
 
 
 def test_a_step_of_the_build_that_fails(project: Path, engine: Any) -> None:

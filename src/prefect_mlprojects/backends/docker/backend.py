@@ -3,143 +3,179 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prefect_mlprojects._support.output import TailedOutput
-from prefect_mlprojects.backends.config_models import parse_config
+from prefect_mlprojects._support.secrets import reveal_all, reveal_values
 from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
 from prefect_mlprojects.backends.containers.config import LocalConfig, RegistryCredentials
 from prefect_mlprojects.backends.containers.engine import connect, find_engine
 from prefect_mlprojects.backends.containers.image import CODE_FOLDER, build_project_image, ensure_image, shell_command
-from prefect_mlprojects.backends.contract import BackendCall, ExecutionOutcome, ExecutionRequest, Preparation
+from prefect_mlprojects.backends.contract import (
+    Backend,
+    BackendPlan,
+    BackendRequest,
+    Command,
+    ExecutionEvents,
+    Prepared,
+    Report,
+)
 from prefect_mlprojects.backends.docker.arguments import ContainerOptions, parse_arguments
+from prefect_mlprojects.backends.docker.container_env import container_env
 from prefect_mlprojects.backends.docker.containers import ContainerRun, find_running, labels
 from prefect_mlprojects.backends.docker.diagnosis import explain_start_failure
 from prefect_mlprojects.backends.docker.guard import guarded
-from prefect_mlprojects.backends.docker.surroundings import surroundings
+from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError, ParameterError, Problem
 from prefect_mlprojects.settings import grace_period
 from prefect_mlprojects.spec.project import DockerEnvironment
-from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal
+from prefect_mlprojects.types import StopSignal
 
 BACKEND = "local"
 DATA_FOLDER = "/mlflow/projects/data"
 """Where files and folders of ``path`` parameters are mounted that are not in the project."""
 
-_CARRIED = "carried"
+
+@dataclass(frozen=True)
+class DockerImage:
+    """The image that a command runs in.
+
+    Attributes:
+        image_id: Its id on the engine.
+        carries_project: Whether its working directory holds the project.
+    """
+
+    image_id: str
+    carries_project: bool
 
 
-class DockerBackend:
-    """Runs commands in containers of a Docker engine; a ``PreparingBackend`` and a ``PlanningBackend``."""
+class DockerBackend(Backend[LocalConfig, DockerImage]):
+    """Runs commands in containers of a Docker engine: the backend ``local`` for a project or request that names an image."""
 
-    @property
-    def environment_kind(self) -> str:
-        """``docker``, as MLflow's tag says."""
+    name = BACKEND
+    config_model = LocalConfig
+
+    def environment_kind(self, request: BackendRequest[LocalConfig]) -> str:
+        """Returns ``docker``."""
+        del request
         return "docker"
 
-    @property
-    def downloads_paths(self) -> bool:
-        """Remote ``path`` parameters are downloaded here, and mounted."""
-        return True
+    def check(self, request: BackendRequest[LocalConfig]) -> None:
+        """Checks the arguments for the container, and that the variables to copy are set.
 
-    def validate_config(self, config: BackendConfig) -> BackendConfig:
-        """Checks the configuration; see ``LocalConfig``."""
-        return parse_config(LocalConfig, config, backend=BACKEND).plain()
-
-    def check(self, call: BackendCall) -> None:
-        """Checks the arguments for the container, and that the variables to copy are set; see ``PreparingBackend``."""
-        _options(call)
-        if call.env_manager not in (None, "local"):
+        Raises:
+            ParameterError: An argument is wrong, a variable is not set, or an environment manager was chosen.
+        """
+        _options(request)
+        if request.env_manager not in (None, "local"):
             raise ParameterError(
-                f"The call of project '{call.project.display_name}' does not fit",
+                f"The request for project '{request.project.display_name}' does not fit",
                 [
                     Problem(
-                        f"env_manager {call.env_manager!r} can't be used in a container, whose image is the environment",
+                        f"env_manager {request.env_manager!r} can't be used in a container, whose image is the environment",
                         parameter="env_manager",
                         fix="leave it out",
                     )
                 ],
             )
 
-    def place_paths(self, call: BackendCall, values: Mapping[str, str]) -> Mapping[str, str]:
-        """Files of the project keep their place in it; others are mounted, each in a folder of its own."""
-        config = _config(call)
-        placed = {}
-        for name, text in values.items():
+    def map_paths(self, request: BackendRequest[LocalConfig], paths: Mapping[str, str]) -> Mapping[str, str]:
+        """Keeps the place of files in the project; mounts each other one in its own folder.
+
+        Raises:
+            BackendError: The engine can't mount a file, because it is on another machine.
+        """
+        mapped: dict[str, str] = {}
+        root = request.working_copy.directory
+        for name, text in paths.items():
             path = Path(text)
-            root = call.working_copy.directory
             if path.is_relative_to(root):
-                placed[name] = str(PurePosixPath(CODE_FOLDER) / path.relative_to(root).as_posix())
-            elif find_engine(config).is_here:
-                placed[name] = f"{DATA_FOLDER}/{len(placed)}/{path.name}"
+                mapped[name] = str(PurePosixPath(CODE_FOLDER) / path.relative_to(root).as_posix())
+            elif find_engine(request.config).is_here:
+                mapped[name] = f"{DATA_FOLDER}/{len(mapped)}/{path.name}"
             else:
                 raise BackendError(
                     f"The parameter '{name}' names {text}, which the Docker engine can't mount, since it is on another machine. "
                     "Put the file into the project, or pass a URI.",
                     backend=BACKEND,
                 )
-        return placed
+        return mapped
 
-    def plan(self, call: BackendCall, command: str) -> Mapping[str, str]:
-        """Says which image would run, and how the project's files get into its container."""
-        config = _config(call)
-        files = "built into an image" if call.build_image else f"{config.project_files} into {CODE_FOLDER}"
-        return {
-            "image": _image_of(call),
+    def plan(self, request: BackendRequest[LocalConfig], command: str) -> BackendPlan:
+        """Returns which image would run, and how the project's files get into its container."""
+        files = "built into an image" if request.build_image else f"{request.config.project_files} into {CODE_FOLDER}"
+        sections = {
+            "image": _image_of(request),
             "project files": files,
             "container command": " ".join(shell_command(command)[:3]),
         }
+        return BackendPlan("docker", sections=sections)
 
-    def prepare(self, call: BackendCall, report: Callable[[str], None], stop: StopSignal) -> Preparation:
-        """Has the image on the engine: pulled when it is missing, and built with the project's files when that is asked for."""
-        config, image = _config(call), _image_of(call)
+    def prepare(
+        self, request: BackendRequest[LocalConfig], report: Report, stop: StopSignal
+    ) -> Prepared[LocalConfig, DockerImage]:
+        """Pulls the image if it is missing, and builds one with the project's files if that is requested.
+
+        Raises:
+            BackendError: The engine can't be reached, the image could not be pulled or built, or it was stopped.
+        """
+        config, image = request.config, _image_of(request)
         engine = connect(config)
-        auth = _registry_auth(call)
+        auth = _registry_auth(request)
         image_id, reused = ensure_image(
             engine, image, pull=config.pull, auth=auth, backend=BACKEND, report=report, stop=stop
         )
-        if call.build_image:
+        if request.build_image:
             built = build_project_image(
                 engine,
                 image,
                 image_id,
-                call.working_copy,
-                call.project.name,
+                request.working_copy,
+                request.project.name,
                 backend=BACKEND,
                 report=report,
                 stop=stop,
             )
             image, image_id, reused = built.name, built.image_id, built.reused
-        carried = call.build_image or _carries_project(engine, image_id, _options(call).create.get("working_dir"))
-        return Preparation(
-            description=f"image {image} ({image_id.removeprefix('sha256:')[:12]})",
-            reused=reused,
-            image=image,
-            tags={"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image_id},
-            facts={"image-id": image_id, _CARRIED: "yes" if carried else ""},
+        carries = request.build_image or _carries_project(engine, image_id, _options(request).create.get("working_dir"))
+        return Prepared(
+            request,
+            DockerImage(image_id, carries),
+            f"image {image} ({image_id.removeprefix('sha256:')[:12]})",
+            reused,
+            image,
+            {"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image_id},
         )
 
-    def execute(self, request: ExecutionRequest, output: OutputSink, stop: StopSignal) -> ExecutionOutcome:
-        """Runs the command in a container and returns when that has ended and is gone; see ``Backend``."""
-        call, preparation = request.call, request.preparation
-        assert call is not None
-        assert preparation is not None
+    def execute(
+        self,
+        prepared: Prepared[LocalConfig, DockerImage],
+        command: Command,
+        events: ExecutionEvents,
+        stop: StopSignal,
+    ) -> Outcome:
+        """Runs the command in a container; returns once it has ended and was removed.
+
+        Raises:
+            BackendError: The engine can't be reached.
+        """
         if stop.requested:
-            return ExecutionOutcome("stopped", cause=str(stop.reason))
-        config = LocalConfig.model_validate(dict(request.config))
+            return stopped_outcome(stop)
+        config = prepared.request.config
         grace = grace_period() if config.grace_period is None else config.grace_period
         engine = connect(config)
-        options = _options(call)
-        tailed = TailedOutput(output)
+        options = _options(prepared.request)
+        tailed = TailedOutput(events)
         tty = bool(options.create.get("tty"))
-        running = find_running(engine, request.identity)
+        running = find_running(engine, command.identity)
         here = find_engine(config).is_here
         from docker.errors import APIError
 
         try:
-            container = running or _create(engine, request, call, preparation, options, config, here=here)
+            container = running or _create(engine, prepared, command, options, here=here)
         except APIError as error:
             return _not_started(error)
         run = ContainerRun(engine, container, tailed, tty=tty)
@@ -147,39 +183,35 @@ class DockerBackend:
         with guarded(container, config, grace):
             try:
                 if running is not None:
-                    request.events.report(f"going on with the container {container[:12]}, which runs already")
+                    events.report(f"continuing with container {container[:12]}, which is already running")
                     run.go_on()
                 else:
                     run.start(attach=here)
-                    request.events.report(f"container {container[:12]} of {preparation.image}")
-                return run.wait(stop, request.timeout, grace)
+                    events.report(f"container {container[:12]} of {prepared.image}")
+                return run.wait(stop, command.timeout, grace)
             except APIError as error:
                 return _not_started(error)
             finally:
                 run.remove()
 
 
-def _config(call: BackendCall) -> LocalConfig:
-    return LocalConfig.model_validate(dict(call.config))
-
-
-def _image_of(call: BackendCall) -> str:
+def _image_of(request: BackendRequest[LocalConfig]) -> str:
     # Without an image the registry would not have chosen this backend.
-    assert call.image is not None
-    return call.image
+    assert request.image is not None
+    return request.image
 
 
-def _options(call: BackendCall) -> ContainerOptions:
-    """What the project and the call ask for; the call wins."""
-    options = parse_arguments(call.docker_args or {}, os.environ)
-    environment = call.project.environment
+def _options(request: BackendRequest[LocalConfig]) -> ContainerOptions:
+    """Returns what the project and the request ask for; the request wins."""
+    options = parse_arguments(request.docker_args or {}, os.environ)
+    environment = request.project.environment
     if not isinstance(environment, DockerEnvironment):
         return options
     missing = [name for name, value in environment.environment if value is None and name not in os.environ]
     missing = [name for name in missing if name not in options.environment]
     if missing:
         raise ParameterError(
-            f"Project '{call.project.display_name}' can't run",
+            f"Project '{request.project.display_name}' can't run",
             [
                 Problem(f"its docker_env copies the variable {name}, which is not set here", fix=f"set {name}")
                 for name in missing
@@ -195,29 +227,30 @@ def _options(call: BackendCall) -> ContainerOptions:
     return options
 
 
-def _registry_auth(call: BackendCall) -> dict[str, str] | None:
-    if call.docker_auth:
-        return {str(key): str(value) for key, value in call.docker_auth.items()}
-    credentials = _config(call).credentials
+def _registry_auth(request: BackendRequest[LocalConfig]) -> dict[str, str] | None:
+    if request.docker_auth:
+        return {str(key): str(value) for key, value in reveal_all(request.docker_auth).items()}
+    credentials = request.config.credentials
     return credentials.auth_config() if isinstance(credentials, RegistryCredentials) else None
 
 
 def _create(
     engine: Any,
-    request: ExecutionRequest,
-    call: BackendCall,
-    preparation: Preparation,
+    prepared: Prepared[LocalConfig, DockerImage],
+    command: Command,
     options: ContainerOptions,
-    config: LocalConfig,
     *,
     here: bool,
 ) -> str:
-    image = preparation.facts["image-id"]
-    around = surroundings(request.variables, os.environ, engine_is_here=here, network=options.host.get("network_mode"))
-    carried = bool(preparation.facts[_CARRIED])
-    volumes = [*around.volumes, *options.volumes, *_mounted_paths(request)]
+    request, config = prepared.request, prepared.request.config
+    directory = request.working_copy.directory
+    around = container_env(
+        reveal_values(command.child_env), os.environ, engine_is_here=here, network=options.host.get("network_mode")
+    )
+    carried = prepared.value.carries_project
+    volumes = [*around.volumes, *options.volumes, *_mounted_paths(command)]
     if not carried and config.project_files == "mount":
-        volumes.append(f"{request.working_directory}:{CODE_FOLDER}")
+        volumes.append(f"{directory}:{CODE_FOLDER}")
     host: dict[str, Any] = {"init": True, **options.host}
     if around.host_network:
         host["network_mode"] = "host"
@@ -230,26 +263,24 @@ def _create(
     if user is not None:
         create.setdefault("user", f"{user[0]}:{user[1]}")
     made = engine.create_container(
-        image,
+        prepared.value.image_id,
         **{
             **create,
-            "command": shell_command(request.command),
+            "command": shell_command(command.line),
             "environment": {
                 # Docker's init passes a signal on to the whole group, so that the program behind the shell gets it.
                 "TINI_KILL_PROCESS_GROUP": "1",
                 **around.variables,
                 **options.environment,
             },
-            "labels": {**create.get("labels", {}), **labels(request.identity)},
+            "labels": {**create.get("labels", {}), **labels(command.identity)},
             "host_config": engine.create_host_config(binds=_resolved(volumes), **host),
         },
     )
     container = str(made["Id"])
     if not carried and config.project_files == "copy":
         try:
-            files = iterate_archive(
-                project_files(call.working_copy.directory), prefix=CODE_FOLDER, owner=user or (0, 0)
-            )
+            files = iterate_archive(project_files(directory), prefix=CODE_FOLDER, owner=user or (0, 0))
             engine.put_archive(container, "/", files)
         except BaseException:
             engine.remove_container(container, force=True, v=True)
@@ -289,8 +320,8 @@ def _carries_project(engine: Any, image: str, working_directory: str | None) -> 
         engine.remove_container(probe, force=True)
 
 
-def _mounted_paths(request: ExecutionRequest) -> list[str]:
-    return [f"{here}:{there}:ro" for here, there in request.paths.items() if there.startswith(f"{DATA_FOLDER}/")]
+def _mounted_paths(command: Command) -> list[str]:
+    return [f"{here}:{there}:ro" for here, there in command.paths.items() if there.startswith(f"{DATA_FOLDER}/")]
 
 
 def _resolved(volumes: list[str]) -> list[str]:
@@ -303,6 +334,11 @@ def _resolved(volumes: list[str]) -> list[str]:
     ]
 
 
-def _not_started(error: Exception) -> ExecutionOutcome:
-    cause, advice = explain_start_failure(str(getattr(error, "explanation", None) or error))
-    return ExecutionOutcome("not-started", cause=f"the container could not be started: {cause}", advice=advice)
+def _not_started(error: Exception) -> Outcome:
+    failure = explain_start_failure(str(getattr(error, "explanation", None) or error))
+    return Outcome(
+        "not-started",
+        cause=f"the container could not be started: {failure.cause}",
+        advice=failure.advice,
+        reason=failure.category,
+    )

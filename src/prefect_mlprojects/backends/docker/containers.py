@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect_mlprojects._support.output import TailedOutput
-from prefect_mlprojects.backends.contract import ExecutionOutcome, RunIdentity
+from prefect_mlprojects.backends.contract import RunIdentity
 from prefect_mlprojects.backends.docker.diagnosis import explain_end
 from prefect_mlprojects.backends.docker.output import ContainerOutput
+from prefect_mlprojects.backends.outcome import Outcome, exited_outcome, stopped_outcome, timed_out_outcome
 from prefect_mlprojects.types import StopSignal
 
 _logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class ContainerRun:
         """Begins to read the output of a container that runs already, from its start."""
         self._output.follow_log()
 
-    def wait(self, stop: StopSignal, timeout: float | None, grace: float) -> ExecutionOutcome:
+    def wait(self, stop: StopSignal, timeout: float | None, grace: float) -> Outcome:
         """Waits for its end, and ends it when that is asked for or the timeout passes.
 
         Args:
@@ -116,13 +117,17 @@ class ContainerRun:
         self._output.finish()
         tail = self._tailed.close()
         if ending == "stopped":
-            return ExecutionOutcome("stopped", cause=str(stop.reason), output_tail=tail)
+            return stopped_outcome(stop, tail)
         if ending == "timed-out":
-            return ExecutionOutcome(
-                "timed-out", cause=f"it took longer than its timeout of {timeout:g} s", output_tail=tail
+            return timed_out_outcome(timeout or 0.0, tail)
+        if self._lost:
+            return Outcome(
+                "lost",
+                cause=self._lost,
+                advice=f"The container may still be running there: docker rm -f {self._id[:12]}",
+                output_tail=tail,
             )
-        cause = explain_end(state)
-        return ExecutionOutcome("exited", cause.exit_code, cause.signal, cause.text, cause.advice, tail)
+        return exited_outcome(explain_end(state), tail)
 
     def end(self, grace: float) -> None:
         """Asks it to end, waits a grace period, and kills it; one that has ended already is left alone."""
@@ -192,7 +197,7 @@ class ContainerRun:
         from requests.exceptions import RequestException
 
         if self._lost:
-            return {"ExitCode": 125, "Error": self._lost}
+            return {}
         try:
             state: Mapping[str, Any] = self._engine.inspect_container(self._id)["State"]
         except NotFound:

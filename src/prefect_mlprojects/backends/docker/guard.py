@@ -14,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from prefect_mlprojects._support.secrets import reveal_all
+from prefect_mlprojects.backends.configuration import dump_config
 from prefect_mlprojects.backends.containers.config import LocalConfig
 
 _DONE = b"done\n"
@@ -29,7 +31,7 @@ def guarded(container_id: str, config: LocalConfig, grace: float) -> Iterator[No
         grace: Seconds between asking and killing.
     """
     # By the pipe, since the engine's key may be in it.
-    engine = {name: value for name, value in config.plain().items() if name.startswith("docker-")}
+    engine = reveal_all({name: value for name, value in dump_config(config).items() if name.startswith("docker-")})
     facts = {"container": container_id, "grace": grace, "path": sys.path, "engine": engine}
     program = (
         "import json, sys; facts = json.loads(sys.stdin.buffer.readline()); sys.path[:] = facts['path']; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from dataclasses import replace
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.process.run import ProcessResult, run_process
@@ -18,7 +19,13 @@ from prefect_mlprojects.backends.contract import (
     Prepared,
     Report,
 )
-from prefect_mlprojects.backends.outcome import Outcome, explain_exit, stopped_outcome, timed_out_outcome
+from prefect_mlprojects.backends.outcome import (
+    Outcome,
+    exited_outcome,
+    explain_exit,
+    stopped_outcome,
+    timed_out_outcome,
+)
 from prefect_mlprojects.environments.base import EnvironmentManager, PreparedEnvironment
 from prefect_mlprojects.environments.detection import choose_manager
 from prefect_mlprojects.environments.managers import environment_manager, release_environment
@@ -103,14 +110,7 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
             return Outcome("not-started", cause=_explain_start_failure(error))
         outcome = _outcome(result, command, stop, tail.close())
         if outcome.exit_code and not directory.is_dir():
-            return Outcome(
-                "exited",
-                outcome.exit_code,
-                outcome.signal,
-                outcome.cause,
-                f"Its working directory {directory} vanished while it ran.",
-                outcome.output_tail,
-            )
+            return replace(outcome, advice=f"Its working directory {directory} vanished while it ran.")
         return outcome
 
     def release(self, prepared: Prepared[LocalConfig, PreparedEnvironment]) -> None:
@@ -136,5 +136,4 @@ def _outcome(result: ProcessResult, command: Command, stop: StopSignal, tail: tu
         return stopped_outcome(stop, tail)
     if result.ending == "timed-out":
         return timed_out_outcome(command.timeout or 0.0, tail)
-    cause = explain_exit(result.return_code)
-    return Outcome("exited", cause.exit_code, cause.signal, cause.text, cause.advice, tail)
+    return exited_outcome(explain_exit(result.return_code), tail)

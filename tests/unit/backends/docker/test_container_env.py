@@ -6,29 +6,29 @@ from pathlib import Path
 
 import pytest
 
+from prefect_mlprojects.backends.docker.container_env import container_env
 from prefect_mlprojects.backends.docker.diagnosis import explain_end, explain_start_failure
-from prefect_mlprojects.backends.docker.surroundings import surroundings
 from prefect_mlprojects.exceptions import BackendError
 
 
 def test_a_local_store_keeps_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    found = surroundings({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=True, network=None)
+    found = container_env({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=True, network=None)
 
     assert (found.variables["MLFLOW_TRACKING_URI"], found.volumes) == (uri, (f"{tmp_path}:{tmp_path}",))
     assert not found.host_network
     with pytest.raises(BackendError, match="its containers can't reach it"):
-        surroundings({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=False, network=None)
+        container_env({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=False, network=None)
     with pytest.raises(BackendError, match="can't be mounted"):
-        surroundings({"MLFLOW_TRACKING_URI": "sqlite:////etc/mlflow.db"}, {}, engine_is_here=True, network=None)
+        container_env({"MLFLOW_TRACKING_URI": "sqlite:////etc/mlflow.db"}, {}, engine_is_here=True, network=None)
 
 
 def test_artifacts_elsewhere_are_mounted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
-    found = surroundings({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=True, network=None)
+    found = container_env({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=True, network=None)
 
     runs = tmp_path / "work" / "mlruns"
     assert found.volumes == (f"{tmp_path / 'store'}:{tmp_path / 'store'}", f"{runs}:{runs}")
@@ -39,9 +39,9 @@ def test_a_server_on_localhost_is_reached() -> None:
         "MLFLOW_TRACKING_URI": "http://me:secret@localhost:5000/x",
         "PREFECT_API_URL": "http://127.0.0.1:4200/api",
     }
-    shared = surroundings(variables, {}, engine_is_here=True, network=None)
-    bridged = surroundings(variables, {}, engine_is_here=True, network="bridge")
-    remote = surroundings(variables, {}, engine_is_here=True, network="my-net")
+    shared = container_env(variables, {}, engine_is_here=True, network=None)
+    bridged = container_env(variables, {}, engine_is_here=True, network="bridge")
+    remote = container_env(variables, {}, engine_is_here=True, network="my-net")
 
     assert shared.host_network
     assert dict(shared.variables) == variables
@@ -53,7 +53,7 @@ def test_a_server_on_localhost_is_reached() -> None:
 
 
 def test_a_remote_server_is_passed_on() -> None:
-    found = surroundings({"MLFLOW_TRACKING_URI": "https://mlflow.example.com"}, {}, engine_is_here=False, network=None)
+    found = container_env({"MLFLOW_TRACKING_URI": "https://mlflow.example.com"}, {}, engine_is_here=False, network=None)
 
     assert (found.volumes, found.host_network, dict(found.extra_hosts)) == ((), False, {})
 
@@ -65,7 +65,7 @@ def test_credentials_by_name(tmp_path: Path) -> None:
         "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json"),
         "HOME": "/root",
     }
-    found = surroundings({}, environ, engine_is_here=True, network=None)
+    found = container_env({}, environ, engine_is_here=True, network=None)
 
     assert dict(found.variables) == {
         "AWS_SECRET_ACCESS_KEY": "s",
@@ -91,7 +91,7 @@ def test_why_a_container_ended(state: dict[str, object], words: str) -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ("No such image: x:1", "the image is not there"),
+        ("No such image: x:1", "the engine has no such image"),
         ('could not select device driver "" with capabilities: [[gpu]]', "no driver for the devices"),
         ("driver failed: Bind for 0.0.0.0:80 failed: port is already allocated", "a port is in use"),
         ('Conflict. The container name "/x" is already in use by container "1"', "another container has that name"),
@@ -100,4 +100,4 @@ def test_why_a_container_ended(state: dict[str, object], words: str) -> None:
     ],
 )
 def test_why_a_container_did_not_start(message: str, words: str) -> None:
-    assert words in explain_start_failure(message)[0]
+    assert words in explain_start_failure(message).cause

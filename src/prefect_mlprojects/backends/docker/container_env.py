@@ -57,7 +57,7 @@ _SYSTEM_FOLDERS = (
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class ContainerEnv:
     """What a container gets of this machine.
 
     Attributes:
@@ -73,9 +73,9 @@ class Surroundings:
     extra_hosts: Mapping[str, str] = field(default_factory=dict)
 
 
-def surroundings(
+def container_env(
     variables: Mapping[str, str], environ: Mapping[str, str], *, engine_is_here: bool, network: str | None
-) -> Surroundings:
+) -> ContainerEnv:
     """Finds out what a container needs.
 
     A SQLite or file store's folder is mounted under its own path, so that the tracking URI and the artifact locations in the
@@ -115,12 +115,12 @@ def surroundings(
         result[GOOGLE_CREDENTIALS] = place
     local = [name for name in _URL_VARIABLES if _is_loopback(result.get(name, ""))]
     if not local or network not in (None, "bridge"):
-        return Surroundings(result, tuple(volumes))
+        return ContainerEnv(result, tuple(volumes))
     if network is None and engine_is_here and os.uname().sysname == "Linux":
         # The only way to a server that listens on 127.0.0.1.
-        return Surroundings(result, tuple(volumes), host_network=True)
+        return ContainerEnv(result, tuple(volumes), host_network=True)
     result |= {name: _on_host(result[name]) for name in local}
-    return Surroundings(result, tuple(volumes), extra_hosts={HOST_NAME: "host-gateway"})
+    return ContainerEnv(result, tuple(volumes), extra_hosts={HOST_NAME: "host-gateway"})
 
 
 def _store_folders(uri: str) -> list[Path]:
