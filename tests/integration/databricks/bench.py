@@ -11,9 +11,13 @@ from typing import Any
 
 from tests.fakes.databricks_api import FakeWorkspace
 from tests.fakes.databricks_api.runs import FakeRun
+from tests.services.recorder import Recorder
 
-from prefect_mlprojects.backends.contract import BackendCall, ExecutionOutcome, ExecutionRequest, NoEvents, RunIdentity
+from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects.backends.contract import Command, RunIdentity
 from prefect_mlprojects.backends.databricks.backend import DatabricksBackend
+from prefect_mlprojects.backends.databricks.config import DatabricksRequest
+from prefect_mlprojects.backends.outcome import Outcome
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.spec import (
     build_command,
@@ -22,36 +26,10 @@ from prefect_mlprojects.spec import (
     load_project,
     spark_job_entry_point,
 )
-from prefect_mlprojects.types import StopSignal, StreamName
+from prefect_mlprojects.types import StopSignal
 
 CLUSTER = {"spark_version": "15.4.x-scala2.12", "node_type_id": "i3.xlarge", "num_workers": 1}
 FAST = {"poll-interval": 0.1, "max-poll-interval": 0.5}
-
-
-@dataclass
-class Recorder(NoEvents):
-    """Keeps what a run printed and reported."""
-
-    out: bytes = b""
-    err: bytes = b""
-    reports: list[str] = field(default_factory=list)
-    tags: dict[str, str] = field(default_factory=dict)
-    links: list[tuple[str, str]] = field(default_factory=list)
-
-    def write(self, stream: StreamName, data: bytes) -> None:
-        if stream == "stdout":
-            self.out += data
-        else:
-            self.err += data
-
-    def report(self, line: str) -> None:
-        self.reports.append(line)
-
-    def tag(self, tags: Mapping[str, str]) -> None:
-        self.tags.update(tags)
-
-    def link(self, title: str, url: str) -> None:
-        self.links.append((title, url))
 
 
 @dataclass
@@ -71,7 +49,7 @@ class Bench:
         """Makes the project one Python file."""
         self.write(MLproject=f"name: p\nentry_points:\n  main:\n    command: {command}\n", main__py=text)
 
-    def call(self, config: Mapping[str, Any] | None = None, **fields: Any) -> tuple[BackendCall, str]:
+    def request(self, config: Mapping[str, Any] | None = None, **fields: Any) -> tuple[DatabricksRequest, str]:
         """The checked call of the project, and its command."""
         project = load_project(self.folder)
         name = fields.pop("entry_point", "main")
@@ -81,9 +59,10 @@ class Bench:
         compute = {} if config and {"existing-cluster-id", "environment", "new_cluster"} & set(config) else CLUSTER
         asked = {**FAST, **({"new_cluster": compute} if compute else {}), **(config or {})}
         backend = DatabricksBackend()
-        values = {"config": backend.validate_config(asked), "tracking_uri": "https://tracking.invalid", **fields}
-        call = BackendCall(project, entry_point, parameters, copy, **values)
-        return call, build_command(entry_point, parameters)
+        uri = Secret(fields.pop("tracking_uri", "https://tracking.invalid"))
+        config_model = backend.parse_config(asked)
+        request = DatabricksRequest(project, entry_point, parameters, copy, config_model, uri, **fields)
+        return request, build_command(entry_point, parameters)
 
     def run(
         self,
@@ -94,29 +73,19 @@ class Bench:
         timeout: float | None = None,
         variables: Mapping[str, str] | None = None,
         **fields: Any,
-    ) -> ExecutionOutcome:
+    ) -> Outcome:
         """Runs the project as the flow does: check, prepare, execute."""
-        call, command = self.call(config, **fields)
+        request, line = self.request(config, **fields)
         backend, stop = DatabricksBackend(), stop or StopSignal()
-        backend.check(call)
-        preparation = backend.prepare(call, self.recorder.report, stop)
-        request = ExecutionRequest(
-            command,
-            self.folder,
-            None,
-            {"MLFLOW_RUN_ID": "run-1", "MLFLOW_EXPERIMENT_ID": "7", **(variables or {})},
-            RunIdentity(flow_run_id or str(uuid.uuid4()), "run-1", "p", "main"),
-            call.config,
-            timeout,
-            call,
-            preparation,
-            events=self.recorder,
-        )
-        return backend.execute(request, self.recorder, stop)
+        backend.check(request)
+        prepared = backend.prepare(request, self.recorder.report, stop)
+        child_env = {"MLFLOW_RUN_ID": "run-1", "MLFLOW_EXPERIMENT_ID": "7", **(variables or {})}
+        identity = RunIdentity(flow_run_id or str(uuid.uuid4()), "run-1", "p", "main")
+        return backend.execute(prepared, Command(line, child_env, identity, timeout), self.recorder, stop)
 
-    def start(self, *arguments: Any, **fields: Any) -> tuple[threading.Thread, list[ExecutionOutcome], StopSignal]:
+    def start(self, *arguments: Any, **fields: Any) -> tuple[threading.Thread, list[Outcome], StopSignal]:
         """Runs the project in a thread; its outcome gets into the list."""
-        stop, found = StopSignal(), list[ExecutionOutcome]()
+        stop, found = StopSignal(), list[Outcome]()
         thread = threading.Thread(target=lambda: found.append(self.run(*arguments, stop=stop, **fields)), daemon=True)
         thread.start()
         return thread, found, stop

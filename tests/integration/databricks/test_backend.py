@@ -35,7 +35,7 @@ def test_each_kind_of_compute_runs_a_project(bench: Bench, compute: dict[str, An
     outcome = bench.run(compute)
 
     assert outcome.succeeded, outcome
-    assert bench.recorder.out == b"None run-1 https://tracking.invalid\n"
+    assert bench.recorder.streams["stdout"] == b"None run-1 https://tracking.invalid\n"
     assert bench.recorder.tags["mlflow.databricks.shellJobRunID"] == "1000"
     assert bench.recorder.links == [("Databricks run", f"{bench.workspace.host}/?o=1#job/77/run/1000")]
     assert bench.files("runs") == bench.files("output") == []
@@ -50,7 +50,7 @@ def test_secrets_are_read_on_the_driver(bench: Bench, runtime: str) -> None:
     outcome = bench.run({"secrets": {"TOKEN": "mlflow/token"}})
 
     assert outcome.succeeded, outcome
-    assert bench.recorder.out.startswith(b"s3cr3t ")
+    assert bench.recorder.streams["stdout"].startswith(b"s3cr3t ")
     assert "s3cr3t" not in json.dumps(bench.last.body)
 
 
@@ -83,7 +83,10 @@ def test_a_git_project_is_checked_out_by_databricks(bench: Bench, tmp_path: Path
     outcome = bench.run({"git-source": True, "secrets": {"TOKEN": "mlflow/token"}}, working_copy=copy)
 
     assert outcome.succeeded, outcome
-    assert bench.recorder.out.splitlines()[:2] == [b"s3cr3t run-1 https://tracking.invalid", b"['--rate', 'a b']"]
+    assert bench.recorder.streams["stdout"].splitlines()[:2] == [
+        b"s3cr3t run-1 https://tracking.invalid",
+        b"['--rate', 'a b']",
+    ]
     assert bench.last.body["git_source"]["git_commit"] == commit
     assert bench.files("code") == []
     assert "s3cr3t" not in json.dumps(bench.last.body)
@@ -129,7 +132,7 @@ def test_a_spark_job_runs_to_its_end(bench: Bench, text: str, expected: str, com
     outcome = bench.run(compute)
 
     assert outcome.succeeded, outcome
-    assert bench.recorder.out.decode() == f"{expected} 1.16.0 run-1 __main__\n"
+    assert bench.recorder.streams["stdout"].decode() == f"{expected} 1.16.0 run-1 __main__\n"
 
 
 def test_a_spark_jobs_error_is_passed_on(bench: Bench) -> None:
@@ -146,7 +149,10 @@ def test_output_comes_while_the_run_goes_on(bench: Bench) -> None:
     bench.program("import sys, time\nprint('early')\nprint('warned', file=sys.stderr)\ntime.sleep(600)\n")
 
     thread, found, stop = bench.start()
-    wait_for(lambda: b"early" in bench.recorder.out and b"warned" in bench.recorder.err, "live output")
+    wait_for(
+        lambda: b"early" in bench.recorder.streams["stdout"] and b"warned" in bench.recorder.streams["stderr"],
+        "live output",
+    )
     assert bench.last.life_cycle == "RUNNING"
     stop.request("enough")
     thread.join(60)
@@ -161,7 +167,7 @@ def test_output_may_come_at_the_end_only(bench: Bench) -> None:
     outcome = bench.run({"live-output": False})
 
     assert outcome.succeeded
-    assert b"late" in bench.recorder.out
+    assert b"late" in bench.recorder.streams["stdout"]
     assert bench.files("output") == []
     bench.program("raise SystemExit(3)\n")
     assert bench.run({"live-output": False}).exit_code == 3
@@ -196,7 +202,7 @@ def test_access_is_given_to_others(bench: Bench) -> None:
 def test_the_code_goes_to_any_place_and_only_once(bench: Bench, place: str) -> None:
     bench.program(SHOW)
     assert bench.run({"code-path": place}).succeeded
-    assert bench.recorder.out == b"None run-1 https://tracking.invalid\n"
+    assert bench.recorder.streams["stdout"] == b"None run-1 https://tracking.invalid\n"
     uploads = [line for line in bench.recorder.reports if line.startswith("Uploading")]
     assert len(uploads) == 2
     assert all(place in line for line in uploads)
@@ -237,7 +243,7 @@ def test_the_clusters_libraries_are_there_for_the_command(bench: Bench) -> None:
     bench.program("import six; print(six.__version__)")
 
     assert bench.run({"libraries": [{"pypi": {"package": "six==1.16.0"}}]}).succeeded
-    assert bench.recorder.out == b"1.16.0\n"
+    assert bench.recorder.streams["stdout"] == b"1.16.0\n"
 
 
 def requirements(bench: Bench, text: str, program: str = "import six; print(six.__version__)") -> None:
@@ -254,8 +260,8 @@ def test_an_environment_is_built_once_for_each_content(bench: Bench) -> None:
 
     assert bench.run({"existing-cluster-id": "c-1"}).succeeded
 
-    assert b"changed 1.16.0" in bench.recorder.out
-    assert b"mlprojects-environments" in bench.recorder.out
+    assert b"changed 1.16.0" in bench.recorder.streams["stdout"]
+    assert b"mlprojects-environments" in bench.recorder.streams["stdout"]
     assert "is there already" in bench.last.logs
 
 
@@ -269,7 +275,7 @@ def test_without_uv_pip_builds_the_environment(bench: Bench, how: dict[str, Any]
     outcome = bench.run(**how)
 
     assert outcome.succeeded, (outcome, bench.last.logs)
-    assert bench.recorder.out.endswith(b"True\n")
+    assert bench.recorder.streams["stdout"].endswith(b"True\n")
     assert "with pip" in bench.last.logs
 
 
@@ -296,7 +302,7 @@ def test_an_editable_package_of_the_project_can_be_imported(bench: Bench) -> Non
     for _ in range(2):
         outcome = bench.run({"existing-cluster-id": "c-1"})
         assert outcome.succeeded, outcome
-    assert bench.recorder.out == b"42\n42\n"
+    assert bench.recorder.streams["stdout"] == b"42\n42\n"
 
 
 def test_what_is_not_in_the_project_is_not_asked_for_on_the_driver(bench: Bench, tmp_path: Path) -> None:
@@ -321,8 +327,8 @@ def test_a_locked_project_is_installed_from_its_lock(bench: Bench) -> None:
     outcome = bench.run({"existing-cluster-id": "c-1"})
 
     assert outcome.succeeded, (outcome, bench.last.logs)
-    assert b"1.16.0" in bench.recorder.out
-    assert b"mlprojects-environments" in bench.recorder.out
+    assert b"1.16.0" in bench.recorder.streams["stdout"]
+    assert b"mlprojects-environments" in bench.recorder.streams["stdout"]
 
 
 def test_conda_packages_are_left_out_with_a_warning(bench: Bench) -> None:
@@ -345,7 +351,7 @@ def test_dbfs_paths_are_the_drivers(bench: Bench) -> None:
     bench.program("import sys; print(open(sys.argv[1]).read())", "python main.py /dbfs/data/x.txt")
 
     assert bench.run().succeeded
-    assert bench.recorder.out == b"content\n"
+    assert bench.recorder.streams["stdout"] == b"content\n"
 
 
 def test_only_plain_variables_are_submitted(bench: Bench) -> None:
@@ -365,7 +371,7 @@ def test_a_profile_of_the_tracking_uri_is_used(
     bench.program(SHOW)
 
     assert bench.run(tracking_uri="databricks://staging").succeeded
-    assert bench.recorder.out == b"None run-1 databricks\n"
+    assert bench.recorder.streams["stdout"] == b"None run-1 databricks\n"
     with pytest.raises(BackendError, match="production"):
         bench.run(tracking_uri="databricks://production")
 

@@ -84,7 +84,7 @@ def test_our_timeout_cancels_the_run(bench: Bench) -> None:
 def test_a_run_that_somebody_else_cancelled_says_who(bench: Bench) -> None:
     bench.program(SLEEP)
     thread, found, _ = bench.start()
-    wait_for(lambda: b"started" in bench.recorder.out, "the command")
+    wait_for(lambda: b"started" in bench.recorder.streams["stdout"], "the command")
 
     bench.last.cancelled_by = "bob@example.com"
     bench.last.asked_to_end.set()
@@ -120,13 +120,13 @@ def test_a_stopped_command_may_end_by_itself_and_leaves_nothing(bench: Bench, tm
         "python main.py; true",
     )
     thread, found, stop = bench.start({"existing-cluster-id": "c-1"})
-    wait_for(lambda: b"started" in bench.recorder.out, "the command")
+    wait_for(lambda: b"started" in bench.recorder.streams["stdout"], "the command")
 
     stop.request("enough")
     thread.join(60)
 
     assert found[0].ending == "stopped"
-    assert b"saved" in bench.recorder.out
+    assert b"saved" in bench.recorder.streams["stdout"]
     child = int((tmp_path / "pid").read_text())
     wait_for(lambda: not Path(f"/proc/{child}").exists() or is_dead(child), "the child's end")
 
@@ -152,7 +152,7 @@ def test_rate_limits_and_errors_and_lost_answers_do_not_lose_the_run(bench: Benc
     outcome = bench.run()
 
     assert outcome.succeeded, outcome
-    assert b"done" in bench.recorder.out
+    assert b"done" in bench.recorder.streams["stdout"]
     assert bench.workspace.troubles == []
     assert len(bench.workspace.runs) == 1
 
@@ -162,13 +162,13 @@ def test_a_workspace_that_limits_every_request_is_still_used(bench: Bench) -> No
     bench.workspace.rate_limit = 4
 
     assert bench.run().succeeded
-    assert b"done" in bench.recorder.out
+    assert b"done" in bench.recorder.streams["stdout"]
 
 
 def test_a_lost_network_is_waited_for(bench: Bench) -> None:
     bench.program("import time; print('started', flush=True); time.sleep(2)")
     thread, found, _ = bench.start()
-    wait_for(lambda: b"started" in bench.recorder.out, "the command")
+    wait_for(lambda: b"started" in bench.recorder.streams["stdout"], "the command")
     bench.workspace.unreachable = True
     time.sleep(3)
     assert thread.is_alive()
@@ -199,7 +199,7 @@ def test_a_network_that_stays_lost_is_given_up_with_the_run_named(bench: Bench) 
 def test_a_stop_during_a_lost_network_still_cancels_the_run(bench: Bench) -> None:
     bench.program(SLEEP)
     thread, found, stop = bench.start()
-    wait_for(lambda: b"started" in bench.recorder.out, "the command")
+    wait_for(lambda: b"started" in bench.recorder.streams["stdout"], "the command")
     bench.workspace.unreachable = True
     time.sleep(0.5)
     stop.request("enough")
@@ -231,7 +231,7 @@ def test_a_killed_watcher_finds_its_run_again(bench: Bench, tmp_path: Path) -> N
     watcher.wait()
 
     thread, found, _ = bench.start(flow_run_id=flow_run_id)
-    wait_for(lambda: b"started" in bench.recorder.out, "its output")
+    wait_for(lambda: b"started" in bench.recorder.streams["stdout"], "its output")
     gate.touch()
     thread.join(60)
 
@@ -272,7 +272,9 @@ def test_a_driver_that_dies_is_told_with_its_last_words(bench: Bench) -> None:
     assert not outcome.succeeded
     assert "the driver died" in outcome.cause
     assert "memory" in outcome.advice
-    assert bench.recorder.out.count(b"first") == bench.recorder.out.count(b"last words") == 1
+    assert (
+        bench.recorder.streams["stdout"].count(b"first") == bench.recorder.streams["stdout"].count(b"last words") == 1
+    )
 
 
 def test_a_cluster_that_is_not_there_is_told(bench: Bench) -> None:
@@ -305,7 +307,7 @@ def test_what_databricks_refuses_is_told_in_its_words(bench: Bench, config: dict
 def test_an_idle_look_costs_two_requests(bench: Bench) -> None:
     bench.program(SLEEP)
     thread, _, stop = bench.start({"new_cluster": CLUSTER, **FAST, "max-poll-interval": 0.3})
-    wait_for(lambda: b"started" in bench.recorder.out, "the command")
+    wait_for(lambda: b"started" in bench.recorder.streams["stdout"], "the command")
     before = len(bench.workspace.requests)
     time.sleep(2)
     seen = bench.workspace.requests[before:]

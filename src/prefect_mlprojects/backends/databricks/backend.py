@@ -3,138 +3,173 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.backends.contract import BackendCall, ExecutionOutcome, ExecutionRequest, Preparation
-from prefect_mlprojects.backends.databricks.config import NAME, NO_CLUSTER, DatabricksConfig, parse_databricks_config
+from prefect_mlprojects._support.secrets import reveal, without_secrets
+from prefect_mlprojects.backends.contract import Backend, BackendPlan, Command, ExecutionEvents, Prepared, Report
+from prefect_mlprojects.backends.databricks.config import (
+    NAME,
+    NO_CLUSTER,
+    DatabricksConfig,
+    DatabricksRequest,
+    parse_databricks_config,
+)
 from prefect_mlprojects.backends.databricks.connection import connect
 from prefect_mlprojects.backends.databricks.environment import driver_environment
 from prefect_mlprojects.backends.databricks.execution import Execution
 from prefect_mlprojects.backends.databricks.network import insist
 from prefect_mlprojects.backends.databricks.storage import FOLDER, storage_for
 from prefect_mlprojects.backends.databricks.task import remote_variables, submission
-from prefect_mlprojects.backends.databricks.upload import check_size, code_of, pack, upload
+from prefect_mlprojects.backends.databricks.upload import Upload, check_size, code_of, pack, upload
+from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.tracking.uris import is_on_this_machine
-from prefect_mlprojects.types import BackendConfig, OutputSink, StopSignal
+from prefect_mlprojects.types import BackendConfig, StopSignal
 
 
-class DatabricksBackend:
-    """Runs commands in a Databricks workspace; a ``PreparingBackend`` and a ``PlanningBackend``."""
+class DatabricksBackend(Backend[DatabricksConfig, Upload]):
+    """Runs commands in a Databricks workspace."""
 
-    environment_kind = NAME
+    name = NAME
+    config_model = DatabricksConfig
     downloads_paths = False
 
-    def validate_config(self, config: BackendConfig) -> BackendConfig:
-        """Checks a configuration without touching the network."""
-        return parse_databricks_config(config).model_dump(by_alias=True)
+    def parse_config(self, config: BackendConfig) -> DatabricksConfig:
+        """Returns a configuration in any of MLflow's forms and ours as its model.
 
-    def check(self, call: BackendCall) -> None:
-        """Checks a call before anything is uploaded: compute, docker, and whether the cluster can reach the store."""
-        config = parse_databricks_config(call.config)
+        Raises:
+            BackendError: A key is unknown (the nearest is named) or a value is of the wrong type.
+        """
+        return parse_databricks_config(config)
+
+    def environment_kind(self, request: DatabricksRequest) -> str:
+        """Returns ``databricks``."""
+        del request
+        return NAME
+
+    def check(self, request: DatabricksRequest) -> None:
+        """Checks compute, docker, and whether the cluster can reach the tracking store.
+
+        Raises:
+            ExecutionException: The request can't work.
+        """
+        config = request.config
         if config.compute is None:
             raise BackendError(NO_CLUSTER, backend=NAME)
-        if isinstance(call.project.environment, DockerEnvironment) or call.docker_args or call.build_image:
+        if isinstance(request.project.environment, DockerEnvironment) or request.docker_args or request.build_image:
             raise BackendError(
-                f"The project '{call.project.display_name}' wants a Docker container, which Databricks does not run: its runtime "
-                "is the container. Give the project a python_env, or run it with the local or kubernetes backend.",
+                f"The project '{request.project.display_name}' wants a Docker container, which Databricks does not run: its "
+                "runtime is the container. Give the project a python_env, or run it with the local or kubernetes backend.",
                 backend=NAME,
             )
-        _check_tracking(call.tracking_uri, config)
+        _check_tracking(reveal(request.tracking_uri), config)
         if config.git_source and config.compute != "new":
             raise BackendError(
                 "git-source needs a new_cluster: the run's variables get to the command by it. Leave git-source out, so that the "
                 "code is uploaded.",
                 backend=NAME,
             )
-        driver_environment(call)
+        driver_environment(request)
 
-    def place_paths(self, call: BackendCall, values: Mapping[str, str]) -> Mapping[str, str]:
-        """Gives ``path`` parameters the values that they have on the driver."""
-        folder = call.working_copy.directory
-        placed = {}
-        for name, value in values.items():
+    def map_paths(self, request: DatabricksRequest, paths: Mapping[str, str]) -> Mapping[str, str]:
+        """Returns the paths on the driver: of files of the project, and of DBFS and volumes.
+
+        Raises:
+            BackendError: A path can't be reached from Databricks.
+        """
+        folder = request.working_copy.directory
+        mapped = {}
+        for name, value in paths.items():
             if value.startswith("dbfs:/Volumes/"):
-                placed[name] = value.removeprefix("dbfs:")
+                mapped[name] = value.removeprefix("dbfs:")
             elif value.startswith("dbfs:/"):
-                placed[name] = "/dbfs/" + value.removeprefix("dbfs:").lstrip("/")
+                mapped[name] = "/dbfs/" + value.removeprefix("dbfs:").lstrip("/")
             elif Path(value).is_absolute() and Path(value).is_relative_to(folder):
-                placed[name] = str(Path(value).relative_to(folder))
+                mapped[name] = str(Path(value).relative_to(folder))
             else:
                 raise BackendError(
                     f"Parameter '{name}': {redact(value)} can't be reached from Databricks. Give a dbfs:/ path or a file of the "
                     "project, or declare the parameter as uri and let the project read it.",
                     backend=NAME,
                 )
-        return placed
+        return mapped
 
-    def plan(self, call: BackendCall, command: str) -> Mapping[str, str]:
-        """Returns the submission as JSON, and what is uploaded and built; asks no network."""
-        self.check(call)
-        config = parse_databricks_config(call.config)
-        root = _root(config, "<user>")
-        environment = driver_environment(call)
-        archive = pack(call, environment)
+    def plan(self, request: DatabricksRequest, command: str) -> BackendPlan:
+        """Returns the submission as JSON, and what would be uploaded and built; sends nothing."""
+        self.check(request)
+        config = request.config
+        environment = driver_environment(request)
+        archive = pack(request, environment)
         token = "mlp-<flow run id>-0"  # noqa: S105 - an idempotency token
-        code = code_of(root, archive.sha256, token if config.live_output else None)
-        body = submission(call, config, command, code, remote_variables({}, call.tracking_uri), token)
-        built = environment.description if environment is not None else "the driver's own Python"
+        code = code_of(_root(config, "<user>"), archive.sha256, token if config.live_output else None)
+        variables = remote_variables({}, reveal(request.tracking_uri))
+        body = submission(request, config, command, code, variables, token)
+        shown = json.dumps(without_secrets(body), indent=2)
         if config.git_source:
-            return {"code": "checked out by Databricks", "submission": json.dumps(body, indent=2)}
-        return {
+            return BackendPlan(NAME, sections={"code": "checked out by Databricks", "submission": shown})
+        sections = {
             "code": f"{archive.count} files and folders, {len(archive.content)} bytes packed, to {code.archive}",
-            "environment": built,
-            "submission": json.dumps(body, indent=2),
+            "environment": environment.description if environment is not None else "the driver's own Python",
+            "submission": shown,
         }
+        return BackendPlan(NAME, sections=sections)
 
-    def prepare(self, call: BackendCall, report: Callable[[str], None], stop: StopSignal) -> Preparation:
-        """Uploads the project and the bootstrap, unless they are there."""
-        config = parse_databricks_config(call.config)
-        if is_on_this_machine(call.tracking_uri):
+    def prepare(
+        self, request: DatabricksRequest, report: Report, stop: StopSignal
+    ) -> Prepared[DatabricksConfig, Upload]:
+        """Uploads the project and the bootstrap, unless the workspace has them.
+
+        Raises:
+            BackendError: The workspace can't be reached or refused it, or the upload was stopped.
+        """
+        config, tracking_uri = request.config, reveal(request.tracking_uri)
+        if is_on_this_machine(tracking_uri):
             report("Warning: the tracking URI names this machine; a cluster elsewhere can't reach it.")
-        if call.entry_point.name != "main" and (call.project.databricks_spark_job or {}).get("python_file") is not None:
+        if (
+            request.entry_point.name != "main"
+            and (request.project.databricks_spark_job or {}).get("python_file") is not None
+        ):
             report(
                 "Warning: the MLproject's databricks_spark_job names a python_file and its parameters; the entry point "
-                f"'{call.entry_point.name}' is ignored."
+                f"'{request.entry_point.name}' is ignored."
             )
-        environment = driver_environment(call)
+        environment = driver_environment(request)
         for warning in environment.warnings if environment is not None else ():
             report(f"Warning: {warning}")
-        client = connect(config, call.tracking_uri, stop)
+        client = connect(config, tracking_uri, stop)
         ask = partial(
             insist, seconds=config.network_timeout, stop=stop, what="The project can't be uploaded to Databricks"
         )
         user = str(ask(lambda: client.current_user.me().user_name))
-        facts = {"root": _root(config, user), "user": user}
+        root = _root(config, user)
         if config.git_source:
-            return Preparation("git commit checked out by Databricks", True, facts={**facts, "sha256": "", "size": "0"})
-        archive = pack(call, environment)
-        check_size(facts["root"], len(archive.content))
-        code = code_of(facts["root"], archive.sha256)
+            return Prepared(request, Upload(root, user), "git commit checked out by Databricks", True)
+        archive = pack(request, environment)
+        check_size(root, len(archive.content))
+        code = code_of(root, archive.sha256)
         if stop.requested:
             raise BackendError("The upload to Databricks was stopped.", backend=NAME)
-        reused = upload(storage_for(client, facts["root"]), code, archive, ask, report)
-        return Preparation(
-            f"archive of {len(archive.content)} bytes at {code.archive}",
-            reused,
-            facts={**facts, "sha256": archive.sha256, "size": str(len(archive.content))},
-        )
+        reused = upload(storage_for(client, root), code, archive, ask, report)
+        uploaded = Upload(root, user, archive.sha256, len(archive.content))
+        return Prepared(request, uploaded, f"archive of {len(archive.content)} bytes at {code.archive}", reused)
 
-    def execute(self, request: ExecutionRequest, output: OutputSink, stop: StopSignal) -> ExecutionOutcome:
-        """Submits the run, or attaches to the one that was submitted for the same flow run, and watches it to its end."""
+    def execute(
+        self, prepared: Prepared[DatabricksConfig, Upload], command: Command, events: ExecutionEvents, stop: StopSignal
+    ) -> Outcome:
+        """Submits the run, or attaches to the one submitted for the same flow run, and watches it to its end.
+
+        Raises:
+            BackendError: The workspace can't be reached, or refused the run.
+        """
         if stop.requested:
-            return ExecutionOutcome("stopped", cause=stop.reason or "it was cancelled")
-        assert request.call is not None
-        assert request.preparation is not None
-        config = parse_databricks_config(request.config)
-        client = connect(config, request.call.tracking_uri, stop)
-        return Execution(client, config, request, TailedOutput(output), stop).run()
+            return stopped_outcome(stop)
+        client = connect(prepared.request.config, reveal(prepared.request.tracking_uri), stop)
+        return Execution(client, prepared, command, events, stop).run()
 
 
 def _check_tracking(uri: str, config: DatabricksConfig) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects._support.text import nearest
-from prefect_mlprojects.backends.config_models import parse_config
+from prefect_mlprojects.backends.configuration import parse_config
+from prefect_mlprojects.backends.contract import BackendRequest
 from prefect_mlprojects.exceptions import BackendError
 
 NAME = "databricks"
@@ -47,7 +49,7 @@ class DatabricksConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, alias_generator=_kebab, hide_input_in_errors=True)
 
-    credentials: str | dict[str, Any] | None = Field(default=None, repr=False)
+    credentials: str | dict[str, Secret | bool | int | None] | None = Field(default=None, repr=False)
     profile: str | None = None
     new_cluster: dict[str, Any] | None = None
     existing_cluster_id: str | None = None
@@ -63,6 +65,17 @@ class DatabricksConfig(BaseModel):
     poll_interval: float = Field(default=2.0, gt=0)
     max_poll_interval: float = Field(default=20.0, gt=0)
     network_timeout: float = Field(default=900.0, ge=0)
+
+    @field_validator("new_cluster")
+    @classmethod
+    def _hide_registry_password(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        image = (value or {}).get("docker_image")
+        login = image.get("basic_auth") if isinstance(image, dict) else None
+        if not value or not isinstance(image, dict) or not isinstance(login, dict) or not login.get("password"):
+            return value
+        password = login["password"]
+        hidden = {**login, "password": password if isinstance(password, Secret) else Secret(str(password))}
+        return {**value, "docker_image": {**image, "basic_auth": hidden}}
 
     @field_validator("code_path")
     @classmethod
@@ -101,6 +114,9 @@ class DatabricksConfig(BaseModel):
         if self.existing_cluster_id is not None:
             return "existing"
         return "serverless" if self.environment is not None else None
+
+
+DatabricksRequest: TypeAlias = BackendRequest[DatabricksConfig]
 
 
 @cache

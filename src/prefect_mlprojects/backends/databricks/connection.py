@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from prefect_mlprojects._support.secrets import reveal_all
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
 from prefect_mlprojects.backends.databricks.network import insist
 from prefect_mlprojects.exceptions import BackendError
@@ -48,7 +49,9 @@ def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None
             f"The credentials block {config.credentials!r} was not resolved: it is when the run goes through run().",
             backend=NAME,
         )
-    values: dict[str, Any] = {key: value for key, value in (config.credentials or {}).items() if value is not None}
+    values: dict[str, Any] = {
+        key: value for key, value in reveal_all(config.credentials or {}).items() if value is not None
+    }
     if values and "auth_type" not in values:
         # The environment may hold other credentials; the SDK would refuse to choose.
         kind = "oauth-m2m" if values.get("client_secret") else "pat" if values.get("token") else None

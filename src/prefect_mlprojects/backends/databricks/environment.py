@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect_mlprojects.backends.contract import BackendCall
+from prefect_mlprojects.backends.databricks.config import DatabricksRequest
 from prefect_mlprojects.environments.detection import uv_lock_of
 from prefect_mlprojects.environments.fingerprint import digest_metadata, digest_package, digest_text
 from prefect_mlprojects.environments.python_files import (
@@ -42,21 +42,18 @@ class DriverEnvironment:
     warnings: tuple[str, ...] = ()
 
 
-def driver_environment(call: BackendCall) -> DriverEnvironment | None:
+def driver_environment(request: DatabricksRequest) -> DriverEnvironment | None:
     """Reads what the driver is to build; None when the command runs in the driver's own Python.
 
     That it does for a project without an environment file, for a Spark job, and when ``env_manager`` is ``local``.
 
-    Args:
-        call: The call.
-
     Raises:
         EnvironmentBuildError: A file is malformed, names what is not in the project, or the environment manager does not fit.
     """
-    project = call.project
-    if call.env_manager == "local" or project.databricks_spark_job is not None:
+    project = request.project
+    if request.env_manager == "local" or project.databricks_spark_job is not None:
         return None
-    if call.env_manager == "conda":
+    if request.env_manager == "conda":
         raise EnvironmentBuildError(
             f"Project '{project.display_name}' can't be run with --env-manager conda on Databricks: its drivers have no conda. "
             "Leave it out, so that uv installs the pip section of the conda.yaml, or use --env-manager local.",
@@ -65,23 +62,23 @@ def driver_environment(call: BackendCall) -> DriverEnvironment | None:
     environment = project.environment
     if isinstance(environment, NoEnvironment):
         lock = uv_lock_of(project)
-        return _locked(call, lock) if lock is not None and call.env_manager != "virtualenv" else None
+        return _locked(request, lock) if lock is not None and request.env_manager != "virtualenv" else None
     if isinstance(environment, PythonEnvironment):
         spec = read_python_env(environment.file)
     else:
         assert isinstance(environment, CondaEnvironment)  # the backend refuses containers before
         spec = read_conda_env(environment.file, "uv")
     if not isinstance(spec, PythonSpec):
-        raise _problems(call, spec)
+        raise _problems(request, spec)
     build = expand_requirements(spec.build_dependencies, spec.source, project.directory)
     run = expand_requirements(spec.dependencies, spec.source, project.directory)
     if not isinstance(build, RequirementSet) or not isinstance(run, RequirementSet):
-        raise _problems(call, tuple(each for part in (build, run) if isinstance(part, tuple) for each in part))
-    files = {BUILD_FILE: _lines(call, build), REQUIREMENTS_FILE: _lines(call, run)}
+        raise _problems(request, tuple(each for part in (build, run) if isinstance(part, tuple) for each in part))
+    files = {BUILD_FILE: _lines(request, build), REQUIREMENTS_FILE: _lines(request, run)}
     return DriverEnvironment(
         _description(spec, build.count + run.count),
         {
-            "installer": "pip" if call.env_manager == "virtualenv" else "uv",
+            "installer": "pip" if request.env_manager == "virtualenv" else "uv",
             "python": spec.python,
             "key": _key(spec, build, run),
             "files": [name for name, content in files.items() if content],
@@ -104,39 +101,39 @@ def _key(spec: PythonSpec, build: RequirementSet, run: RequirementSet) -> str | 
     return digest_text(["python", spec.python or "", "build", *build.facts, "run", *run.facts])
 
 
-def _lines(call: BackendCall, requirements: RequirementSet) -> bytes:
+def _lines(request: DatabricksRequest, requirements: RequirementSet) -> bytes:
     """The requirements file for the archive; what it names must be in the project."""
     lines = list(requirements.lines)
     flags, paths = requirements.arguments[::2], requirements.arguments[1::2]
     for flag, path in zip(flags, paths, strict=True):
-        lines.append(f"{flag} {_inside(call, Path(path))}")
+        lines.append(f"{flag} {_inside(request, Path(path))}")
     for package in requirements.local_packages:
-        _inside(call, package.directory)
+        _inside(request, package.directory)
     for file in requirements.files:
-        _inside(call, file)
+        _inside(request, file)
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _inside(call: BackendCall, path: Path) -> Path:
-    folder = call.project.directory
+def _inside(request: DatabricksRequest, path: Path) -> Path:
+    folder = request.project.directory
     if not path.is_relative_to(folder):
         raise EnvironmentBuildError(
-            f"The environment of project '{call.project.display_name}' names {path}, which is not in the project's folder and so "
-            "does not get to Databricks. Put it into the project.",
+            f"The environment of project '{request.project.display_name}' names {path}, which is not in the project's folder and "
+            "so does not get to Databricks. Put it into the project.",
             manager="uv",
         )
     return path.relative_to(folder)
 
 
-def _locked(call: BackendCall, lock: Path) -> DriverEnvironment:
+def _locked(request: DatabricksRequest, lock: Path) -> DriverEnvironment:
     found = read_lock(lock)
     if isinstance(found, Problem):
-        raise _problems(call, (found,))
+        raise _problems(request, (found,))
     requires, packages = found
-    folder = call.project.directory
+    folder = request.project.directory
     facts = ["lock", lock.read_bytes().decode("utf-8", "surrogateescape"), digest_metadata(folder)]
     for package in packages:
-        _inside(call, package.path)
+        _inside(request, package.path)
         if package.installed:
             facts += [package.name, digest_package(package.path)]
     try:
@@ -150,8 +147,8 @@ def _locked(call: BackendCall, lock: Path) -> DriverEnvironment:
     )
 
 
-def _problems(call: BackendCall, problems: tuple[Problem, ...]) -> EnvironmentBuildError:
+def _problems(request: DatabricksRequest, problems: tuple[Problem, ...]) -> EnvironmentBuildError:
     told = "; ".join(str(each) for each in problems)
     return EnvironmentBuildError(
-        f"The environment of project '{call.project.display_name}' can't be built: {told}", manager="uv"
+        f"The environment of project '{request.project.display_name}' can't be built: {told}", manager="uv"
     )

@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects._support.output import TailedOutput
-from prefect_mlprojects.backends.contract import ExecutionOutcome, ExecutionRequest
+from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
+from prefect_mlprojects.backends.contract import Command, ExecutionEvents, Prepared
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
 from prefect_mlprojects.backends.databricks.environment import driver_environment
 from prefect_mlprojects.backends.databricks.network import insist
@@ -18,9 +19,9 @@ from prefect_mlprojects.backends.databricks.output import LiveOutput, driver_out
 from prefect_mlprojects.backends.databricks.states import Diagnosis, waiting_for
 from prefect_mlprojects.backends.databricks.storage import Storage, storage_for
 from prefect_mlprojects.backends.databricks.task import Code, remote_variables, submission
-from prefect_mlprojects.backends.databricks.upload import bootstrap, check_unchanged, code_of, pack, upload
+from prefect_mlprojects.backends.databricks.upload import Upload, bootstrap, check_unchanged, code_of, pack, upload
 from prefect_mlprojects.backends.databricks.watch import WatchEnd, cancel, watch
-from prefect_mlprojects.backends.outcome import find_cause
+from prefect_mlprojects.backends.outcome import Outcome, explain_exit, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal
 
@@ -33,44 +34,34 @@ _MAX_TOKEN = 64  # The Jobs API's limit.
 
 
 class Execution:
-    """One execution: what belongs to it while it goes on.
-
-    Args:
-        client: The workspace.
-        config: The configuration.
-        request: What to run.
-        output: Takes the output.
-        stop: Asks for the end.
-    """
+    """One execution: what belongs to it while it goes on."""
 
     def __init__(
         self,
         client: WorkspaceClient,
-        config: DatabricksConfig,
-        request: ExecutionRequest,
-        output: TailedOutput,
+        prepared: Prepared[DatabricksConfig, Upload],
+        command: Command,
+        events: ExecutionEvents,
         stop: StopSignal,
     ) -> None:
-        assert request.call is not None
-        assert request.preparation is not None
-        self._client, self._config, self._request = client, config, request
-        self._output, self._stop, self._call = output, stop, request.call
-        facts = request.preparation.facts
-        self._root, self._sha256, self._user = facts["root"], facts["sha256"], facts["user"]
-        self._size = int(facts["size"])
+        """Prepares the execution of `command` in the workspace of `client`."""
+        self._client, self._request, self._config = client, prepared.request, prepared.request.config
+        self._upload, self._command, self._events = prepared.value, command, events
+        self._output, self._stop = TailedOutput(events), stop
+        self._root = prepared.value.root
         self._storage: Storage = storage_for(client, self._root)
         self._told: tuple[str, str] | None = None
         self._token = ""
 
-    def run(self) -> ExecutionOutcome:
+    def run(self) -> Outcome:
         """Runs it to its end; see ``Backend.execute``."""
         started = time.monotonic()
         submitted = self._submit()
         if submitted is None:
-            return ExecutionOutcome("stopped", cause=self._stop.reason or "it was cancelled")
+            return stopped_outcome(self._stop)
         run_id, code = submitted
         live = LiveOutput(self._storage, code.output, self._output) if code.output else None
-        deadline = None if self._request.timeout is None else started + self._request.timeout
+        deadline = None if self._command.timeout is None else started + self._command.timeout
 
         def look(run: Run, found: Diagnosis) -> bool:
             if not self._told:
@@ -80,7 +71,7 @@ class Execution:
 
         run, found, why = watch(self._client, run_id, self._config, self._stop, deadline, look)
         if why != "ended" or run is None or found is None:
-            self._request.events.report(f"Cancelling the Databricks run {run_id}")
+            self._events.report(f"Cancelling the Databricks run {run_id}")
             run, found = cancel(self._client, run_id, self._config)
         if live is not None:
             live.finish()
@@ -95,17 +86,17 @@ class Execution:
 
         None when a stop came before.
         """
-        variables = remote_variables(self._request.variables, self._call.tracking_uri)
+        variables = remote_variables(reveal_values(self._command.child_env), reveal(self._request.tracking_uri))
         for attempt in range(_MAX_ATTEMPTS):
-            token = f"mlp-{self._request.identity.flow_run_id}-{attempt}"[:_MAX_TOKEN]
+            token = f"mlp-{self._command.identity.flow_run_id}-{attempt}"[:_MAX_TOKEN]
             path = note_path(self._root, token)
             note = self._ask(partial(read_note, self._storage, path), "The run's note can't be looked for")
             if note is not None and note.told:
                 continue
             self._token = token
-            code = code_of(self._root, self._sha256, token if self._live() else None)
+            code = code_of(self._root, self._upload.sha256, token if self._live() else None)
             self._secure_code(code, path)
-            body = submission(self._call, self._config, self._request.command, code, variables, token)
+            body = submission(self._request, self._config, self._command.line, code, variables, token)
             if self._stop.requested:
                 self._remove(path)
                 return None
@@ -122,17 +113,17 @@ class Execution:
     def _secure_code(self, code: Code, note: str) -> None:
         """Notes that the code is needed, and then makes sure that it is there: cleaning may have come between."""
         files = () if self._config.git_source else (code.archive, code.bootstrap)
-        content = RunNote(self._user, [each.rpartition("/")[2] for each in files])
+        content = RunNote(self._upload.user, [each.rpartition("/")[2] for each in files])
         self._ask(partial(write_note, self._storage, note, content), "The run can't be noted in the workspace")
         if self._config.git_source:
             return
         what = "The project can't be uploaded to Databricks"
-        sizes = {code.archive: self._size, code.bootstrap: len(bootstrap())}
+        sizes = {code.archive: self._upload.size, code.bootstrap: len(bootstrap())}
         if all(self._ask(partial(self._storage.holds, path, size), what) for path, size in sizes.items()):
             return
-        archive = pack(self._call, driver_environment(self._call))
-        check_unchanged(archive, self._sha256)
-        upload(self._storage, code, archive, partial(self._ask, what=what), self._request.events.report)
+        archive = pack(self._request, driver_environment(self._request))
+        check_unchanged(archive, self._upload.sha256)
+        upload(self._storage, code, archive, partial(self._ask, what=what), self._events.report)
 
     def _live(self) -> bool:
         return self._config.live_output and not self._config.git_source
@@ -147,14 +138,14 @@ class Execution:
             tags["mlflow.databricks.shellJobID"] = str(run.job_id)
         if run.run_page_url:
             tags["mlflow.databricks.runURL"] = run.run_page_url
-            self._request.events.link("Databricks run", run.run_page_url)
-        self._request.events.tag(tags)
+            self._events.link("Databricks run", run.run_page_url)
+        self._events.tag(tags)
 
     def _tell_phase(self, run_id: int, run: Run, found: Diagnosis) -> None:
         said = "" if found.ended else waiting_for(run)
         if (found.phase, said) != self._told:
             self._told = (found.phase, said)
-            self._request.events.report(f"Databricks run {run_id}: {found.phase}{f' ({said})' if said else ''}")
+            self._events.report(f"Databricks run {run_id}: {found.phase}{f' ({said})' if said else ''}")
 
     def _clear(self, code: Code, found: Diagnosis) -> None:
         """Removes what the run no longer needs; of a failure it is noted that it was told."""
@@ -165,20 +156,20 @@ class Execution:
             self._remove(path)
             return
         try:
-            write_note(self._storage, path, RunNote(self._user, told=True))
+            write_note(self._storage, path, RunNote(self._upload.user, told=True))
         except Exception as error:  # noqa: BLE001 - the failure itself is what people must hear of
-            self._request.events.report(f"A retry will find the same run again: {error}")
+            self._events.report(f"A retry will find the same run again: {error}")
 
     def _remove(self, path: str) -> None:
         try:
             self._storage.remove(path)
         except Exception as error:  # noqa: BLE001 - `mlprojects databricks clean` takes what is left
-            self._request.events.report(f"{path} could not be removed: {error}")
+            self._events.report(f"{path} could not be removed: {error}")
 
 
 def _post(client: WorkspaceClient, body: Mapping[str, Any]) -> Any:
     # The SDK's own submit() takes dataclasses and drops keys that it does not know; the body is passed on as written.
-    return client.api_client.do("POST", "/api/2.2/jobs/runs/submit", body=dict(body))
+    return client.api_client.do("POST", "/api/2.2/jobs/runs/submit", body=reveal_all(body))
 
 
 def outcome(
@@ -188,7 +179,7 @@ def outcome(
     live: LiveOutput | None,
     error: str,
     tail: tuple[str, ...],
-) -> ExecutionOutcome:
+) -> Outcome:
     """Judges how a run ended, and why.
 
     Args:
@@ -200,30 +191,26 @@ def outcome(
         tail: The last lines of output.
     """
     if found.status == "succeeded":
-        return ExecutionOutcome("exited", exit_code=0, cause="exit code 0", output_tail=tail)
+        return Outcome("exited", exit_code=0, cause="exit code 0", output_tail=tail)
     if why == "stopped":
-        return ExecutionOutcome("stopped", cause=stop.reason or "it was cancelled", output_tail=tail)
+        return stopped_outcome(stop, tail)
     if why == "timed-out":
-        return ExecutionOutcome(
-            "timed-out", cause="it took longer than its timeout and was cancelled", output_tail=tail
-        )
+        return Outcome("timed-out", cause="it took longer than its timeout and was cancelled", output_tail=tail)
     if found.status == "failed" and live is not None and live.problem:
-        return ExecutionOutcome("not-started", cause=live.problem.rstrip("."), output_tail=tail)
+        return Outcome("not-started", cause=live.problem.rstrip("."), output_tail=tail)
     code = (live.exit_code if live is not None else None) or _exit_code(error)
     if found.status == "failed" and code:
-        cause = find_cause(code)
-        return ExecutionOutcome(
-            "exited", code, cause.signal, cause.text, cause.advice or found.advice, output_tail=tail
-        )
+        cause = explain_exit(code)
+        return Outcome("exited", code, cause.signal, cause.text, cause.advice or found.advice, tail, found.category)
     text = f"{found.cause}: {error}" if error and error not in found.cause else found.cause
     match found.status:
         case "cancelled":
-            return ExecutionOutcome("stopped", cause=text, advice=found.advice, output_tail=tail)
+            return Outcome("stopped", cause=text, advice=found.advice, output_tail=tail)
         case "timed-out":
-            return ExecutionOutcome("timed-out", cause=text, advice=found.advice, output_tail=tail)
+            return Outcome("timed-out", cause=text, advice=found.advice, output_tail=tail)
         case "not-started":
-            return ExecutionOutcome("not-started", cause=text, advice=found.advice, output_tail=tail)
-    return ExecutionOutcome("exited", 1, cause=text, advice=found.advice, output_tail=tail)
+            return Outcome("not-started", cause=text, advice=found.advice, output_tail=tail, reason=found.category)
+    return Outcome("exited", 1, cause=text, advice=found.advice, output_tail=tail, reason=found.category)
 
 
 def _exit_code(error: str) -> int | None:

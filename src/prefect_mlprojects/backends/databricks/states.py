@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
+
+from prefect_mlprojects.types import FailureCategory
 
 if TYPE_CHECKING:
     from databricks.sdk.service.jobs import Run
@@ -141,6 +144,26 @@ CODES: MappingProxyType[str, tuple[Status, str, str]] = MappingProxyType(
     }
 )
 
+# The category, where it is not the one of the ending.
+CATEGORIES = MappingProxyType(
+    {
+        "DRIVER_ERROR": FailureCategory.INFRASTRUCTURE,
+        "STORAGE_ACCESS_ERROR": FailureCategory.INFRASTRUCTURE,
+        "INTERNAL_ERROR": FailureCategory.INFRASTRUCTURE,
+        "LIBRARY_INSTALLATION_ERROR": FailureCategory.IMAGE,
+        "CLOUD_FAILURE": FailureCategory.SCHEDULING,
+        "INVALID_CLUSTER_REQUEST": FailureCategory.SCHEDULING,
+        "WORKSPACE_RUN_LIMIT_EXCEEDED": FailureCategory.SCHEDULING,
+        "CLUSTER_REQUEST_LIMIT_EXCEEDED": FailureCategory.SCHEDULING,
+        "MAX_CONCURRENT_RUNS_EXCEEDED": FailureCategory.SCHEDULING,
+        "MAX_JOB_QUEUE_SIZE_EXCEEDED": FailureCategory.SCHEDULING,
+        "BUDGET_POLICY_LIMIT_EXCEEDED": FailureCategory.SCHEDULING,
+    }
+)
+# What messages of Databricks and the clouds say of machines that were taken away, and of memory that ran out.
+_PREEMPTED = ("spot instance", "preempt", "spot_instance_termination", "spot termination", "spot eviction")
+_OUT_OF_MEMORY = ("out of memory", "outofmemory", "oom")
+
 TYPES = MappingProxyType(
     {
         "SUCCESS": "",
@@ -160,12 +183,14 @@ class Diagnosis:
         phase: Its state in Databricks' word.
         cause: Why it ended, in words, Databricks' and the cloud's own included.
         advice: What to do about it; empty when there is nothing to say.
+        category: The category of a failure, where it is not the one of its ending.
     """
 
     status: Status
     phase: str
     cause: str = ""
     advice: str = ""
+    category: FailureCategory | None = None
 
     @property
     def ended(self) -> bool:
@@ -216,7 +241,21 @@ def explain(life_cycle: str, result: str = "", code: str = "", kind: str = "", m
         status = by_code if status in ("failed", "not-started") or result not in RESULTS else status
     cause = text + (f" ({TYPES[kind]})" if TYPES.get(kind) else "")
     message = message.strip().rstrip(".")
-    return Diagnosis(status, life_cycle, f"{cause}: {message}" if message and status != "succeeded" else cause, advice)
+    if status == "succeeded":
+        return Diagnosis(status, life_cycle, cause, advice)
+    category = _category(status, code if explains else "", life_cycle, message)
+    return Diagnosis(status, life_cycle, f"{cause}: {message}" if message else cause, advice, category)
+
+
+def _category(status: Status, code: str, life_cycle: str, message: str) -> FailureCategory | None:
+    if status not in ("failed", "not-started"):
+        return None
+    low = message.lower()
+    if any(sign in low for sign in _PREEMPTED):
+        return FailureCategory.PREEMPTED
+    if any(re.search(rf"\b{sign}", low) for sign in _OUT_OF_MEMORY):
+        return FailureCategory.OUT_OF_MEMORY
+    return CATEGORIES.get(code) or CATEGORIES.get(life_cycle)
 
 
 def waiting_for(run: Run) -> str:

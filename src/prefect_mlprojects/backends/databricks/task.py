@@ -11,8 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import strip_user_info
-from prefect_mlprojects.backends.contract import BackendCall
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
+from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, DatabricksRequest
 from prefect_mlprojects.backends.databricks.environment import driver_environment
 from prefect_mlprojects.backends.databricks.storage import driver_path
 from prefect_mlprojects.exceptions import BackendError
@@ -70,17 +69,13 @@ class SparkJob:
     libraries: tuple[str, ...] = ()
 
 
-def spark_job(call: BackendCall, command: str) -> SparkJob | None:
+def spark_job(request: DatabricksRequest, command: str) -> SparkJob | None:
     """Returns the project's Spark job by MLflow's rules; None when it is none.
-
-    Args:
-        call: The call.
-        command: The entry point's command line.
 
     Raises:
         BackendError: The entry point's command is not a ``python`` command.
     """
-    job = call.project.databricks_spark_job
+    job = request.project.databricks_spark_job
     if job is None:
         return None
     libraries = tuple(str(each) for each in job.get("python_libraries") or ())
@@ -95,14 +90,14 @@ def spark_job(call: BackendCall, command: str) -> SparkJob | None:
 
 
 def job_argument(
-    call: BackendCall, config: DatabricksConfig, command: str, code: Code, variables: Mapping[str, str]
+    request: DatabricksRequest, config: DatabricksConfig, command: str, code: Code, variables: Mapping[str, str]
 ) -> str:
     """Returns the JSON text that the bootstrap gets.
 
     Raises:
         BackendError: It is longer than the Jobs API takes.
     """
-    environment, spark = driver_environment(call), spark_job(call, command)
+    environment, spark = driver_environment(request), spark_job(request, command)
     job: dict[str, Any] = {
         "archive": driver_path(code.archive),
         "sha256": code.sha256,
@@ -127,33 +122,30 @@ def job_argument(
 
 
 def submission(
-    call: BackendCall, config: DatabricksConfig, command: str, code: Code, variables: Mapping[str, str], token: str
+    request: DatabricksRequest,
+    config: DatabricksConfig,
+    command: str,
+    code: Code,
+    variables: Mapping[str, str],
+    token: str,
 ) -> dict[str, Any]:
     """Returns the body of ``POST /api/2.2/jobs/runs/submit``.
-
-    Args:
-        call: The call.
-        config: The configuration.
-        command: The shell command line.
-        code: Where the code is.
-        variables: The plain variables of the command.
-        token: The idempotency token.
 
     Raises:
         BackendError: It can't be run so.
     """
     task: dict[str, Any] = {"task_key": TASK_KEY}
     body: dict[str, Any] = {
-        "run_name": config.run_name or f"MLflow Run for {call.working_copy.source_name}",
+        "run_name": config.run_name or f"MLflow Run for {request.working_copy.source_name}",
         "idempotency_token": token,
         "tasks": [task],
     }
     if config.git_source:
-        body["git_source"], task["spark_python_task"] = _git_task(call, command)
+        body["git_source"], task["spark_python_task"] = _git_task(request, command)
     else:
-        argument = job_argument(call, config, command, code, variables)
+        argument = job_argument(request, config, command, code, variables)
         task["spark_python_task"] = {"python_file": code.bootstrap, "parameters": [argument]}
-    spark = spark_job(call, command)
+    spark = spark_job(request, command)
     libraries = [*config.libraries, *({"pypi": {"package": each}} for each in (spark.libraries if spark else ()))]
     if config.compute == "new":
         cluster = dict(config.new_cluster or {})
@@ -185,8 +177,8 @@ def submission(
     return body
 
 
-def _git_task(call: BackendCall, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    copy, spark = call.working_copy, spark_job(call, command)
+def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    copy, spark = request.working_copy, spark_job(request, command)
     words = shlex.split(command) if spark is None else ["python", spark.file, *spark.parameters]
     provider = _PROVIDERS.get(urlsplit(copy.repository_url or "").hostname or "")
     if not copy.commit or not copy.repository_url or copy.dirty:
@@ -195,7 +187,7 @@ def _git_task(call: BackendCall, command: str) -> tuple[dict[str, Any], dict[str
         problem = f"Databricks knows no git provider for {strip_user_info(copy.repository_url)}"
     elif len(words) < 2 or words[0] not in ("python", "python3") or _PLAIN.fullmatch(command) is None:
         problem = "the entry point must be one plain command 'python FILE …'"
-    elif driver_environment(call) is not None:
+    elif driver_environment(request) is not None:
         problem = "the project has an environment of its own; name it under libraries and give env_manager='local'"
     else:
         source = {

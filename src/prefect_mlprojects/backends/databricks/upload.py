@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_mlprojects.backends.containers.archive import project_files, write_archive
-from prefect_mlprojects.backends.contract import BackendCall
-from prefect_mlprojects.backends.databricks.config import NAME
+from prefect_mlprojects.backends.databricks.config import NAME, DatabricksRequest
 from prefect_mlprojects.backends.databricks.environment import DriverEnvironment
 from prefect_mlprojects.backends.databricks.storage import Storage
 from prefect_mlprojects.backends.databricks.task import Code
@@ -22,6 +21,23 @@ CODE_FOLDER = "code"
 OUTPUT_FOLDER = "output"
 # https://docs.databricks.com/files/workspace.html, "File size limit".
 _LARGEST_WORKSPACE_FILE = 500 << 20
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A project in the workspace.
+
+    Attributes:
+        root: The code path.
+        user: The user that the workspace knows the credentials as.
+        sha256: The archive's digest; empty if Databricks checks the code out.
+        size: The archive's size in bytes.
+    """
+
+    root: str
+    user: str
+    sha256: str = ""
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,19 +55,15 @@ class Archive:
     count: int
 
 
-def pack(call: BackendCall, environment: DriverEnvironment | None) -> Archive:
+def pack(request: DatabricksRequest, environment: DriverEnvironment | None) -> Archive:
     """Packs a project up; the same files give the same bytes.
-
-    Args:
-        call: The call.
-        environment: What the driver builds; its files are added.
 
     Raises:
         BackendError: A file can't be read.
     """
     extra = {} if environment is None else dict(environment.files)
     target = io.BytesIO()
-    files = project_files(call.working_copy.directory, backend=NAME)
+    files = project_files(request.working_copy.directory, backend=NAME)
     write_archive(target, files, prefix="project", extra=extra, compressed=True, backend=NAME)
     content = target.getvalue()
     return Archive(content, hashlib.sha256(content).hexdigest(), len(files))

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from prefect_mlprojects.backends.contract import BackendCall
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.databricks.backend import DatabricksBackend
+from prefect_mlprojects.backends.databricks.config import DatabricksRequest
 from prefect_mlprojects.backends.databricks.task import remote_variables
 from prefect_mlprojects.backends.databricks.upload import check_size
 from prefect_mlprojects.exceptions import BackendError
@@ -23,19 +24,21 @@ from prefect_mlprojects.spec import (
 CLUSTER = {"new_cluster": {"spark_version": "15.4.x-scala2.12", "num_workers": 1}}
 
 
-def a_call(folder: Path, text: str, **fields: Any) -> tuple[BackendCall, str]:
+def a_call(folder: Path, text: str, **fields: Any) -> tuple[DatabricksRequest, str]:
     (folder / "MLproject").write_text(text)
     project = load_project(folder)
     entry_point = spark_job_entry_point(project, "main") or find_entry_point(project, "main")
     parameters = check_parameters(entry_point, {})
     copy = WorkingCopy(directory=folder, uri=str(folder), kind="local", source_name=str(folder))
     copy = fields.pop("working_copy", copy)
-    values = {"config": CLUSTER, "tracking_uri": "databricks://staging", **fields}
-    return BackendCall(project, entry_point, parameters, copy, **values), build_command(entry_point, parameters)
+    config = DatabricksBackend().parse_config(fields.pop("config", CLUSTER))
+    uri = Secret(fields.pop("tracking_uri", "databricks://staging"))
+    request = DatabricksRequest(project, entry_point, parameters, copy, config, uri, **fields)
+    return request, build_command(entry_point, parameters)
 
 
-def planned(call: BackendCall, command: str) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(DatabricksBackend().plan(call, command)["submission"])
+def planned(call: DatabricksRequest, command: str) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(DatabricksBackend().plan(call, command).sections["submission"])
     return body
 
 
@@ -80,7 +83,7 @@ GIT = {"git-source": True, **CLUSTER}
 URL = "https://github.com/ada/project.git"
 
 
-def a_git_call(folder: Path, text: str, uri: str = URL, **fields: Any) -> tuple[BackendCall, str]:
+def a_git_call(folder: Path, text: str, uri: str = URL, **fields: Any) -> tuple[DatabricksRequest, str]:
     facts = {"commit": "0" * 40, "repository_url": URL, **fields}
     return a_call(folder, text, config=GIT, working_copy=WorkingCopy(folder, uri, "git", uri, **facts))
 
@@ -141,14 +144,14 @@ def test_paths_are_placed_as_the_driver_sees_them(tmp_path: Path) -> None:
     call, _ = a_call(tmp_path, "entry_points:\n  main: {command: python a.py}\n")
     backend = DatabricksBackend()
 
-    placed = backend.place_paths(
+    placed = backend.map_paths(
         call, {"a": "dbfs:/data/x.csv", "b": str(tmp_path / "data/y.csv"), "c": "dbfs:/Volumes/m/l/c/z"}
     )
 
     assert placed == {"a": "/dbfs/data/x.csv", "b": "data/y.csv", "c": "/Volumes/m/l/c/z"}
     for value in ("s3://bucket/x", "/elsewhere/y"):
         with pytest.raises(BackendError, match="declare the parameter as uri"):
-            backend.place_paths(call, {"a": value})
+            backend.map_paths(call, {"a": value})
 
 
 def test_no_secret_is_among_the_variables() -> None:
