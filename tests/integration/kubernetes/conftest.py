@@ -13,32 +13,22 @@ from typing import Any
 import pytest
 from tests.services import docker_engine
 from tests.services.fault_proxy import FaultProxy
+from tests.services.recorder import Recorder
 from tests.services.waiting import wait_for
 
-from prefect_mlprojects.backends.contract import BackendCall, ExecutionOutcome, ExecutionRequest, NoEvents, RunIdentity
+from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects.backends.contract import Command, RunIdentity
 from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
+from prefect_mlprojects.backends.kubernetes.config import KubernetesRequest
+from prefect_mlprojects.backends.outcome import Outcome
 from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.spec import check_parameters, find_entry_point, load_project
-from prefect_mlprojects.types import StopSignal, StreamName
+from prefect_mlprojects.types import StopSignal
 
 DOUBLE_IMAGE = "double/project:1.0"
 ENGINE_IMAGE = "kubernetes-tests:1"
 """What projects' images are built on: busybox on the session's engine."""
-
-
-@dataclass
-class Recorder(NoEvents):
-    """Keeps what a run printed and reported."""
-
-    data: bytes = b""
-    reports: list[str] = field(default_factory=list)
-
-    def write(self, stream: StreamName, data: bytes) -> None:
-        self.data += data
-
-    def report(self, line: str) -> None:
-        self.reports.append(line)
 
 
 @dataclass
@@ -64,18 +54,20 @@ class Cluster:
         docker_auth: dict[str, str] | None = None,
         git_credentials: GitCredentialsLookup | None = None,
         **config: Any,
-    ) -> BackendCall:
+    ) -> KubernetesRequest:
         """Returns a call of the project with a configuration."""
         directory = copy.directory if copy else self.project
         project = load_project(directory)
         entry_point = find_entry_point(project, "main")
-        return BackendCall(
+        return KubernetesRequest(
             project,
             entry_point,
             check_parameters(entry_point, {}),
             copy or WorkingCopy(directory, str(directory), "local", str(directory)),
-            {**self.config, "namespace": self.namespace, "termination-grace": 2, **config},
-            "https://tracking.invalid",
+            KubernetesBackend().parse_config(
+                {**self.config, "namespace": self.namespace, "termination-grace": 2, **config}
+            ),
+            Secret("https://tracking.invalid"),
             {"image": image or self.image},
             docker_auth,
             git_credentials=git_credentials,
@@ -89,28 +81,23 @@ class Cluster:
         stop: StopSignal | None = None,
         timeout: float | None = None,
         recorder: Recorder | None = None,
-        call: BackendCall | None = None,
+        call: KubernetesRequest | None = None,
         **options: Any,
-    ) -> ExecutionOutcome:
+    ) -> Outcome:
         """Runs a command as a Job, as the flow does: check, prepare, execute."""
         call, recorder = call or self.call(**options), recorder or self.recorder
         backend = KubernetesBackend()
         backend.check(call)
-        request = ExecutionRequest(
+        command_of_run = Command(
             command,
-            call.working_copy.directory,
-            None,
             {"MLFLOW_RUN_ID": "run-1", "TOKEN": "it's a $(HOME) $$ secret"},
             RunIdentity(flow_run_id or str(uuid.uuid4()), "run-1", "Größe & Co", "main"),
-            call.config,
             timeout,
-            call,
-            backend.prepare(call, recorder.report, StopSignal()),
-            events=recorder,
         )
-        return backend.execute(request, recorder, stop or StopSignal())
+        prepared = backend.prepare(call, recorder.report, StopSignal())
+        return backend.execute(prepared, command_of_run, recorder, stop or StopSignal())
 
-    def run_and_stop(self, reason: str) -> ExecutionOutcome:
+    def run_and_stop(self, reason: str) -> Outcome:
         """Runs a command that would go on for long, and asks for its end as soon as it has begun."""
         stop = StopSignal()
 

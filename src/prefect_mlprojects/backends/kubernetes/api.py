@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.types import StopSignal
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ READ_SECONDS = 60.0
 PATIENCE_SECONDS = 90.0
 """How long a request is tried again while the server is away or overloaded."""
 
-_FIRST_DELAY = 0.25
-_LONGEST_DELAY = 10.0
 _TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
 LOST = 0
 """The status of an ``ApiRefusal`` when no answer came at all."""
@@ -55,22 +53,6 @@ class ApiRefusal(Exception):  # noqa: N818 - an answer of the server rather than
     def transient(self) -> bool:
         """Whether asking again may help."""
         return self.status == LOST or self.status in _TRY_AGAIN
-
-
-class Backoff:
-    """Grows from a quarter of a second to ten, with some chance in it so that clients don't come back all at once."""
-
-    def __init__(self) -> None:
-        self._delay = _FIRST_DELAY
-
-    def next(self, retry_after: float | None = None) -> float:
-        """Returns the seconds to wait before the next try."""
-        delay, self._delay = self._delay, min(self._delay * 2, _LONGEST_DELAY)
-        return max(delay * random.uniform(0.7, 1.0), min(retry_after or 0.0, 60.0))  # noqa: S311 - no secret
-
-    def reset(self) -> None:
-        """Begins again with the shortest delay."""
-        self._delay = _FIRST_DELAY
 
 
 class Cluster:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from prefect_mlprojects.backends.kubernetes.api import PATIENCE_SECONDS, ApiRefusal, Backoff, Cluster
+from prefect_mlprojects._support.retry import Backoff
+from prefect_mlprojects.backends.kubernetes.api import PATIENCE_SECONDS, ApiRefusal, Cluster
 
 _NOT_FOUND = 404
 _CONFLICT = 409

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-from prefect_mlprojects.backends.config_models import parse_config
+from prefect_mlprojects._support.redaction import holds_secret
+from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects.backends.configuration import parse_config
+from prefect_mlprojects.backends.contract import BackendRequest
 from prefect_mlprojects.exceptions import BackendError
-from prefect_mlprojects.types import BackendConfig
 
 BACKEND = "kubernetes"
 
@@ -42,6 +45,19 @@ def _as_resources(value: Any) -> Any:
 _Quantities: TypeAlias = Annotated[dict[str, str], BeforeValidator(_as_quantities)]
 
 
+def _as_kubeconfig(value: Any) -> Any:
+    """Hides a kubeconfig's content; its path stays as it is."""
+    if isinstance(value, Mapping):
+        return Secret(json.dumps(value))
+    if isinstance(value, str) and ("\n" in value or value.lstrip().startswith("{")):
+        return Secret(value)
+    return value
+
+
+def _hide_user_info(value: Any) -> Any:
+    return Secret(value) if isinstance(value, str) and holds_secret(value) else value
+
+
 class Resources(BaseModel):
     """What the project's container asks for, in Kubernetes' quantities.
 
@@ -68,12 +84,12 @@ class Credentials(BaseModel):
         verify_tls: Whether the API server's certificate is checked.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)
 
-    kubeconfig: SecretStr | dict[str, Any] | None = Field(default=None, repr=False)
+    kubeconfig: Annotated[str | Secret | None, BeforeValidator(_as_kubeconfig)] = Field(default=None, repr=False)
     context: str | None = None
     host: str | None = None
-    token: SecretStr | None = None
+    token: Secret | None = None
     certificate_authority: str | None = Field(default=None, alias="certificate-authority")
     verify_tls: bool = Field(default=True, alias="verify-tls")
 
@@ -105,13 +121,13 @@ class KubernetesConfig(BaseModel):
         termination_grace: Seconds between asking a pod to end and killing it.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)
 
     kube_context: str | None = Field(default=None, alias="kube-context")
     kube_job_template_path: str | None = Field(default=None, alias="kube-job-template-path")
     repository_uri: str | None = Field(default=None, alias="repository-uri")
     kube_job_template: dict[str, Any] | None = Field(default=None, alias="kube-job-template")
-    kubeconfig: SecretStr | dict[str, Any] | None = Field(default=None, repr=False)
+    kubeconfig: Annotated[str | Secret | None, BeforeValidator(_as_kubeconfig)] = Field(default=None, repr=False)
     in_cluster: bool | None = Field(default=None, alias="in-cluster")
     credentials: str | Credentials | None = Field(default=None, repr=False)
     namespace: str | None = None
@@ -127,7 +143,9 @@ class KubernetesConfig(BaseModel):
     service_account: str | None = Field(
         default=None, alias="service-account", validation_alias=AliasChoices("service-account", "service_account")
     )
-    tracking_uri: str | None = Field(default=None, alias="tracking-uri", repr=False)
+    tracking_uri: Annotated[str | Secret | None, BeforeValidator(_hide_user_info)] = Field(
+        default=None, alias="tracking-uri", repr=False
+    )
     allow_host_paths: bool = Field(default=False, alias="allow-host-paths")
     start_grace: float = Field(default=60.0, ge=0, allow_inf_nan=False, alias="start-grace")
     scheduling_grace: float = Field(default=600.0, ge=0, allow_inf_nan=False, alias="scheduling-grace")
@@ -139,11 +157,14 @@ class KubernetesConfig(BaseModel):
         return self.credentials if isinstance(self.credentials, Credentials) else Credentials()
 
 
+KubernetesRequest: TypeAlias = BackendRequest[KubernetesConfig]
+
+
 def parse_kubernetes_config(config: Mapping[str, Any]) -> KubernetesConfig:
     """Returns the configuration as a value.
 
     Args:
-        config: What the user wrote, or what ``dump_config`` made of it.
+        config: What the user wrote.
 
     Raises:
         BackendError: A key is unknown (the nearest is named), a value is not of its kind, or two keys contradict each
@@ -171,19 +192,6 @@ def _connections(config: KubernetesConfig) -> dict[str, bool]:
         "in-cluster": bool(config.in_cluster),
         "credentials": config.credentials is not None,
     }
-
-
-def dump_config(config: KubernetesConfig) -> BackendConfig:
-    """Returns what was set, by the keys that users write, as plain values: secrets are in it as they are."""
-    return {key: _plain(value) for key, value in config.model_dump(by_alias=True, exclude_unset=True).items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return value
 
 
 def load_template(config: KubernetesConfig, directory: Path) -> dict[str, Any] | None:

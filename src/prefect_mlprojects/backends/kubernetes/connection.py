@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import reveal, reveal_all
 from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesConfig
 from prefect_mlprojects.exceptions import BackendError
 
@@ -66,8 +66,7 @@ def _connect(config: KubernetesConfig) -> tuple[ApiClient, str | None, str]:
     kubeconfig = config.kubeconfig if config.kubeconfig is not None else secrets.kubeconfig
     context = config.kube_context or secrets.context
     if kubeconfig is not None:
-        content = kubeconfig if isinstance(kubeconfig, dict) else kubeconfig.get_secret_value()
-        return _from_kubeconfig(content, context)
+        return _from_kubeconfig(reveal_all(kubeconfig), context)
     if config.in_cluster or (config.in_cluster is None and not context and not _has_kubeconfig() and _in_pod()):
         return _from_pod()
     return _from_kubeconfig(None, context)
@@ -91,7 +90,7 @@ def _from_pod() -> tuple[ApiClient, str | None, str]:
     return client.ApiClient(settings), namespace, "the cluster of this pod"
 
 
-def _from_kubeconfig(content: str | Mapping[str, Any] | None, context: str | None) -> tuple[ApiClient, str | None, str]:
+def _from_kubeconfig(content: str | None, context: str | None) -> tuple[ApiClient, str | None, str]:
     from kubernetes import client, config
     from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
 
@@ -111,12 +110,10 @@ def _from_kubeconfig(content: str | Mapping[str, Any] | None, context: str | Non
     return client.ApiClient(settings), (entry.get("context") or {}).get("namespace"), f"the cluster of context '{name}'"
 
 
-def _kubeconfig_source(content: str | Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, str | None]:
+def _kubeconfig_source(content: str | None) -> tuple[dict[str, Any] | None, str | None]:
     """Tells a kubeconfig's text from its path; returns the mapping or the path."""
     if content is None:
         return None, None
-    if isinstance(content, Mapping):
-        return dict(content), None
     if "\n" not in content and not content.lstrip().startswith("{"):
         path = Path(content).expanduser()
         if not path.is_file():
@@ -142,7 +139,7 @@ def _from_token(config: KubernetesConfig) -> tuple[ApiClient, str | None, str]:
     settings.host = secrets.host.rstrip("/")
     settings.verify_ssl = secrets.verify_tls
     if secrets.token is not None:
-        settings.api_key = {"authorization": f"Bearer {secrets.token.get_secret_value()}"}
+        settings.api_key = {"authorization": f"Bearer {reveal(secrets.token)}"}
     if secrets.certificate_authority:
         with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False) as file:
             file.write(secrets.certificate_authority)

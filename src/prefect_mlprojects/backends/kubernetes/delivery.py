@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
-from prefect_mlprojects.backends.contract import BackendCall
 from prefect_mlprojects.backends.kubernetes.checkout import git_checkout
-from prefect_mlprojects.backends.kubernetes.config import BACKEND, DeliveryName, KubernetesConfig
+from prefect_mlprojects.backends.kubernetes.config import BACKEND, DeliveryName, KubernetesRequest
 from prefect_mlprojects.exceptions import BackendError
 
 ARCHIVE_LIMIT = 900_000
@@ -100,43 +99,39 @@ def pack_project(directory: Path, limit: int = ARCHIVE_LIMIT) -> bytes | None:
     return packed.getvalue()
 
 
-def call_delivery(call: BackendCall, config: KubernetesConfig) -> Choice:
-    """Chooses the way for a call; reads the project's files, asks no network.
+def find_delivery(request: KubernetesRequest) -> Choice:
+    """Chooses how the code gets to the pod; reads the project's files, asks no network.
 
     Raises:
         BackendError: No way fits, or the project is not what a way needs.
     """
+    config = request.config
     needs_size = config.code_delivery == "archive" or (
-        config.code_delivery is None and not config.repository_uri and not call.build_image
+        config.code_delivery is None and not config.repository_uri and not request.build_image
     )
-    archive = pack_project(call.working_copy.directory) if needs_size else None
+    archive = pack_project(request.working_copy.directory) if needs_size else None
     choice = choose_delivery(
         config.code_delivery,
         repository_uri=config.repository_uri,
-        build_image=call.build_image,
+        build_image=request.build_image,
         archive_size=None if archive is None else len(archive),
     )
     if choice.delivery == "git":
-        git_checkout(call.working_copy, WAYS)
+        git_checkout(request.working_copy, WAYS)
     return choice
 
 
-def place_values(call: BackendCall, delivery: DeliveryName, values: Mapping[str, str]) -> dict[str, str]:
+def map_values(request: KubernetesRequest, delivery: DeliveryName, values: Mapping[str, str]) -> dict[str, str]:
     """Returns what the command calls files that its ``path`` parameters name: relative paths within the project.
-
-    Args:
-        call: The call.
-        delivery: How the code gets to the pod.
-        values: Absolute local paths and remote URIs by parameter name.
 
     Raises:
         BackendError: A value is not in the project, or is left out of what is delivered.
     """
-    directory = call.working_copy.directory
+    directory = request.working_copy.directory
     delivered = (
         {file.name for file in project_files(directory, backend=BACKEND)} if delivery in ("archive", "image") else None
     )
-    placed: dict[str, str] = {}
+    mapped: dict[str, str] = {}
     for name, value in values.items():
         advice = (
             "Declare the parameter as 'uri' and open it in the project's code, or mount a volume in the job template and pass "
@@ -155,5 +150,5 @@ def place_values(call: BackendCall, delivery: DeliveryName, values: Mapping[str,
                 f"The pod can't be given parameter {name!r}: {value} is left out of what is delivered. Bring it back with "
                 f"'!{inside}' in the project's .dockerignore."
             )
-        placed[name] = str(PurePosixPath(inside))
-    return placed
+        mapped[name] = str(PurePosixPath(inside))
+    return mapped

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.backends.contract import Ending
 from prefect_mlprojects.backends.kubernetes.api import LOST, ApiRefusal
 from prefect_mlprojects.backends.kubernetes.job import UNPACK_FAILED_CODE
-from prefect_mlprojects.backends.outcome import find_cause
+from prefect_mlprojects.backends.outcome import Ending, explain_exit
+from prefect_mlprojects.types import FailureCategory
 
 Json: TypeAlias = Mapping[str, Any]
 Patience: TypeAlias = Literal["start", "scheduling"]
@@ -34,17 +34,27 @@ class Trouble:
     advice: str
     patience: Patience = "start"
 
+    @property
+    def category(self) -> FailureCategory:
+        """The category of a run that fails by it."""
+        if _WAITING.get(self.kind) is _IMAGE or self.kind in ("InvalidImageName", "ErrImageNeverPull"):
+            return FailureCategory.IMAGE
+        if self.kind in ("Unschedulable", "QuotaExceeded"):
+            return FailureCategory.SCHEDULING
+        return FailureCategory.PREEMPTED if self.kind == "NodeLost" else FailureCategory.INFRASTRUCTURE
+
 
 @dataclass(frozen=True)
 class Diagnosis:
     """How a Job ended, and why.
 
     Attributes:
-        ending: As ``ExecutionOutcome.ending``.
+        ending: As ``Outcome.ending``.
         cause: Why, in words.
         advice: What to do about it; empty when there is nothing to say.
         exit_code: The command's exit code, when it exited by itself.
         signal: The number of the signal that ended it, when one did.
+        category: The category of the failure, where it is not the one of `ending`.
     """
 
     ending: Ending
@@ -52,8 +62,10 @@ class Diagnosis:
     advice: str = ""
     exit_code: int | None = None
     signal: int | None = None
+    category: FailureCategory | None = None
 
 
+_PREEMPTED, _OUT_OF_MEMORY = FailureCategory.PREEMPTED, FailureCategory.OUT_OF_MEMORY
 _IMAGE = "Check the image's name and tag, that the nodes can reach its registry, and 'image-pull-secrets'."
 _CONFIG = "The pod refers to a ConfigMap, Secret or key that does not exist: check the job template."
 _WAITING: Mapping[str, str] = {
@@ -235,7 +247,7 @@ def explain_end(job: Json, pods: Iterable[Json], container: str) -> Diagnosis:
         last = ends[-1]
         if len(ends) > 1 and condition.get("reason") == "BackoffLimitExceeded":
             cause = f"{last.cause}; {len(ends)} pods failed, more than 'backoff-limit' lets it try again (BackoffLimitExceeded)"
-            return Diagnosis(last.ending, cause, last.advice, last.exit_code, last.signal)
+            return replace(last, cause=cause)
         return last
     words = condition.get("message") or "no reason given"
     return Diagnosis("not-started", f"the Job failed: {condition.get('reason') or 'Failed'}: {words}")
@@ -290,9 +302,16 @@ def _disruption(pod: Json) -> Diagnosis | None:
     status, name = pod.get("status") or {}, pod["metadata"]["name"]
     reason, words = status.get("reason"), status.get("message") or ""
     if reason == "Evicted":
-        return Diagnosis("not-started", f"pod {name} was evicted (Evicted){_first_words(words)}", _EVICTED)
+        return Diagnosis(
+            "not-started", f"pod {name} was evicted (Evicted){_first_words(words)}", _EVICTED, category=_PREEMPTED
+        )
     if reason == "NodeLost":
-        return Diagnosis("not-started", f"the node of pod {name} was lost (NodeLost){_first_words(words)}", _NODE)
+        return Diagnosis(
+            "not-started",
+            f"the node of pod {name} was lost (NodeLost){_first_words(words)}",
+            _NODE,
+            category=_PREEMPTED,
+        )
     if status.get("phase") != "Failed":
         return None
     for condition in status.get("conditions") or []:
@@ -302,7 +321,7 @@ def _disruption(pod: Json) -> Diagnosis | None:
             advice = (
                 _NODE if lost else "The cluster took the pod's place for another. Run it again, or raise its priority."
             )
-            return Diagnosis("not-started", f"the cluster ended pod {name}: {why}", advice)
+            return Diagnosis("not-started", f"the cluster ended pod {name}: {why}", advice, category=_PREEMPTED)
     return None
 
 
@@ -315,15 +334,20 @@ def _terminated_words(ended: Json) -> str:
 def _explain_terminated(ended: Json) -> Diagnosis:
     code, reason = int(ended.get("exitCode") or 0), ended.get("reason") or ""
     if reason == "OOMKilled":
-        return Diagnosis("exited", f"exit code {code}: OOMKilled, it ran out of memory", _MEMORY, code or 137, 9)
+        return Diagnosis(
+            "exited", f"exit code {code}: OOMKilled, it ran out of memory", _MEMORY, code or 137, 9, _OUT_OF_MEMORY
+        )
     if reason in ("StartError", "ContainerCannotRun"):
         cause = f"the container could not start{_first_words(ended.get('message') or reason)}"
         return Diagnosis(
-            "not-started", cause, "The image must hold 'sh'; check the job template's security context too."
+            "not-started",
+            cause,
+            "The image must hold 'sh'; check the job template's security context too.",
+            category=FailureCategory.IMAGE,
         )
     if code == UNPACK_FAILED_CODE:
-        return Diagnosis("exited", f"exit code {code}", _UNPACK, code)
-    found = find_cause(code)
+        return Diagnosis("exited", f"exit code {code}", _UNPACK, code, category=FailureCategory.IMAGE)
+    found = explain_exit(code)
     return Diagnosis("exited", found.text, found.advice, found.exit_code, found.signal)
 
 

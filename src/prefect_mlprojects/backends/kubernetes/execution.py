@@ -5,13 +5,14 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from prefect_mlprojects._support.output import TailedOutput
-from prefect_mlprojects.backends.contract import ExecutionEvents, ExecutionOutcome
-from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Backoff, Cluster
+from prefect_mlprojects._support.retry import Backoff
+from prefect_mlprojects.backends.contract import ExecutionEvents
+from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Cluster
 from prefect_mlprojects.backends.kubernetes.cleanup import delete_job, wait_until_gone
 from prefect_mlprojects.backends.kubernetes.diagnosis import (
     Diagnosis,
@@ -30,7 +31,8 @@ from prefect_mlprojects.backends.kubernetes.names import ENDED_LABEL, WATCHED_AN
 from prefect_mlprojects.backends.kubernetes.pod_logs import PodLogs
 from prefect_mlprojects.backends.kubernetes.submission import Submission, now
 from prefect_mlprojects.backends.kubernetes.watch import Change, Watcher
-from prefect_mlprojects.types import StopSignal
+from prefect_mlprojects.backends.outcome import Outcome
+from prefect_mlprojects.types import FailureCategory, StopSignal
 
 HEARTBEAT_SECONDS = 30.0
 _REMOVAL_SECONDS = 60.0
@@ -103,7 +105,7 @@ class JobRun:
         age = _age(job) if submission.attached else 0.0
         self._deadline = None if limits.timeout is None else time.monotonic() + limits.timeout - age
 
-    def follow(self) -> ExecutionOutcome:
+    def follow(self) -> Outcome:
         """Returns when the Job has ended and its log was read; a Job that was told to end is gone with its pods then.
 
         Raises:
@@ -133,13 +135,14 @@ class JobRun:
             for watcher in watchers:
                 watcher.stop()
             self._logs.abandon()
-        return ExecutionOutcome(
+        return Outcome(
             diagnosis.ending,
             diagnosis.exit_code,
             diagnosis.signal,
             diagnosis.cause,
             diagnosis.advice,
             self._output.close(),
+            diagnosis.category,
         )
 
     def _follow(self) -> Diagnosis:
@@ -222,7 +225,7 @@ class JobRun:
         self._tell(self._name, trouble.kind, f"Waiting: {trouble.cause}. The run fails if that lasts {patience:g} s.")
         if moment - since < patience:
             return None
-        return Diagnosis("not-started", trouble.cause, trouble.advice)
+        return Diagnosis("not-started", trouble.cause, trouble.advice, category=trouble.category)
 
     def _check_company(self) -> Diagnosis | None:
         found = project_ended_beside_others(self._pods.values(), self._container)
@@ -277,6 +280,7 @@ class JobRun:
             "exited",
             f"the Job {self._name} was deleted while it ran, and not by this run",
             "Somebody deleted it, or its namespace; 'kubectl get events' may tell who.",
+            category=FailureCategory.INFRASTRUCTURE,
         )
 
     def _ended_by_itself(self) -> Diagnosis:
@@ -327,12 +331,10 @@ class JobRun:
         self._logs.finish()
         if not left:
             return diagnosis
-        return Diagnosis(
-            diagnosis.ending,
-            f"{diagnosis.cause}; still there: {', '.join(left)}",
-            f"{diagnosis.advice} Look after it: kubectl -n {self._cluster.namespace} delete job {self._name}".strip(),
-            diagnosis.exit_code,
-            diagnosis.signal,
+        return replace(
+            diagnosis,
+            cause=f"{diagnosis.cause}; still there: {', '.join(left)}",
+            advice=f"{diagnosis.advice} Look after it: kubectl -n {self._cluster.namespace} delete job {self._name}".strip(),
         )
 
 

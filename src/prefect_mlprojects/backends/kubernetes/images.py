@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_mlprojects._support.secrets import reveal_all
 from prefect_mlprojects.backends.containers.config import LocalConfig
 from prefect_mlprojects.backends.containers.engine import connect
 from prefect_mlprojects.backends.containers.image import build_project_image, ensure_image, push_image
-from prefect_mlprojects.backends.contract import BackendCall
-from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesConfig
+from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesRequest
 from prefect_mlprojects.backends.kubernetes.job import no_image
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal
@@ -33,31 +33,36 @@ class PushedImage:
     reused: bool
 
 
-def base_image(call: BackendCall) -> str:
+def base_image(request: KubernetesRequest) -> str:
     """Returns the image that a project's own image is built on.
 
     Raises:
-        BackendError: The call names none.
+        BackendError: The request names none.
     """
-    if not call.image:
+    if not request.image:
         raise no_image()
-    return call.image
+    return request.image
 
 
-def push_project_image(
-    call: BackendCall, config: KubernetesConfig, report: Callable[[str], None], stop: StopSignal
-) -> PushedImage:
+def push_project_image(request: KubernetesRequest, report: Callable[[str], None], stop: StopSignal) -> PushedImage:
     """Builds the project's image on the Docker engine, unless its files have not changed, and pushes it.
 
     Raises:
         BackendError: There is no engine, or it could not build or push the image.
     """
-    base, login = base_image(call), dict(call.docker_auth) if call.docker_auth else None
+    base, login = base_image(request), reveal_all(request.docker_auth) if request.docker_auth else None
     engine = _engine()
     try:
         base_id, _ = ensure_image(engine, base, pull="missing", auth=login, backend=BACKEND, report=report, stop=stop)
         built = build_project_image(
-            engine, base, base_id, call.working_copy, config.repository_uri, backend=BACKEND, report=report, stop=stop
+            engine,
+            base,
+            base_id,
+            request.working_copy,
+            request.config.repository_uri,
+            backend=BACKEND,
+            report=report,
+            stop=stop,
         )
         reference = push_image(engine, built.name, auth=login, backend=BACKEND, report=report, stop=stop)
     finally:

@@ -7,7 +7,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from datetime import datetime, timezone
 
-from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Backoff, Cluster, Stream
+from prefect_mlprojects._support.retry import Backoff
+from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Cluster, Stream
 from prefect_mlprojects.backends.kubernetes.diagnosis import explain_refusal
 from prefect_mlprojects.types import OutputSink, StopSignal
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from prefect_mlprojects.backends.kubernetes.api import CONNECT_SECONDS, LOST, ApiRefusal, Backoff, Cluster, Stream
+from prefect_mlprojects._support.retry import Backoff
+from prefect_mlprojects.backends.kubernetes.api import CONNECT_SECONDS, LOST, ApiRefusal, Cluster, Stream
 from prefect_mlprojects.types import StopSignal
 
 Kind: TypeAlias = Literal["job", "pods", "events", "stop"]

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from prefect_mlprojects.backends.configuration import dump_config
 from prefect_mlprojects.backends.contract import RunIdentity
 from prefect_mlprojects.backends.kubernetes.api import ApiRefusal
-from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig, dump_config, parse_kubernetes_config
+from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig, parse_kubernetes_config
 from prefect_mlprojects.backends.kubernetes.delivery import choose_delivery
 from prefect_mlprojects.backends.kubernetes.diagnosis import explain_end, explain_refusal, find_trouble
 from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job

@@ -1,4 +1,4 @@
-"""What a pod needs to know of where its run belongs: the tracking server, credentials, links."""
+"""The variables and links of a pod: tracking server, credentials, pages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Mapping
 
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.backends.contract import BackendCall, RunIdentity
-from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesConfig
+from prefect_mlprojects._support.secrets import reveal, reveal_all
+from prefect_mlprojects.backends.contract import RunIdentity
+from prefect_mlprojects.backends.kubernetes.config import BACKEND, KubernetesConfig, KubernetesRequest
 from prefect_mlprojects.backends.kubernetes.names import FLOW_RUN_URL_ANNOTATION, MLFLOW_RUN_URL_ANNOTATION
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.spec.project import DockerEnvironment
@@ -37,18 +38,19 @@ _MAX_SECRET_BYTES = 900_000
 
 def pod_tracking_uri(config: KubernetesConfig) -> str | None:
     """Returns the tracking URI that was set for pods; None when they use the run's own."""
-    return config.tracking_uri or os.environ.get(KUBE_TRACKING_URI_VARIABLE) or None
+    return reveal_all(config.tracking_uri) or os.environ.get(KUBE_TRACKING_URI_VARIABLE) or None
 
 
-def check_tracking(call: BackendCall, config: KubernetesConfig) -> None:
+def check_tracking(request: KubernetesRequest) -> None:
     """Checks that a pod can reach the tracking store.
 
     Raises:
         BackendError: The store is of this machine alone.
     """
-    if pod_tracking_uri(config) is None and call.tracking_uri and is_on_this_machine(call.tracking_uri):
+    uri = reveal(request.tracking_uri)
+    if pod_tracking_uri(request.config) is None and uri and is_on_this_machine(uri):
         raise BackendError(
-            f"The tracking URI {redact(call.tracking_uri)} is of this machine alone: a pod can't reach it. Track with a "
+            f"The tracking URI {redact(uri)} is of this machine alone: a pod can't reach it. Track with a "
             f"server (MLFLOW_TRACKING_URI), or say how pods reach it: 'tracking-uri' in the backend configuration, or the "
             f"variable {KUBE_TRACKING_URI_VARIABLE}.",
             backend=BACKEND,
@@ -56,21 +58,15 @@ def check_tracking(call: BackendCall, config: KubernetesConfig) -> None:
 
 
 def pod_variables(
-    call: BackendCall, config: KubernetesConfig, variables: Mapping[str, str], report: Callable[[str], None]
+    request: KubernetesRequest, variables: Mapping[str, str], report: Callable[[str], None]
 ) -> dict[str, str]:
     """Returns the environment that the project's container gets; the values may be secret.
-
-    Args:
-        call: The call.
-        config: The configuration.
-        variables: What the run adds to the child's environment.
-        report: Takes what is odd.
 
     Raises:
         BackendError: A name can't be that of a variable, or all together are too large for a Secret.
     """
     merged = {name: os.environ[name] for name in _TRACKING_LOGIN if os.environ.get(name)}
-    environment = call.project.environment
+    environment = request.project.environment
     if isinstance(environment, DockerEnvironment):
         for name, value in environment.environment:
             if value is None and name not in os.environ:
@@ -81,7 +77,7 @@ def pod_variables(
     # The pod would look for a Prefect server in itself.
     if is_on_this_machine(merged.get("PREFECT_API_URL", "http://elsewhere")):
         del merged["PREFECT_API_URL"]
-    override = pod_tracking_uri(config)
+    override = pod_tracking_uri(request.config)
     if override is not None:
         merged[TRACKING_URI_VARIABLE] = override
     for name in merged:
@@ -92,20 +88,14 @@ def pod_variables(
     return merged
 
 
-def link_annotations(identity: RunIdentity, call: BackendCall, variables: Mapping[str, str]) -> dict[str, str]:
-    """Returns annotations with the pages of the flow run and the MLflow run, as far as they are known.
-
-    Args:
-        identity: Who the run is.
-        call: The call.
-        variables: What the run adds to the child's environment.
-    """
+def link_annotations(identity: RunIdentity, request: KubernetesRequest, variables: Mapping[str, str]) -> dict[str, str]:
+    """Returns annotations with the pages of the flow run and the MLflow run, as far as they are known."""
     links: dict[str, str] = {}
     api = variables.get("PREFECT_API_URL", "").rstrip("/")
     # Prefect Cloud serves its pages elsewhere than its API.
     if api.endswith("/api"):
         links[FLOW_RUN_URL_ANNOTATION] = f"{redact(api.removesuffix('/api'))}/runs/flow-run/{identity.flow_run_id}"
-    page, _ = run_page(call.tracking_uri, variables.get(EXPERIMENT_ID_VARIABLE, ""), identity.mlflow_run_id)
+    page, _ = run_page(reveal(request.tracking_uri), variables.get(EXPERIMENT_ID_VARIABLE, ""), identity.mlflow_run_id)
     if page:
         links[MLFLOW_RUN_URL_ANNOTATION] = page
     return links
