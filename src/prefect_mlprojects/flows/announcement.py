@@ -14,6 +14,7 @@ from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.contract import Preparation
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.exceptions import TrackingError
+from prefect_mlprojects.runs.check import CheckedCall
 from prefect_mlprojects.runs.handles import (
     BRANCH_LABEL,
     COMMIT_LABEL,
@@ -22,7 +23,6 @@ from prefect_mlprojects.runs.handles import (
     RUN_ID_LABEL,
     TRACKING_URI_LABEL,
 )
-from prefect_mlprojects.runs.request import CheckedCall
 from prefect_mlprojects.tasks.run_artifact import RunArtifact, RunFacts
 from prefect_mlprojects.tasks.session import RunSession
 from prefect_mlprojects.tracking import TrackedRun

@@ -18,7 +18,7 @@ from prefect.tasks import Task
 from prefect_mlprojects.backends.contract import Backend, ExecutionOutcome, ExecutionRequest, Preparation, RunIdentity
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.exceptions import RunCancelled, RunFailed, RunTimedOut, TrackingError
-from prefect_mlprojects.runs.request import CheckedCall
+from prefect_mlprojects.runs.check import CheckedCall
 from prefect_mlprojects.tasks.flow_log import FlowRunLog
 from prefect_mlprojects.tasks.steps import Step, run_step
 from prefect_mlprojects.tasks.validate_params import Invocation

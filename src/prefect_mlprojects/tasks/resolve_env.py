@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect_mlprojects.backends.contract import Preparation, PreparingBackend
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.environments.managers import environment_manager
-from prefect_mlprojects.runs.request import CheckedCall
+from prefect_mlprojects.runs.check import CheckedCall
 from prefect_mlprojects.tasks.steps import Step, run_step
 from prefect_mlprojects.types import StopSignal
 

@@ -12,7 +12,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prefect_mlprojects.backends.contract import PreparingBackend
-from prefect_mlprojects.runs.request import CallContext, CheckedCall, RunRequest, check_call, place_paths
+from prefect_mlprojects.runs.check import CallContext, CheckedCall, check_call, place_paths
+from prefect_mlprojects.runs.request import RunRequest
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.sources.downloads.download import download_all
 from prefect_mlprojects.spec import CheckedParameters, build_command
