@@ -15,18 +15,19 @@ from mlflow.projects.backend.abstract_backend import AbstractBackend
 from mlflow.projects.submitted_run import SubmittedRun as MlflowSubmittedRun
 
 from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem
+from prefect_mlprojects.runs.request import CALL_OPTIONS, OPTIONS, options_of
 
 if TYPE_CHECKING:
     from prefect_mlprojects.runs.handles import SubmittedRun
 
 DEPLOYMENT_KEY = "deployment"
 WORK_POOL_KEY = "work-pool"
-BACKEND_KEY = "backend"
-BACKEND_CONFIG_KEY = "backend-config"
-_KEYS = (DEPLOYMENT_KEY, WORK_POOL_KEY, BACKEND_KEY, BACKEND_CONFIG_KEY)
-
-# What MLflow adds to the configuration on its own (mlflow/projects/__init__.py, ``_run``).
-_FROM_MLFLOW = ("ENV_MANAGER", "SYNCHRONOUS", "DOCKER_ARGS", "STORAGE_DIR", "build_image", "docker_auth")
+_OPTION_KEYS: Mapping[str, str] = {option.name.replace("_", "-"): option.name for option in options_of("plugin")}
+_KEYS = (DEPLOYMENT_KEY, WORK_POOL_KEY, *_OPTION_KEYS)
+_MLFLOW_KEYS: Mapping[str, str] = {
+    option.mlflow_key: option.name for option in (*OPTIONS.values(), *CALL_OPTIONS.values()) if option.mlflow_key
+}
+"""Run options by the keys under which MLflow adds them to the configuration (mlflow/projects/__init__.py, ``_run``)."""
 
 
 class PrefectSubmittedRun(MlflowSubmittedRun):
@@ -95,10 +96,12 @@ class PrefectProjectBackend(AbstractBackend):
             mlflow.exceptions.ExecutionException: The run could not be started; with our message.
         """
         config = dict(backend_config) if isinstance(backend_config, Mapping) else {}
-        mlflow_options = {name: config.pop(name, None) for name in _FROM_MLFLOW}
+        options = {name: value for key, name in _MLFLOW_KEYS.items() if (value := config.pop(key, None))}
         try:
             _check_keys(config)
-            run = _start(project_uri, entry_point, params, version, config, mlflow_options, experiment_id)
+            options |= {name: config[key] for key, name in _OPTION_KEYS.items() if key in config}
+            options |= {"version": version, "experiment_id": experiment_id}
+            run = _start(project_uri, entry_point, params, config, options)
             # MLflow sets tags on the run right after this: it must exist by then.
             submitted = PrefectSubmittedRun(run)
             _ = submitted.run_id
@@ -128,58 +131,41 @@ def _check_keys(config: Mapping[str, Any]) -> None:
 def _start(
     uri: str,
     entry_point: str,
-    params: Mapping[str, Any] | None,
-    version: str | None,
+    parameters: Mapping[str, Any] | None,
     config: Mapping[str, Any],
-    mlflow_options: Mapping[str, Any],
-    experiment_id: str | int | None,
+    options: Mapping[str, Any],
 ) -> SubmittedRun:
-    options = {
-        "env_manager": mlflow_options["ENV_MANAGER"],
-        "docker_args": mlflow_options["DOCKER_ARGS"] or None,
-        "storage_dir": mlflow_options["STORAGE_DIR"],
-        "build_image": mlflow_options["build_image"] or None,
-        "experiment_id": None if experiment_id is None else str(experiment_id),
-    }
-    if DEPLOYMENT_KEY in config:
-        return _run_deployment(str(config[DEPLOYMENT_KEY]), entry_point, params, version, options)
-    backend = str(config.get(BACKEND_KEY, "local"))
-    if WORK_POOL_KEY in config:
-        from prefect_mlprojects.deployments import deploy
+    if DEPLOYMENT_KEY not in config and WORK_POOL_KEY not in config:
+        from prefect_mlprojects.projects import run
 
-        made = deploy(
-            uri,
-            entry_point,
-            work_pool=str(config[WORK_POOL_KEY]),
-            version=version,
-            backend=backend,
-            backend_config=config.get(BACKEND_CONFIG_KEY),
-        )
-        return made.run(params, options={name: value for name, value in options.items() if value is not None})
-    from prefect_mlprojects.projects import run
-
-    return run(
-        uri,
-        entry_point,
-        version,
-        params,
-        docker_args=mlflow_options["DOCKER_ARGS"],
-        experiment_id=experiment_id,
-        backend=backend,
-        backend_config=config.get(BACKEND_CONFIG_KEY),
-        storage_dir=mlflow_options["STORAGE_DIR"],
         # MLflow waits by itself, and sets tags before it does.
-        synchronous=False,
-        env_manager=mlflow_options["ENV_MANAGER"],
-        build_image=bool(mlflow_options["build_image"]),
-        docker_auth=mlflow_options["docker_auth"],
-    )
+        return run(uri, entry_point, parameters=parameters, **{**options, "synchronous": False})
+    if options.get("docker_auth"):
+        raise ParameterError(
+            "The run can't go to a work pool",
+            [
+                Problem(
+                    "docker_auth would be stored on the Prefect server",
+                    parameter="docker_auth",
+                    fix="keep it in a docker-registry block and name that in backend-config: {'credentials': NAME}",
+                )
+            ],
+        )
+    given = {name: value for name, value in options.items() if value is not None and name in OPTIONS}
+    if "experiment_id" in given:
+        given["experiment_id"] = str(given["experiment_id"])
+    if DEPLOYMENT_KEY in config:
+        from prefect_mlprojects.deployments.creation import run_deployment
+
+        return run_deployment(
+            str(config[DEPLOYMENT_KEY]), entry_point=entry_point, parameters=parameters, options=given
+        )
+    from prefect_mlprojects.deployments import deploy
+
+    made = deploy(uri, entry_point, work_pool=str(config[WORK_POOL_KEY]), **_of_deployment(given))
+    return made.run(parameters, **{name: value for name, value in given.items() if name not in _of_deployment(given)})
 
 
-def _run_deployment(
-    name: str, entry_point: str, params: Mapping[str, Any] | None, version: str | None, options: Mapping[str, Any]
-) -> SubmittedRun:
-    from prefect_mlprojects.deployments.creation import run_deployment
-
-    given = {key: value for key, value in {**options, "version": version}.items() if value is not None}
-    return run_deployment(name, entry_point=entry_point, parameters=params, options=given)
+def _of_deployment(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that belong to the deployment; the others are those of one run."""
+    return {name: value for name, value in options.items() if name in ("version", "backend", "backend_config")}

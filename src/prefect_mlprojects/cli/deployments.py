@@ -9,45 +9,30 @@ from typing import Any, TypeVar
 
 import click
 
-from prefect_mlprojects.cli.options import parameters_option
+from prefect_mlprojects.cli.options import click_option
+from prefect_mlprojects.runs.request import options_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _DEPLOYMENT_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("-e", "--entry-point", default="main", metavar="NAME", show_default=True, help="Entry point."),
-    click.option("-n", "--name", metavar="NAME", help="The deployment's name; by default the project's."),
-    click.option("-v", "--version", metavar="VERSION", help="Branch, tag or commit that runs follow."),
-    click.option("--pin", is_flag=True, help="Stay at the commit that the version is now."),
-    parameters_option("A parameter's value when nobody gives another. May be repeated."),
-    click.option("--cron", metavar="EXPRESSION", help="Run by a cron expression, such as '0 3 * * *'."),
-    click.option("--interval", type=float, metavar="SECONDS", help="Run every so many seconds."),
-    click.option("--rrule", metavar="RULE", help="Run by a recurrence rule (RFC 5545)."),
-    click.option("--timezone", metavar="NAME", help="The schedule's time zone; UTC when not given."),
-    click.option("--paused", is_flag=True, help="The schedule waits to be resumed."),
-    click.option("-b", "--backend", default="local", metavar="NAME", show_default=True, help="Where the command runs."),
+    click.option("-n", "--name", metavar="NAME", help="Name of the deployment. Default: the project's."),
+    click.option("--pin", is_flag=True, help="Stay at the commit that --version resolves to now."),
+    click.option("--cron", metavar="EXPRESSION", help="Schedule by a cron expression, such as '0 3 * * *'."),
+    click.option("--interval", type=float, metavar="SECONDS", help="Schedule every so many seconds."),
+    click.option("--rrule", metavar="RULE", help="Schedule by a recurrence rule (RFC 5545)."),
+    click.option("--timezone", metavar="NAME", help="Time zone of the schedule. Default: UTC."),
+    click.option("--paused", is_flag=True, help="Create the schedule paused."),
+    click.option("--tag", "tags", multiple=True, metavar="TAG", help="Tag of the deployment. May be repeated."),
     click.option(
-        "-c",
-        "--backend-config",
-        metavar="FILE",
-        help="Its configuration: a file, a JSON text, or block-type/block-name.",
-    ),
-    click.option("--env-manager", metavar="NAME", help="local, virtualenv, uv or conda."),
-    click.option("--experiment-name", metavar="NAME", help="MLflow experiment by name."),
-    click.option("--git-credentials", metavar="NAME", help="A git-credentials block; found by host when not given."),
-    click.option("--tracking", metavar="NAME", help="An mlflow-tracking-server block."),
-    click.option("--timeout", type=float, metavar="SECONDS", help="End the command after so many seconds."),
-    click.option("--retries", type=int, metavar="N", help="How often a failed command is retried."),
-    click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag of the deployment. May be repeated."),
-    click.option(
-        "--concurrency-limit", type=click.IntRange(min=1), metavar="N", help="How many runs may be under way at once."
+        "--concurrency-limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of concurrent runs."
     ),
 )
 
 
-_RUN_OPTIONS = ("env_manager", "experiment_name", "git_credentials", "tracking", "timeout", "retries")
-
-
 def _deployment_options(function: _F) -> _F:
+    for option in reversed(options_of("deploy")):
+        if option.flags:
+            function = click_option(option)(function)
     for decorate in reversed(_DEPLOYMENT_OPTIONS):
         function = decorate(function)
     return function
@@ -57,22 +42,13 @@ def _specify(uri: str, options: dict[str, Any], job_variables: dict[str, Any] | 
     from prefect_mlprojects.deployments.creation import make_schedule
     from prefect_mlprojects.deployments.specification import specify
 
+    timing = [options.pop(name) for name in ("cron", "interval", "rrule", "timezone")]
     return specify(
         uri,
-        options["entry_point"],
-        options["name"],
-        version=options["version"],
-        pin=options["pin"],
-        parameters=options["parameters"],
-        backend=options["backend"],
-        backend_config=options["backend_config"],
-        options={name: options[name] for name in _RUN_OPTIONS},
-        schedule=make_schedule(options["cron"], options["interval"], options["rrule"], options["timezone"]),
-        tags=options["tags"],
-        concurrency_limit=options["concurrency_limit"],
-        paused=options["paused"],
+        schedule=make_schedule(*timing),
         job_variables=job_variables,
         announce=lambda line: click.echo(line, err=True),
+        **options,
     )
 
 
@@ -155,7 +131,9 @@ def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> N
     places = uris or (".",)
     if options["name"] and len(places) > 1:
         raise click.BadParameter("one name can't be given to several deployments.", param_hint="--name")
-    serve([_specify(uri, options) for uri in places], limit=limit, announce=lambda line: click.echo(line, err=True))
+    serve(
+        [_specify(uri, dict(options)) for uri in places], limit=limit, announce=lambda line: click.echo(line, err=True)
+    )
 
 
 @click.command("worker")
@@ -165,7 +143,7 @@ def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> N
 @click.option("--once", is_flag=True, help="Run what waits now, and end.")
 def worker_command(pool: str | None, name: str | None, limit: int | None, once: bool) -> None:
     """Start a process worker, which runs deployments on this machine until Ctrl-C."""
-    from prefect_mlprojects.cli.run import configure_prefect
+    from prefect_mlprojects.runs.start import configure_prefect
     from prefect_mlprojects.server.process import resolve_api
 
     address = resolve_api(lambda line: click.echo(line, err=True))

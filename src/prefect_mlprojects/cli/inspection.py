@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefect_mlprojects.cli.options import call_options, make_call_from_options, parameters_option
+from prefect_mlprojects.cli.options import click_option, request_from_options, run_options
+from prefect_mlprojects.runs.request import OPTIONS
 
 if TYPE_CHECKING:
     from prefect_mlprojects.sources import WorkingCopy
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 @click.command("validate")
 @click.argument("uri", default=".", type=click.Path())
-@click.option("-e", "--entry-point", metavar="NAME", help="Check a call of this entry point too.")
-@parameters_option("A parameter.")
+@click_option(
+    OPTIONS["entry_point"], default=None, show_default=False, help="Check the values for this entry point, too."
+)
+@click_option(OPTIONS["parameters"])
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def validate_command(
@@ -50,7 +53,7 @@ def validate_command(
 
 @click.command("describe")
 @click.argument("uri", default=".", type=click.Path())
-@click.option("-v", "--version", metavar="VERSION", help="Version of a git project.")
+@click_option(OPTIONS["version"])
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def describe_command(uri: str, version: str | None, as_json: bool) -> None:
     """List the entry points of the project at URI and their parameters."""
@@ -97,21 +100,20 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
 
 
 @click.command("plan")
-@call_options
+@run_options("cli", read_environment=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     """Say what `mlprojects run` would do with the same options; nothing is built or run."""
     from prefect_mlprojects.backends.contract import BackendPlan
-    from prefect_mlprojects.projects import context_before_run
-    from prefect_mlprojects.runs.check import check_request, map_paths
+    from prefect_mlprojects.runs.check import check_request, context_before_run, map_paths
     from prefect_mlprojects.sources import describe_working_copy
     from prefect_mlprojects.spec import build_command
     from prefect_mlprojects.tracking import resolve_tracking_uri
 
-    call = make_call_from_options(context, options)
+    call, secrets = request_from_options(context, options)
     with _working_copy(call.uri, call.version) as copy:
-        known = context_before_run(call, resolve_tracking_uri())
+        known = context_before_run(call, resolve_tracking_uri(), secrets.backend_config)
         checked = check_request(call, copy, known)
         parameters = checked.parameters.with_downloads(dict(checked.parameters.downloads.items()))
         if known.config is not None:

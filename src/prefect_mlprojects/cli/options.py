@@ -1,4 +1,4 @@
-"""The options that several commands share, with ``mlflow run``'s meanings."""
+"""Run options as command line options, with the names of ``mlflow run``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    from prefect_mlprojects.runs.request import RunRequest
+from prefect_mlprojects.runs.request import Entrance, RunOption, RunRequest, options_of
 
+if TYPE_CHECKING:
+    from prefect_mlprojects.runs.start import RunSecrets
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -67,98 +68,56 @@ def _project_of(context: click.Context) -> Any:
         return None
 
 
-def parameters_option(help_text: str) -> Callable[[Any], Any]:
-    """Returns the option ``-P name=value``, which may be repeated.
+def run_options(entrance: Entrance, *, read_environment: bool = False) -> Callable[[_F], _F]:
+    """Returns a decorator that gives a command the run options of an entrance.
 
     Args:
-        help_text: What the values are for.
+        entrance: The entrance.
+        read_environment: Whether the variables that `mlflow run` reads count.
     """
-    return click.option(
-        "-P",
-        "--param-list",
-        "parameters",
-        multiple=True,
-        metavar="NAME=VALUE",
-        callback=parse_parameters,
-        shell_complete=_complete_parameters,
-        help=help_text,
-    )
+
+    def decorate(command: _F) -> _F:
+        for option in reversed(options_of(entrance)):
+            command = click_option(option, read_environment=read_environment)(command)
+        return command
+
+    return decorate
 
 
-_CALL_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.argument("uri", default=".", type=click.Path()),
-    click.option(
-        "-e",
-        "--entry-point",
-        default="main",
-        metavar="NAME",
-        show_default=True,
-        shell_complete=_complete_entry_points,
-        help="Entry point; one that the project does not declare runs the .py, .sh or .R file of that name.",
-    ),
-    click.option("-v", "--version", metavar="VERSION", help="Version of a git project: a branch, a tag or a commit."),
-    parameters_option("A parameter; undeclared ones are appended to the command as --NAME VALUE. May be repeated."),
-    click.option(
-        "-A",
-        "--docker-args",
-        multiple=True,
-        metavar="NAME[=VALUE]",
-        callback=parse_docker_args,
-        help="An argument for the container of a Docker project. May be repeated.",
-    ),
-    click.option(
-        "--experiment-name",
-        envvar="MLFLOW_EXPERIMENT_NAME",
-        metavar="NAME",
-        help="MLflow experiment by name; created when it is missing.",
-    ),
-    click.option("--experiment-id", envvar="MLFLOW_EXPERIMENT_ID", metavar="ID", help="MLflow experiment by id."),
-    click.option("-b", "--backend", default="local", metavar="NAME", show_default=True, help="Where the command runs."),
-    click.option(
-        "-c",
-        "--backend-config",
-        metavar="FILE",
-        help="The backend's configuration: a .json or .yaml file, a JSON text, or block-type/block-name.",
-    ),
-    click.option(
-        "--env-manager",
-        metavar="NAME",
-        help="local, virtualenv, uv or conda; chosen by the project's files when not given.",
-    ),
-    click.option(
-        "--storage-dir",
-        envvar="MLFLOW_TMP_DIR",
-        type=click.Path(),
-        metavar="DIR",
-        help="Where remote 'path' parameters are downloaded to.",
-    ),
-    click.option("--run-id", metavar="ID", help="MLflow run to go on with; a new one when not given."),
-    click.option("--run-name", metavar="NAME", help="The MLflow run's name."),
-    click.option("--build-image", is_flag=True, help="Build an image for a Docker project."),
-    click.option(
-        "--git-credentials",
-        metavar="NAME",
-        help="A git-credentials block; found by the repository's host when not given.",
-    ),
-    click.option(
-        "--tracking", metavar="NAME", help="An mlflow-tracking-server block; MLFLOW_TRACKING_URI when not given."
-    ),
-    click.option("--timeout", type=float, metavar="SECONDS", help="End the command after so many seconds."),
-    click.option(
-        "--retries", type=int, default=0, metavar="N", show_default=True, help="How often a failed command is retried."
-    ),
-)
+def click_option(option: RunOption, *, read_environment: bool = False, **overrides: Any) -> Callable[[_F], _F]:
+    """Returns the command line option of a run option; the project's URI is an argument."""
+    if not option.flags:
+        return click.argument(option.name, default=".", type=click.Path())
+    settings: dict[str, Any] = {"help": option.help, "default": option.default}
+    if option.kind == "flag":
+        settings["is_flag"] = True
+    else:
+        settings |= {"metavar": option.metavar, "type": {"integer": int, "number": float}.get(option.kind, str)}
+        settings["show_default"] = option.default is not None
+    if read_environment:
+        settings["envvar"] = option.envvar
+    if option.values is not None:
+        settings["shell_complete"] = _complete_values(option.values)
+    settings |= _SPECIAL.get(option.name, {})
+    if settings.get("multiple"):
+        settings["help"] += " May be repeated."
+    decorate: Callable[[_F], _F] = click.option(*option.flags, option.name, **{**settings, **overrides})
+    return decorate
 
 
-def call_options(function: _F) -> _F:
-    """Gives a command the arguments and options that describe a call of a project."""
-    for decorate in reversed(_CALL_OPTIONS):
-        function = decorate(function)
-    return function
+def _complete_values(values: Callable[[], tuple[str, ...]]) -> Callable[..., list[str]]:
+    return lambda _context, _option, incomplete: [name for name in values() if name.startswith(incomplete)]
 
 
-def make_call_from_options(context: click.Context, options: Mapping[str, Any]) -> RunRequest:
-    """Builds the call from a command's options.
+_SPECIAL: dict[str, dict[str, Any]] = {
+    "entry_point": {"shell_complete": _complete_entry_points},
+    "parameters": {"multiple": True, "callback": parse_parameters, "shell_complete": _complete_parameters},
+    "docker_args": {"multiple": True, "callback": parse_docker_args},
+}
+
+
+def request_from_options(context: click.Context, options: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
+    """Checks a command's run options and returns the run request.
 
     An experiment named on the command line wins over one named by an environment variable, which a surrounding
     project run sets.
@@ -167,7 +126,7 @@ def make_call_from_options(context: click.Context, options: Mapping[str, Any]) -
         ParameterError: Options contradict each other.
         BackendError: The backend is unknown or its configuration is malformed.
     """
-    from prefect_mlprojects.projects import make_call
+    from prefect_mlprojects.runs.start import make_request
 
     chosen = dict(options)
     if chosen.get("experiment_name") and chosen.get("experiment_id"):
@@ -178,4 +137,4 @@ def make_call_from_options(context: click.Context, options: Mapping[str, Any]) -
             chosen["experiment_id" if by_name else "experiment_name"] = None
         elif not by_name:
             chosen["experiment_name"] = None
-    return make_call(**chosen)
+    return make_request(chosen)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefect_mlprojects.cli.options import call_options, make_call_from_options
+from prefect_mlprojects.cli.options import request_from_options, run_options
 
 if TYPE_CHECKING:
     from prefect_mlprojects.runs.request import RunRequest
+    from prefect_mlprojects.runs.start import RunSecrets
 
 
 @click.command("run")
-@call_options
-@click.option("--rebuild-env", is_flag=True, help="Build the environment anew although it is in the cache.")
+@run_options("cli", read_environment=True)
+@click.option("--rebuild-env", is_flag=True, help="Rebuild the environment even if it is cached.")
 @click.option("--detach", is_flag=True, help="Start the run, print its id and return; it goes on in the background.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout; the project's stdout goes to stderr."
@@ -38,20 +38,28 @@ def run_command(
     The project's stdout goes to stdout, all else to stderr. Exit codes: 0 finished, 1 failed, 2 usage or bad input,
     130 cancelled.
     """
-    call = make_call_from_options(context, options)
-    from prefect_mlprojects.projects import preflight
+    request, secrets = request_from_options(context, options)
+    from prefect_mlprojects.runs.start import preflight
 
-    name = preflight(call)
+    name = preflight(request, secrets)
     if detach:
         from prefect_mlprojects.cli.detached import run_detached
 
         context.exit(run_detached(as_json=as_json))
-    context.exit(_run(call, name, rebuild_env=rebuild_env, as_json=as_json, report=detached_report))
+    context.exit(_run(request, secrets, name, rebuild_env=rebuild_env, as_json=as_json, report=detached_report))
 
 
-def _run(call: RunRequest, name: str | None, *, rebuild_env: bool, as_json: bool, report: int | None) -> int:
+def _run(
+    request: RunRequest,
+    secrets: RunSecrets,
+    name: str | None,
+    *,
+    rebuild_env: bool,
+    as_json: bool,
+    report: int | None,
+) -> int:
     from prefect_mlprojects.cli.display import RunDisplay, StderrOutput
-    from prefect_mlprojects.tracking import CompanionTracker, InProcessTracker, Tracker, resolve_tracking_uri
+    from prefect_mlprojects.tracking import CompanionTracker, InProcessTracker, Tracker
 
     display = RunDisplay()
     # MLflow and Prefect take some two seconds each to import: the companion process imports the one while this
@@ -63,29 +71,24 @@ def _run(call: RunRequest, name: str | None, *, rebuild_env: bool, as_json: bool
         # No more processes, or no memory: MLflow can be imported here as well.
         tracker = InProcessTracker()
     try:
-        from prefect_mlprojects.server.process import resolve_api
-
-        address = resolve_api(display.announce)
-        configure_prefect(address.api_url)
-
-        from prefect_mlprojects.runs.launch import launch, wait_interruptibly
+        from prefect_mlprojects.runs.start import start
         from prefect_mlprojects.tasks.session import RunSession, TerminalOutput
 
         session = RunSession(
             tracker=tracker,
-            tracking_uri=resolve_tracking_uri(),
-            parent_run_id=None if call.run_id else _parent_run_id(),
             output=StderrOutput() if as_json else TerminalOutput(),
             observer=display,
             rebuild_environment=rebuild_env,
         )
         with display:
-            handle = launch(call, session, api_url=address.api_url, ui_url=address.ui_url, name=name)
+            handle = start(request, secrets, session, name, announce=display.announce, own_process=True)
             display.flow_run(handle.flow_run_id, handle.url)
             if report is not None:
                 from prefect_mlprojects.cli.detached import report_start
 
                 report_start(report, handle)
+            from prefect_mlprojects.runs.launch import wait_interruptibly
+
             result = wait_interruptibly(handle)
         tracked = session.tracked_run
         metrics = tracker.metrics(tracked) if tracked is not None and result.status == "FINISHED" else {}
@@ -95,20 +98,6 @@ def _run(call: RunRequest, name: str | None, *, rebuild_env: bool, as_json: bool
     finally:
         tracker.close()
     return _exit_code(result)
-
-
-def _parent_run_id() -> str | None:
-    from prefect_mlprojects.tracking import active_run_id
-
-    return active_run_id()
-
-
-def configure_prefect(api_url: str) -> None:
-    """Makes ``api_url`` this process's Prefect API and keeps Prefect's own console lines out; before Prefect is imported."""
-    if os.environ.get("PREFECT_API_URL") != api_url:
-        os.environ["PREFECT_API_URL"] = api_url
-        os.environ.setdefault("PREFECT_CLIENT_CSRF_SUPPORT_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 def _exit_code(result: Any) -> int:

@@ -18,7 +18,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def _attach(run: str) -> SubmittedRun:
-    from prefect_mlprojects.cli.run import configure_prefect
+    from prefect_mlprojects.runs.start import configure_prefect
     from prefect_mlprojects.server.process import resolve_api
 
     configure_prefect(resolve_api(None).api_url)

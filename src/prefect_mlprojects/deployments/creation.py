@@ -13,7 +13,7 @@ from prefect_mlprojects.deployments.specification import DeploymentSpecification
 from prefect_mlprojects.deployments.work_pools import default_job_variables, ensure_work_pool
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
-from prefect_mlprojects.runs.request import FLOW_NAME
+from prefect_mlprojects.runs.request import FLOW_NAME, unknown_options
 from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.spec.parameter_schema import typed_value
 from prefect_mlprojects.spec.parameters import type_expectation
@@ -49,23 +49,21 @@ class Deployment:
         """``flow/deployment``, as Prefect's commands name it."""
         return f"{FLOW_NAME}/{self.name}"
 
-    def run(
-        self, parameters: Mapping[str, Any] | None = None, *, options: Mapping[str, Any] | None = None
-    ) -> SubmittedRun:
+    def run(self, parameters: Mapping[str, Any] | None = None, **options: Any) -> SubmittedRun:
         """Starts a run of it on its work pool and returns a handle on the run at once.
 
         Args:
-            parameters: Values of parameters, in place of the deployment's.
-            options: Run options, in place of the deployment's.
+            parameters: Parameter values by name, in place of the deployment's.
+            **options: Run options, in place of the deployment's.
 
         Raises:
-            ParameterError: The server refused the values.
+            ParameterError: A run option is unknown, or the server refused the values.
             PrefectServerError: The server can't be reached.
         """
         from prefect_mlprojects.server.process import resolve_api
 
         flow_parameters = _with_values(
-            self.specification.flow_parameters(), self.specification.schema, parameters or {}, options or {}
+            self.specification.flow_parameters(), self.specification.schema, parameters or {}, options
         )
         run_id = call_api(resolve_api().api_url, _start, self.id, self.full_name, flow_parameters)
         return AttachedSubmittedRun(run_id)
@@ -113,18 +111,17 @@ def run_deployment(
 def _with_values(
     stored: Mapping[str, Any], schema: Mapping[str, Any], values: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The flow parameters of a deployment with other values: typed as its form has them, where they come as text."""
-    known = schema.get("properties", {})
-    declared = known.get("parameters", {}).get("properties", {})
-    typed = "options" in known
+    """Returns a deployment's flow parameters with other values, typed as its form has them where they come as text."""
+    if problems := unknown_options(options, "form"):
+        raise ParameterError("The deployment can't run", problems)
+    form = schema.get("properties", {}).get("parameters", {})
+    declared = form.get("properties", {})
+    # A deployment that was made from the flow's signature, by prefect.yaml for example, declares no parameters.
+    open_form = form.get("additionalProperties") is not False
     result = {name: dict(value) if isinstance(value, Mapping) else value for name, value in stored.items()}
     for name, value in values.items():
-        place = "parameters" if name in declared or not typed else "extra_parameters"
-        result.setdefault(place, {})[name] = _as_typed(value, declared.get(name, {}))
-    if typed:
-        result.setdefault("options", {}).update(options)
-        return result
-    # A deployment that was made from the flow's signature, by prefect.yaml for example.
+        place = "parameters" if name in declared or open_form else "extra_parameters"
+        result[place] = {**(result.get(place) or {}), name: _as_typed(value, declared.get(name, {}))}
     return {**result, **options}
 
 
@@ -146,7 +143,7 @@ async def _find(client: PrefectClient, full_name: str) -> tuple[str, dict[str, A
     return str(found.id), dict(found.parameters), dict(found.parameter_openapi_schema or {})
 
 
-def deploy(
+def deploy(  # noqa: D417 - the run options are listed with run()
     uri: str | Path,
     entry_point: str = "main",
     name: str | None = None,
@@ -156,71 +153,63 @@ def deploy(
     interval: float | timedelta | None = None,
     rrule: str | None = None,
     timezone: str | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    backend: str = "local",
-    backend_config: Mapping[str, Any] | str | None = None,
-    version: str | None = None,
     pin: bool = False,
-    options: Mapping[str, Any] | None = None,
     tags: Sequence[str] = (),
     concurrency_limit: int | None = None,
     paused: bool = False,
     job_variables: Mapping[str, Any] | None = None,
     announce: Callable[[str], None] | None = None,
+    version: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    docker_args: Mapping[str, Any] | None = None,
+    experiment_name: str | None = None,
+    experiment_id: str | int | None = None,
+    backend: str = "local",
+    backend_config: Mapping[str, Any] | str | None = None,
+    storage_dir: str | Path | None = None,
+    run_id: str | None = None,
+    run_name: str | None = None,
+    env_manager: str | None = None,
+    build_image: bool = False,
+    timeout: float | None = None,
+    retries: int = 0,
+    git_credentials: str | None = None,
+    tracking: str | None = None,
 ) -> Deployment:
     """Deploys a project: its runs start from a typed form in Prefect's UI, by a schedule, or by ``Deployment.run``.
 
-    The project is fetched and checked now. Deploying again under the same name updates the deployment, its form included.
+    The project is fetched and checked now. Deploying again under the same name updates the deployment and its form.
+
+    The arguments from ``version`` to ``tracking`` are run options, with the meaning that they have for ``run()``: its runs
+    use them unless one is started with others. Everything is stored on the Prefect server, so secrets are refused: keep them
+    in blocks.
 
     Args:
-        uri: The project's folder or URI, which workers must be able to reach; ``block://NAME`` for a project block, which its
+        uri: Project folder or URI, which the workers must be able to reach; ``block://NAME`` for a project block, which the
             runs follow.
-        entry_point: The entry point's name.
-        name: The deployment's name; None for the project's, with the entry point's when that is not ``main``.
-        work_pool: The work pool that its runs go to, of any type; None for the process pool ``mlprojects``, which is made when
-            there is none.
-        cron: Runs by a cron expression.
-        interval: Runs every so many seconds, or by a ``timedelta``.
-        rrule: Runs by a recurrence rule.
-        timezone: The schedule's time zone; None for UTC.
-        parameters: Values that its runs have when nobody gives others.
-        backend: Where the command runs.
-        backend_config: The backend's configuration, or the name of a block (``block-type/block-name``).
-        version: A branch, tag or commit that its runs follow; None for the default branch.
-        pin: Whether its runs stay at the commit that the version is now.
-        options: Further run options, as ``run()`` names them: ``env_manager``, ``experiment_name``, ``timeout`` …
-        tags: Its tags.
-        concurrency_limit: How many of its runs may be under way at once; None for any number.
-        paused: Whether its schedule waits to be resumed.
-        job_variables: What its runs change of the work pool's base job template: ``{"image": …}`` on a ``docker`` or
-            ``kubernetes`` pool, ``{"pip_packages": ["prefect-mlprojects"]}`` on a managed one.
-        announce: Takes lines about a server that is being started; None prints them to stderr.
-
-    Returns:
-        The deployment.
+        entry_point: Entry point, or the name of a .py, .sh or .R file of the project.
+        name: Name of the deployment. Default: the project's, followed by the entry point's unless that is ``main``.
+        work_pool: Work pool of any type. Default: the process pool ``mlprojects``, which is created if it does not exist.
+        cron: Schedule by a cron expression.
+        interval: Schedule by an interval, in seconds or as a ``timedelta``.
+        rrule: Schedule by a recurrence rule (RFC 5545).
+        timezone: Time zone of the schedule. Default: UTC.
+        pin: Stay at the commit that ``version`` resolves to now.
+        tags: Tags of the deployment.
+        concurrency_limit: Maximum number of concurrent runs. Default: no limit.
+        paused: Create the schedule paused.
+        job_variables: Overrides for the work pool's base job template: ``{"image": …}`` on a ``docker`` or ``kubernetes``
+            pool, ``{"pip_packages": ["prefect-mlprojects"]}`` on a managed one.
+        announce: Receives lines about a server that is being started. Default: they are printed to stderr.
 
     Raises:
         ExecutionException: The project can't be fetched, or the deployment does not fit it.
         PrefectServerError: The Prefect server can't be reached, or refused.
     """
-    specification = specify(
-        uri,
-        entry_point,
-        name,
-        version=version,
-        pin=pin,
-        parameters=parameters,
-        backend=backend,
-        backend_config=backend_config,
-        options=options,
-        schedule=make_schedule(cron, interval, rrule, timezone),
-        tags=tags,
-        concurrency_limit=concurrency_limit,
-        paused=paused,
-        job_variables=job_variables,
-        announce=announce,
-    )
-    return create_deployment(specification, work_pool, announce)
+    arguments = dict(locals())
+    timing = [arguments.pop(each) for each in ("cron", "interval", "rrule", "timezone")]
+    del arguments["work_pool"]
+    return create_deployment(specify(**arguments, schedule=make_schedule(*timing)), work_pool, announce)
 
 
 def create_deployment(

@@ -10,13 +10,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from prefect_mlprojects._support.redaction import holds_secret
+from prefect_mlprojects.deployments.forms import deployment_schema
 from prefect_mlprojects.deployments.lookups import BlockLookups
 from prefect_mlprojects.exceptions import ParameterError, Problem
-from prefect_mlprojects.projects import stored_config
-from prefect_mlprojects.runs.request import PROJECT_SCHEME
+from prefect_mlprojects.runs.request import (
+    PROJECT_SCHEME,
+    RunRequest,
+    holds_secret_url,
+    secret_uri_problem,
+    unknown_options,
+)
+from prefect_mlprojects.runs.start import make_request, stored_secrets
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
-from prefect_mlprojects.spec.parameter_schema import deployment_schema, option_problems, typed_value
+from prefect_mlprojects.spec.parameter_schema import typed_value
 from prefect_mlprojects.types import StopSignal
 
 DEFAULT_WORK_POOL = "mlprojects"
@@ -88,7 +96,7 @@ class DeploymentSpecification:
             "entry_point": self.entry_point,
             "parameters": dict(self.parameters),
             "extra_parameters": dict(self.extra_parameters),
-            "options": dict(self.options),
+            **self.options,
         }
 
 
@@ -97,72 +105,47 @@ def specify(
     entry_point: str = "main",
     name: str | None = None,
     *,
-    version: str | None = None,
     pin: bool = False,
-    parameters: Mapping[str, Any] | None = None,
-    backend: str = "local",
-    backend_config: Mapping[str, Any] | str | None = None,
-    options: Mapping[str, Any] | None = None,
     schedule: Schedule | None = None,
     tags: Sequence[str] = (),
     concurrency_limit: int | None = None,
     paused: bool = False,
     job_variables: Mapping[str, Any] | None = None,
     announce: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> DeploymentSpecification:
-    """Fetches the project, checks the deployment against it, and describes what is to be made.
+    """Fetches the project, checks the deployment against it, and returns the deployment to create.
 
-    Args:
-        uri: The project's folder or URI; ``block://NAME`` for what the project block of that name holds, now and at each run.
-        entry_point: The entry point's name.
-        name: The deployment's name; None for the project's, with the entry point's when that is not ``main``.
-        version: A branch, tag or commit that the deployment follows.
-        pin: Whether it stays at the commit that the version is now.
-        parameters: Values that its runs have when nobody gives others.
-        backend: Where the command runs.
-        backend_config: The backend's configuration, or the name of a block.
-        options: Further run options, as ``run()`` names them.
-        schedule: When it runs by itself.
-        tags: Its tags.
-        concurrency_limit: How many of its runs may be under way at once.
-        paused: Whether its schedule waits to be resumed.
-        job_variables: What its runs change of their work pool's base job template.
-        announce: Takes lines about a server that is being started to look up blocks; None prints them to stderr.
+    The arguments are those of ``deploy()``; `options` are run options.
 
     Raises:
         ExecutionException: The project can't be fetched, or the deployment does not fit it; the message says why.
     """
-    config = stored_config(backend, backend_config)
-    text, followed, lookups = str(uri), version, BlockLookups(announce)
-    options = {key: value for key, value in (options or {}).items() if value is not None}
-    if text.startswith(PROJECT_SCHEME):
-        named = lookups.project(text)
-        text, followed = str(named["uri"]), version or named.get("version")
-        entry_point = named.get("entry_point") or "main" if entry_point == "main" else entry_point
-        parameters = {**(named.get("parameters") or {}), **(parameters or {})}
-        options = {**(named.get("options") or {}), **options}
-    run_options = {
-        **options,
-        "version": version,
-        "backend": backend,
-        "backend_config": config,
-    }
-    problems = option_problems(run_options)
-    if problems:
+    if problems := unknown_options(options, "deploy"):
         raise ParameterError("The deployment can't be made", problems)
-    source = detect_source(text, followed, git_credentials=lookups.git_credentials(options.get("git_credentials")))
+    request = _storable_request({**options, "uri": uri, "entry_point": entry_point}, job_variables or {})
+    lookups = BlockLookups(announce)
+    # The version stays the block's matter: its runs follow it.
+    followed, version = request, request.version
+    if request.uri.startswith(PROJECT_SCHEME):
+        followed = request.with_project(lookups.project(request.uri))
+        _refuse_secret_uri(followed.uri)
+    source = detect_source(
+        followed.uri, followed.version, git_credentials=lookups.git_credentials(followed.git_credentials)
+    )
     copy = source.fetch(StopSignal(), lambda _: None)
     try:
         project = load_project(copy.directory)
-        found = find_entry_point(project, entry_point)
-        fitting = _fitting_values(found, parameters or {}, complete=schedule is not None and not paused)
+        found = find_entry_point(project, followed.entry_point)
+        fitting = _fitting_values(found, followed.parameters or {}, complete=schedule is not None and not paused)
     finally:
         source.remove(copy)
-    run_options["version"] = _followed_version(copy, version, pin=pin)
-    run_options = {key: value for key, value in run_options.items() if value not in (None, {}, "")}
+    version = _followed_version(copy, version, pin=pin)
+    chosen = {**followed.options("form"), "backend": followed.backend, "version": version}
+    run_options = {key: value for key, value in chosen.items() if value is not None}
     declared = {key: value for key, value in fitting.items() if key in found.parameters}
     extra = {key: value for key, value in fitting.items() if key not in found.parameters}
-    place = str(uri) if str(uri).startswith(PROJECT_SCHEME) else _portable_uri(source, copy)
+    place = request.uri if request.uri.startswith(PROJECT_SCHEME) else _portable_uri(source, copy)
     return DeploymentSpecification(
         name=_checked_name(name or _default_name(project.display_name, found.name)),
         uri=place,
@@ -171,7 +154,7 @@ def specify(
         extra_parameters=extra,
         options=run_options,
         schema=deployment_schema(place, found, fitting, run_options),
-        description=_description(project.display_name, found, place, copy, run_options.get("version")),
+        description=_description(project.display_name, found, place, copy, version),
         version=copy.commit,
         tags=tuple(tags),
         schedule=schedule,
@@ -179,6 +162,37 @@ def specify(
         concurrency_limit=concurrency_limit,
         job_variables=dict(job_variables or {}),
     )
+
+
+def _storable_request(arguments: Mapping[str, Any], job_variables: Mapping[str, Any]) -> RunRequest:
+    """Returns the run request of a deployment; refuses secrets, which would be stored on the Prefect server.
+
+    Raises:
+        ParameterError: The URI or a job variable holds a password or token.
+        BackendError: The backend's configuration holds secrets.
+    """
+    _refuse_secret_uri(str(arguments["uri"]))
+    secret = [name for name, value in job_variables.items() if holds_secret_url(value)]
+    if secret:
+        raise ParameterError(
+            "The deployment can't be made",
+            [
+                Problem(
+                    f"the job variable {name!r} has a URL with a password or token, which would be stored on the Prefect server",
+                    fix='keep it in a Secret block of Prefect and write "{{ prefect.blocks.secret.NAME }}"',
+                )
+                for name in secret
+            ],
+        )
+    request, secrets = make_request(arguments)
+    if secrets.backend_config:
+        raise stored_secrets(request.backend, secrets.backend_config)
+    return request
+
+
+def _refuse_secret_uri(uri: str) -> None:
+    if holds_secret(uri):
+        raise ParameterError("The deployment can't be made", [secret_uri_problem(uri)])
 
 
 def _fitting_values(entry_point: EntryPoint, given: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:

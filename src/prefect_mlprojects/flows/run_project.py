@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import Any, Literal
 
 import anyio
@@ -40,7 +41,7 @@ from prefect_mlprojects.flows.announcement import RunAnnouncement
 from prefect_mlprojects.flows.cancellation import watch_cancellation
 from prefect_mlprojects.runs.check import CheckedRun, RunContext
 from prefect_mlprojects.runs.handles import RUN_ID_LABEL
-from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, RunRequest
+from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, RunRequest, document_options
 from prefect_mlprojects.settings import log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
@@ -63,6 +64,7 @@ install_plain_errors()
 
 
 @flow(name=FLOW_NAME, persist_result=False, validate_parameters=True)
+@document_options(extra_parameters="Further parameter values by name: a deployment's form keeps undeclared ones apart.")
 async def run_project(
     uri: str,
     entry_point: str = "main",
@@ -83,55 +85,10 @@ async def run_project(
     git_credentials: str | None = None,
     tracking: str | None = None,
     extra_parameters: dict[str, Any] | None = None,
-    options: dict[str, Any] | None = None,
 ) -> RunResult | State[Any]:
-    """Runs an MLflow-Projects project.
-
-    Args:
-        uri: The project's folder or URI, with an optional ``#sub/directory``.
-        entry_point: The entry point's name, or a script's.
-        version: The version of a git project: a branch, a tag or a commit.
-        parameters: Values by parameter name; undeclared ones are appended to the command.
-        docker_args: Arguments for the container of a Docker project.
-        experiment_name: The MLflow experiment by name; created when it is missing.
-        experiment_id: The MLflow experiment by id.
-        backend: Where the command runs.
-        backend_config: The backend's configuration.
-        storage_dir: Where remote ``path`` parameters are downloaded to.
-        run_id: The MLflow run to go on with; None for a new one.
-        run_name: The MLflow run's name.
-        env_manager: ``local``, ``virtualenv``, ``uv`` or ``conda``; None chooses by the project.
-        build_image: Whether an image is built for the project.
-        timeout: Seconds that the command may take; None for no limit.
-        retries: How often a failed command is tried again.
-        git_credentials: The name of a git-credentials block; None looks for one by the repository's host.
-        tracking: The name of an mlflow-tracking-server block; None tracks as the process that runs the flow does.
-        extra_parameters: Further values by parameter name: a deployment's form keeps undeclared ones apart.
-        options: Arguments from ``version`` to ``retries`` by name, in place of those above: a deployment's form has them together.
-
-    Returns:
-        How the run ended; for one that did not finish, the state that says why.
-    """
-    call = RunRequest(
-        uri=uri,
-        entry_point=entry_point,
-        version=version,
-        parameters=parameters,
-        docker_args=docker_args,
-        experiment_name=experiment_name,
-        experiment_id=experiment_id,
-        backend=backend,
-        backend_config=backend_config,
-        storage_dir=storage_dir,
-        run_id=run_id,
-        run_name=run_name,
-        env_manager=env_manager,
-        build_image=build_image,
-        timeout=timeout,
-        retries=retries,
-        git_credentials=git_credentials,
-        tracking=tracking,
-    ).with_form(extra_parameters, options)
+    """Runs an MLflow-Projects project and returns how the run ended; for one that did not finish, the state that says why."""
+    call = RunRequest.from_arguments(locals())
+    call = replace(call, parameters={**(parameters or {}), **(extra_parameters or {})} or None)
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
@@ -227,7 +184,8 @@ class _ProjectRun:
             credentials,
             session.rebuild_environment,
         )
-        self._source = detect_source(call.uri, call.version, git_credentials=credentials)
+        uri = reveal(session.project_uri) if session.project_uri else call.uri
+        self._source = detect_source(uri, call.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)
         checked, invocation = await self._prepare(self._working_copy, context)
         tracked, prepared = session.tracked_run, self._prepared

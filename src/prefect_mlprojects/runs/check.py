@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from prefect_mlprojects._support.secrets import Secret
-from prefect_mlprojects.backends import select_backend
+from prefect_mlprojects.backends import get_backend, select_backend
 from prefect_mlprojects.backends.contract import AnyBackend, AnyRequest, BackendRequest
 from prefect_mlprojects.runs.request import RunRequest
 from prefect_mlprojects.sources import WorkingCopy
@@ -45,6 +45,26 @@ class RunContext:
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
     git_credentials: GitCredentialsLookup | None = field(default=None, repr=False, compare=False)
     rebuild_environment: bool = False
+
+
+def context_before_run(
+    request: RunRequest, tracking_uri: str, config_secrets: Mapping[str, Any] | None = None
+) -> RunContext:
+    """Returns what belongs to a run before its flow run exists; no block has been read yet.
+
+    Args:
+        request: The run request.
+        tracking_uri: The absolute tracking URI.
+        config_secrets: Keys of the backend's configuration that are not in the request.
+
+    Raises:
+        BackendError: The backend is unknown, or its configuration is malformed.
+    """
+    config = request.backend_config
+    if isinstance(config, str):
+        return RunContext(None, Secret(tracking_uri))
+    parsed = get_backend(request.backend).parse_config({**(config or {}), **(config_secrets or {})})
+    return RunContext(parsed, Secret(tracking_uri))
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
-"""A call of a project: as it was made (the flow parameters of ``run_project``), and as it was found to be right."""
+"""The run request: what a caller asks for, and the table of run options that every entrance is made from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import ParameterError, Problem
+from prefect_mlprojects.types import EnvironmentManagerName
 
 FLOW_NAME = "run_project"
 """The name of the flow that runs projects."""
@@ -15,92 +18,265 @@ FLOW_NAME = "run_project"
 PROJECT_SCHEME = "block://"
 """``block://NAME`` as a project's URI stands for what the block of that name holds."""
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+Entrance: TypeAlias = Literal["run", "cli", "flow", "deploy", "form", "block", "plugin"]
+"""Where a run option may be given: ``run()``, the command line, the flow, ``deploy()``, a deployment's form, a project block, or
+the configuration of MLflow's backend plugin."""
+
+_OptionKind: TypeAlias = Literal["text", "flag", "integer", "number", "mapping", "mapping or text"]
+_KINDS: Mapping[str, _OptionKind] = {
+    "str": "text",
+    "str | None": "text",
+    "bool": "flag",
+    "int": "integer",
+    "float | None": "number",
+    "Mapping[str, Any] | None": "mapping",
+    "Mapping[str, Any] | str | None": "mapping or text",
+}
+_JSON_TYPES: Mapping[_OptionKind, Mapping[str, Any]] = {
+    "text": {"type": "string"},
+    "flag": {"type": "boolean"},
+    "integer": {"type": "integer"},
+    "number": {"type": "number"},
+    "mapping": {"type": "object"},
+    "mapping or text": {"anyOf": [{"type": "object"}, {"type": "string"}]},
+}
+_EVERYWHERE: frozenset[Entrance] = frozenset(get_args(Entrance))
+_NOT_IN_PLUGIN: frozenset[Entrance] = _EVERYWHERE - {"plugin"}
+"""For what MLflow passes to its plugin by itself, or decides by itself."""
+_OWN_FIELD: frozenset[Entrance] = _NOT_IN_PLUGIN - {"form", "block"}
+"""For what forms and project blocks have fields of their own for."""
+
+
+@dataclass(frozen=True)
+class RunOption:
+    """One run option, as every entrance shows it.
+
+    Attributes:
+        name: Its name as an argument.
+        kind: Which values it takes.
+        default: Its default.
+        help: Its meaning, one line.
+        entrances: Where it may be given.
+        flags: Its names on the command line; empty when it is the command's argument.
+        metavar: How the command line's help shows its value.
+        envvar: The variable that ``mlflow run`` reads it from.
+        title: Its title in a form; empty for its name.
+        mlflow_key: The key under which MLflow passes it to a backend plugin; empty when MLflow does not know it.
+        values: Returns its closed set of values; None for an open one.
+        bounds: Its limits, as JSON schema writes them.
+        expected: What its values are, for the message about one that is out of bounds.
+    """
+
+    name: str
+    kind: _OptionKind
+    default: Any
+    help: str
+    entrances: frozenset[Entrance] = _NOT_IN_PLUGIN
+    flags: tuple[str, ...] = ()
+    metavar: str = ""
+    envvar: str | None = None
+    title: str = ""
+    mlflow_key: str = ""
+    values: Callable[[], tuple[str, ...]] | None = field(default=None, repr=False)
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    expected: str = ""
+
+    def json_schema(self, value: Any = None) -> dict[str, Any]:
+        """Returns its field in a form; `value` is shown as the default."""
+        schema = {
+            "title": self.title or self.name.replace("_", " ").capitalize(),
+            **_JSON_TYPES[self.kind],
+            **self.bounds,
+        }
+        if self.values is not None:
+            names = self.values()
+            schema["enum"] = list(names if value is None or value in names else (*names, value))
+        return {**schema, "description": self.help, **({} if value is None else {"default": value})}
+
+    def problem(self, value: Any) -> Problem | None:
+        """Returns why a value is out of bounds; None for one that is not."""
+        if value is None or not self.bounds:
+            return None
+        above, least = self.bounds.get("exclusiveMinimum", -math.inf), self.bounds.get("minimum", -math.inf)
+        if above < value < math.inf and value >= least:
+            return None
+        return Problem(f"{self.name} must be {self.expected}, not {value!r}", parameter=self.name)
+
+
+def _option(help: str, *, default: Any = MISSING, **more: Any) -> Any:  # noqa: A002 - the word of every command line library
+    return field(default=default, metadata={"help": help, **more})
+
+
+def _backend_names() -> tuple[str, ...]:
+    from prefect_mlprojects.backends.registry import available_backends
+
+    return available_backends()
+
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A call of a project: plain JSON, no secrets; the fields mean what they mean to ``run()``.
+    """What a caller asks for, as plain JSON data without secrets; its fields are the table of run options.
 
-    Attributes:
-        uri: The project's URI.
-        entry_point: The entry point's name.
-        version: The version of a git project.
-        parameters: Values by parameter name.
-        docker_args: Arguments for the container.
-        experiment_name: The MLflow experiment by name.
-        experiment_id: The MLflow experiment by id.
-        backend: The backend's name.
-        backend_config: The backend's configuration.
-        storage_dir: Where remote ``path`` parameters are downloaded to.
-        run_id: The MLflow run to go on with.
-        run_name: The MLflow run's name.
-        env_manager: The environment manager; None chooses by the project.
-        build_image: Whether an image is built for the project.
-        timeout: Seconds that the command may take; None for no limit.
-        retries: How often a failed command is tried again.
-        git_credentials: The name of a git-credentials block; None looks for one by the repository's host.
-        tracking: The name of an mlflow-tracking-server block; None tracks as this process does.
+    To add an option, add a field here, and the argument to ``run()``, ``deploy()`` and the flow ``run_project``, whose
+    signatures are written out for their readers; a test compares them with this table. All else is made from it.
     """
 
-    uri: str
-    entry_point: str = "main"
-    version: str | None = None
-    parameters: Mapping[str, Any] | None = None
-    docker_args: Mapping[str, Any] | None = None
-    experiment_name: str | None = None
-    experiment_id: str | None = None
-    backend: str = "local"
-    backend_config: Mapping[str, Any] | str | None = None
-    storage_dir: str | None = None
-    run_id: str | None = None
-    run_name: str | None = None
-    env_manager: str | None = None
-    build_image: bool = False
-    timeout: float | None = None
-    retries: int = 0
-    git_credentials: str | None = None
-    tracking: str | None = None
+    uri: str = _option(
+        "Project folder or URI, with an optional #sub/directory; block://NAME for a project block.",
+        entrances=_OWN_FIELD,
+    )
+    entry_point: str = _option(
+        "Entry point, or the name of a .py, .sh or .R file of the project.",
+        default="main",
+        entrances=_OWN_FIELD,
+        flags=("-e", "--entry-point"),
+        metavar="NAME",
+    )
+    version: str | None = _option(
+        "Branch, tag or commit of a git project. Default: its default branch, or a folder as it is.",
+        default=None,
+        flags=("-v", "--version"),
+        metavar="VERSION",
+    )
+    parameters: Mapping[str, Any] | None = _option(
+        "Parameter values by name; undeclared ones are appended to the command as --NAME VALUE.",
+        default=None,
+        entrances=_OWN_FIELD,
+        flags=("-P", "--param-list"),
+        metavar="NAME=VALUE",
+    )
+    docker_args: Mapping[str, Any] | None = _option(
+        "Arguments for the container, by their names in `docker run`.",
+        title="Container arguments",
+        default=None,
+        flags=("-A", "--docker-args"),
+        metavar="NAME[=VALUE]",
+        mlflow_key="DOCKER_ARGS",
+    )
+    experiment_name: str | None = _option(
+        "MLflow experiment by name; created if it does not exist.",
+        title="MLflow experiment",
+        default=None,
+        flags=("--experiment-name",),
+        metavar="NAME",
+        envvar="MLFLOW_EXPERIMENT_NAME",
+    )
+    experiment_id: str | None = _option(
+        "MLflow experiment by ID, instead of its name.",
+        title="ID of the MLflow experiment",
+        default=None,
+        flags=("--experiment-id",),
+        metavar="ID",
+        envvar="MLFLOW_EXPERIMENT_ID",
+    )
+    backend: str = _option(
+        "Backend that runs the command: local, kubernetes, databricks, or one of an installed package.",
+        default="local",
+        entrances=_EVERYWHERE,
+        flags=("-b", "--backend"),
+        metavar="NAME",
+        values=_backend_names,
+    )
+    backend_config: Mapping[str, Any] | str | None = _option(
+        "Configuration of the backend: a mapping, a .json or .yaml file, a JSON text, or block-type/block-name.",
+        title="Backend configuration",
+        default=None,
+        entrances=_EVERYWHERE,
+        flags=("-c", "--backend-config"),
+        metavar="FILE",
+    )
+    storage_dir: str | None = _option(
+        "Folder for downloads of remote 'path' parameters. Default: one that is deleted with the run.",
+        title="Folder for downloads",
+        default=None,
+        flags=("--storage-dir",),
+        metavar="DIR",
+        envvar="MLFLOW_TMP_DIR",
+        mlflow_key="STORAGE_DIR",
+    )
+    run_id: str | None = _option(
+        "ID of an existing MLflow run to continue. Default: a new run.",
+        title="MLflow run to continue",
+        default=None,
+        flags=("--run-id",),
+        metavar="ID",
+    )
+    run_name: str | None = _option(
+        "Name of the MLflow run.", title="Name of the MLflow run", default=None, flags=("--run-name",), metavar="NAME"
+    )
+    env_manager: str | None = _option(
+        "Environment manager: local, virtualenv, uv or conda. Default: chosen by the project's files.",
+        title="Environment manager",
+        default=None,
+        flags=("--env-manager",),
+        metavar="NAME",
+        mlflow_key="ENV_MANAGER",
+        values=lambda: get_args(EnvironmentManagerName),
+    )
+    build_image: bool = _option(
+        "Build an image with the project's files for a Docker project.",
+        title="Build an image",
+        default=False,
+        flags=("--build-image",),
+        mlflow_key="build_image",
+    )
+    timeout: float | None = _option(
+        "Time limit for the command, in seconds. Default: no limit.",
+        default=None,
+        entrances=_EVERYWHERE,
+        flags=("--timeout",),
+        metavar="SECONDS",
+        bounds={"exclusiveMinimum": 0},
+        expected="a positive number of seconds",
+    )
+    retries: int = _option(
+        "How often a failed command is retried.",
+        default=0,
+        entrances=_EVERYWHERE,
+        flags=("--retries",),
+        metavar="N",
+        bounds={"minimum": 0},
+        expected="0 or more",
+    )
+    git_credentials: str | None = _option(
+        "Name of a git-credentials block. Default: the one for the repository's host, if any.",
+        default=None,
+        entrances=_EVERYWHERE,
+        flags=("--git-credentials",),
+        metavar="NAME",
+    )
+    tracking: str | None = _option(
+        "Name of an mlflow-tracking-server block. Default: MLflow's own setting where the run executes.",
+        title="Tracking server",
+        default=None,
+        flags=("--tracking",),
+        metavar="NAME",
+    )
 
-    def with_form(self, extra_parameters: Mapping[str, Any] | None, options: Mapping[str, Any] | None) -> RunRequest:
-        """Returns the call with what the form of a deployment keeps apart.
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> RunRequest:
+        """Returns the request in a function's arguments by name; those that are not run options are ignored."""
+        return cls(**{name: arguments[name] for name in OPTIONS if name in arguments})
 
-        Args:
-            extra_parameters: Further values by parameter name.
-            options: Fields of this class by name, in place of the call's own; what is None is left alone.
+    def with_options(self, options: Mapping[str, Any], entrance: Entrance) -> RunRequest:
+        """Returns the request with other values of run options; None leaves an option as it is.
 
         Raises:
-            ParameterError: There is no such option; all of them at once.
+            ParameterError: An option is unknown; all of them at once.
         """
-        given = {name: value for name, value in (options or {}).items() if value is not None}
-        known = {each.name for each in fields(self)} - {"uri", "entry_point", "parameters"}
-        unknown = [name for name in given if name not in known]
-        if unknown:
-            problems = [
-                Problem(
-                    f"there is no run option {name!r}",
-                    parameter=name,
-                    fix=f"did you mean {near!r}?" if (near := nearest(name, known)) else None,
-                )
-                for name in unknown
-            ]
-            raise ParameterError("The run's options do not fit", problems)
-        parameters = {**(self.parameters or {}), **(extra_parameters or {})}
-        return replace(self, **given, parameters=parameters or None)
+        given = {name: value for name, value in options.items() if value is not None}
+        if problems := unknown_options(given, entrance):
+            raise ParameterError("The run options are not valid", problems)
+        return replace(self, **given)
 
     def with_project(self, project: Mapping[str, Any]) -> RunRequest:
-        """Returns the call with what a project block holds: the call's own values win over the block's defaults.
-
-        Args:
-            project: ``uri``, ``version``, ``entry_point``, ``parameters`` and ``options``.
+        """Returns the request with the fields of a project block as its defaults.
 
         Raises:
-            ParameterError: The block has an option that there is not.
+            ParameterError: The block has an unknown option; all of them at once.
         """
-        initial = RunRequest(uri=self.uri)
-        options = {
-            name: value
-            for name, value in (project.get("options") or {}).items()
-            if getattr(self, name, None) == getattr(initial, name, None)
-        }
         named = replace(
             self,
             uri=str(project["uri"]),
@@ -108,8 +284,103 @@ class RunRequest:
             entry_point=project.get("entry_point") or "main" if self.entry_point == "main" else self.entry_point,
             parameters={**(project.get("parameters") or {}), **(self.parameters or {})},
         )
-        return named.with_form(None, options)
+        defaults = project.get("options") or {}
+        given = {name for name, option in OPTIONS.items() if getattr(self, name) != option.default}
+        return named.with_options({name: value for name, value in defaults.items() if name not in given}, "block")
+
+    def options(self, entrance: Entrance) -> dict[str, Any]:
+        """Returns the values of an entrance's options that are not the defaults."""
+        values = {option.name: (getattr(self, option.name), option.default) for option in options_of(entrance)}
+        return {name: value for name, (value, default) in values.items() if value != default and value not in ({}, "")}
 
     def flow_parameters(self) -> dict[str, Any]:
         """Returns the parameters for the flow ``run_project``."""
         return asdict(self)
+
+
+def _table() -> dict[str, RunOption]:
+    return {
+        each.name: RunOption(
+            each.name, _KINDS[str(each.type)], None if each.default is MISSING else each.default, **each.metadata
+        )
+        for each in fields(RunRequest)
+    }
+
+
+OPTIONS: Mapping[str, RunOption] = _table()
+"""The run options by name, in the order of ``run()``."""
+
+CALL_OPTIONS: Mapping[str, RunOption] = {
+    option.name: option
+    for option in (
+        RunOption(
+            "synchronous",
+            "flag",
+            True,
+            "Wait for the run to end. Otherwise it continues in this process, which waits for it at exit.",
+            frozenset({"run"}),
+            mlflow_key="SYNCHRONOUS",
+        ),
+        RunOption(
+            "docker_auth",
+            "mapping",
+            None,
+            "Credentials for the image registry; they stay in memory.",
+            frozenset({"run"}),
+            mlflow_key="docker_auth",
+        ),
+    )
+}
+"""Options of ``run()`` that are not part of the request: they concern the caller's process only."""
+
+
+def document_options(**others: str) -> Callable[[_F], _F]:
+    """Appends a function's arguments to its docstring: run options by this table, and `others` by their help."""
+
+    def document(function: _F) -> _F:
+        helps = {**{name: option.help for name, option in OPTIONS.items()}, **others}
+        names = [name for name in inspect.signature(function).parameters if name in helps]
+        lines = ["", "", "    Args:", *(f"        {name}: {helps[name]}" for name in names), "    "]
+        function.__doc__ = (function.__doc__ or "").rstrip() + "\n".join(lines)
+        return function
+
+    return document
+
+
+def options_of(entrance: Entrance) -> tuple[RunOption, ...]:
+    """Returns the run options that may be given at an entrance."""
+    return tuple(option for option in OPTIONS.values() if entrance in option.entrances)
+
+
+def unknown_options(names: Iterable[str], entrance: Entrance) -> list[Problem]:
+    """Returns a problem for each name that is no run option at an entrance; the nearest is named."""
+    known = [option.name for option in options_of(entrance)]
+    problems = []
+    for name in names:
+        if name not in known:
+            near = nearest(name, known)
+            fix = f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
+            problems.append(Problem(f"unknown run option {name!r}", parameter=name, fix=fix))
+    return problems
+
+
+def secret_uri_problem(uri: str) -> Problem:
+    """Returns the problem with a project's URI whose password or token would be stored on the Prefect server."""
+    from prefect_mlprojects._support.redaction import redact, strip_user_info
+
+    return Problem(
+        f"the project's URI {redact(uri)!r} holds a password or token, which would be stored on the Prefect server",
+        parameter="uri",
+        fix=f"keep it in a git-credentials block for the host, and give the URI without it: {strip_user_info(uri)!r}",
+    )
+
+
+def holds_secret_url(value: Any) -> bool:
+    """Returns whether JSON data has a URL with a password or token in it, at any depth."""
+    if isinstance(value, str):
+        from prefect_mlprojects._support.redaction import holds_secret
+
+        return holds_secret(value)
+    if isinstance(value, Mapping):
+        return any(map(holds_secret_url, value.values()))
+    return isinstance(value, list | tuple) and any(map(holds_secret_url, value))

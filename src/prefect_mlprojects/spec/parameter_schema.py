@@ -12,123 +12,11 @@ from typing import Any
 
 from typing_extensions import assert_never
 
-from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
 
-_BACKENDS_NOTE = "local, kubernetes, databricks, or one that an installed package adds"
 
-_OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "version": {"type": "string", "title": "Version", "description": "Branch, tag or commit of a git project."},
-    "backend": {"type": "string", "title": "Backend", "description": f"Where the command runs: {_BACKENDS_NOTE}."},
-    "backend_config": {
-        "anyOf": [{"type": "object"}, {"type": "string"}],
-        "title": "Backend configuration",
-        "description": "A mapping, or the name of a block: block-type/block-name.",
-    },
-    "env_manager": {
-        "type": "string",
-        "title": "Environment manager",
-        "enum": ["local", "virtualenv", "uv", "conda"],
-        "description": "Chosen by the project's files when left out.",
-    },
-    "docker_args": {
-        "type": "object",
-        "title": "Container arguments",
-        "description": "As in mlflow run's --docker-args.",
-    },
-    "build_image": {"type": "boolean", "title": "Build an image"},
-    "experiment_name": {"type": "string", "title": "MLflow experiment"},
-    "experiment_id": {"type": "string", "title": "MLflow experiment's id"},
-    "run_name": {"type": "string", "title": "MLflow run's name"},
-    "git_credentials": {
-        "type": "string",
-        "title": "Git credentials",
-        "description": "The name of a git-credentials block; found by the repository's host when left out.",
-    },
-    "tracking": {
-        "type": "string",
-        "title": "Tracking server",
-        "description": "The name of an mlflow-tracking-server block.",
-    },
-    "storage_dir": {"type": "string", "title": "Folder for downloads"},
-    "timeout": {
-        "type": "number",
-        "exclusiveMinimum": 0,
-        "title": "Timeout",
-        "description": "Seconds that the command may take.",
-    },
-    "retries": {
-        "type": "integer",
-        "minimum": 0,
-        "title": "Retries",
-        "description": "How often a failed command is tried again.",
-    },
-}
-OPTION_NAMES: tuple[str, ...] = tuple(_OPTIONS)
-"""The run options that a deployment's form has, by the names that ``run()`` gives them."""
-
-
-def deployment_schema(
-    uri: str,
-    entry_point: EntryPoint,
-    values: Mapping[str, Any] | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Returns the schema of the flow's parameters for one entry point of one project.
-
-    Args:
-        uri: The project.
-        entry_point: The entry point.
-        values: Values that the deployment gives parameters, shown in the form in place of the project's defaults.
-        options: Run options that the deployment sets, shown likewise.
-    """
-    values, options = values or {}, options or {}
-    shown = {
-        name: {**facts, **({"default": options[name]} if options.get(name) is not None else {})}
-        for name, facts in _OPTIONS.items()
-    }
-    return {
-        "title": "Parameters",
-        "type": "object",
-        "properties": {
-            "parameters": {
-                "title": f"Parameters of {entry_point.name}",
-                "position": 0,
-                **_parameters_schema(entry_point, values),
-            },
-            "extra_parameters": {
-                "title": "Extra parameters",
-                "description": "Further parameters by name, appended to the command as --name value.",
-                "position": 1,
-                "type": "object",
-                "additionalProperties": {"type": ["string", "number", "integer", "boolean"]},
-                "default": {name: value for name, value in values.items() if name not in entry_point.parameters},
-            },
-            "options": {
-                "title": "Run options",
-                "position": 2,
-                "type": "object",
-                "properties": {name: {"position": place, **facts} for place, (name, facts) in enumerate(shown.items())},
-                "additionalProperties": False,
-            },
-            "uri": {"title": "Project", "position": 3, "type": "string", "enum": [uri], "default": uri},
-            "entry_point": {
-                "title": "Entry point",
-                "position": 4,
-                "type": "string",
-                "enum": [entry_point.name],
-                "default": entry_point.name,
-            },
-        },
-        "required": [
-            "uri",
-            *(["parameters"] if any(each.required for each in entry_point.parameters.values()) else []),
-        ],
-        "definitions": {},
-    }
-
-
-def _parameters_schema(entry_point: EntryPoint, values: Mapping[str, Any]) -> dict[str, Any]:
+def parameters_schema(entry_point: EntryPoint, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the schema of an entry point's parameters; `values` are shown in place of the project's defaults."""
     declared = entry_point.parameters
     required = [name for name, parameter in declared.items() if parameter.required]
     return {
@@ -200,7 +88,7 @@ def schema_changes(old: Mapping[str, Any], entry_point: EntryPoint) -> tuple[str
     before = old.get("properties", {}).get("parameters", {})
     if not isinstance(before, Mapping) or not isinstance(before.get("properties"), Mapping):
         return ()
-    now = _parameters_schema(entry_point, {})
+    now = parameters_schema(entry_point, {})
     old_required, new_required = set(before.get("required", ())), set(now.get("required", ()))
     old_properties, new_properties = before["properties"], now["properties"]
     changes = [f"parameter '{name}' is gone" for name in old_properties if name not in new_properties]
@@ -223,20 +111,3 @@ def _kind(facts: Mapping[str, Any]) -> str:
     alternatives: Iterable[Mapping[str, Any]] = facts.get("anyOf", (facts,))
     first = next(iter(alternatives))
     return str(facts.get("format") or kinds.get(str(first.get("type")), first.get("type")))
-
-
-def option_problems(options: Mapping[str, Any]) -> tuple[Problem, ...]:
-    """Finds run options that there are not.
-
-    Args:
-        options: Run options by name.
-    """
-    from prefect_mlprojects._support.text import nearest
-
-    problems = []
-    for name in options:
-        if name not in _OPTIONS:
-            near = nearest(name, OPTION_NAMES)
-            fix = f"did you mean {near!r}?" if near else f"there are {', '.join(OPTION_NAMES)}"
-            problems.append(Problem(f"there is no run option {name!r}", parameter=name, fix=fix))
-    return tuple(problems)

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, Tracker
@@ -126,6 +127,7 @@ class RunSession:
         tracker: Keeps the MLflow run.
         tracking_uri: The tracking URI to use; it may hold a password. None: as this process finds it.
         parent_run_id: The MLflow run that this one is nested in.
+        project_uri: The project's URI, when it holds a secret and the flow run's parameters have it without.
         docker_auth: Registry credentials given to ``run()``.
         backend_secrets: What of the backend's configuration must not be stored with the flow run.
         git_credentials: Finds credentials for git repositories; None leaves that to git.
@@ -138,6 +140,7 @@ class RunSession:
     tracker: Tracker = field(default_factory=InProcessTracker)
     tracking_uri: str | None = None
     parent_run_id: str | None = None
+    project_uri: Secret | None = None
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
     backend_secrets: Mapping[str, Any] | None = field(default=None, repr=False)
     git_credentials: GitCredentialsLookup | None = None

@@ -133,7 +133,7 @@ def test_a_project_by_its_name(save: Callable[[Any], str], capfd: pytest.Capture
     with pytest.raises(ExecutionException, match="no block 'mlflow-project/nowhere'"):
         run("block://nowhere")
     wrong = save(MLflowProject(uri=GREET, options={"env_manger": "local"}))
-    with pytest.raises(ParameterError, match=r"(?s)no run option 'env_manger'.*did you mean 'env_manager'"):
+    with pytest.raises(ParameterError, match=r"(?s)unknown run option 'env_manger'.*did you mean 'env_manager'"):
         run(f"block://{wrong}")
 
 
@@ -145,7 +145,7 @@ def test_a_deployment_of_a_project_by_its_name(save: Callable[[Any], str], prefe
     # Where the project is and which version stays the block's matter; the form shows its values.
     assert stored["parameters"]["uri"] == f"block://{name}"
     assert stored["parameters"]["parameters"] == {"name": "block", "times": 3}
-    assert stored["parameters"]["options"] == {"env_manager": "local", "backend": "local"}
+    assert (stored["parameters"]["env_manager"], stored["parameters"]["backend"]) == ("local", "local")
     fields = stored["parameter_openapi_schema"]["properties"]["parameters"]["properties"]
     assert (fields["name"]["default"], fields["times"]["default"]) == ("block", 3)
     with pytest.raises(ExecutionException, match="no block 'mlflow-project/nowhere'"):

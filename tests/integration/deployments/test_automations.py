@@ -33,7 +33,7 @@ def test_an_event_starts_a_run_with_its_parameters(
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
     from prefect.events.schemas.events import ResourceSpecification
 
-    made = deploy(project, work_pool=pool, parameters={"needed": 1}, options={"env_manager": "local"})
+    made = deploy(project, work_pool=pool, parameters={"needed": 1}, env_manager="local")
     data_set = f"dataset.{uuid.uuid4().hex}"
     automation = AutomationCore(
         name=f"retrain {data_set}",

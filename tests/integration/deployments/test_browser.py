@@ -98,10 +98,17 @@ def page(tmp_path: Path, need_program: Callable[[str], str]) -> Iterator[Page]:
 def test_the_form_the_run_and_its_end(
     page: Page, project: Path, pool: str, prefect_server: Any, tmp_path: Path, call: Call
 ) -> None:
-    made = deploy(project, work_pool=pool, options={"env_manager": "local"})
+    made = deploy(project, work_pool=pool, env_manager="local")
     assert made.url is not None
     page.driver.get(f"{made.url}/run")
-    page.shows("Parameters of main", "count (Optional)", "word (Optional)", "needed", "Run options", "Extra parameters")
+    page.shows(
+        "Parameters of main",
+        "count (Optional)",
+        "word (Optional)",
+        "needed",
+        "Environment manager (Optional)",
+        "Extra parameters",
+    )
 
     # Each parameter with its type and default; zero and empty show as they are.
     assert (page.field("count").get_attribute("type"), page.field("count").get_attribute("value")) == ("number", "0")
@@ -138,7 +145,7 @@ def test_the_form_the_run_and_its_end(
 def test_cancel_in_the_browser_ends_the_work(
     page: Page, project: Path, pool: str, prefect_server: Any, tmp_path: Path, call: Call
 ) -> None:
-    made = deploy(project, "sleep", work_pool=pool, options={"env_manager": "local"})
+    made = deploy(project, "sleep", work_pool=pool, env_manager="local")
     with started("worker", "--pool", pool, log=tmp_path / "worker.log"):
         run = made.run()
         wait_for(lambda: "sleeping 23" in (tmp_path / "worker.log").read_text(), "the command")

@@ -15,6 +15,7 @@ from tests.services.waiting import wait_for
 
 from prefect_mlprojects import deploy, load_project
 from prefect_mlprojects.exceptions import ParameterError, PrefectServerError
+from prefect_mlprojects.runs.request import OPTIONS
 
 from .conftest import started
 
@@ -45,7 +46,7 @@ def test_what_is_stored(project: Path, call: Call, pool: str) -> None:
         tags=["retraining"],
         concurrency_limit=1,
         paused=True,
-        options={"env_manager": "local"},
+        env_manager="local",
     )
     stored = call("read_deployment", UUID(made.id))
 
@@ -64,7 +65,13 @@ def test_what_is_stored(project: Path, call: Call, pool: str) -> None:
         "needed": "number",
     }
     assert (fields["count"]["default"], fields["word"]["default"], fields["needed"]["default"]) == (0, "", 1.5)
-    assert stored.parameters["options"] == {"backend": "local", "env_manager": "local"}
+    assert {name: stored.parameters[name] for name in OPTIONS if name in stored.parameters} == {
+        "uri": str(project),
+        "entry_point": "main",
+        "parameters": {"needed": 1.5},
+        "backend": "local",
+        "env_manager": "local",
+    }
 
 
 @pytest.mark.parametrize(
@@ -82,7 +89,7 @@ def test_the_server_refuses_what_does_not_fit(
     made = deploy(project, work_pool=pool)
 
     with pytest.raises(ParameterError, match=words):
-        made.run(parameters, options=options)
+        made.run(parameters, **options)
 
 
 def test_a_pool_that_there_is_not(project: Path) -> None:
@@ -99,7 +106,7 @@ def test_the_default_pool_is_made(project: Path, call: Call) -> None:
 def test_a_worker_runs_it(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    made = deploy(project, work_pool=pool, options={"env_manager": "local"})
+    made = deploy(project, work_pool=pool, env_manager="local")
     with started("worker", "--pool", pool, log=tmp_path / "worker.log"):
         run = made.run({"needed": 2, "count": 0, "extra": "more"})
         assert run.wait(), (tmp_path / "worker.log").read_text()
@@ -130,14 +137,14 @@ def test_a_worker_runs_it(project: Path, pool: str, call: Call, tmp_path: Path) 
         assert f"Since it was deployed as '{made.name}', the project has changed" in message
         assert "parameter 'count' is gone" in message
         assert "parameter 'size' (int) is new and needs a value" in message
-        again = deploy(project, work_pool=pool, options={"env_manager": "local"})
+        again = deploy(project, work_pool=pool, env_manager="local")
         assert again.id == made.id
         with pytest.raises(ParameterError, match="size"):
             again.run({"needed": 2})
         assert again.run({"needed": 2, "size": 4}).wait()
 
         # Cancelled as the UI does it: the process ends, and both say so.
-        sleeper = deploy(project, "sleep", work_pool=pool, options={"env_manager": "local"}).run()
+        sleeper = deploy(project, "sleep", work_pool=pool, env_manager="local").run()
         wait_for(lambda: "sleeping 23" in (tmp_path / "worker.log").read_text(), "the command")
         sleeper.cancel()
         assert sleeper.get_status() == "KILLED"
@@ -147,7 +154,7 @@ def test_a_worker_runs_it(project: Path, pool: str, call: Call, tmp_path: Path) 
 
 
 def test_a_scheduled_run_fires_by_itself(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
-    made = deploy(project, work_pool=pool, interval=20, parameters={"needed": 1}, options={"env_manager": "local"})
+    made = deploy(project, work_pool=pool, interval=20, parameters={"needed": 1}, env_manager="local")
     # One at a time: on a busy machine the next is due before the first has ended.
     with started("worker", "--pool", pool, "--limit", "1", log=tmp_path / "worker.log"):
         first = wait_for(lambda: [run for run in runs_of(call, made.id) if run.state.is_running()], "a scheduled run")[
@@ -160,7 +167,7 @@ def test_a_scheduled_run_fires_by_itself(project: Path, pool: str, call: Call, t
 
 
 def test_two_workers_share_the_runs_of_a_pool(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
-    made = deploy(project, work_pool=pool, options={"env_manager": "local"})
+    made = deploy(project, work_pool=pool, env_manager="local")
     runs = [made.run({"needed": 1, "count": number}) for number in range(20)]
     with (
         started("worker", "--pool", pool, "--limit", "2", "--name", "first", log=tmp_path / "first.log"),

@@ -90,8 +90,8 @@ def test_deploy_run_and_cancel(project: Path, server: str, monkeypatch: pytest.M
 
 
 def deploy_run_and_cancel(project: Path, tmp_path: Path) -> None:
-    made = deploy(project, options={"env_manager": "local"})
-    sleeper: Any = deploy(project, "sleep", options={"env_manager": "local"})
+    made = deploy(project, env_manager="local")
+    sleeper: Any = deploy(project, "sleep", env_manager="local")
     with started("worker", log=tmp_path / "worker.log") as worker:
         run = made.run({"needed": 1})
         wait_for(lambda: run.get_status() != "RUNNING" or worker.poll() is not None, "the run's end", 240)

@@ -56,7 +56,7 @@ def test_a_docker_pool(
     deployment = deploy(
         project,
         work_pool=pool,
-        options={"env_manager": "local"},
+        env_manager="local",
         job_variables={
             "image": python_image,
             "image_pull_policy": "Never",

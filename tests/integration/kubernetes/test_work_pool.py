@@ -60,7 +60,7 @@ def test_a_kubernetes_pool(
     deployment = deploy(
         cluster.project,
         work_pool=pool,
-        options={"env_manager": "local"},
+        env_manager="local",
         job_variables={
             "image": cluster.image,
             "namespace": cluster.namespace,

@@ -94,7 +94,7 @@ def test_a_deployment_on_a_worker(workspace: Path) -> None:
 
     from prefect_mlprojects import deploy
 
-    deploy(GREET, name="plugin", options={"env_manager": "local"})
+    deploy(GREET, name="plugin", env_manager="local")
     (workspace / "config.json").write_text(json.dumps({"deployment": "plugin"}))
     worker = subprocess.Popen(
         [sys.executable, "-m", "prefect_mlprojects", "worker"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

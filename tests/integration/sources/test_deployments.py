@@ -34,9 +34,9 @@ def test_a_private_repository(
         deploy(uri, name=name)
     if options:
         with pytest.raises(ExecutionException, match=f"no block 'git-credentials/{name}'"):
-            deploy(uri, name=name, options=options)
+            deploy(uri, name=name, **options)
     save_block(GitCredentialsBlock(username=USER, token=SecretStr(TOKEN), hosts=hosts), name)
-    made = deploy(uri, name=name, version="annotated", pin=True, options=options)
+    made = deploy(uri, name=name, version="annotated", pin=True, **options)
     assert made.specification.version == remote.commits["two"]
     assert made.specification.options["version"] == remote.commits["two"]
     assert TOKEN not in str(made.specification)

@@ -40,7 +40,7 @@ def test_what_is_deployed(project: Path) -> None:
         "entry_point": "main",
         "parameters": {"alpha": 0.5, "rounds": 3},
         "extra_parameters": {"more": "x"},
-        "options": {"backend": "local"},
+        "backend": "local",
     }
     assert "`main`" in made.description
 
@@ -69,7 +69,7 @@ def test_what_a_form_asks_for_may_be_missing_but_not_for_a_schedule(project: Pat
         ({"entry_point": "mian"}, ProjectSpecError, "main"),
         ({"backend": "locl"}, BackendError, "Did you mean 'local'"),
         ({"backend_config": {"grace": 1}}, BackendError, "unknown key 'grace'"),
-        ({"options": {"env_manger": "uv"}}, ParameterError, "did you mean 'env_manager'"),
+        ({"env_manger": "uv"}, ParameterError, "did you mean 'env_manager'"),
         ({"pin": True}, ParameterError, "only a version of a git project can be pinned"),
         ({"uri": "nowhere"}, FetchError, "does not exist"),
     ],

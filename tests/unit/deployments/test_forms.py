@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from prefect_mlprojects.deployments.forms import deployment_schema
+from prefect_mlprojects.runs.request import unknown_options
 from prefect_mlprojects.spec import find_entry_point, load_project
-from prefect_mlprojects.spec.parameter_schema import deployment_schema, option_problems, schema_changes, typed_value
+from prefect_mlprojects.spec.parameter_schema import schema_changes, typed_value
 from prefect_mlprojects.spec.project import EntryPoint
 
 PARAMETERS = """\
@@ -67,7 +69,7 @@ def test_the_deployments_values_are_the_defaults(tmp_path: Path) -> None:
     assert properties(schema)["count"]["default"] == 7
     assert properties(schema)["rate"]["default"] == 0.5
     assert schema["properties"]["extra_parameters"]["default"] == {"more": "x"}
-    options = schema["properties"]["options"]["properties"]
+    options = schema["properties"]
     assert (options["version"]["default"], options["timeout"]["default"]) == ("v1", 60)
     assert "default" not in options["env_manager"]
     assert schema["properties"]["uri"]["enum"] == ["/p"]
@@ -124,6 +126,6 @@ def test_changes_since_a_deployment(tmp_path: Path) -> None:
 
 
 def test_an_option_that_there_is_not_names_the_nearest() -> None:
-    (problem,) = option_problems({"env_manger": "uv"})
+    (problem,) = unknown_options({"env_manger": "uv"}, "form")
 
     assert "did you mean 'env_manager'" in str(problem)
