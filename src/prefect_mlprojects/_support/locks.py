@@ -40,13 +40,14 @@ class Lock:
             os.close(descriptor)
 
 
-def try_lock(file: Path, *, shared: bool = False, wait: bool = False) -> Lock | None:
-    """Takes a lock; returns None if another holder excludes it. Creates the file in an existing folder.
+def try_lock(file: Path, *, shared: bool = False, wait: bool = False, create: bool = True) -> Lock | None:
+    """Takes a lock; returns None if another holder excludes it.
 
     Args:
         file: The lock file; one that can't be written, as in a shared read-only cache, can be locked too.
         shared: True lets other shared holders in.
         wait: True waits until the lock is free, without a limit: for locks that are held for an instant.
+        create: True creates a missing file; its folder must exist.
 
     Raises:
         OSError: The file can't be opened, or its file system has no locks.
@@ -54,9 +55,12 @@ def try_lock(file: Path, *, shared: bool = False, wait: bool = False) -> Lock | 
     import fcntl
 
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+    except OSError as error:
+        try:
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            raise error from None
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
