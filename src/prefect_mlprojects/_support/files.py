@@ -1,44 +1,73 @@
-"""Small file operations that the caches need to be sure of."""
+"""File operations: atomic replacement, removal of whole trees, disk usage."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small file so that a reader sees the old content or the new, never a part of it.
+@contextlib.contextmanager
+def replacing(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yields a temporary path in the same folder and renames it to `path` when the block succeeds.
+
+    A reader sees the old content or the new one, never a part; a killed process leaves at most the temporary file or
+    folder, whose name is `temporary_pattern(path)`. On an error the temporary one is removed and `path` stays as it is.
 
     Args:
-        path: The file; missing folders above it are made.
-        text: Its content, written as UTF-8.
+        path: The file or folder to write.
+        overwrite: False leaves a file that another process created meanwhile.
+
+    Raises:
+        OSError: The folder of `path` can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        if overwrite or not _link(temporary, path):
+            temporary.replace(path)
+    finally:
+        # After a rename this finds nothing.
+        if temporary.is_dir():
+            remove_tree(temporary)
+        else:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Gives `source` a second name unless that name is taken; returns False where hard links don't exist."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def temporary_pattern(path: Path) -> str:
+    """Returns the glob pattern of the names that `replacing` gives its temporary files, and SQLite their companions."""
+    return f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}*"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a small UTF-8 file by an atomic rename; creates missing parent folders.
 
     Raises:
         OSError: It can't be written; the old content is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def remove_tree(path: Path) -> bool:
-    """Removes a folder with all in it, also where folders in it are write-protected.
-
-    Args:
-        path: The folder; a missing one is fine.
-
-    Returns:
-        Whether it is gone.
-    """
+    """Removes a folder, write-protected subfolders included; returns whether it is gone. A missing one is fine."""
     shutil.rmtree(path, ignore_errors=True)
     if not os.path.lexists(path):
         return True
@@ -50,16 +79,7 @@ def remove_tree(path: Path) -> bool:
 
 
 def disk_usage(path: Path) -> int:
-    """How many bytes a folder takes on the disk.
-
-    Files that uv links from its own cache count in full, although the cache shares them.
-
-    Args:
-        path: The folder.
-
-    Returns:
-        The bytes of all blocks in it.
-    """
+    """Returns the bytes of all blocks in a folder; files hard-linked from uv's cache count in full."""
     total = 0
     for folder, _, files in os.walk(path):
         for name in files:

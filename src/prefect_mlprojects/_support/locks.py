@@ -1,7 +1,14 @@
-"""Locks between processes."""
+"""Advisory locks between processes (``flock``): exclusive or shared, waited for or not.
+
+A lock excludes other processes and other holders in this process, and the system frees it when its process dies. Lock
+files stay where they are unless their owner removes them.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,37 +19,92 @@ _POLL_SECONDS = 0.2
 
 
 class LockStoppedError(Exception):
-    """The end was asked for while a lock was waited for."""
+    """Raised when a stop request ends the wait for a lock."""
+
+
+class LockTimeoutError(TimeoutError):
+    """Raised when a lock is not free in time."""
+
+
+class Lock:
+    """A held lock."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Takes over a locked file descriptor."""
+        self._descriptor: int | None = descriptor
+
+    def release(self) -> None:
+        """Frees the lock. Idempotent."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def try_lock(file: Path, *, shared: bool = False, wait: bool = False, create: bool = True) -> Lock | None:
+    """Takes a lock; returns None if another holder excludes it.
+
+    Args:
+        file: The lock file; one that can't be written, as in a shared read-only cache, can be locked too.
+        shared: True lets other shared holders in.
+        wait: True waits until the lock is free, without a limit: for locks that are held for an instant.
+        create: True creates a missing file; its folder must exist.
+
+    Raises:
+        OSError: The file can't be opened, or its file system has no locks.
+    """
+    import fcntl
+
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+    except OSError as error:
+        try:
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            raise error from None
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
+            return None
+        raise
+    return Lock(descriptor)
 
 
 @contextmanager
-def hold_lock(file: Path, stop: StopSignal, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Holds a lock that one process, and one thread in it, can have; the system frees it when its process dies.
+def hold_lock(
+    file: Path,
+    stop: StopSignal | None = None,
+    on_wait: Callable[[], None] | None = None,
+    *,
+    timeout: float | None = None,
+) -> Iterator[None]:
+    """Holds an exclusive lock during the block; creates the lock file and its folder.
 
     Args:
-        file: The lock file; it and its folder are made when they are not there.
-        stop: Asks to give up waiting.
-        on_wait: Called once when another process has it.
+        file: The lock file.
+        stop: Ends the wait.
+        on_wait: Called once if another process holds the lock.
+        timeout: Seconds to wait; None for no limit.
 
     Raises:
-        LockStoppedError: The end was asked for while another process had it.
-        OSError: The file can't be made.
+        LockStoppedError: A stop was requested while another process held the lock.
+        LockTimeoutError: The lock was not free in time.
+        OSError: The file can't be created or locked.
     """
-    from filelock import FileLock, Timeout
-
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
-    waiting = False
-    while True:
-        try:
-            lock.acquire(timeout=5 * _POLL_SECONDS if waiting else 0, poll_interval=_POLL_SECONDS)
-            break
-        except Timeout:
-            if not waiting:
-                on_wait()
-            waiting = True
-            if stop.requested:
-                raise LockStoppedError from None
+    waiter = stop or StopSignal()
+    deadline = None if timeout is None else time.monotonic() + timeout
+    lock = try_lock(file)
+    if lock is None and on_wait is not None:
+        on_wait()
+    while lock is None:
+        if waiter.requested:
+            raise LockStoppedError
+        if deadline is not None and time.monotonic() > deadline:
+            raise LockTimeoutError(f"{file} is locked")
+        waiter.wait(_POLL_SECONDS)
+        lock = try_lock(file)
     try:
         yield
     finally:

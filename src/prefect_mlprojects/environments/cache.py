@@ -17,7 +17,6 @@ removed, since another process may be about to lock the file that would be remov
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -27,9 +26,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from prefect_mlprojects._support.files import disk_usage, remove_tree, write_atomically
-from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
+from prefect_mlprojects._support.locks import Lock, LockStoppedError, hold_lock, try_lock
 from prefect_mlprojects.environments.errors import cache_errors, stopped_error
-from prefect_mlprojects.environments.pins import open_lock_file, pin, release_pin
+from prefect_mlprojects.environments.pins import pin, release_pin
 from prefect_mlprojects.types import StopSignal
 
 FORMAT = 1
@@ -266,13 +265,12 @@ class EnvironmentCache:
         Returns:
             Whether it is gone.
         """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self._locks / f"{key}.lock")
         try:
             self._locks.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except (Timeout, OSError):
+            lock = try_lock(self._locks / f"{key}.lock")
+        except OSError:
+            return False
+        if lock is None:
             return False
         try:
             builds = self._builds(key)
@@ -311,22 +309,17 @@ class EnvironmentCache:
     @contextlib.contextmanager
     def _unused_builds(self, key: str, builds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """Locks, for the time of the block, those builds that no process uses, so that none can begin to."""
-        handles: dict[int, int] = {}
+        locks: dict[int, Lock] = {}
         try:
             for build in builds:
-                handle = open_lock_file(self._use_file(key, build))
-                if handle is None:
-                    continue
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    os.close(handle)
-                else:
-                    handles[build] = handle
-            yield tuple(handles)
+                with contextlib.suppress(OSError):
+                    lock = try_lock(self._use_file(key, build))
+                    if lock is not None:
+                        locks[build] = lock
+            yield tuple(locks)
         finally:
-            for handle in handles.values():
-                os.close(handle)
+            for lock in locks.values():
+                lock.release()
 
     def _remove_stale_builds(self, key: str, current: EnvironmentRecord | None) -> None:
         stale = tuple(build for build in self._builds(key) if current is None or build != current.build)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 from pathlib import Path
+
+from prefect_mlprojects._support.locks import Lock, try_lock
 
 
 class _Pins:
@@ -14,20 +14,18 @@ class _Pins:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._holders: dict[Path, set[str]] = {}
-        self._files: dict[Path, int] = {}
+        self._locks: dict[Path, Lock] = {}
 
     def add(self, file: Path, token: str) -> None:
         with self._lock:
-            if file not in self._files:
-                handle = open_lock_file(file)
-                if handle is None:
-                    return
+            if file not in self._locks:
                 try:
-                    fcntl.flock(handle, fcntl.LOCK_SH)
-                except OSError:  # a file system without locks
-                    os.close(handle)
+                    lock = try_lock(file, shared=True, wait=True)
+                except OSError:  # a read-only cache without this file, or a file system without locks
                     return
-                self._files[file] = handle
+                if lock is None:
+                    return
+                self._locks[file] = lock
             self._holders.setdefault(file, set()).add(token)
 
     def remove(self, token: str) -> None:
@@ -36,7 +34,7 @@ class _Pins:
                 holders.discard(token)
                 if not holders:
                     del self._holders[file]
-                    os.close(self._files.pop(file))
+                    self._locks.pop(file).release()
 
 
 _pins = _Pins()
@@ -60,21 +58,3 @@ def release_pin(token: str) -> None:
         token: What ``pin`` was given.
     """
     _pins.remove(token)
-
-
-def open_lock_file(file: Path) -> int | None:
-    """Opens a lock file, making it when it is not there.
-
-    Args:
-        file: The lock file.
-
-    Returns:
-        Its descriptor; None where a shared, read-only cache has none and none can be made.
-    """
-    try:
-        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError:
-        try:
-            return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None

@@ -1,59 +1,54 @@
-"""The Prefect server that runs use: the configured one, or one that this package starts in the background and shares.
+"""Chooses the Prefect server for runs: the configured one, or an embedded one that all processes of a user share.
 
-Nothing here imports Prefect: a command line asks for the server's address before it pays for that import.
+Nothing here imports Prefect: the command line resolves the address before it pays for that import.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import socket
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
+from prefect_mlprojects._support.files import write_atomically
+from prefect_mlprojects._support.locks import LockTimeoutError, hold_lock
+from prefect_mlprojects._support.process.tree import process_birth
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import PrefectServerError
+from prefect_mlprojects.server import database
 from prefect_mlprojects.server.profile import configured_api_url, read_setting
-from prefect_mlprojects.server.state import (
-    HOST,
-    INSTANCE_HEADER,
-    ServerRecord,
-    answers,
-    end,
-    is_alive,
-    process_birth,
-    read_record,
-    write_record,
-)
 from prefect_mlprojects.settings import server_directory, server_port, server_start_timeout
 
 Announce = Callable[[str], None]
 
+HOST = "127.0.0.1"
+INSTANCE_HEADER = "x-prefect-mlprojects-server"
+"""Response header of every embedded server; its value identifies the instance."""
+
 _BUSY_SECONDS = 30.0
+_PROBE_SECONDS = 2.0
+_STOP_SECONDS = 10.0
 _MAX_LOG_BYTES = 5_000_000
 _LOG_MARK = "=== server started "
-_NOT_FOR_THE_SERVER = {
-    # What a surrounding run, or this process's own Prefect client, was told.
-    "PREFECT_API_URL",
-    "PREFECT_API_KEY",
-    "PREFECT_MLPROJECTS_EXECUTION_ID",
-    "MLFLOW_RUN_ID",
-}
+# Variables of an enclosing run, or for Prefect clients only.
+_CLIENT_VARIABLES = {"PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_MLPROJECTS_EXECUTION_ID", "MLFLOW_RUN_ID"}
 
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """Where a Prefect server is.
+    """Addresses of a Prefect server.
 
     Attributes:
-        api_url: The API's address.
-        ui_url: The UI's address, when it is known.
-        started: Whether this call started it.
+        api_url: URL of the API.
+        ui_url: URL of the UI; None if it is not known.
+        started: True if this call started the server.
     """
 
     api_url: str
@@ -62,15 +57,38 @@ class ServerAddress:
 
 
 @dataclass(frozen=True)
-class ServerStatus:
-    """Whether the embedded server runs.
+class ServerRecord:
+    """Content of the embedded server's state file, ``server.json``.
 
     Attributes:
-        running: Whether its process is alive.
-        healthy: Whether it answers.
-        address: Where it is; None when it does not run.
-        pid: Its process; None when it does not run.
-        directory: Where its database and log are.
+        pid: Process id.
+        birth: Start time of the process as `process_birth` returns it; differs if the pid was reused.
+        port: TCP port.
+        instance: Value of `INSTANCE_HEADER` in its responses; another server on the port has none or another.
+        ready: True once it has answered; False while it starts.
+    """
+
+    pid: int
+    birth: str
+    port: int
+    instance: str
+    ready: bool
+
+    def address(self, *, started: bool = False) -> ServerAddress:
+        """Returns the server's URLs."""
+        return ServerAddress(f"http://{HOST}:{self.port}/api", f"http://{HOST}:{self.port}", started)
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """State of the embedded server.
+
+    Attributes:
+        running: True if its process is alive.
+        healthy: True if it answers.
+        address: Its address; None if it is not running.
+        pid: Its process id; None if it is not running.
+        directory: Folder of its database and log.
     """
 
     running: bool
@@ -81,64 +99,39 @@ class ServerStatus:
 
     def __str__(self) -> str:
         if not self.running or self.address is None:
-            return f"The embedded Prefect server does not run. Its folder: {self.directory}"
-        health = "" if self.healthy else "; it does not answer"
+            return f"The embedded Prefect server is not running. Folder: {self.directory}"
+        health = "" if self.healthy else ", does not answer"
         return (
-            f"The embedded Prefect server runs: {self.address.ui_url}  (API: {self.address.api_url}, process {self.pid}"
-            f"{health}). Its folder: {self.directory}"
+            f"The embedded Prefect server is running: {self.address.ui_url} (API: {self.address.api_url}, process "
+            f"{self.pid}{health}). Folder: {self.directory}"
         )
 
 
 def resolve_api(announce: Announce | None = None) -> ServerAddress:
-    """Returns the Prefect server to use: the configured one, or the embedded one, which is started when it does not run.
+    """Returns the configured Prefect server, or the embedded one, which is started if it is not running.
 
     Args:
-        announce: Takes lines about a server that is being started; None prints them to stderr.
+        announce: Receives progress lines of a start; None prints them to stderr.
 
     Raises:
         PrefectServerError: The configured server can't be reached, or the embedded one can't be started.
     """
     configured = configured_api_url()
     if configured:
+        from prefect_mlprojects.server.address import check_reachable, ui_url_of
+
         check_reachable(configured)
-        return ServerAddress(configured, _ui_of(configured))
+        return ServerAddress(configured, ui_url_of(configured))
     return ensure_server(announce)
 
 
-def check_reachable(api_url: str, timeout: float = 10.0) -> None:
-    """Makes sure that a Prefect server answers.
-
-    Args:
-        api_url: The API's address.
-        timeout: Seconds to wait for an answer.
-
-    Raises:
-        PrefectServerError: It does not, with the address (passwords masked) and what to do.
-    """
-    from prefect_mlprojects.server.address import check_reachable as check
-
-    check(api_url, timeout)
-
-
-def _ui_of(api_url: str) -> str | None:
-    if os.environ.get("PREFECT_UI_URL"):
-        return os.environ["PREFECT_UI_URL"]
-    if "api.prefect.cloud/api" in api_url:
-        return (
-            api_url.replace("https://api.prefect.cloud/api", "https://app.prefect.cloud")
-            .replace("/accounts/", "/account/")
-            .replace("/workspaces/", "/workspace/")
-        )
-    return api_url.rstrip("/").removesuffix("/api") if api_url.rstrip("/").endswith("/api") else None
-
-
 def ensure_server(announce: Announce | None = None) -> ServerAddress:
-    """Returns the embedded server, starting it in the background when it does not run.
+    """Returns the embedded server; starts it in the background if it is not running.
 
-    Any number of processes may call this at the same time: one starts it, the others wait for it.
+    Any number of processes may call this at the same time: one starts the server, the others wait for it.
 
     Args:
-        announce: Takes lines about the start; None prints them to stderr.
+        announce: Receives progress lines of a start; None prints them to stderr.
 
     Raises:
         PrefectServerError: It could not be started.
@@ -146,60 +139,80 @@ def ensure_server(announce: Announce | None = None) -> ServerAddress:
     directory = server_directory()
     record = read_record(directory)
     if record is not None and is_alive(record) and answers(record):
-        return _address(record)
-    from filelock import FileLock
-
+        return record.address()
     say = announce or _print_to_stderr
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / "server.lock")
-        with contextlib.ExitStack() as stack:
-            try:
-                lock.acquire(timeout=0)
-            except TimeoutError:
-                say("Waiting for the Prefect server that another process is starting …")
-                lock.acquire(timeout=server_start_timeout() + _BUSY_SECONDS)
-            stack.callback(lock.release)
+        with hold_lock(
+            directory / "server.lock",
+            timeout=server_start_timeout() + _BUSY_SECONDS,
+            on_wait=lambda: say("Waiting for the Prefect server that another process is starting …"),
+        ):
             record = _wait_for_recorded(directory, say)
-            return _address(record) if record is not None else _start(directory, say)
-    except TimeoutError:
+            return record.address() if record is not None else _start(directory, say)
+    except LockTimeoutError:
         raise PrefectServerError(
-            f"Another process has been starting the Prefect server in {directory} for too long. Look at"
+            f"Another process has been starting the Prefect server in {directory} for too long. See"
             f" {directory / 'server.log'}."
         ) from None
     except OSError as error:
         raise PrefectServerError(
             f"The embedded Prefect server needs the folder {directory}, which can't be used:"
-            f" {error.strerror or str(error) or type(error).__name__}. Set PREFECT_MLPROJECTS_SERVER_DIR (or PREFECT_HOME) to"
-            " a folder that can be written, or PREFECT_API_URL to a server that runs."
+            f" {error.strerror or str(error) or type(error).__name__}. Set PREFECT_MLPROJECTS_SERVER_DIR (or PREFECT_HOME)"
+            " to a writable folder, or PREFECT_API_URL to a running server."
         ) from None
+
+
+def server_status() -> ServerStatus:
+    """Returns whether the embedded server is running, and where."""
+    directory = server_directory()
+    record = read_record(directory)
+    if record is None or not is_alive(record):
+        return ServerStatus(running=False, healthy=False, address=None, pid=None, directory=directory)
+    return ServerStatus(
+        running=True, healthy=answers(record), address=record.address(), pid=record.pid, directory=directory
+    )
+
+
+def stop_server() -> bool:
+    """Stops the embedded server and returns whether it was running; its database and state file stay.
+
+    Raises:
+        PrefectServerError: It belongs to another user.
+    """
+    record = read_record(server_directory())
+    if record is None or not is_alive(record):
+        return False
+    try:
+        stop_process(record)
+    except PermissionError:
+        raise PrefectServerError(
+            f"The embedded Prefect server (process {record.pid}) belongs to another user, who has to stop it.",
+            api_url=record.address().api_url,
+        ) from None
+    return True
 
 
 def _print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - our own messages go to stderr
 
 
-def _address(record: ServerRecord, *, started: bool = False) -> ServerAddress:
-    return ServerAddress(record.api_url, record.ui_url, started)
-
-
 def _wait_for_recorded(directory: Path, say: Announce) -> ServerRecord | None:
-    """Returns the recorded server once it answers; None when there is none. The caller holds the lock.
+    """Returns the recorded server once it answers, None if there is none. The caller holds the lock.
 
-    A server that lives is not answering because it is busy, or because whoever started it was killed before it was
-    ready: both pass, and ending it would fail the runs that use it. One that never answers is ended, since it holds
-    the port and the database.
+    A live server does not answer while it is busy, or because the process that started it was killed before it was
+    ready: both pass, and stopping it would fail the runs that use it. One that never answers is stopped, since it
+    occupies the port and the database.
     """
     record = read_record(directory)
     if record is None or not is_alive(record):
         return None
     if not answers(record):
         say(f"Waiting for the Prefect server (process {record.pid}) to answer …")
-        patience = min(_BUSY_SECONDS, server_start_timeout()) if record.ready else server_start_timeout()
-        failure = _wait_until_healthy(record, None, patience, say)
+        timeout = min(_BUSY_SECONDS, server_start_timeout()) if record.ready else server_start_timeout()
+        failure = _wait_until_healthy(record, None, timeout, say)
         if failure is not None:
-            end(record)
-            say(f"The Prefect server (process {record.pid}) {failure}; another one takes its place.")
+            stop_process(record)
+            say(f"The Prefect server (process {record.pid}) {failure}; starting another one.")
             return None
     if not record.ready:
         write_record(directory, replace(record, ready=True))
@@ -208,36 +221,34 @@ def _wait_for_recorded(directory: Path, say: Announce) -> ServerRecord | None:
 
 def _start(directory: Path, say: Announce) -> ServerAddress:
     """Starts the server; the caller holds the lock."""
-    database = _configured_database()
+    from prefect_mlprojects.server.address import choose_port, uses_proxy
+
     first = False
-    if database is None:
+    url = _configured_database()
+    if url is None:
         path = directory / "prefect.db"
         first = not path.exists()
-        _create_database(path)
-        database = f"sqlite+aiosqlite:///{path}"
+        url = f"sqlite+aiosqlite:///{path}"
     say(f"Starting a local Prefect server ({'the first start takes' if first else 'this takes'} some 15 s) …")
-    if _goes_through_a_proxy():
+    if uses_proxy(HOST):
         say(f"HTTP_PROXY is set: Prefect's client asks that proxy for {HOST} too, unless NO_PROXY={HOST} is set.")
     log = directory / "server.log"
     for attempt in range(3):
-        record, process = _spawn(directory, _choose_port(server_port() if attempt == 0 else 0), log, database)
+        record, process = _spawn(directory, choose_port(HOST, server_port() if attempt == 0 else 0), log, url)
         failure = _wait_until_healthy(record, process, server_start_timeout(), say)
         if failure is None:
             write_record(directory, replace(record, ready=True))
-            say(f"Prefect server: {record.ui_url}  (it stays; stop it with: mlprojects server stop)")
-            return _address(record, started=True)
-        end(record)
-        if "address already in use" not in _tail(log):
+            say(f"Prefect server: {record.address().ui_url}  (stays running; stop it with `mlprojects server stop`)")
+            return record.address(started=True)
+        stop_process(record)
+        tail = _tail(log)
+        if first and process.returncode == database.EXIT_CODE:
+            raise OSError(
+                None, next((line.strip() for line in tail.splitlines() if database.ERROR_PREFIX in line), failure)
+            )
+        if "address already in use" not in tail:
             break
-    raise PrefectServerError(f"The embedded Prefect server {failure}. Its log, {log}, ends:\n{_tail(log)}")
-
-
-def _goes_through_a_proxy() -> bool:
-    if not any(name.lower() in {"http_proxy", "all_proxy"} for name in os.environ):
-        return False
-    from urllib.request import getproxies_environment, proxy_bypass
-
-    return bool(getproxies_environment().keys() & {"http", "all"}) and not proxy_bypass(HOST)
+    raise PrefectServerError(f"The embedded Prefect server {failure}. The end of its log, {log}:\n{tail}")
 
 
 def _configured_database() -> str | None:
@@ -248,40 +259,14 @@ def _configured_database() -> str | None:
     return None
 
 
-def _create_database(path: Path) -> None:
-    import sqlite3
-
-    from prefect_mlprojects.server.database import create_database
-
-    try:
-        create_database(path)
-    except sqlite3.Error as error:
-        raise OSError(None, f"the database could not be created: {error}") from error
-
-
-def _choose_port(preferred: int) -> int:
-    """Returns the preferred port, or a free one when something else has it."""
-    with socket.socket() as caller, socket.socket() as probe:
-        # Where binding to one address succeeds although a server listens on all of them (macOS), it answers.
-        caller.settimeout(1)
-        taken = preferred != 0 and caller.connect_ex((HOST, preferred)) == 0
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, 0 if taken else preferred))
-        except OSError:
-            probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _spawn(directory: Path, port: int, log: Path, database: str) -> tuple[ServerRecord, subprocess.Popen[bytes]]:
-    """Starts the server's process and records it at once: it must be found again if this process is killed now."""
+def _spawn(directory: Path, port: int, log: Path, url: str) -> tuple[ServerRecord, subprocess.Popen[bytes]]:
+    """Starts the server's process and records it at once, so that it is found if this process is killed now."""
     if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("PREFECT__") and name not in _NOT_FOR_THE_SERVER
+        if not name.startswith("PREFECT__") and name not in _CLIENT_VARIABLES
     }
     environment |= {
         "PREFECT__SERVER_FINAL": "1",
@@ -289,7 +274,7 @@ def _spawn(directory: Path, port: int, log: Path, database: str) -> tuple[Server
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": url,
     }
     instance = uuid4().hex
     argv = [sys.executable, "-m", "uvicorn", "--factory", "prefect_mlprojects.server.application:create_app"]
@@ -311,17 +296,16 @@ def _spawn(directory: Path, port: int, log: Path, database: str) -> tuple[Server
     try:
         write_record(directory, record)
     except BaseException:
-        end(record)
+        stop_process(record)
         raise
     return record, process
 
 
 def _wait_until_healthy(
-    record: ServerRecord, process: subprocess.Popen[bytes] | None, patience: float, say: Announce
+    record: ServerRecord, process: subprocess.Popen[bytes] | None, timeout: float, say: Announce
 ) -> str | None:
-    """Waits for the first good answer; returns what went wrong otherwise."""
-    started = time.monotonic()
-    told = started
+    """Waits until the server answers; returns None, or what went wrong. `process` is None for another process's child."""
+    reported = started = time.monotonic()
     while True:
         if answers(record):
             return None
@@ -333,15 +317,15 @@ def _wait_until_healthy(
         else:
             return "ended"
         now = time.monotonic()
-        if now - started > patience:
-            return f"did not answer within {patience:g} s (PREFECT_MLPROJECTS_SERVER_START_TIMEOUT)"
-        if now - told >= 5:
-            told = now
+        if now - started > timeout:
+            return f"did not answer within {timeout:g} s (PREFECT_MLPROJECTS_SERVER_START_TIMEOUT)"
+        if now - reported >= 5:
+            reported = now
             say(f"  … still starting ({now - started:.0f} s)")
 
 
 def _tail(log: Path, lines: int = 15) -> str:
-    """Returns the last lines that the last server wrote."""
+    """Returns the last lines that the latest server wrote to the log."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - 20_000))
@@ -351,34 +335,59 @@ def _tail(log: Path, lines: int = 15) -> str:
     return redact("\n".join(f"  {line}" for line in text.rpartition(_LOG_MARK)[2].splitlines()[-lines:]))
 
 
-def server_status() -> ServerStatus:
-    """Tells whether the embedded server runs, and where."""
-    directory = server_directory()
-    record = read_record(directory)
-    if record is None or not is_alive(record):
-        return ServerStatus(running=False, healthy=False, address=None, pid=None, directory=directory)
-    return ServerStatus(
-        running=True, healthy=answers(record), address=_address(record), pid=record.pid, directory=directory
-    )
+def read_record(directory: Path) -> ServerRecord | None:
+    """Reads a server folder's state file; returns None if it is missing or invalid."""
+    try:
+        data = json.loads((directory / "server.json").read_text(encoding="utf-8"))
+        return ServerRecord(
+            pid=int(data["pid"]),
+            birth=str(data["birth"]),
+            port=int(data["port"]),
+            instance=str(data["instance"]),
+            ready=bool(data["ready"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def stop_server() -> bool:
-    """Stops the embedded server; its database stays, and so does its record, which nobody believes of a dead process.
+def write_record(directory: Path, record: ServerRecord) -> None:
+    """Replaces a server folder's state file."""
+    write_atomically(directory / "server.json", json.dumps(asdict(record)))
 
-    Returns:
-        Whether it ran.
+
+def is_alive(record: ServerRecord) -> bool:
+    """Returns whether the recorded process is alive; another process that got its pid does not count."""
+    return process_birth(record.pid) == record.birth
+
+
+def answers(record: ServerRecord) -> bool:
+    """Returns whether the recorded server reports that it is healthy; another server on its port does not count."""
+    import http.client  # takes longer than the rest of this module
+
+    connection = http.client.HTTPConnection(HOST, record.port, timeout=_PROBE_SECONDS)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", "/api/health")
+            response = connection.getresponse()
+            healthy = response.status == 200 and response.read(100).strip() == b"true"
+        except (OSError, http.client.HTTPException):
+            return False
+        return healthy and response.headers.get(INSTANCE_HEADER) == record.instance
+
+
+def stop_process(record: ServerRecord, timeout: float = _STOP_SECONDS) -> None:
+    """Sends SIGTERM, then SIGKILL, to the recorded process; waits up to `timeout` seconds for it to exit after each.
 
     Raises:
-        PrefectServerError: It belongs to somebody else.
+        PermissionError: It belongs to another user.
     """
-    record = read_record(server_directory())
-    if record is None or not is_alive(record):
-        return False
-    try:
-        end(record)
-    except PermissionError:
-        raise PrefectServerError(
-            f"The embedded Prefect server (process {record.pid}) belongs to another user, who has to stop it.",
-            api_url=record.api_url,
-        ) from None
-    return True
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if not is_alive(record):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record.pid, number)
+        deadline = time.monotonic() + timeout
+        while is_alive(record) and time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(record.pid, os.WNOHANG)
+            time.sleep(0.05)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 from pathlib import Path
 
 from prefect_mlprojects._support.files import remove_tree
+from prefect_mlprojects._support.locks import Lock, try_lock
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import cache_directory, keep_working_copies
 
-_held: dict[Path, int] = {}
+_held: dict[Path, Lock] = {}
 _held_lock = threading.Lock()
 
 
@@ -28,7 +28,7 @@ def new_working_copy(shown: str) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
-        folder, handle = _claim_name(root)
+        folder, lock = _claim_name(root)
         # The run's own folder is private; the project's below it has an ordinary mode.
         folder.mkdir(mode=0o700)
         project = folder / "project"
@@ -40,7 +40,7 @@ def new_working_copy(shown: str) -> Path:
             uri=shown,
         ) from None
     with _held_lock:
-        _held[folder] = handle
+        _held[folder] = lock
     return project
 
 
@@ -52,27 +52,26 @@ def remove_working_copy(directory: Path) -> None:
     """
     with _held_lock:
         folder = next((parent for parent in directory.parents if parent in _held), None)
-        handle = _held.pop(folder, None) if folder is not None else None
-    if folder is None or handle is None:
+        lock = _held.pop(folder, None) if folder is not None else None
+    if folder is None or lock is None:
         return
     if not keep_working_copies():
         remove_tree(folder)
     _lock_file(folder).unlink(missing_ok=True)
-    os.close(handle)
+    lock.release()
 
 
-def _claim_name(root: Path) -> tuple[Path, int]:
+def _claim_name(root: Path) -> tuple[Path, Lock]:
     """Finds a name that no other run has, and locks it before there is a folder of that name."""
-    import fcntl
-
     while True:
         folder = root / f"run-{uuid.uuid4().hex[:12]}"
-        handle = os.open(_lock_file(folder), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            return folder, handle
+        lock = try_lock(_lock_file(folder))
+        if lock is None:
+            continue  # another process sweeps it
+        if _lock_file(folder).exists():
+            return folder, lock
         # Another process swept it away before it was locked.
-        os.close(handle)
+        lock.release()
 
 
 def _lock_file(folder: Path) -> Path:
@@ -81,21 +80,15 @@ def _lock_file(folder: Path) -> Path:
 
 def _sweep(root: Path) -> None:
     """Removes the folders of processes that died: the system has freed their locks."""
-    import fcntl
-
     for file in root.glob("run-*.lock"):
         try:
-            handle = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+            lock = try_lock(file, create=False)
         except OSError:
             continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            # Its process lives.
-            os.close(handle)
-            continue
+        if lock is None:
+            continue  # its process lives
         try:
             if remove_tree(root / file.stem):
                 file.unlink(missing_ok=True)
         finally:
-            os.close(handle)
+            lock.release()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import logging
-import os
 import socket
 import sqlite3
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from prefect_mlprojects._support.files import replacing, temporary_pattern
+from prefect_mlprojects._support.locks import hold_lock
 from prefect_mlprojects.settings import cache_directory
 from prefect_mlprojects.tracking.failures import tracking_error, unreachable
 from prefect_mlprojects.tracking.mlflow_store import MlflowStore, ask_server, mlflow_store
@@ -160,28 +159,20 @@ def _check_sqlite(uri: str, path: Path) -> None:
 
 
 def _create_sqlite(path: Path) -> None:
-    """Makes the database under another name and gives it its own when it is whole: a kill leaves no half of one."""
+    """Creates the database in a temporary file and renames it, so that a killed process leaves no partial file."""
     _remove_leftovers(path)
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        fresh.touch(mode=0o644)
-        mlflow_store(sqlite_uri(fresh)).disconnect()
+    # A program that knows nothing of our lock may create it meanwhile.
+    with replacing(path, overwrite=False) as fresh:
         try:
-            os.link(fresh, path)
-        except FileExistsError:
-            # A program that knows nothing of our lock was quicker.
-            return
-        except OSError:
-            # No hard links on this file system.
-            fresh.rename(path)
-    finally:
-        for leftover in (fresh, fresh.with_name(f"{fresh.name}-journal")):
-            leftover.unlink(missing_ok=True)
+            fresh.touch(mode=0o644)
+            mlflow_store(sqlite_uri(fresh)).disconnect()
+        finally:
+            fresh.with_name(f"{fresh.name}-journal").unlink(missing_ok=True)
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes what killed makers left beside ``path``; what is young may still be somebody's work."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}*"):
+    """Deletes stale temporary files next to ``path``; recent ones may belong to a live process."""
+    for leftover in path.parent.glob(temporary_pattern(path)):
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
                 leftover.unlink()
@@ -190,20 +181,11 @@ def _remove_leftovers(path: Path) -> None:
 @contextlib.contextmanager
 def _creation_lock(path: Path) -> Iterator[None]:
     """Lets one process at a time make a database; without a cache folder each makes one, and the first wins."""
-    from filelock import FileLock, Timeout
-
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-    lock = FileLock(cache_directory() / "locks" / f"mlflow-{name}.lock", timeout=60)
-    try:
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, Timeout):
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # LockTimeoutError is one
+            stack.enter_context(hold_lock(cache_directory() / "locks" / f"mlflow-{name}.lock", timeout=60))
         yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check_database(uri: str) -> None:

@@ -11,6 +11,8 @@ import pytest
 from tests.services import docker_engine
 from tests.services.mlflow_server import MlflowServer
 
+from prefect_mlprojects._support.locks import hold_lock
+
 IMAGE = "busybox-tests:1"
 CARRIED = "busybox-carried:1"
 
@@ -45,11 +47,10 @@ def engine(need_program: Callable[[str], str]) -> Iterator[Any]:
     if os.geteuid() != 0:
         pytest.skip("a Docker engine of the tests' own needs root")
     import docker
-    from filelock import FileLock
 
     folder = Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker"
     folder.mkdir(exist_ok=True)
-    with FileLock(folder / "lock"):
+    with hold_lock(folder / "lock"):
         address = docker_engine.start_engine(folder)
         client = docker.APIClient(base_url=address, version="auto")
         names = {name for image in client.images() for name in image["RepoTags"] or ()}
@@ -63,10 +64,9 @@ def engine(need_program: Callable[[str], str]) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def python_image(engine: Any) -> str:
     """An image with the Python that runs the tests."""
-    from filelock import FileLock
 
     name = "python-tests:1"
-    with FileLock(Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker" / "lock"):
+    with hold_lock(Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker" / "lock"):
         if not any(name in (image["RepoTags"] or ()) for image in engine.images()):
             docker_engine.import_python(engine, name)
     return name
@@ -76,10 +76,9 @@ def python_image(engine: Any) -> str:
 def registry(engine: Any, need_program: Callable[[str], str]) -> str:
     """``host:port`` of the session's registry."""
     need_program("docker-registry")
-    from filelock import FileLock
 
     folder = Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker"
-    with FileLock(folder / "lock"):
+    with hold_lock(folder / "lock"):
         return docker_engine.start_registry(folder)
 
 

@@ -16,6 +16,7 @@ from tests.services.fault_proxy import FaultProxy
 from tests.services.recorder import Recorder
 from tests.services.waiting import wait_for
 
+from prefect_mlprojects._support.locks import hold_lock
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.contract import Command, RunIdentity
 from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
@@ -191,11 +192,10 @@ def registry(
     need_program("dockerd")
     need_program("busybox")
     import docker
-    from filelock import FileLock
 
     folder = Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker"
     folder.mkdir(exist_ok=True)
-    with FileLock(folder / "lock"):
+    with hold_lock(folder / "lock"):
         address = docker_engine.start_engine(folder)
         client = docker.APIClient(base_url=address, version="auto")
         if not client.images(ENGINE_IMAGE):

@@ -20,14 +20,8 @@ from typing import Any
 import pytest
 
 from prefect_mlprojects.exceptions import PrefectServerError
-from prefect_mlprojects.server.database import SCHEMA_FILE, create_database, dump_schema
-from prefect_mlprojects.server.process import (
-    ServerAddress,
-    check_reachable,
-    ensure_server,
-    server_status,
-    stop_server,
-)
+from prefect_mlprojects.server.address import check_reachable
+from prefect_mlprojects.server.process import ServerAddress, ensure_server, server_status, stop_server
 
 
 @pytest.fixture
@@ -256,32 +250,50 @@ def test_the_profile_s_key_is_shown_to_the_server(
     assert "p%40ss" not in str(caught.value)
 
 
-def test_the_shipped_schema_is_what_the_migrations_make(tmp_path: Path) -> None:
+CREATE = """
+from prefect_mlprojects.server.application import ensure_sqlite_database
+url = "sqlite+aiosqlite:///{path}"
+print(ensure_sqlite_database(url), ensure_sqlite_database(url))
+"""
+
+
+def test_the_fast_migrations_make_what_prefect_s_own_make(tmp_path: Path) -> None:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT")},
+        "PREFECT_HOME": str(tmp_path),
+    }
     migrated = tmp_path / "migrated.db"
     subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "server", "database", "upgrade", "-y"],
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT")},
-            "PREFECT_HOME": str(tmp_path),
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{migrated}",
-        },
+        env={**environment, "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{migrated}"},
         check=True,
         capture_output=True,
     )
-    shipped = tmp_path / "shipped.db"
-    (tmp_path / "shipped.db-wal").write_text("of a database that was removed")
-    assert create_database(shipped)
-    assert not (tmp_path / "shipped.db-wal").exists()
-    assert SCHEMA_FILE.read_text().splitlines()[0] == dump_schema(migrated).splitlines()[0]
-    assert clauses(shipped) == clauses(migrated), "run scripts/update-server-schema"
-    assert not create_database(shipped)
-    with sqlite3.connect(shipped) as connection:
+    created = tmp_path / "created.db"
+    (tmp_path / "created.db-wal").write_text("of a database that was removed")
+    (tmp_path / f".created.db.{'0' * 32}").write_text("of a process that was killed")
+    done = subprocess.run(
+        [sys.executable, "-c", CREATE.format(path=created)], env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["True", "False"]
+    assert sorted(path.name for path in tmp_path.glob("*created*")) == ["created.db"]
+    assert revision(created) == revision(migrated)
+    assert clauses(created) == clauses(migrated), "see server/application.py: MigrationConfiguration"
+    with sqlite3.connect(created) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def revision(database: Path) -> str:
+    with sqlite3.connect(database) as connection:
+        (number,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return str(number)
 
 
 def clauses(database: Path) -> list[str]:
     """The clauses of a schema and its rows; Alembic writes the constraints of a table in an order that changes."""
-    return sorted(clause.strip() for clause in re.split(r",\s|\n", dump_schema(database)) if clause.strip())
+    with sqlite3.connect(database) as connection:
+        dump = "\n".join(connection.iterdump())
+    return sorted(clause.strip() for clause in re.split(r",\s|\n", dump) if clause.strip())
 
 
 def test_many_writers_see_no_503(prefect_server: ServerAddress) -> None:

@@ -1,1 +1,1 @@
-"""Child processes: run, guard and end them."""
+"""Child processes: start them, stream their output, and end their whole process trees."""

@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from prefect_mlprojects._support.process.guard import COOKIE_VARIABLE
 from prefect_mlprojects._support.process.run import run_tool
+from prefect_mlprojects._support.process.tree import COOKIE_VARIABLE
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.environments.activation import (
     CONDA_STATE_FILE,

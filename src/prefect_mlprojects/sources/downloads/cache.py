@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
+from prefect_mlprojects._support.locks import LockStoppedError, hold_lock, try_lock
 from prefect_mlprojects.types import StopSignal
 
 UNUSED_DAYS = 30
@@ -104,13 +104,17 @@ class DownloadCache:
             self._remove_if_free(partial.name.split("-")[1], partial)
 
     def _remove_if_free(self, key: str, folder: Path) -> None:
-        from filelock import FileLock, Timeout
-
-        with contextlib.suppress(OSError, Timeout), FileLock(self.folder / f"{key}.lock", timeout=0):
-            if folder.name == key:
-                self._remove(key)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            lock = try_lock(self.folder / f"{key}.lock")
+            if lock is None:
+                return
+            try:
+                if folder.name == key:
+                    self._remove(key)
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                lock.release()
 
     @contextlib.contextmanager
     def _lock(self, key: str, report: Callable[[str], None], stop: StopSignal) -> Iterator[None]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects._support.process.guard import parse_ps
 from prefect_mlprojects._support.process.run import ProcessResult, run_process, run_tool
+from prefect_mlprojects._support.process.tree import parse_ps
 from prefect_mlprojects.types import StopSignal
 
 
@@ -242,12 +242,12 @@ run_process(["bash", "-c", command], cwd=None, env=dict(os.environ), write=write
 def test_kill_9_of_the_owner_ends_the_tree(kill_the_guard_first: bool) -> None:
     code = OWNER
     if kill_the_guard_first:
-        # A guard that died is noticed at the next execution, and the new one is told everything.
+        # A guard that died is noticed at the next execution, and the new one gets every execution.
         code = OWNER.replace(
             "run_process([",
             "run_process(['true'], cwd=None, env={}, write=write)\n"
             "from prefect_mlprojects._support.process import run\n"
-            "run._guard._process.kill(); run._guard._process.wait()\n"
+            "run.guard._process.kill(); run.guard._process.wait()\n"
             "run_process([",
         )
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""What is recorded of the embedded server is believed only of that very server."""
+"""The embedded server's state file: valid only for the process and instance that it names."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.server.state import (
+from prefect_mlprojects._support.process.tree import process_birth
+from prefect_mlprojects.server.process import (
     INSTANCE_HEADER,
     ServerRecord,
     answers,
-    end,
     is_alive,
-    process_birth,
     read_record,
+    stop_process,
     write_record,
 )
 
@@ -43,12 +43,12 @@ def test_a_process_is_its_own_and_no_other_of_its_pid() -> None:
     record = record_of(process.pid)
     recycled = replace(record, birth="earlier")
     assert (is_alive(record), is_alive(recycled)) == (True, False)
-    end(recycled)
+    stop_process(recycled)
     assert process.poll() is None, "another process was ended"
-    end(record)
+    stop_process(record)
     assert process.wait() != 0
     assert not is_alive(record)
-    end(record)
+    stop_process(record)
 
 
 def test_a_process_that_ignores_being_asked_is_killed() -> None:
@@ -57,7 +57,7 @@ def test_a_process_that_ignores_being_asked_is_killed() -> None:
     assert process.stdout is not None
     process.stdout.readline()
     record = record_of(process.pid)
-    end(record, patience=0.5)
+    stop_process(record, timeout=0.5)
     assert not is_alive(record)
 
 
