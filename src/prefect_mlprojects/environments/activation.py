@@ -45,9 +45,6 @@ def local_variables(environ: Mapping[str, str]) -> dict[str, str]:
     As with ``mlflow run --env-manager local``, it is the environment of the shell that counts: ``python`` is what PATH
     says.
 
-    Args:
-        environ: The environment variables of this process.
-
     Returns:
         The same without what is internal to this process.
     """
@@ -107,11 +104,7 @@ def activated_variables(environ: Mapping[str, str], location: Path, own_prefix: 
 
 
 def variables_of_conda(prefix: Path) -> dict[str, str]:
-    """The variables that a conda environment sets without scripts: those of its packages, then its own.
-
-    Args:
-        prefix: The environment's folder; one that is no conda environment sets none.
-    """
+    """The variables that a conda environment sets without scripts: those of its packages, then its own."""
     found: dict[str, str] = {}
     try:
         files = sorted((prefix / "etc/conda/env_vars.d").glob("*.json"))

@@ -102,13 +102,7 @@ class Build:
 
 
 def build_with_uv(build: Build, recipe: Recipe, interpreter: Interpreter) -> None:
-    """Makes an environment with uv; see ``Build.run`` for the errors.
-
-    Args:
-        build: The build.
-        recipe: What is built.
-        interpreter: The Python it is made from.
-    """
+    """Makes an environment with uv; see ``Build.run`` for the errors."""
     locked = recipe.contents.locked
     if locked is not None:
         _sync(build, locked, interpreter)
@@ -122,13 +116,7 @@ def build_with_uv(build: Build, recipe: Recipe, interpreter: Interpreter) -> Non
 
 
 def build_with_virtualenv(build: Build, recipe: Recipe, interpreter: Interpreter) -> None:
-    """Makes an environment with virtualenv and pip; see ``Build.run`` for the errors.
-
-    Args:
-        build: The build.
-        recipe: What is built.
-        interpreter: The Python it is made from.
-    """
+    """Makes an environment with virtualenv and pip; see ``Build.run`` for the errors."""
     # virtualenv is one of our own packages, so it runs with our own interpreter and variables.
     command = [sys.executable, "-m", "virtualenv", "--no-periodic-update", "--python", str(interpreter.path)]
     build.run("creating it", [*command, str(build.location)], build_variables(build.environ, build.environ))
@@ -138,13 +126,7 @@ def build_with_virtualenv(build: Build, recipe: Recipe, interpreter: Interpreter
 
 
 def install_with_uv(build: Build, name: str, requirements: RequirementSet) -> None:
-    """Installs requirements with uv; see ``Build.run`` for the errors.
-
-    Args:
-        build: The build.
-        name: What they are, for messages.
-        requirements: The requirements; without any, nothing is run.
-    """
+    """Installs requirements with uv; see ``Build.run`` for the errors."""
     installer = [uv_executable(), "pip", "install", "--color", "never", "--python", str(build.python)]
     _install(build, name, requirements, [*installer, *uv_arguments(build.environ), *_fresh_arguments(requirements)])
 

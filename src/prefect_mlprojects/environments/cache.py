@@ -65,11 +65,7 @@ class EnvironmentRecord:
 
 
 class EnvironmentCache:
-    """The built environments below one folder; safe to use from many threads and processes.
-
-    Args:
-        root: The cache directory, as the settings have it.
-    """
+    """The built environments below one folder; safe to use from many threads and processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -77,11 +73,7 @@ class EnvironmentCache:
         self._locks = self.folder / ".locks"
 
     def find(self, key: str) -> EnvironmentRecord | None:
-        """The complete environment of a key, or None; reads one small file and looks for its Python.
-
-        Args:
-            key: The content hash.
-        """
+        """The complete environment of a key, or None; reads one small file and looks for its Python."""
         record = self.read(key)
         if record is None:
             return None
@@ -90,11 +82,7 @@ class EnvironmentCache:
         return record if (self.location(record) / sign).exists() else None
 
     def read(self, key: str) -> EnvironmentRecord | None:
-        """What is recorded of a key, whether or not its Python still works.
-
-        Args:
-            key: The content hash.
-        """
+        """What is recorded of a key, whether or not its Python still works."""
         try:
             data = json.loads((self.folder / key / _RECORD).read_text(encoding="utf-8"))
             if data.pop("format") != FORMAT or data.get("key") != key:
@@ -104,19 +92,11 @@ class EnvironmentCache:
             return None
 
     def location(self, record: EnvironmentRecord) -> Path:
-        """The folder of an environment.
-
-        Args:
-            record: The environment.
-        """
+        """The folder of an environment."""
         return self.folder / record.key / str(record.build)
 
     def next_location(self, key: str) -> Path:
-        """Where the next build of a key will lie.
-
-        Args:
-            key: The content hash.
-        """
+        """Where the next build of a key will lie."""
         return self.folder / key / str(max(self._builds(key), default=0) + 1)
 
     def use(self, key: str, token: str) -> EnvironmentRecord | None:
@@ -145,11 +125,7 @@ class EnvironmentCache:
         return None
 
     def last_used(self, key: str) -> float | None:
-        """When an environment was last used, seconds since the epoch; None when that is not known.
-
-        Args:
-            key: The content hash.
-        """
+        """When an environment was last used, seconds since the epoch; None when that is not known."""
         try:
             return (self.folder / key / _USED).stat().st_mtime
         except OSError:
@@ -158,12 +134,6 @@ class EnvironmentCache:
     @contextlib.contextmanager
     def lock(self, key: str, manager: str, report: Callable[[str], None], stop: StopSignal) -> Iterator[None]:
         """Keeps other processes and threads from building or removing an environment.
-
-        Args:
-            key: The content hash.
-            manager: The environment manager, for errors.
-            report: Is told when there is someone to wait for.
-            stop: Ends the waiting.
 
         Yields:
             When it is this caller's turn.
@@ -194,9 +164,6 @@ class EnvironmentCache:
     def begin(self, key: str) -> Path:
         """Removes what dead builds left and returns the folder for a new build; call it with the lock held.
 
-        Args:
-            key: The content hash.
-
         Returns:
             A folder that is not there yet; its parent is.
 
@@ -210,9 +177,6 @@ class EnvironmentCache:
 
     def complete(self, record: EnvironmentRecord) -> EnvironmentRecord:
         """Makes a build the one that is used; call it with the lock held, when nothing is left to do.
-
-        Args:
-            record: The environment; its size is filled in.
 
         Returns:
             The record as written.
@@ -248,19 +212,12 @@ class EnvironmentCache:
         return tuple(name for name in entries if not name.startswith("."))
 
     def in_use(self, key: str) -> bool:
-        """Whether a live process uses any build of a key.
-
-        Args:
-            key: The content hash.
-        """
+        """Whether a live process uses any build of a key."""
         with self._unused_builds(key, self._builds(key)) as unused:
             return len(unused) < len(self._builds(key))
 
     def remove(self, key: str) -> bool:
         """Removes everything of a key, unless it is in use or being built.
-
-        Args:
-            key: The content hash.
 
         Returns:
             Whether it is gone.

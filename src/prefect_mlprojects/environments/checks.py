@@ -11,9 +11,6 @@ from prefect_mlprojects.spec.project import CondaEnvironment, DockerEnvironment,
 def check_environment(project: Project) -> tuple[Problem, ...]:
     """Checks the files that describe a project's environment.
 
-    Args:
-        project: The project.
-
     Returns:
         Everything that is wrong with the files; nothing for a Docker project.
     """

@@ -86,9 +86,6 @@ def uv_lock_of(project: Project) -> Path | None:
 
     It does when the project has it beside a ``pyproject.toml``, and no environment file.
 
-    Args:
-        project: The project.
-
     Returns:
         The lock file's path, or None.
     """

@@ -12,12 +12,7 @@ from prefect_mlprojects.types import StopSignal
 
 
 def stopped_error(manager: str, stop: StopSignal) -> EnvironmentBuildError:
-    """The error of a build that was told to end.
-
-    Args:
-        manager: The environment manager.
-        stop: The signal that was requested.
-    """
+    """The error of a build that was told to end."""
     reason = f" ({stop.reason})" if stop.reason else ""
     return EnvironmentBuildError(f"The building of the environment was stopped{reason}.", manager=manager)
 
@@ -25,10 +20,6 @@ def stopped_error(manager: str, stop: StopSignal) -> EnvironmentBuildError:
 @contextlib.contextmanager
 def cache_errors(root: Path, manager: str) -> Iterator[None]:
     """Turns the operating system's errors on the cache into ones that say what to do.
-
-    Args:
-        root: The cache directory.
-        manager: The environment manager.
 
     Raises:
         EnvironmentBuildError: In place of an ``OSError``.
@@ -40,12 +31,7 @@ def cache_errors(root: Path, manager: str) -> Iterator[None]:
 
 
 def describe_cache_error(error: OSError, root: Path) -> str:
-    """What an operating system's error on the cache means and what to do.
-
-    Args:
-        error: The error.
-        root: The cache directory.
-    """
+    """What an operating system's error on the cache means and what to do."""
     setting = "the environment variable PREFECT_MLPROJECTS_CACHE_DIR"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full_message(root)
@@ -57,11 +43,7 @@ def describe_cache_error(error: OSError, root: Path) -> str:
 
 
 def disk_full_message(root: Path) -> str:
-    """The message for a full disk.
-
-    Args:
-        root: The cache directory.
-    """
+    """The message for a full disk."""
     return (
         f"The disk is full: the environment does not fit below {root}. Free some space ('mlprojects env prune' removes "
         "environments), or name a folder on another disk in the environment variable PREFECT_MLPROJECTS_CACHE_DIR."

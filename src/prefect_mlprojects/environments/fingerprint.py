@@ -31,9 +31,6 @@ _SKIPPED_AT_TOP = frozenset({"build", "dist"})
 def digest_text(parts: Iterable[str]) -> str:
     """One digest of several texts; where one ends and the next begins counts.
 
-    Args:
-        parts: The texts.
-
     Returns:
         32 hexadecimal digits.
     """
@@ -46,9 +43,6 @@ def digest_text(parts: Iterable[str]) -> str:
 
 def digest_file(path: Path) -> str:
     """A digest of a file's content, or of its size and time of change when it is large.
-
-    Args:
-        path: The file.
 
     Returns:
         The digest as text; "unreadable" when the file can't be read, which the installer will explain.
@@ -83,9 +77,6 @@ def digest_listing(directory: Path) -> str:
 def digest_metadata(directory: Path) -> str:
     """A digest of what a package's folder declares: the files at its top that name it and its requirements.
 
-    Args:
-        directory: The package's folder.
-
     Returns:
         The digest as text.
     """
@@ -103,9 +94,6 @@ def digest_package(directory: Path) -> str:
     It takes in the files that declare the package, source files anywhere below the folder, and every file of a Python
     package (below an ``__init__.py``). Other files are left out: a run may write its results beside the code, and they
     must not count.
-
-    Args:
-        directory: The package's folder.
 
     Returns:
         The digest as text.

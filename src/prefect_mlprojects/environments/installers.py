@@ -71,10 +71,6 @@ _UV_INDEX_SETTINGS = (
 def build_variables(environ: Mapping[str, str], activated: Mapping[str, str]) -> dict[str, str]:
     """The variables of an installer: the environment being built as activated, and the user's settings that fit.
 
-    Args:
-        environ: The environment variables of this process.
-        activated: The same with the new environment activated.
-
     Returns:
         The whole environment of the installer.
     """
@@ -90,11 +86,7 @@ def build_variables(environ: Mapping[str, str], activated: Mapping[str, str]) ->
 
 
 def uv_arguments(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Options for uv that stand for pip's settings which uv knows no variable for.
-
-    Args:
-        environ: The environment variables of this process.
-    """
+    """Options for uv that stand for pip's settings which uv knows no variable for."""
     return (
         ("--no-index",) if _is_true(_pip_settings(environ).get("no-index", "")) and not _has_uv_indexes(environ) else ()
     )
@@ -105,9 +97,6 @@ def uv_settings_from_pip(environ: Mapping[str, str]) -> dict[str, str]:
 
     With more than one index uv is told to choose versions as pip does, the best of all indexes, instead of from the
     first index that has the package.
-
-    Args:
-        environ: The environment variables of this process.
 
     Returns:
         Variables for uv. Indexes are left out when the user has named some to uv.
@@ -132,11 +121,6 @@ def uv_settings_from_pip(environ: Mapping[str, str]) -> dict[str, str]:
 
 def deciding_settings(environ: Mapping[str, str], manager: str, project: Path) -> tuple[str, ...]:
     """What of the user's settings decides an environment's content, for its key.
-
-    Args:
-        environ: The environment variables of this process.
-        manager: The environment manager.
-        project: The project's folder, where uv looks for its configuration, and above.
 
     Returns:
         Texts to hash.

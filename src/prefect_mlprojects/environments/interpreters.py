@@ -111,12 +111,7 @@ def _sort_key(version: str) -> tuple[int, ...]:
 
 
 def interpreter_allowed(request: str, version: str) -> bool:
-    """Whether a Python is one that a request allows.
-
-    Args:
-        request: "3.11.7" for exactly that, "3.11" for every 3.11, or a PEP 440 range.
-        version: The Python's version, "3.11.7".
-    """
+    """Whether a Python is one that a request allows."""
     if _is_exact(request):
         return version == request
     if _PREFIX_REQUEST.match(request):
@@ -148,11 +143,7 @@ def _uv_machine() -> str:
 
 
 def uv_python_directory(environ: Mapping[str, str]) -> Path:
-    """Where uv keeps the Pythons it downloads (https://docs.astral.sh/uv/reference/storage/).
-
-    Args:
-        environ: The environment variables.
-    """
+    """Where uv keeps the Pythons it downloads (https://docs.astral.sh/uv/reference/storage/)."""
     if configured := environ.get("UV_PYTHON_INSTALL_DIR"):
         return Path(configured).expanduser()
     return Path(environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "uv" / "python"

@@ -16,9 +16,6 @@ from prefect_mlprojects.types import EnvironmentManagerName
 def environment_manager(name: EnvironmentManagerName) -> EnvironmentManager:
     """The environment manager of a name; ``choose_manager`` chooses the name.
 
-    Args:
-        name: The name.
-
     Returns:
         The manager.
     """

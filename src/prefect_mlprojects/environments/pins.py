@@ -41,13 +41,7 @@ _pins = _Pins()
 
 
 def pin(file: Path, token: str) -> None:
-    """Holds a lock file, shared with others that do, until the token is released or this process ends.
-
-    Args:
-        file: The lock file; made when it is not there. Where that, or locking, is not possible, nothing is
-            held.
-        token: Names the holder.
-    """
+    """Holds a lock file, shared with others that do, until the token is released or this process ends."""
     _pins.add(file, token)
 
 

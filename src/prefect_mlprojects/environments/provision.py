@@ -59,15 +59,6 @@ def obtain(
 ) -> Obtained[RecipeT]:
     """Uses the environment that was planned, and builds it first when it is not there.
 
-    Args:
-        cache: The cache.
-        plan: What was planned.
-        make_recipe: Reads the project's files.
-        build: Builds what they ask for; called with the key's lock held.
-        report: Is told when there is someone to wait for.
-        stop: Ends the waiting.
-        rebuild: Builds anew although it is there.
-
     Returns:
         The environment.
 
@@ -102,11 +93,6 @@ def obtain(
 @contextlib.contextmanager
 def new_build(cache: EnvironmentCache, key: str, manager: str) -> Iterator[Path]:
     """Gives a build its folder, and removes that when the block fails; the key's lock must be held.
-
-    Args:
-        cache: The cache.
-        key: The content hash.
-        manager: The environment manager, for errors.
 
     Yields:
         Where to build; it is not there yet.

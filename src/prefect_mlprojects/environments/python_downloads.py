@@ -37,10 +37,6 @@ def uv_executable() -> str:
 def downloadable_version(request: str, environ: Mapping[str, str]) -> str | None:
     """The newest version of a Python that uv knows how to download; uv's list is built in, so no network is asked.
 
-    Args:
-        request: The wanted Python: a version, a prefix of one, or a PEP 440 range.
-        environ: The environment variables of this process.
-
     Returns:
         The version, or None when uv knows none or the user has forbidden downloads (``UV_PYTHON_DOWNLOADS=never``).
     """
@@ -70,12 +66,6 @@ def download_python(
     version: str, environ: Mapping[str, str], report: Callable[[str], None], stop: StopSignal
 ) -> ToolResult:
     """Lets uv download a Python into the folder where it keeps them.
-
-    Args:
-        version: The exact version.
-        environ: The environment variables of this process.
-        report: Takes uv's output, a line each.
-        stop: Asks for the end.
 
     Returns:
         How uv ended.

@@ -126,9 +126,6 @@ class FileReader:
 def read_text(path: Path) -> str | Problem:
     """Reads a small text file.
 
-    Args:
-        path: The file.
-
     Returns:
         Its text without a byte order mark, or what is wrong with it.
     """
@@ -274,11 +271,7 @@ def _python_version(reader: FileReader) -> str | None:
 
 
 def is_python_request(text: str) -> bool:
-    """Whether a text asks for a Python: a version, a prefix of one, or a PEP 440 range.
-
-    Args:
-        text: The text.
-    """
+    """Whether a text asks for a Python: a version, a prefix of one, or a PEP 440 range."""
     if re.fullmatch(r"\d+(\.\d+){0,2}", text):
         return True
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -290,13 +283,7 @@ def is_python_request(text: str) -> bool:
 
 
 def conda_pip_entries(reader: FileReader, position: str, section: dict[Any, Any]) -> Iterator[RequirementEntry]:
-    """The requirements of a conda file's pip section.
-
-    Args:
-        reader: The file.
-        position: Where the section stands among the dependencies, counted from 0.
-        section: The section.
-    """
+    """The requirements of a conda file's pip section."""
     for key in section:
         if key == "pip":
             yield from reader.requirements("dependencies", position, "pip")

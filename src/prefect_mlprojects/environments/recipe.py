@@ -110,10 +110,6 @@ class Recipe:
 def read_contents(project: Project, manager: VenvManagerName) -> Contents | tuple[Problem, ...]:
     """Reads what a project's environment is to hold.
 
-    Args:
-        project: The project.
-        manager: Who makes the environment.
-
     Returns:
         The contents, or everything that is wrong with the files.
     """
@@ -159,12 +155,6 @@ def make_recipe(
     project: Project, manager: VenvManagerName, environ: Mapping[str, str], cache_directory: Path
 ) -> Recipe:
     """Finds out everything that decides what a project's environment holds.
-
-    Args:
-        project: The project.
-        manager: Who makes the environment.
-        environ: The environment variables of this process.
-        cache_directory: The cache directory, where it is remembered what interpreters answered.
 
     Returns:
         The recipe.
@@ -230,13 +220,7 @@ def _describe_problems(project: Project, problems: tuple[Problem, ...]) -> str:
 
 
 def no_python_message(contents: Contents, environ: Mapping[str, str], probes: Path) -> str:
-    """What to say when there is no Python that a project wants.
-
-    Args:
-        contents: What the environment is to hold.
-        environ: The environment variables of this process.
-        probes: The file that remembers what interpreters on PATH answered.
-    """
+    """What to say when there is no Python that a project wants."""
     found = ", ".join(str(interpreter) for interpreter in list_interpreters(environ, probes))
     wanted = contents.python or ""
     install = wanted if wanted[:1].isdigit() else f"'{wanted}'"

@@ -99,11 +99,6 @@ class CheckedRun:
 def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunContext) -> CheckedRun:
     """Checks a run request against its project; only reads files.
 
-    Args:
-        request: The run request.
-        working_copy: The project's files.
-        context: What else belongs to the run. Without a configuration the backend is not asked.
-
     Raises:
         ProjectSpecError: The project file is malformed, or it has no such entry point.
         ParameterError: Parameters are missing or of the wrong type; all at once.
@@ -143,10 +138,6 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
 
 def map_paths(checked: CheckedRun, parameters: CheckedParameters) -> tuple[CheckedParameters, dict[str, str]]:
     """Gives ``path`` parameters the values that they have where the command runs.
-
-    Args:
-        checked: The checked run.
-        parameters: Its values, after the downloads.
 
     Returns:
         The values for the command, and by each file's or folder's name here what the command calls it.

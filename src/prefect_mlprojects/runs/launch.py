@@ -165,9 +165,6 @@ async def _pool_place() -> AsyncIterator[None]:
 def wait_interruptibly(run: LocalSubmittedRun) -> RunResult:
     """Waits for a run; Ctrl-C or SIGTERM cancels it, waits for it to end, and is raised again.
 
-    Args:
-        run: The run.
-
     Returns:
         How it ended.
     """

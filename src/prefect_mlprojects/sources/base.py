@@ -68,11 +68,7 @@ class Source(Protocol):
 
 
 def describe_working_copy(copy: WorkingCopy) -> str:
-    """Says where a working copy comes from and which version it is, for people to read.
-
-    Args:
-        copy: The working copy.
-    """
+    """Says where a working copy comes from and which version it is, for people to read."""
     version = f" at {copy.commit[:12]}" if copy.commit else ""
     version += f" ({copy.branch})" if copy.branch and copy.kind == "git" else ""
     place = copy.source_name if copy.kind != "local" else copy.directory

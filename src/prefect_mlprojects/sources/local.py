@@ -38,10 +38,6 @@ class LocalSource:
 
         Git is asked, not needed: when it is missing or refuses, the reason is reported and the copy has no commit.
 
-        Args:
-            stop: Asks for the end.
-            report: Takes what people should know, a line each.
-
         Raises:
             FetchError: The folder is gone, can't be read, or the subdirectory leads out of it; or the run was stopped.
         """

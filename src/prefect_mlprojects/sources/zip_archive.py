@@ -44,10 +44,6 @@ class ZipSource:
     def fetch(self, stop: StopSignal, report: Callable[[str], None]) -> WorkingCopy:
         """Downloads the archive when it is remote, and unpacks it into a folder of this run; see ``Source``.
 
-        Args:
-            stop: Asks for the end.
-            report: Takes lines about the progress.
-
         Raises:
             FetchError: It can't be had or read, it is no zip archive, what it holds would land outside of its folder or is too
                 much, there is no such subdirectory, or the fetch was stopped.

@@ -72,10 +72,6 @@ def spark_job_entry_point(project: Project, name: str) -> EntryPoint | None:
     """Returns what stands for the entry point of a Databricks Spark job with a ``python_file``; None for other projects.
 
     Such a project has no entry points: whatever is asked for, its file runs, with the parameters of the MLproject file.
-
-    Args:
-        project: The project.
-        name: The entry point that was asked for.
     """
     file = (project.databricks_spark_job or {}).get("python_file")
     if file is None:

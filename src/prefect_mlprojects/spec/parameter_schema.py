@@ -60,12 +60,7 @@ def _type_schema(kind: ParameterType) -> dict[str, Any]:
 
 
 def typed_value(kind: ParameterType, text: str) -> int | float | str:
-    """Returns a value as JSON's type for it, or as text where that would change it (``inf``, very long numbers).
-
-    Args:
-        kind: The parameter's type; the text fits it.
-        text: The value as MLflow passes it.
-    """
+    """Returns a value as JSON's type for it, or as text where that would change it (``inf``, very long numbers)."""
     if kind == "int" and abs(whole := int(text)) <= 2**53:
         return whole
     if kind == "float":
@@ -77,10 +72,6 @@ def typed_value(kind: ParameterType, text: str) -> int | float | str:
 
 def schema_changes(old: Mapping[str, Any], entry_point: EntryPoint) -> tuple[str, ...]:
     """Says how an entry point's parameters differ from those that a deployment was made with.
-
-    Args:
-        old: The deployment's schema.
-        entry_point: The entry point as it is now.
 
     Returns:
         A sentence for each difference; empty when there is none or the schema is of another making.

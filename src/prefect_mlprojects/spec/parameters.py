@@ -191,13 +191,7 @@ def _unusable(name: str, text: str) -> Problem | None:
 def place_problems(
     template: CommandTemplate, declared: Mapping[str, str], extra: Mapping[str, str]
 ) -> tuple[Problem, ...]:
-    """Finds values that can't be quoted where the command has them (see :mod:`prefect_mlprojects.spec.template`).
-
-    Args:
-        template: The command.
-        declared: Values of its placeholders, as far as they are known.
-        extra: Values of further parameters, which are appended.
-    """
+    """Finds values that can't be quoted where the command has them (see :mod:`prefect_mlprojects.spec.template`)."""
     names = {each.name for each in template.placeholders if each.place == "unquotable"}
     found = {name: text for name, text in declared.items() if name in names and not is_plain(text)}
     if template.end != "word":

@@ -40,10 +40,6 @@ _LARGEST_DEFAULT = 1000
 def load_project(path: str | Path) -> Project:
     """Parses and validates the project in a folder.
 
-    Args:
-        path: The project's folder; one without an MLproject file is a project without entry points, whose scripts can be run
-            by name.
-
     Raises:
         ProjectSpecError: There is no such folder, or its MLproject file is malformed; with every problem found.
     """

@@ -68,9 +68,6 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(file: Path) -> YamlDocument:
     """Reads a YAML file of plain values.
 
-    Args:
-        file: The file; UTF-8.
-
     Returns:
         The document; its ``problems`` say what is wrong with it. This never raises for what the file holds.
     """

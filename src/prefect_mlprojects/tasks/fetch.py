@@ -15,9 +15,6 @@ from prefect_mlprojects.tasks.steps import run_step
 async def fetch(source: Source) -> WorkingCopy:
     """Makes the working copy of the project.
 
-    Args:
-        source: Where the project comes from.
-
     Raises:
         FetchError: It could not be fetched, or was stopped.
     """

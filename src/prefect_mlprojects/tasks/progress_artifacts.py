@@ -42,12 +42,7 @@ class ProgressArtifacts:
         self._writer: asyncio.Task[None] | None = None
 
     def take(self, what: str, fraction: float) -> None:
-        """Notes how far a work is; from any thread.
-
-        Args:
-            what: The work, for people to read.
-            fraction: How much of it is done, from 0 to 1.
-        """
+        """Notes how far a work is; from any thread."""
         if self._task_run is not None:
             self._loop.call_soon_threadsafe(self._note, what, fraction, context=self._context)
 

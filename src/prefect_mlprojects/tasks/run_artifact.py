@@ -53,11 +53,7 @@ class RunFacts:
 
 
 def render(facts: RunFacts) -> str:
-    """Returns the artifact's markdown.
-
-    Args:
-        facts: What to tell.
-    """
+    """Returns the artifact's markdown."""
     copy, tracked = facts.working_copy, facts.tracked
     rows = {
         "Status": f"**{facts.status}**",
@@ -83,11 +79,7 @@ def render(facts: RunFacts) -> str:
 
 
 def code(text: str) -> str:
-    """Returns a text as markdown code of one line that shows it as it is, also in a table.
-
-    Args:
-        text: Any text.
-    """
+    """Returns a text as markdown code of one line that shows it as it is, also in a table."""
     text = text if len(text) <= _MAX_VALUE_CHARACTERS else text[:_MAX_VALUE_CHARACTERS] + "…"
     text = re.sub(r"\s", " ", text)
     fence = _fence(text, 1)
@@ -97,11 +89,7 @@ def code(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Returns a text that markdown shows as it is.
-
-    Args:
-        text: Any text of one line.
-    """
+    """Returns a text that markdown shows as it is."""
     return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", text)
 
 
@@ -129,12 +117,7 @@ def _version(copy: WorkingCopy) -> str:
 
 
 def commit_url(repository_url: str | None, commit: str) -> str | None:
-    """Returns the page of a commit at the hosting services that have one; None for any other repository.
-
-    Args:
-        repository_url: The repository's URL, as git writes it.
-        commit: The commit's full SHA.
-    """
+    """Returns the page of a commit at the hosting services that have one; None for any other repository."""
     text = repository_url or ""
     scp = re.match(r"^[^@/\s]+@([^:/\s]+):(.+)$", text)
     parts = urlsplit(text)
@@ -150,12 +133,7 @@ def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
 
 
 class RunArtifact:
-    """The artifact on the server; what can't be written is logged, since the run itself does not depend on it.
-
-    Args:
-        flow_run_id: The flow run that it belongs to.
-        facts: What it tells at first.
-    """
+    """The artifact on the server; what can't be written is logged, since the run itself does not depend on it."""
 
     def __init__(self, flow_run_id: UUID, facts: RunFacts) -> None:
         self._flow_run_id = flow_run_id
@@ -163,11 +141,7 @@ class RunArtifact:
         self._id: UUID | None = None
 
     async def create(self, client: PrefectClient) -> None:
-        """Makes it.
-
-        Args:
-            client: Prefect's client.
-        """
+        """Makes it."""
         from prefect.client.schemas.actions import ArtifactCreate
 
         # Prefect's rule for keys: lower case letters, digits and dashes.

@@ -96,9 +96,6 @@ class Tracker(Protocol):
         are not allowed in names are replaced. Parameters that an existing run has with another value stay as they are,
         with a warning.
 
-        Args:
-            request: The run to make.
-
         Raises:
             TrackingError: The store can't be reached, opened or written; the experiment is deleted, unknown, or given
                 by name and id at once; or the run to go on with is unknown or deleted.
@@ -113,10 +110,6 @@ class Tracker(Protocol):
 
     def set_tags(self, run: TrackedRun, tags: Mapping[str, str]) -> None:
         """Sets tags of a run; nothing to set does nothing.
-
-        Args:
-            run: The run.
-            tags: Values by tag name; values that are too long for MLflow are shortened with a warning.
 
         Raises:
             TrackingError: The store can't be reached or written, or the run is gone.
@@ -137,10 +130,6 @@ class Tracker(Protocol):
     def finish(self, run: TrackedRun, status: FinalStatus) -> None:
         """Gives the run its final status and end time, whatever the project's own code set; calling again is allowed.
 
-        Args:
-            run: The run.
-            status: How it ended.
-
         Raises:
             TrackingError: The store could not be reached or written for some seconds. The project's run has ended all
                 the same: report this, but don't let it replace the run's own result.
@@ -148,9 +137,6 @@ class Tracker(Protocol):
 
     def metrics(self, run: TrackedRun) -> Mapping[str, float]:
         """Returns the last value of each of the run's metrics, in the order of their names.
-
-        Args:
-            run: The run.
 
         Raises:
             TrackingError: The store can't be reached or read, or the run is gone.

@@ -14,9 +14,6 @@ def child_variables(run: TrackedRun) -> dict[str, str]:
 
     For a Databricks store that includes the credentials of the profile in use, so the values may be secret.
 
-    Args:
-        run: The project's run.
-
     Raises:
         TrackingError: The credentials of a Databricks store can't be found or handed on.
     """

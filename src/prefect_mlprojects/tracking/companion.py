@@ -34,12 +34,7 @@ _logger = logging.getLogger(__name__)
 
 
 class _CompanionGoneError(Exception):
-    """The companion's process has ended.
-
-    Args:
-        message: What is known of its end.
-        asked: Whether it had been sent the request, and so may have done it.
-    """
+    """The companion's process has ended."""
 
     def __init__(self, message: str, *, asked: bool) -> None:
         super().__init__(message)

@@ -88,30 +88,17 @@ def tracking_error(error: BaseException, uri: str, what: str) -> TrackingError:
 
 
 def did_nothing(error: TrackingError) -> bool:
-    """Tells whether a call certainly changed nothing and may succeed in a moment: another one was in its way.
-
-    Args:
-        error: What the call ended with.
-    """
+    """Tells whether a call certainly changed nothing and may succeed in a moment: another one was in its way."""
     return _ROLLED_BACK.search(str(error)) is not None
 
 
 def may_pass(error: TrackingError) -> bool:
-    """Tells whether a call may succeed in a moment, although it may have been done this time.
-
-    Args:
-        error: What the call ended with.
-    """
+    """Tells whether a call may succeed in a moment, although it may have been done this time."""
     return isinstance(error, UnreachableError) or _BROKEN_OFF.search(str(error)) is not None
 
 
 def unreachable(uri: str, reason: str) -> UnreachableError:
-    """Makes the error for a store that does not answer.
-
-    Args:
-        uri: The tracking URI.
-        reason: Why, in the words of whatever library found out.
-    """
+    """Makes the error for a store that does not answer."""
     shown = redact(uri)
     reason = next((known for known in _NETWORK_REASONS if known.lower() in reason.lower()), redact(reason))
     return UnreachableError(

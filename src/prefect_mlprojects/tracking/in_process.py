@@ -37,9 +37,6 @@ class InProcessTracker:
 
     It changes no environment variable and no state of MLflow's: no active run, no tracking URI. Instances share
     MLflow's connections, so they are cheap; ``close`` leaves those open for the next one.
-
-    Args:
-        retry_seconds: How long passing errors are retried.
     """
 
     def __init__(self, retry_seconds: float = RETRY_SECONDS) -> None:
@@ -172,15 +169,7 @@ class InProcessTracker:
             _logger.warning("The run %s can't be marked as failed: %s", run_id, error)
 
     def _call(self, uri: str, what: str, action: Callable[[MlflowStore], _T], *, patient: bool = True) -> _T:
-        """Does something with a store.
-
-        Args:
-            uri: The tracking URI.
-            what: What is done, for the error message.
-            action: The doing.
-            patient: Whether a store that does not answer is asked again, which is right for what may be done twice; a
-                locked database always is.
-        """
+        """Does something with a store."""
         give_up = time.monotonic() + self._retry_seconds
         pause = 0.1
         while True:

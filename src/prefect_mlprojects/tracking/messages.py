@@ -16,22 +16,14 @@ _ERRORS: Mapping[str, type[TrackingError]] = {"failed": TrackingError, "unreacha
 
 
 def request_to_json(request: TrackingRequest) -> dict[str, Any]:
-    """Returns a request as plain JSON.
-
-    Args:
-        request: The request.
-    """
+    """Returns a request as plain JSON."""
     fields = asdict(request)
     fields["working_copy"]["directory"] = str(request.working_copy.directory)
     return fields
 
 
 def request_from_json(fields: Mapping[str, Any]) -> TrackingRequest:
-    """Returns the request that ``request_to_json`` made plain.
-
-    Args:
-        fields: Its fields.
-    """
+    """Returns the request that ``request_to_json`` made plain."""
     copy = dict(fields["working_copy"])
     copy["directory"] = Path(copy["directory"])
     return TrackingRequest(**{**fields, "working_copy": WorkingCopy(**copy)})
@@ -51,9 +43,5 @@ def error_to_json(error: BaseException, masked_uri: str) -> dict[str, str]:
 
 
 def error_from_json(fields: Mapping[str, str]) -> TrackingError:
-    """Returns the error that ``error_to_json`` made plain.
-
-    Args:
-        fields: Its fields.
-    """
+    """Returns the error that ``error_to_json`` made plain."""
     return _ERRORS[fields["kind"]](fields["message"], tracking_uri=fields["tracking_uri"])

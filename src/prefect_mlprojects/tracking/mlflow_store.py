@@ -132,11 +132,7 @@ class MlflowStore:
         )
 
     def get_run(self, run_id: str) -> StoredRun | None:
-        """Returns a run, or None when there is none of that id.
-
-        Args:
-            run_id: The run's id.
-        """
+        """Returns a run, or None when there is none of that id."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -163,13 +159,7 @@ class MlflowStore:
         self._store.update_run_info(run_id, number, end_time=end_time, run_name=name)
 
     def log(self, run_id: str, parameters: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Logs parameters and tags, not more than one request can hold.
-
-        Args:
-            run_id: The run's id.
-            parameters: Values by parameter name.
-            tags: Values by tag name.
-        """
+        """Logs parameters and tags, not more than one request can hold."""
         from mlflow import entities
 
         self._store.log_batch(
@@ -180,11 +170,7 @@ class MlflowStore:
         )
 
     def experiment(self, experiment_id: str) -> StoredExperiment | None:
-        """Returns an experiment, deleted ones too, or None when there is none of that id.
-
-        Args:
-            experiment_id: The experiment's id.
-        """
+        """Returns an experiment, deleted ones too, or None when there is none of that id."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -195,18 +181,11 @@ class MlflowStore:
             raise
 
     def experiment_by_name(self, name: str) -> StoredExperiment | None:
-        """Returns an experiment, deleted ones too, or None when there is none of that name.
-
-        Args:
-            name: The experiment's name.
-        """
+        """Returns an experiment, deleted ones too, or None when there is none of that name."""
         return _stored_experiment(self._store.get_experiment_by_name(name))
 
     def create_experiment(self, name: str) -> str | None:
         """Creates an experiment.
-
-        Args:
-            name: The experiment's name.
 
         Returns:
             Its id, or None when there is one of that name already.

@@ -34,9 +34,6 @@ def project_tags(request: TrackingRequest) -> dict[str, str]:
     """Returns the tags that ``mlflow run`` gives a project's run, and Prefect's.
 
     The names are MLflow's (mlflow/utils/mlflow_tags.py), set as mlflow/projects/utils.py and backend/local.py set them.
-
-    Args:
-        request: The run that is asked for.
     """
     copy = request.working_copy
     tags: dict[str, str | None] = {
@@ -73,29 +70,17 @@ def user_name() -> str:
 
 
 def fitting_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Returns the tags with names and values that MLflow can store.
-
-    Args:
-        tags: Values by tag name.
-    """
+    """Returns the tags with names and values that MLflow can store."""
     return _fitting("tag", tags, MAX_TAG_LENGTH)
 
 
 def fitting_parameters(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Returns the parameters with names and values that MLflow can store; changes are logged as warnings.
-
-    Args:
-        parameters: Values by parameter name.
-    """
+    """Returns the parameters with names and values that MLflow can store; changes are logged as warnings."""
     return _fitting("parameter", parameters, MAX_PARAMETER_LENGTH)
 
 
 def batches(entries: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Divides tags or parameters into parts that MLflow takes in one request.
-
-    Args:
-        entries: Values by name, each of a length that fits.
-    """
+    """Divides tags or parameters into parts that MLflow takes in one request."""
     part: dict[str, str] = {}
     size = 0
     for name, value in entries.items():

@@ -36,12 +36,7 @@ def resolve_tracking_uri(directory: Path | None = None) -> str:
 
 
 def absolute_tracking_uri(uri: str, directory: Path) -> str:
-    """Makes the path in a tracking URI absolute; URIs without a relative path are returned as they are.
-
-    Args:
-        uri: Any tracking URI that MLflow takes, a plain path included.
-        directory: What a relative path is relative to.
-    """
+    """Makes the path in a tracking URI absolute; URIs without a relative path are returned as they are."""
     sqlite = _SQLITE.match(uri)
     if sqlite:
         path = sqlite["path"]
@@ -93,11 +88,7 @@ def is_on_this_machine(uri: str) -> bool:
 
 
 def sqlite_uri(path: Path) -> str:
-    """Returns the tracking URI of a SQLite file.
-
-    Args:
-        path: The file.
-    """
+    """Returns the tracking URI of a SQLite file."""
     return f"sqlite:///{_encoded(path.absolute())}"
 
 

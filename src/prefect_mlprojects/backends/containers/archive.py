@@ -58,10 +58,6 @@ def project_files(directory: Path, *, backend: str = "local") -> tuple[ProjectFi
     The patterns are Docker's (https://docs.docker.com/build/concepts/context/#dockerignore-files), read by its own SDK; the
     project's come last and so may bring back what ``LEFT_OUT`` leaves out. Sockets, pipes and devices are left out.
 
-    Args:
-        directory: The project's folder.
-        backend: Who asks, for errors.
-
     Raises:
         BackendError: A folder or the ``.dockerignore`` can't be read.
     """

@@ -45,9 +45,6 @@ def find_engine(config: LocalConfig) -> EngineAddress:
     The command's order is ``DOCKER_CONTEXT``, ``DOCKER_HOST``, the current Docker context
     (https://docs.docker.com/reference/cli/docker/#environment-variables).
 
-    Args:
-        config: The backend's configuration.
-
     Raises:
         BackendError: ``DOCKER_CONTEXT`` names a context that is not there.
     """

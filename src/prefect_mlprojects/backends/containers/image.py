@@ -29,11 +29,7 @@ _DOCKERFILE = "Dockerfile.prefect-mlprojects"
 
 
 def shell_command(command: str) -> list[str]:
-    """Returns what a container runs for a shell command line; the line stays one argument, whatever it holds.
-
-    Args:
-        command: The command line.
-    """
+    """Returns what a container runs for a shell command line; the line stays one argument, whatever it holds."""
     return ["sh", "-c", RUN_BY_SHELL, "sh", command]
 
 
@@ -174,14 +170,6 @@ def push_image(
     stop: StopSignal,
 ) -> str:
     """Pushes an image to its registry and returns it pinned: ``repository@sha256:…``.
-
-    Args:
-        engine: Docker's low-level client.
-        name: Its name and tag.
-        auth: Credentials for its registry.
-        backend: The backend's name, for errors.
-        report: Takes lines about the progress.
-        stop: Asks for the end.
 
     Raises:
         BackendError: The registry refused it or can't be reached.

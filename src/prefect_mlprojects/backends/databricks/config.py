@@ -144,9 +144,6 @@ def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
     MLflow's forms are a bare cluster specification, ``new_cluster`` with ``libraries``, and either under ``cluster_spec``;
     ``job_cluster`` is another name for ``new_cluster``.
 
-    Args:
-        config: What the user wrote.
-
     Raises:
         BackendError: A key is unknown (the nearest is named) or a value is not of its kind.
     """

@@ -21,11 +21,7 @@ _RETRY_SECONDS = 1
 
 
 def profile_of(tracking_uri: str) -> str | None:
-    """Returns the profile that a ``databricks://profile`` tracking URI names; None for any other.
-
-    Args:
-        tracking_uri: The tracking URI.
-    """
+    """Returns the profile that a ``databricks://profile`` tracking URI names; None for any other."""
     parts = urlsplit(tracking_uri)
     # MLflow: "databricks://scope:prefix" names a secret scope, which exists inside a workspace only.
     return parts.netloc.partition(":")[0] or None if parts.scheme in ("databricks", "databricks-uc") else None
@@ -33,11 +29,6 @@ def profile_of(tracking_uri: str) -> str | None:
 
 def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None = None) -> WorkspaceClient:
     """Returns a client of the workspace; with a token it has not asked anything yet.
-
-    Args:
-        config: The configuration; its credentials win, then its profile, then the tracking URI's, then the environment.
-        tracking_uri: The tracking URI.
-        stop: Ends the waiting for a workspace that is out of reach.
 
     Raises:
         BackendError: There are no usable credentials.

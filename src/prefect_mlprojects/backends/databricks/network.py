@@ -30,11 +30,7 @@ _ADVICE = MappingProxyType(
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error of a call goes away by itself: a rate limit, a server's error, a lost connection.
-
-    Args:
-        error: What the SDK raised.
-    """
+    """Whether an error of a call goes away by itself: a rate limit, a server's error, a lost connection."""
     import requests
     from databricks.sdk import errors
     from databricks.sdk.core import DatabricksError
@@ -85,12 +81,7 @@ def insist(call: Callable[[], _Answer], seconds: float, stop: StopSignal | None,
 
 
 def refused(what: str, error: BaseException) -> BackendError:
-    """Returns the error of a call that the workspace refused, with what to do.
-
-    Args:
-        what: What could not be done.
-        error: What the SDK raised.
-    """
+    """Returns the error of a call that the workspace refused, with what to do."""
     advice = _ADVICE.get(type(error).__name__, "")
     if "invalid_client" in str(error):
         advice = "The service principal's client_id and client_secret do not fit: make a new secret for it."

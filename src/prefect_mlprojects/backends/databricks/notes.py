@@ -31,22 +31,12 @@ class RunNote:
 
 
 def note_path(root: str, token: str) -> str:
-    """Returns where the note of a run is.
-
-    Args:
-        root: The code path.
-        token: The run's idempotency token.
-    """
+    """Returns where the note of a run is."""
     return f"{root}/{FOLDER}/{token}.json"
 
 
 def read_note(storage: Storage, path: str) -> RunNote | None:
-    """Returns a note; None when there is none, or it can't be understood.
-
-    Args:
-        storage: Holds it.
-        path: The note's path.
-    """
+    """Returns a note; None when there is none, or it can't be understood."""
     data = storage.read(path)
     try:
         content = json.loads(data) if data else None
@@ -56,11 +46,5 @@ def read_note(storage: Storage, path: str) -> RunNote | None:
 
 
 def write_note(storage: Storage, path: str, note: RunNote) -> None:
-    """Writes a note in place of the one before.
-
-    Args:
-        storage: Holds it.
-        path: The note's path.
-        note: The note.
-    """
+    """Writes a note in place of the one before."""
     storage.write(path, json.dumps(asdict(note)).encode())

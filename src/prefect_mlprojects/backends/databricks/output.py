@@ -24,11 +24,6 @@ class LiveOutput:
     """Reads the numbered files of a run's output folder, each once.
 
     A look costs one request, for the file that comes next, and one more for each that was there.
-
-    Args:
-        storage: Holds the folder.
-        folder: The folder.
-        output: Takes the output.
     """
 
     def __init__(self, storage: Storage, folder: str, output: OutputSink) -> None:
@@ -78,9 +73,6 @@ class LiveOutput:
 
 def parse_chunk(data: bytes) -> Iterator[tuple[StreamName, bytes]]:
     """Takes a file of the bootstrap apart: pieces of both streams in their order.
-
-    Args:
-        data: The file's content.
 
     Raises:
         ValueError: It is not whole: it is still being written.

@@ -48,12 +48,7 @@ class Code:
 
 
 def remote_variables(variables: Mapping[str, str], tracking_uri: str) -> dict[str, str]:
-    """Returns the plain variables that the command gets on the driver; nothing secret is among them.
-
-    Args:
-        variables: What the run adds to the command's environment here.
-        tracking_uri: The tracking URI; inside the workspace a Databricks store needs no credentials.
-    """
+    """Returns the plain variables that the command gets on the driver; nothing secret is among them."""
     plain = {name: variables[name] for name in _PASSED_ON if name in variables}
     inside = tracking_uri.partition(":")[0]
     plain["MLFLOW_TRACKING_URI"] = inside if inside.startswith("databricks") else strip_user_info(tracking_uri)

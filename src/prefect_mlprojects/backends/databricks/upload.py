@@ -101,13 +101,6 @@ def upload(
 ) -> bool:
     """Uploads the archive and the bootstrap, unless they are there.
 
-    Args:
-        storage: Where to.
-        code: Their paths.
-        archive: The archive.
-        ask: Makes a call, again while what goes wrong goes away by itself.
-        report: Takes lines about the progress.
-
     Returns:
         Whether both were there.
 
@@ -143,10 +136,6 @@ def check_size(root: str, size: int) -> None:
 
 def check_unchanged(archive: Archive, sha256: str) -> None:
     """Makes sure that a project is what it was when its run was prepared.
-
-    Args:
-        archive: What it is now.
-        sha256: What it was.
 
     Raises:
         BackendError: It has changed.

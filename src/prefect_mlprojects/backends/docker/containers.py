@@ -30,11 +30,7 @@ ENTRY_POINT_LABEL = f"{LABEL}.entry-point"
 
 
 def labels(identity: RunIdentity) -> dict[str, str]:
-    """Returns the labels by which a run's container is found again.
-
-    Args:
-        identity: Who the run is.
-    """
+    """Returns the labels by which a run's container is found again."""
     return {
         FLOW_RUN_LABEL: identity.flow_run_id,
         MLFLOW_RUN_LABEL: identity.mlflow_run_id,
@@ -44,26 +40,14 @@ def labels(identity: RunIdentity) -> dict[str, str]:
 
 
 def find_running(engine: Any, identity: RunIdentity) -> str | None:
-    """Returns the id of the container that runs already for a run; None when there is none.
-
-    Args:
-        engine: Docker's low-level client.
-        identity: Who the run is.
-    """
+    """Returns the id of the container that runs already for a run; None when there is none."""
     label = f"{FLOW_RUN_LABEL}={identity.flow_run_id}"
     found = engine.containers(filters={"label": label, "status": "running"})
     return str(found[0]["Id"]) if found else None
 
 
 class ContainerRun:
-    """A container that runs: its start, its end, and why.
-
-    Args:
-        engine: Docker's low-level client.
-        container_id: The container.
-        output: Takes what it prints.
-        tty: Whether it has a terminal.
-    """
+    """A container that runs: its start, its end, and why."""
 
     def __init__(self, engine: Any, container_id: str, output: TailedOutput, *, tty: bool) -> None:
         self._engine = engine

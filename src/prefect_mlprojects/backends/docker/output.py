@@ -28,12 +28,6 @@ class ContainerOutput:
 
     A connection that breaks is made again, to the engine's log of the container, of which what was passed on already is left
     out. What counts are lines and the bytes after the last one: the log holds invalid UTF-8 in other bytes.
-
-    Args:
-        engine: Docker's low-level client.
-        container_id: The container.
-        output: Takes what it prints.
-        tty: Whether it has a terminal, whose one stream has no frames.
     """
 
     def __init__(self, engine: Any, container_id: str, output: TailedOutput, *, tty: bool) -> None:

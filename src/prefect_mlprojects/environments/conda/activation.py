@@ -87,10 +87,6 @@ def conda_variables(
 def write_state(location: Path, variables: Mapping[str, str]) -> None:
     """Keeps an environment file's ``variables:`` in the environment, where conda keeps them.
 
-    Args:
-        location: The environment's folder.
-        variables: The variables.
-
     Raises:
         OSError: They can't be written.
     """

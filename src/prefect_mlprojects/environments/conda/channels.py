@@ -57,11 +57,6 @@ def environment_channels(names: Iterable[str], configuration: CondaConfiguration
     Conda used to add ``defaults`` to every list, and warns of that now; here it comes only where it is named, or where
     nothing else is.
 
-    Args:
-        names: The channels that the environment file names, most wanted first.
-        configuration: Conda's settings.
-        base: The folder that relative folders are relative to.
-
     Returns:
         URLs, each once.
 
@@ -80,11 +75,6 @@ def environment_channels(names: Iterable[str], configuration: CondaConfiguration
 
 def check_allowed(url: str, configuration: CondaConfiguration, base: Path) -> None:
     """Makes sure that conda's settings allow a channel.
-
-    Args:
-        url: The channel's URL.
-        configuration: Conda's settings.
-        base: The folder that relative folders are relative to.
 
     Raises:
         EnvironmentBuildError: They forbid it.
@@ -105,9 +95,6 @@ def check_allowed(url: str, configuration: CondaConfiguration, base: Path) -> No
 def split_channel(spec: str) -> tuple[str | None, str]:
     """Takes the channel off a dependency (``channel::package``).
 
-    Args:
-        spec: The dependency as a conda file has it.
-
     Returns:
         The channel, or None when it names none, and the rest.
     """
@@ -118,9 +105,5 @@ def split_channel(spec: str) -> tuple[str | None, str]:
 
 
 def public_url(url: str) -> str:
-    """A channel's URL without passwords and tokens, for messages and keys.
-
-    Args:
-        url: The URL.
-    """
+    """A channel's URL without passwords and tokens, for messages and keys."""
     return _TOKEN.sub("", strip_user_info(url))

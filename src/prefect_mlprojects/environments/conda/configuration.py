@@ -85,21 +85,12 @@ def current_subdir() -> str:
 
 
 def expand_variables(text: str, environ: Mapping[str, str]) -> str:
-    """Replaces ``${NAME}`` and ``$NAME`` by values of environment variables, as conda does; unknown ones stay.
-
-    Args:
-        text: The text.
-        environ: The environment variables.
-    """
+    """Replaces ``${NAME}`` and ``$NAME`` by values of environment variables, as conda does; unknown ones stay."""
     return _VARIABLE.sub(lambda match: environ.get(match[1] or match[2], match[0]), text)
 
 
 def configuration_files(environ: Mapping[str, str]) -> Iterator[Path]:
-    """The files that conda reads, later ones outdo earlier ones; not all of them need be there.
-
-    Args:
-        environ: The environment variables.
-    """
+    """The files that conda reads, later ones outdo earlier ones; not all of them need be there."""
     home = Path(environ.get("HOME") or "~").expanduser()
     folders = [Path("/etc/conda"), Path("/var/lib/conda")]
     if root := environ.get("CONDA_ROOT"):
@@ -127,9 +118,6 @@ def _files_in(folder: Path) -> Iterator[Path]:
 
 def read_configuration(environ: Mapping[str, str]) -> CondaConfiguration:
     """Reads conda's settings.
-
-    Args:
-        environ: The environment variables.
 
     Returns:
         The settings, with conda's own defaults.

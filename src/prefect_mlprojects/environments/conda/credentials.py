@@ -29,11 +29,7 @@ class ChannelAccess:
     credentials: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     def url(self, given: str) -> str:
-        """The URL to use.
-
-        Args:
-            given: The URL that was given.
-        """
+        """The URL to use."""
         return self.urls.get(given, given)
 
 
@@ -42,9 +38,6 @@ def take_credentials(urls: Iterable[str]) -> ChannelAccess:
 
     A host can be given one credential only: a URL with another one, and one whose token does not stand first in its
     path, stay as they are.
-
-    Args:
-        urls: The channels' URLs.
     """
     clean: dict[str, str] = {}
     credentials: dict[str, Mapping[str, Any]] = {}

@@ -16,20 +16,12 @@ _URL = re.compile(r"(?:https?|s3|gcs|oci|file)://[^\s'\"]+")
 
 
 def lock_file(location: Path) -> Path:
-    """Where the solution of an environment lies: beside its folder.
-
-    Args:
-        location: The environment's folder.
-    """
+    """Where the solution of an environment lies: beside its folder."""
     return location.with_name(f"{location.name}.lock.yml")
 
 
 def pip_lock_file(location: Path) -> Path:
-    """Where the versions that the pip section got are written, in the format of a requirements file.
-
-    Args:
-        location: The environment's folder.
-    """
+    """Where the versions that the pip section got are written, in the format of a requirements file."""
     return location.with_name(f"{location.name}.requirements.txt")
 
 
@@ -37,11 +29,6 @@ def write_lock(location: Path, recipe: CondaRecipe, records: tuple[rattler.RepoD
     """Writes which conda packages an environment holds, from where and with their hashes, as a lock file of rattler.
 
     Pixi and ``rattler`` read the format (https://docs.rs/rattler_lock). Passwords and tokens are left out.
-
-    Args:
-        location: The environment's folder.
-        recipe: What was asked for.
-        records: The solution.
 
     Returns:
         The file.
@@ -64,11 +51,7 @@ def write_lock(location: Path, recipe: CondaRecipe, records: tuple[rattler.RepoD
 
 
 def installed_by_pip(location: Path) -> frozenset[tuple[str, str]]:
-    """The names and versions of Python packages in an environment that no conda package brought.
-
-    Args:
-        location: The environment's folder.
-    """
+    """The names and versions of Python packages in an environment that no conda package brought."""
     from importlib.metadata import distributions
 
     conda = {file.name for file in (location / "conda-meta").glob("*.json")}
@@ -84,10 +67,6 @@ def installed_by_pip(location: Path) -> frozenset[tuple[str, str]]:
 
 def write_pip_lock(location: Path, packages: frozenset[tuple[str, str]]) -> None:
     """Writes which versions the pip section got.
-
-    Args:
-        location: The environment's folder.
-        packages: Their names and versions.
 
     Raises:
         OSError: It can't be written.

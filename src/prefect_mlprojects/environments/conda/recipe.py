@@ -94,10 +94,6 @@ class CondaRecipe:
 def make_conda_recipe(project: Project, environ: Mapping[str, str]) -> CondaRecipe:
     """Finds out everything that decides what a project's conda environment holds; asks no network.
 
-    Args:
-        project: The project; it has a conda environment.
-        environ: The environment variables of this process.
-
     Returns:
         The recipe.
 
@@ -133,9 +129,6 @@ def make_conda_recipe(project: Project, environ: Mapping[str, str]) -> CondaReci
 def read_contents(project: Project) -> CondaFile | tuple[Problem, ...]:
     """Reads what a project's conda environment is to hold.
 
-    Args:
-        project: The project; it has a conda environment.
-
     Returns:
         What its file says, or everything that is wrong with it.
     """
@@ -154,9 +147,6 @@ def read_contents(project: Project) -> CondaFile | tuple[Problem, ...]:
 def check_conda_environment(project: Project) -> tuple[Problem, ...]:
     """Checks the files that describe a project's conda environment, without any network.
 
-    Args:
-        project: The project; it has a conda environment.
-
     Returns:
         Everything that is wrong with the files.
     """
@@ -169,12 +159,7 @@ def check_conda_environment(project: Project) -> tuple[Problem, ...]:
 
 
 def spec_problems(specs: tuple[CondaSpec, ...], file: CondaFile) -> tuple[Problem, ...]:
-    """What the solver does not understand of the packages that are asked for.
-
-    Args:
-        specs: The packages.
-        file: The file that has them.
-    """
+    """What the solver does not understand of the packages that are asked for."""
     from rattler import MatchSpec
 
     problems = []
@@ -190,12 +175,7 @@ def spec_problems(specs: tuple[CondaSpec, ...], file: CondaFile) -> tuple[Proble
 
 
 def describe_problems(project: Project, problems: tuple[Problem, ...]) -> str:
-    """The message of files that are wrong.
-
-    Args:
-        project: The project.
-        problems: What is wrong.
-    """
+    """The message of files that are wrong."""
     headline = f"The environment of project '{project.display_name}' can't be made"
     if len(problems) == 1:
         return f"{headline}: {problems[0]}"

@@ -165,11 +165,7 @@ class CondaBuild:
         raise AssertionError("the last order returns or raises")
 
     def failure(self, what: str) -> EnvironmentBuildError:
-        """The error of this build.
-
-        Args:
-            what: What went wrong.
-        """
+        """The error of this build."""
         message = f"The conda environment of project '{self.recipe.project.display_name}' can't be built: {what}"
         if any(sign in what for sign in _DISK_FULL):
             message += "\n" + disk_full_message(self.cache_directory)
@@ -177,30 +173,18 @@ class CondaBuild:
 
 
 def package_cache(cache_directory: Path) -> Path:
-    """Where conda packages and indexes are kept once they were downloaded (``RATTLER_CACHE_DIR``, else our cache).
-
-    Args:
-        cache_directory: Our cache directory.
-    """
+    """Where conda packages and indexes are kept once they were downloaded (``RATTLER_CACHE_DIR``, else our cache)."""
     named = os.environ.get("RATTLER_CACHE_DIR", "").strip()
     return Path(named).expanduser() if named else cache_directory / "conda"
 
 
 def python_version_of(records: tuple[rattler.RepoDataRecord, ...]) -> str:
-    """The version of the Python among packages; empty when there is none.
-
-    Args:
-        records: The packages.
-    """
+    """The version of the Python among packages; empty when there is none."""
     return next((str(record.version) for record in records if record.name.normalized == "python"), "")
 
 
 def words(error: BaseException) -> str:
-    """What an error of the library says, without secrets, in one line.
-
-    Args:
-        error: The error.
-    """
+    """What an error of the library says, without secrets, in one line."""
     return public_url(redact(" ".join(str(error).split()))) or type(error).__name__
 
 

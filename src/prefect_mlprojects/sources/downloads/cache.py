@@ -91,11 +91,7 @@ class DownloadCache:
         return there
 
     def remove_unused(self, days: float = UNUSED_DAYS) -> None:
-        """Removes entries that no run has used for long, and what killed downloads left.
-
-        Args:
-            days: For how many days.
-        """
+        """Removes entries that no run has used for long, and what killed downloads left."""
         for stamps in self.folder.glob("*/stamps.json"):
             with contextlib.suppress(OSError):
                 if time.time() - stamps.stat().st_mtime > days * 86400:

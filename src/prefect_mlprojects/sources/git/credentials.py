@@ -35,11 +35,7 @@ class GitCredentials:
     hosts: tuple[str, ...] = ()
 
     def fits(self, host: str) -> bool:
-        """Tells whether they are for a host.
-
-        Args:
-            host: The host with its port, if the URL names one, in lower case.
-        """
+        """Tells whether they are for a host."""
         return not self.hosts or host in self.hosts or host.partition(":")[0] in self.hosts
 
 

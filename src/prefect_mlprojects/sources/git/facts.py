@@ -72,10 +72,6 @@ def read_git_facts(folder: Path, report: Callable[[str], None], stop: StopSignal
 def read_uncommitted_changes(folder: Path, stop: StopSignal) -> str | None:
     """Returns how the tracked files of a checkout differ from its commit, as a patch that ``git apply`` takes.
 
-    Args:
-        folder: A folder inside the checkout.
-        stop: Ends a git that takes long.
-
     Returns:
         The patch; None when git can't tell, or when it is larger than ``MAX_PATCH_BYTES``.
     """

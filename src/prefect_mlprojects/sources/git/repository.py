@@ -90,9 +90,6 @@ class CachedRepository:
     def fetch_commit(self, commit: str) -> None:
         """Has a commit in the cache when it returns.
 
-        Args:
-            commit: Its full SHA.
-
         Raises:
             FetchError: The remote does not have it, refused or could not be reached.
         """
@@ -100,11 +97,7 @@ class CachedRepository:
             self._fetch_sha(commit)
 
     def has(self, commit: str) -> bool:
-        """Tells whether a commit, with all its files, is in the cache.
-
-        Args:
-            commit: Its full SHA.
-        """
+        """Tells whether a commit, with all its files, is in the cache."""
         # Each fetch that has succeeded leaves such a reference; an object alone may be part of a fetch that died.
         return self._done_mark(commit).exists() and self._git_in_cache("cat-file", "-e", f"{commit}^{{tree}}").succeeded
 

@@ -49,10 +49,6 @@ class GitSource:
     def fetch(self, stop: StopSignal, report: Callable[[str], None]) -> WorkingCopy:
         """Makes a working copy of the version; see ``Source``.
 
-        Args:
-            stop: Asks for the end.
-            report: Takes lines about the progress.
-
         Raises:
             FetchError: There is no such repository, version or subdirectory; the remote refused or can't be reached; or the
                 fetch was stopped.
