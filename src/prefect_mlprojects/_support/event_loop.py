@@ -80,5 +80,5 @@ def call_before_exit(callback: Callable[[], None]) -> None:
     # Hooks run in the reverse order of their registration; the executors' own one must come after ours.
     import concurrent.futures.thread  # noqa: F401
 
-    register: Callable[[Callable[[], None]], None] = threading._register_atexit  # type: ignore[attr-defined]
+    register: Callable[[Callable[[], None]], None] = threading._register_atexit  # type: ignore[attr-defined]  # noqa: SLF001
     register(callback)

@@ -41,10 +41,10 @@ async def load_block(client: PrefectClient, slug: str, name: str) -> Block:
     Raises:
         ExecutionException: There is none of that name, or its type is not known to this Python environment.
     """
-    from prefect.blocks.core import Block
     from prefect.exceptions import ObjectNotFound
 
     import prefect_mlprojects.blocks  # noqa: F401 - its classes must be known before one is looked for
+    from prefect_mlprojects.server.compat import block_from_document
 
     try:
         document = await client.read_block_document_by_name(name, slug)
@@ -57,13 +57,12 @@ async def load_block(client: PrefectClient, slug: str, name: str) -> Block:
             "this package known to a server."
         ) from None
     try:
-        block: Block = Block._from_block_document(document)
+        return block_from_document(document)
     except Exception as error:
         raise ExecutionException(
             f"The block '{slug}/{name}' can't be read here: {type(error).__name__}. The package that defines its type must be "
             "installed where the run is."
         ) from error
-    return block
 
 
 async def _names(client: PrefectClient, slug: str) -> list[str]:

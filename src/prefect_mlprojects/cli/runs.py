@@ -117,9 +117,10 @@ async def _print_logs(client: PrefectClient, flow_run_id: str, follow: bool) -> 
     await print_stored()
     if follow and not _is_final(await client.read_flow_run(identifier)):
         from prefect.client.schemas.objects import Log
-        from prefect.events.subscribers import FlowRunSubscriber
 
-        async with FlowRunSubscriber(flow_run_id=identifier) as subscriber:
+        from prefect_mlprojects.server.compat import subscribe_to_flow_run
+
+        async with subscribe_to_flow_run(identifier) as subscriber:
             async for item in subscriber:
                 if isinstance(item, Log) and item.id not in printed:
                     printed.add(item.id)

@@ -40,9 +40,9 @@ def serve(
 
 def _runner_deployment(specification: DeploymentSpecification) -> Any:
     from prefect.types.entrypoint import EntrypointType
-    from prefect.utilities.callables import ParameterSchema
 
     from prefect_mlprojects.flows.run_project import run_project
+    from prefect_mlprojects.server.compat import set_parameter_schema
 
     deployment: Any = run_project.to_deployment(
         name=specification.name,
@@ -56,5 +56,5 @@ def _runner_deployment(specification: DeploymentSpecification) -> Any:
         enforce_parameter_schema=True,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
-    deployment._parameter_openapi_schema = ParameterSchema.model_validate(dict(specification.schema))
+    set_parameter_schema(deployment, specification.schema)
     return deployment

@@ -20,6 +20,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL
 
+from prefect_mlprojects.server.compat import subscribe_to_events
 from prefect_mlprojects.types import StopSignal
 
 _logger = logging.getLogger(__name__)
@@ -86,14 +87,10 @@ class _Watcher:
             await self._try_to_poll()
 
     async def _subscribe(self) -> None:
-        from prefect.events.clients import get_events_subscriber
-        from prefect.events.filters import EventFilter, EventNameFilter
-
         await asyncio.sleep(_SECONDS_BEFORE_SUBSCRIBING)
-        names = EventNameFilter(name=["prefect.flow-run.Cancelling", "prefect.flow-run.Cancelled"])
         while True:
             try:
-                async with get_events_subscriber(filter=EventFilter(event=names)) as events:
+                async with subscribe_to_events("prefect.flow-run.Cancelling", "prefect.flow-run.Cancelled") as events:
                     await self._try_to_poll()
                     async for event in events:
                         prefix, _, identifier = event.resource.id.rpartition(".")

@@ -63,19 +63,19 @@ def launch(
 
 
 async def _run_flow(call: RunRequest, session: RunSession, api_url: str, name: str | None) -> None:
-    from prefect.context import AsyncClientContext, FlowRunContext
-    from prefect.flow_engine import run_flow_async
+    from prefect.context import FlowRunContext
     from prefect.states import Pending
 
     from prefect_mlprojects.flows.run_project import run_project
+    from prefect_mlprojects.server.compat import client_context, run_flow
 
     with use_api(api_url):
         use_session(session)
-        async with _errors_of(api_url, session), AsyncClientContext.get_or_create() as context:
+        async with _errors_of(api_url, session), client_context() as context:
             if FlowRunContext.get() is not None:
                 # The engine itself ties a child run to its parent; it makes the flow run when it starts.
                 async with _pool_place():
-                    state = await run_flow_async(run_project, parameters=call.flow_parameters(), return_type="state")
+                    state = await run_flow(run_project, call.flow_parameters())
             else:
                 parameters = call.flow_parameters()
                 flow_run = await context.client.create_flow_run(
@@ -86,9 +86,7 @@ async def _run_flow(call: RunRequest, session: RunSession, api_url: str, name: s
                     if session.stop.requested:
                         await _cancel_before_start(context.client, session)
                         return
-                    state = await run_flow_async(
-                        run_project, flow_run=flow_run, parameters=parameters, return_type="state"
-                    )
+                    state = await run_flow(run_project, parameters, flow_run)
             _settle(session, state)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import AsyncClientContext, TaskRunContext
+from prefect.context import TaskRunContext
 from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED
 from prefect.states import Cancelled
 from prefect.tasks import Task
@@ -21,6 +21,7 @@ from prefect_mlprojects.backends.contract import AnyBackend, AnyPrepared, Comman
 from prefect_mlprojects.backends.outcome import Outcome
 from prefect_mlprojects.exceptions import RunCancelled, RunFailed, RunTimedOut, TrackingError
 from prefect_mlprojects.runs.check import CheckedRun
+from prefect_mlprojects.server.compat import client_context
 from prefect_mlprojects.tasks.flow_log import FlowRunLog
 from prefect_mlprojects.tasks.steps import Step, run_step
 from prefect_mlprojects.tasks.validate_params import Invocation
@@ -124,9 +125,9 @@ async def execute(
         task_context = TaskRunContext.get()
         assert task_context is not None
         assert task_context.task_run.flow_run_id is not None
-        async with AsyncClientContext.get_or_create() as client_context:
+        async with client_context() as context:
             log = FlowRunLog(
-                client_context.client,
+                context.client,
                 task_context.task_run.flow_run_id,
                 task_context.task_run.id,
                 enabled=bool(PREFECT_LOGGING_TO_API_ENABLED.value()),

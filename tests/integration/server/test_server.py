@@ -310,24 +310,6 @@ def test_many_writers_see_no_503(prefect_server: ServerAddress) -> None:
     assert set(asyncio.run(hammer())) == {201}
 
 
-def test_transactions_begin_immediate() -> None:
-    from prefect_mlprojects.server.application import ImmediateSqliteConfiguration
-
-    async def modes() -> list[str]:
-        from prefect.server.database.configurations import SQLITE_BEGIN_MODE
-        from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-
-        seen: list[str] = []
-        engine = create_async_engine("sqlite+aiosqlite://")
-        configuration = ImmediateSqliteConfiguration(connection_url="sqlite+aiosqlite://")
-        async with AsyncSession(engine) as session, configuration.begin_transaction(session):
-            seen.append(str(SQLITE_BEGIN_MODE.get()))
-        await engine.dispose()
-        return seen
-
-    assert asyncio.run(modes()) == ["IMMEDIATE"]
-
-
 def test_the_configured_server_wins(
     answering: Callable[[int, bytes], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
