@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from prefect_mlprojects._support.event_loop import background_loop
 from prefect_mlprojects.server.api import use_api
@@ -109,7 +110,7 @@ def test_a_block_is_made_from_its_document(call: Call) -> None:
     name = f"contract-{uuid.uuid4().hex[:8]}"
 
     async def save_and_load() -> Any:
-        block: Any = Secret(value="of the contract")
+        block: Any = Secret(value=SecretStr("of the contract"))
         async with get_client() as client:
             await block.save(name, client=client)
             return block_from_document(await client.read_block_document_by_name(name, "secret"))
