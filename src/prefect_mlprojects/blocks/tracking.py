@@ -46,6 +46,6 @@ class MLflowTrackingServer(Block):
         Raises:
             MlflowException: It refused, or could not be reached.
         """
-        from mlflow.tracking import MlflowClient
+        from prefect_mlprojects.tracking.artifacts import check_store
 
-        MlflowClient(tracking_uri=self.tracking_uri()).search_experiments(max_results=1)
+        check_store(self.tracking_uri())

@@ -51,7 +51,7 @@ class LocalSource:
                 f"The project folder {str(directory)!r} can't be read: permission denied. Check its owner and mode.",
                 uri=self.uri,
             )
-        facts = read_git_facts(directory, report, stop)
+        facts = read_git_facts(directory, report)
         return WorkingCopy(
             directory=directory,
             uri=self.uri,

@@ -17,6 +17,7 @@ from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.sources.downloads.download import download_all
 from prefect_mlprojects.spec import CheckedParameters, build_command
 from prefect_mlprojects.tasks.steps import Step, run_step
+from prefect_mlprojects.tracking.artifacts import download_artifacts
 from prefect_mlprojects.types import StopSignal
 
 
@@ -86,6 +87,6 @@ async def _download(
         directory,
         report=step.report,
         stop=stop,
-        tracking_uri=step.session.tracking_uri,
+        fetch_artifact=lambda uri, folder: download_artifacts(uri, folder, step.session.tracking_uri),
     )
     return parameters.with_downloads({name: str(path) for name, path in local.items()})

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mlflow import MlflowClient
 from prefect_mlprojects.exceptions import FetchError, TrackingError
 from prefect_mlprojects.sources.downloads.download import download
 from prefect_mlprojects.tracking import CompanionTracker, InProcessTracker, TrackedRun, Tracker, TrackingRequest
+from prefect_mlprojects.tracking.artifacts import download_artifacts
 from prefect_mlprojects.tracking.failures import UnreachableError
 from prefect_mlprojects.types import StopSignal
 
@@ -152,7 +154,8 @@ def test_artifacts_of_a_run_are_downloaded(server: Any, request_for: RequestMake
     client.log_text(run.run_id, "world", "folder/deep/b.txt")
 
     def fetch(uri: str) -> Path:
-        return download(uri, tmp_path / "storage", report=lambda line: None, stop=StopSignal(), tracking_uri=server.uri)
+        fetch = partial(download_artifacts, tracking_uri=server.uri)
+        return download(uri, tmp_path / "storage", report=lambda line: None, stop=StopSignal(), fetch_artifact=fetch)
 
     file, folder = fetch(f"runs:/{run.run_id}/folder/a.txt"), fetch(f"runs:/{run.run_id}/folder")
 

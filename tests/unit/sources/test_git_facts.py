@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from prefect_mlprojects.sources.git.facts import GitFacts, read_git_facts
-from prefect_mlprojects.types import StopSignal
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -35,7 +34,7 @@ def repository(tmp_path: Path) -> Path:
 
 def read(folder: Path) -> GitFacts | None:
     lines: list[str] = []
-    facts = read_git_facts(folder, lines.append, StopSignal())
+    facts = read_git_facts(folder, lines.append)
     assert lines == []
     return facts
 
@@ -170,7 +169,7 @@ def test_a_missing_git_is_reported(repository: Path, tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     lines: list[str] = []
 
-    facts = read_git_facts(repository, lines.append, StopSignal())
+    facts = read_git_facts(repository, lines.append)
 
     assert facts == GitFacts(f"file://{repository}")
     assert len(lines) == 1
@@ -185,7 +184,7 @@ def test_a_repository_of_another_user_is_reported_and_runs_without_a_commit(
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     lines: list[str] = []
 
-    facts = read_git_facts(repository, lines.append, StopSignal())
+    facts = read_git_facts(repository, lines.append)
 
     assert facts == GitFacts(f"file://{repository}")
     assert len(lines) == 1
@@ -196,11 +195,11 @@ def test_a_broken_repository_is_reported(repository: Path) -> None:
     (repository / ".git" / "HEAD").write_text("nonsense\n")
     lines: list[str] = []
 
-    facts = read_git_facts(repository, lines.append, StopSignal())
+    facts = read_git_facts(repository, lines.append)
 
     # Git itself takes a repository without a valid HEAD for no repository.
     assert facts is None
     (repository / ".git" / "HEAD").write_text("ref: refs/heads/trunk\n")
     (repository / ".git" / "index").write_bytes(b"nonsense")
-    assert read_git_facts(repository, lines.append, StopSignal()) == GitFacts(f"file://{repository}")
+    assert read_git_facts(repository, lines.append) == GitFacts(f"file://{repository}")
     assert "recorded without its commit" in lines[-1]

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from prefect_mlprojects import settings
@@ -21,9 +21,14 @@ from prefect_mlprojects._support.progress import ProgressSink, progress_sink
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.downloads.cache import DownloadCache, StoppedError
-from prefect_mlprojects.sources.downloads.mlflow_files import MLFLOW_SCHEMES, download_with_mlflow
 from prefect_mlprojects.sources.downloads.remote_files import check_unchanged, fetch_item, look_at
 from prefect_mlprojects.types import StopSignal
+
+FetchArtifact: TypeAlias = Callable[[str, Path], Path]
+"""Downloads what MLflow keeps into an empty folder and returns the local file or folder; it raises what MLflow raises."""
+
+MLFLOW_SCHEMES = ("runs", "models", "mlflow-artifacts", "dbfs", "uc-volume")
+"""What MLflow downloads; everything else is left to ``fsspec``."""
 
 _PARALLEL = 4
 _ATTEMPTS = 4
@@ -65,7 +70,7 @@ def download_all(
     *,
     report: Callable[[str], None],
     stop: StopSignal,
-    tracking_uri: str | None = None,
+    fetch_artifact: FetchArtifact | None = None,
 ) -> dict[str, Path]:
     """Downloads several remote files or folders at the same time; when one fails, the others are stopped and removed.
 
@@ -74,7 +79,7 @@ def download_all(
         directory: Where they go, each in a new folder of its own; it is created when it does not exist.
         report: Takes lines about the progress, from any thread.
         stop: Asks for the end.
-        tracking_uri: The MLflow store for ``runs:/`` and the like; None for the one that this process uses.
+        fetch_artifact: Downloads what MLflow keeps, such as ``runs:/``; None refuses it.
 
     Returns:
         The local files and folders by parameter name, absolute.
@@ -90,7 +95,13 @@ def download_all(
         with ThreadPoolExecutor(min(_PARALLEL, len(uris)), thread_name_prefix="download") as pool:
             jobs: dict[str, Future[Path]] = {
                 name: pool.submit(
-                    copy_context().run, download, uri, directory, report=report, stop=inner, tracking_uri=tracking_uri
+                    copy_context().run,
+                    download,
+                    uri,
+                    directory,
+                    report=report,
+                    stop=inner,
+                    fetch_artifact=fetch_artifact,
                 )
                 for name, uri in uris.items()
             }
@@ -114,7 +125,7 @@ def download(
     *,
     report: Callable[[str], None],
     stop: StopSignal,
-    tracking_uri: str | None = None,
+    fetch_artifact: FetchArtifact | None = None,
 ) -> Path:
     """Downloads one remote file or folder; a download that fails or is stopped leaves nothing behind.
 
@@ -125,7 +136,7 @@ def download(
         directory: Where it goes, into a new folder; it is created when it does not exist.
         report: Takes lines about the progress.
         stop: Asks for the end.
-        tracking_uri: The MLflow store for ``runs:/`` and the like; None for the one that this process uses.
+        fetch_artifact: Downloads what MLflow keeps, such as ``runs:/``; None refuses it.
 
     Returns:
         The local file or folder, absolute, under its remote name.
@@ -134,7 +145,7 @@ def download(
         FetchError: There is no such file, the store refused or broke off, no driver for it is installed, or the disk is
             full or read-only.
     """
-    job = _Download(uri, report, stop, tracking_uri, progress_sink())
+    job = _Download(uri, report, stop, fetch_artifact, progress_sink())
     try:
         directory = directory.absolute()
         directory.mkdir(parents=True, exist_ok=True)
@@ -160,7 +171,7 @@ class _Download:
     uri: str
     report: Callable[[str], None]
     stop: StopSignal
-    tracking_uri: str | None
+    fetch_artifact: FetchArtifact | None
     progress: ProgressSink
 
     @property
@@ -217,7 +228,11 @@ class _Download:
         return target
 
     def _by_mlflow(self, folder: Path) -> Path:
-        return download_with_mlflow(self.uri, folder, self.tracking_uri)
+        if self.fetch_artifact is None:
+            raise FetchError(
+                f"{self.shown} can't be downloaded here: only a run can download what MLflow keeps.", uri=self.shown
+            )
+        return self.fetch_artifact(self.uri, folder)
 
     def _while_not_stopped(self, fetch: Callable[[Path], Path], folder: Path) -> Path:
         """Runs what may wait for a network in a thread, and leaves that alone when the end is asked for."""

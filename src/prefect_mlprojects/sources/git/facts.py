@@ -1,16 +1,22 @@
-"""What git knows of a folder, asked from the ``git`` program: importing GitPython takes longer than all the answers."""
+"""What a repository is: commit, branch, remote, uncommitted changes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prefect_mlprojects._support.process.run import run_process, run_tool
+from prefect_mlprojects._support.process.run import run_process
 from prefect_mlprojects._support.redaction import redact, strip_user_info
 from prefect_mlprojects.sources.git.program import REPOSITORY_VARIABLES
 from prefect_mlprojects.types import StopSignal, StreamName
+
+if TYPE_CHECKING:
+    from git import Repo
 
 MAX_PATCH_BYTES = 10_000_000
 """How large a patch is worth keeping with a run."""
@@ -36,37 +42,52 @@ class GitFacts:
     dirty: bool = False
 
 
-def read_git_facts(folder: Path, report: Callable[[str], None], stop: StopSignal) -> GitFacts | None:
-    """Asks git about a folder.
+def read_git_facts(folder: Path, report: Callable[[str], None]) -> GitFacts | None:
+    """Returns what git knows of an existing folder, given by its absolute path; None if it is in no working tree.
 
-    Args:
-        folder: An absolute path of a folder that exists.
-        report: Takes a line when git can't be asked, or refuses.
-        stop: Ends a git that takes long.
-
-    Returns:
-        What git says, or None when the folder is in no working tree.
+    `report` takes a line if git can't be asked, or refuses. The run is then recorded without its commit.
     """
     top = next((place for place in (folder, *folder.parents) if (place / ".git").exists()), None)
     if top is None:
         return None
     below = folder.relative_to(top).as_posix()
     source_name = f"file://{top}" if below == "." else f"file://{top}#{below}"
-    # Rename detection and untracked files are left out: they cost most, and neither changes the answer.
-    status = _git(folder, ["status", "--porcelain=v2", "--branch", "--untracked-files=no", "--no-renames"], stop)
-    if status is None:
+    if shutil.which("git") is None:
+        # GitPython can't even be imported then.
         report(f"{top} is a git repository, but the program git was not found; the run is recorded without its commit.")
         return GitFacts(source_name)
-    if status.exit_code != 0:
-        message = status.lines[0] if status.lines else f"exit code {status.exit_code}"
-        if "not a git repository" in message:
+    from git import Repo
+    from git.exc import GitError
+
+    try:
+        with Repo(top) as repository, repository.git.custom_environment(**_git_environment()):
+            return _read(repository, folder, source_name)
+    except (GitError, OSError, ValueError) as error:
+        message = _first_line(error)
+        if "not a git repository" in message or type(error).__name__ == "InvalidGitRepositoryError":
             return None
         report(f"git can't tell about {folder}, so the run is recorded without its commit: {redact(message)}")
         return GitFacts(source_name)
-    commit, branch, dirty = _parse_status(status.lines)
-    if below != "." and commit is not None and _is_ignored(folder, stop):
+
+
+def _read(repository: Repo, folder: Path, source_name: str) -> GitFacts:
+    # The first command: git refuses a repository of another user here. `Repo.is_dirty` runs `git diff`, which may write the
+    # index. Renames and untracked files are left out: they cost most, and neither changes the answer.
+    changes = repository.git.status("--porcelain", "--untracked-files=no", "--no-renames")
+    dirty = bool(changes)
+    commit = repository.head.commit.hexsha if repository.head.is_valid() else None
+    branch = None if repository.head.is_detached else repository.active_branch.name
+    if commit is not None and folder != Path(str(repository.working_dir)) and repository.ignored(str(folder)):
         commit, dirty = None, False
-    return GitFacts(source_name, commit, branch, _first_remote(folder, stop), dirty)
+    url = repository.remotes[0].url if repository.remotes else ""
+    return GitFacts(source_name, commit, branch, strip_user_info(url) or None, dirty)
+
+
+def _first_line(error: Exception) -> str:
+    """Returns git's own first words: GitPython puts the command around them."""
+    text = str(getattr(error, "stderr", "") or error)
+    match = re.search(r"(?:fatal|error): .*", text)
+    return (match[0] if match else text.strip().splitlines()[0] if text.strip() else type(error).__name__).rstrip("'")
 
 
 def read_uncommitted_changes(folder: Path, stop: StopSignal) -> str | None:
@@ -93,51 +114,10 @@ def read_uncommitted_changes(folder: Path, stop: StopSignal) -> str | None:
     return patch.decode("utf-8", "replace")
 
 
-@dataclass(frozen=True)
-class _Answer:
-    exit_code: int
-    lines: tuple[str, ...]
-
-
-def _git(folder: Path, arguments: Sequence[str], stop: StopSignal) -> _Answer | None:
-    """Runs git in a folder; None when there is no git."""
-    lines: list[str] = []
-    try:
-        result = run_tool(["git", *arguments], cwd=folder, env=_variables(), report=lines.append, stop=stop)
-    except FileNotFoundError:
-        return None
-    return _Answer(result.exit_code, tuple(lines))
+def _git_environment() -> dict[str, str]:
+    # Reading must not write the index (a run may not touch the checkout), and messages are matched in English.
+    return {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
 
 
 def _variables() -> dict[str, str]:
-    variables = {name: value for name, value in os.environ.items() if name not in REPOSITORY_VARIABLES}
-    # Reading must not write the index (a run may not touch the checkout), and messages are matched in English.
-    return variables | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
-
-
-def _parse_status(lines: Sequence[str]) -> tuple[str | None, str | None, bool]:
-    """Reads ``git status --porcelain=v2 --branch`` (format: the manual page git-status)."""
-    commit = branch = None
-    dirty = False
-    for line in lines:
-        if line.startswith("# branch.oid "):
-            oid = line.removeprefix("# branch.oid ").strip()
-            commit = None if oid == "(initial)" else oid
-        elif line.startswith("# branch.head "):
-            head = line.removeprefix("# branch.head ").strip()
-            branch = None if head == "(detached)" else head
-        elif line[:2] in ("1 ", "2 ", "u "):
-            dirty = True
-    return commit, branch, dirty
-
-
-def _is_ignored(folder: Path, stop: StopSignal) -> bool:
-    answer = _git(folder, ["check-ignore", "--quiet", "."], stop)
-    return answer is not None and answer.exit_code == 0
-
-
-def _first_remote(folder: Path, stop: StopSignal) -> str | None:
-    answer = _git(folder, ["config", "--local", "--get-regexp", r"^remote\..*\.url$"], stop)
-    if answer is None or answer.exit_code != 0 or not answer.lines:
-        return None
-    return strip_user_info(answer.lines[0].partition(" ")[2].strip()) or None
+    return {name: value for name, value in os.environ.items() if name not in REPOSITORY_VARIABLES} | _git_environment()

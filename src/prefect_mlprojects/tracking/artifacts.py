@@ -1,30 +1,21 @@
-"""Files and folders that MLflow keeps: artifacts of runs, registered models, Databricks' file system."""
+"""Downloads what MLflow keeps: artifacts of runs, registered models, files of Databricks' file system."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from urllib.parse import urlsplit
 
-MLFLOW_SCHEMES = ("runs", "models", "mlflow-artifacts", "dbfs", "uc-volume")
-"""What MLflow downloads; everything else is left to ``fsspec``."""
 
+def download_artifacts(uri: str, folder: Path, tracking_uri: str | None) -> Path:
+    """Downloads into an empty folder, and returns the local file or folder.
 
-def download_with_mlflow(uri: str, folder: Path, tracking_uri: str | None) -> Path:
-    """Downloads what MLflow keeps.
-
-    Args:
-        uri: Where it is.
-        folder: Where it goes; an empty folder.
-        tracking_uri: The store to ask; None for the one that this process uses.
-
-    Returns:
-        The local file or folder.
+    The store is `tracking_uri`; None means the one that this process uses.
 
     Raises:
         Exception: Whatever MLflow raises.
     """
     import mlflow
-    from mlflow.artifacts import download_artifacts
+    from mlflow import artifacts
 
     registry_uri = mlflow.get_registry_uri()
     if tracking_uri is not None and registry_uri == mlflow.get_tracking_uri():
@@ -32,9 +23,10 @@ def download_with_mlflow(uri: str, folder: Path, tracking_uri: str | None) -> Pa
         registry_uri = tracking_uri
     if tracking_uri is not None and _is_plain_model(uri, registry_uri):
         uri = _model_location(uri, tracking_uri, registry_uri)
-    return Path(
-        download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri, registry_uri=registry_uri)
+    local = artifacts.download_artifacts(
+        artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri, registry_uri=registry_uri
     )
+    return Path(local)
 
 
 def _is_plain_model(uri: str, registry_uri: str) -> bool:
@@ -59,3 +51,14 @@ def _model_location(uri: str, tracking_uri: str, registry_uri: str) -> str:
             location = client.get_model_version_download_uri(*found)
         uri = f"{location.rstrip('/')}/{path}" if path else location
     return uri
+
+
+def check_store(tracking_uri: str) -> None:
+    """Asks a store for one experiment, with the credentials in its URI.
+
+    Raises:
+        MlflowException: It refused, or could not be reached.
+    """
+    from mlflow import MlflowClient
+
+    MlflowClient(tracking_uri=tracking_uri).search_experiments(max_results=1)
