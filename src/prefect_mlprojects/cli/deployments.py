@@ -126,7 +126,7 @@ def deploy_command(
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="How many runs of all at once.")
 def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> None:
     """Deploy the projects at the URIs and run what is asked of them in this process, without a work pool, until Ctrl-C."""
-    from prefect_mlprojects.deployments.serving import serve
+    from prefect_mlprojects.deployments.creation import serve
 
     places = uris or (".",)
     if options["name"] and len(places) > 1:
@@ -149,8 +149,11 @@ def worker_command(pool: str | None, name: str | None, limit: int | None, once: 
     address = resolve_api(lambda line: click.echo(line, err=True))
     configure_prefect(address.api_url)
 
-    from prefect_mlprojects.deployments.work_pools import ensure_work_pool
-    from prefect_mlprojects.deployments.zombies import HEARTBEAT_SECONDS, ensure_zombie_automation
+    from prefect_mlprojects.deployments.work_pools import (
+        HEARTBEAT_SECONDS,
+        ensure_work_pool,
+        ensure_zombie_automation,
+    )
     from prefect_mlprojects.server.api import call_api
 
     wanted = call_api(address.api_url, ensure_work_pool, pool).name

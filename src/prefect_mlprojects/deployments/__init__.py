@@ -1,6 +1,5 @@
-"""Deployments: projects that Prefect schedules, and starts from a typed form in its UI."""
+"""Deployments: projects that Prefect runs on a schedule or from a typed form in its UI."""
 
-from prefect_mlprojects.deployments.creation import Deployment, deploy
-from prefect_mlprojects.deployments.serving import serve
+from prefect_mlprojects.deployments.creation import Deployment, deploy, serve
 
 __all__ = ["Deployment", "deploy", "serve"]

@@ -1,4 +1,4 @@
-"""Makes deployments on a Prefect server."""
+"""Creates deployments on a Prefect server, starts their runs, and serves them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule, specify
-from prefect_mlprojects.deployments.work_pools import default_job_variables, ensure_work_pool
+from prefect_mlprojects.deployments.work_pools import default_job_variables, ensure_work_pool, ensure_zombie_automation
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
 from prefect_mlprojects.runs.request import FLOW_NAME, unknown_options
-from prefect_mlprojects.server.api import call_api
+from prefect_mlprojects.server.api import call_api, use_api
 from prefect_mlprojects.spec.parameter_schema import typed_value
 from prefect_mlprojects.spec.parameters import type_expectation
 from prefect_mlprojects.spec.project import ParameterType
@@ -31,11 +31,11 @@ class Deployment:
     """A deployment on a Prefect server.
 
     Attributes:
-        id: Its id.
+        id: Its ID.
         name: Its name.
-        work_pool: The work pool that its runs go to.
+        work_pool: The work pool of its runs.
         url: Its page in Prefect's UI; None when the UI's address is not known.
-        specification: What it is.
+        specification: What was deployed.
     """
 
     id: str
@@ -50,7 +50,7 @@ class Deployment:
         return f"{FLOW_NAME}/{self.name}"
 
     def run(self, parameters: Mapping[str, Any] | None = None, **options: Any) -> SubmittedRun:
-        """Starts a run of it on its work pool and returns a handle on the run at once.
+        """Starts a run on the work pool and returns a handle at once.
 
         Args:
             parameters: Parameter values by name, in place of the deployment's.
@@ -76,16 +76,16 @@ def run_deployment(
     parameters: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> SubmittedRun:
-    """Starts a run of a deployment that is there, and returns a handle on the run at once.
+    """Starts a run of an existing deployment and returns a handle at once.
 
     Args:
-        name: Its name, with or without ``run_project/``.
+        name: The deployment's name, with or without ``run_project/``.
         entry_point: The entry point that it must be for; None for any.
-        parameters: Values of parameters, in place of the deployment's.
+        parameters: Parameter values by name, in place of the deployment's.
         options: Run options, in place of the deployment's.
 
     Raises:
-        ParameterError: There is no such deployment, it is for another entry point, or the server refused the values.
+        ParameterError: The deployment does not exist or is for another entry point, or the server refused the values.
         PrefectServerError: The server can't be reached.
     """
     from prefect_mlprojects.server.process import resolve_api
@@ -96,7 +96,7 @@ def run_deployment(
     if found is None:
         raise ParameterError(
             f"The deployment {full_name} can't run",
-            [Problem("there is no deployment of that name", fix="make it with `mlprojects deploy`")],
+            [Problem("no deployment of that name exists", fix="create it with `mlprojects deploy`")],
         )
     deployment_id, stored, schema = found
     if entry_point is not None and stored.get("entry_point", "main") != entry_point:
@@ -215,15 +215,10 @@ def deploy(  # noqa: D417 - the run options are listed with run()
 def create_deployment(
     specification: DeploymentSpecification, work_pool: str | None, announce: Callable[[str], None] | None = None
 ) -> Deployment:
-    """Makes a deployment, or updates the one of its name.
-
-    Args:
-        specification: What it is to be, as ``specify`` made it.
-        work_pool: The work pool that its runs go to; None for the process pool ``mlprojects``.
-        announce: Takes lines about a server that is being started; None prints them to stderr.
+    """Creates a deployment, or updates the one of its name.
 
     Raises:
-        PrefectServerError: The Prefect server can't be reached, there is no such pool, or the server refused.
+        PrefectServerError: The Prefect server can't be reached, has no such work pool, or refused.
     """
     from prefect_mlprojects.server.process import resolve_api
 
@@ -236,23 +231,17 @@ def create_deployment(
 def make_schedule(
     cron: str | None, interval: float | timedelta | None, rrule: str | None, timezone: str | None
 ) -> Schedule | None:
-    """Returns the schedule, or None when none is asked for.
-
-    Args:
-        cron: A cron expression.
-        interval: Seconds, or a ``timedelta``.
-        rrule: A recurrence rule.
-        timezone: The time zone's name.
+    """Returns the schedule; None when all arguments are None.
 
     Raises:
-        ParameterError: More than one is given, a time zone without one, or one that Prefect does not understand.
+        ParameterError: More than one is given, a time zone without one, or Prefect does not accept it.
     """
     given = [text for text, value in (("cron", cron), ("interval", interval), ("rrule", rrule)) if value is not None]
     problem = None
     if len(given) > 1:
         problem = Problem(f"give only one of {' and '.join(given)}", parameter=given[0])
     elif timezone is not None and not given:
-        problem = Problem("a time zone needs a schedule", parameter="timezone", fix="give cron, interval or rrule too")
+        problem = Problem("a time zone needs a schedule", parameter="timezone", fix="give cron, interval or rrule, too")
     if problem is not None:
         raise ParameterError("The deployment can't be made", [problem])
     if not given:
@@ -264,23 +253,16 @@ def make_schedule(
         prefect_schedule(schedule)
     except ValueError as error:
         details = getattr(error, "errors", None)
-        words = "; ".join(str(each["msg"]) for each in details()) if callable(details) else str(error)
+        reason = "; ".join(str(each["msg"]) for each in details()) if callable(details) else str(error)
         raise ParameterError(
             "The deployment can't be made",
-            [Problem(f"the schedule {schedule} does not fit: {words}", parameter=given[0])],
+            [Problem(f"the schedule {schedule} is not valid: {reason}", parameter=given[0])],
         ) from None
     return schedule
 
 
 def prefect_schedule(schedule: Schedule) -> Any:
-    """Returns a schedule as Prefect's own value.
-
-    Args:
-        schedule: The schedule.
-
-    Raises:
-        ValueError: Prefect does not understand it.
-    """
+    """Returns a schedule as Prefect's type; raises ValueError when Prefect does not accept it."""
     from prefect.client.schemas.schedules import construct_schedule
 
     return construct_schedule(
@@ -289,11 +271,7 @@ def prefect_schedule(schedule: Schedule) -> Any:
 
 
 def prefect_schedules(specification: DeploymentSpecification) -> list[Any]:
-    """Returns a deployment's schedules as Prefect's own values; none for one that runs only when it is started.
-
-    Args:
-        specification: The deployment.
-    """
+    """Returns a deployment's schedules as Prefect's type."""
     from prefect.client.schemas.actions import DeploymentScheduleCreate
 
     if specification.schedule is None:
@@ -303,8 +281,6 @@ def prefect_schedules(specification: DeploymentSpecification) -> list[Any]:
 
 
 async def _create(client: PrefectClient, specification: DeploymentSpecification, pool: str | None) -> tuple[str, str]:
-    from prefect_mlprojects.deployments.zombies import ensure_zombie_automation
-
     work_pool = await ensure_work_pool(client, pool)
     flow_id = await client.create_flow_from_name(FLOW_NAME)
     deployment_id = await client.create_deployment(
@@ -339,3 +315,51 @@ async def _start(client: PrefectClient, deployment_id: str, full_name: str, para
         detail = error.response.json().get("detail", "")
         raise ParameterError(f"The deployment {full_name} can't run", [Problem(str(detail))]) from None
     return str(flow_run.id)
+
+
+def serve(
+    specifications: Sequence[DeploymentSpecification],
+    *,
+    limit: int | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> None:
+    """Creates deployments and executes their runs in this process until it is interrupted.
+
+    Args:
+        specifications: The deployments.
+        limit: Maximum number of concurrent runs; None for Prefect's default.
+        announce: Receives lines about a server that is being started; None prints them to stderr.
+
+    Raises:
+        PrefectServerError: The Prefect server can't be reached.
+    """
+    from prefect_mlprojects.server.process import resolve_api
+
+    address = resolve_api(announce)
+    from prefect import serve as serve_deployments
+
+    call_api(address.api_url, ensure_zombie_automation)
+    with use_api(address.api_url):
+        serve_deployments(*[_runner_deployment(each) for each in specifications], limit=limit)
+
+
+def _runner_deployment(specification: DeploymentSpecification) -> Any:
+    from prefect.types.entrypoint import EntrypointType
+
+    from prefect_mlprojects.flows.run_project import run_project
+    from prefect_mlprojects.server.compat import set_parameter_schema
+
+    deployment: Any = run_project.to_deployment(
+        name=specification.name,
+        schedules=prefect_schedules(specification) or None,
+        paused=specification.paused,
+        concurrency_limit=specification.concurrency_limit,
+        parameters=specification.flow_parameters(),
+        description=specification.description,
+        tags=list(specification.tags),
+        version=specification.version,
+        enforce_parameter_schema=True,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    set_parameter_schema(deployment, specification.schema)
+    return deployment

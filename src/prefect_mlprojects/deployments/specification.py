@@ -1,4 +1,4 @@
-"""What a deployment is to be, checked against its project before Prefect is asked for anything."""
+"""Checks a deployment against its project before Prefect is asked for anything."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from prefect_mlprojects._support.redaction import holds_secret
 from prefect_mlprojects.deployments.forms import deployment_schema
-from prefect_mlprojects.deployments.lookups import BlockLookups
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.runs.request import (
     PROJECT_SCHEME,
@@ -22,12 +22,12 @@ from prefect_mlprojects.runs.request import (
     unknown_options,
 )
 from prefect_mlprojects.runs.start import make_request, stored_secrets
+from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
+from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
 from prefect_mlprojects.spec.parameter_schema import typed_value
 from prefect_mlprojects.types import StopSignal
-
-DEFAULT_WORK_POOL = "mlprojects"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Schedule:
     Attributes:
         cron: A cron expression, such as ``0 3 * * *``.
         interval: The time between two runs.
-        rrule: A recurrence rule of RFC 5545.
+        rrule: A recurrence rule (RFC 5545).
         timezone: The time zone's name, such as ``Europe/Berlin``; None for UTC.
     """
 
@@ -55,23 +55,23 @@ class Schedule:
 
 @dataclass(frozen=True)
 class DeploymentSpecification:
-    """A deployment that fits its project.
+    """A deployment that was checked against its project.
 
     Attributes:
         name: Its name.
-        uri: The project, so that it means the same on every machine that can reach it: local paths are absolute.
+        uri: The project's URI, valid on every machine that can reach it: local paths are absolute.
         entry_point: The entry point's name.
-        parameters: Values of the entry point's parameters, of JSON's types.
-        extra_parameters: Values of further parameters.
+        parameters: Values of the entry point's parameters, with JSON's types.
+        extra_parameters: Values of undeclared parameters.
         options: Run options by name.
-        schema: The schema of the flow's parameters.
+        schema: The schema of the flow's parameters: its form.
         description: For people to read, as markdown.
-        version: The version of the project that it was made from.
+        version: The project's commit at the time of deployment.
         tags: Its tags.
-        schedule: When it runs by itself; None for only when it is started.
-        paused: Whether its schedule waits to be resumed.
-        concurrency_limit: How many of its runs may be under way at once; None for any number.
-        job_variables: What its runs change of their work pool's base job template: the image, packages, resources …
+        schedule: When it runs by itself; None for only on request.
+        paused: Whether its schedule is paused.
+        concurrency_limit: Maximum number of concurrent runs; None for no limit.
+        job_variables: Overrides for the work pool's base job template.
     """
 
     name: str
@@ -90,7 +90,7 @@ class DeploymentSpecification:
     job_variables: Mapping[str, Any] = field(default_factory=dict)
 
     def flow_parameters(self) -> dict[str, Any]:
-        """Returns the flow parameters that its runs have when nobody gives others."""
+        """Returns the flow parameters of a run that is started without others."""
         return {
             "uri": self.uri,
             "entry_point": self.entry_point,
@@ -98,6 +98,35 @@ class DeploymentSpecification:
             "extra_parameters": dict(self.extra_parameters),
             **self.options,
         }
+
+
+class _Blocks:
+    """Reads blocks; the server is found, or started, when the first one is needed."""
+
+    def __init__(self, announce: Callable[[str], None] | None) -> None:
+        self._announce = announce
+
+    @cached_property
+    def _api_url(self) -> str:
+        from prefect_mlprojects.server.process import resolve_api
+
+        return resolve_api(self._announce).api_url
+
+    def project(self, uri: str) -> dict[str, Any]:
+        """Returns the fields of the project block of a ``block://NAME`` URI."""
+        from prefect_mlprojects.blocks.resolution import read_project
+
+        return call_api(self._api_url, read_project, uri)
+
+    def git_credentials(self, name: str | None) -> GitCredentialsLookup:
+        """Returns the lookup for fetching a git project: the named block, or one by the repository's host."""
+
+        def lookup(url: str, host: str) -> GitCredentials | None:  # noqa: ARG001 - the contract's signature
+            from prefect_mlprojects.blocks.resolution import find_git_credentials
+
+            return call_api(self._api_url, find_git_credentials, host, name) if host else None
+
+        return lookup
 
 
 def specify(
@@ -114,7 +143,7 @@ def specify(
     announce: Callable[[str], None] | None = None,
     **options: Any,
 ) -> DeploymentSpecification:
-    """Fetches the project, checks the deployment against it, and returns the deployment to create.
+    """Fetches the project and returns a deployment that fits it.
 
     The arguments are those of ``deploy()``; `options` are run options.
 
@@ -124,14 +153,14 @@ def specify(
     if problems := unknown_options(options, "deploy"):
         raise ParameterError("The deployment can't be made", problems)
     request = _storable_request({**options, "uri": uri, "entry_point": entry_point}, job_variables or {})
-    lookups = BlockLookups(announce)
-    # The version stays the block's matter: its runs follow it.
+    blocks = _Blocks(announce)
+    # The version of a project block is not copied: runs follow the block.
     followed, version = request, request.version
     if request.uri.startswith(PROJECT_SCHEME):
-        followed = request.with_project(lookups.project(request.uri))
+        followed = request.with_project(blocks.project(request.uri))
         _refuse_secret_uri(followed.uri)
     source = detect_source(
-        followed.uri, followed.version, git_credentials=lookups.git_credentials(followed.git_credentials)
+        followed.uri, followed.version, git_credentials=blocks.git_credentials(followed.git_credentials)
     )
     copy = source.fetch(StopSignal(), lambda _: None)
     try:
@@ -196,7 +225,7 @@ def _refuse_secret_uri(uri: str) -> None:
 
 
 def _fitting_values(entry_point: EntryPoint, given: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
-    """Checks the values that are given; what a form is to ask for may be missing, unless runs start by themselves."""
+    """Returns the given values, typed; unless `complete`, required ones may be missing, and the form asks for them."""
     if not complete:
         present = {
             name: parameter
@@ -222,11 +251,7 @@ def _followed_version(copy: WorkingCopy, version: str | None, *, pin: bool) -> s
     if copy.kind != "git":
         raise ParameterError(
             "The deployment can't be made",
-            [
-                Problem(
-                    "only a version of a git project can be pinned", fix="leave pin out, or name a git URI or a version"
-                )
-            ],
+            [Problem("only a version of a git project can be pinned", fix="omit pin, or give a git URI or a version")],
         )
     return copy.commit
 

@@ -113,7 +113,7 @@ def test_a_job_that_ended_while_nobody_watched(cluster: Any) -> None:
 def test_jobs_that_nobody_watches_are_found_and_removed(cluster: Any, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
-    from prefect_mlprojects.cli.kubernetes import kubernetes_command
+    from prefect_mlprojects.cli.resources import kubernetes_command
 
     flow_run_id = str(uuid.uuid4())
     first = _start(cluster, flow_run_id, "echo begun; sleep 1000")

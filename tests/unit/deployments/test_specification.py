@@ -103,10 +103,10 @@ def test_a_git_version_is_followed_or_pinned(project: Path, tmp_path: Path, monk
     [
         (("0 3 * * *", 60, None, None), "give only one of cron and interval"),
         ((None, None, None, "Europe/Berlin"), "a time zone needs a schedule"),
-        (("nonsense", None, None, None), "the schedule cron nonsense does not fit"),
-        (("0 3 * * *", None, None, "Mars/Base"), "does not fit"),
-        ((None, -5, None, None), "does not fit"),
-        ((None, None, "FREQ=SOMETIMES", None), "does not fit"),
+        (("nonsense", None, None, None), "the schedule cron nonsense is not valid"),
+        (("0 3 * * *", None, None, "Mars/Base"), "is not valid"),
+        ((None, -5, None, None), "is not valid"),
+        ((None, None, "FREQ=SOMETIMES", None), "is not valid"),
     ],
 )
 def test_schedules_that_do_not_fit(
