@@ -1,5 +1,115 @@
-"""The command ``mlprojects``. Nothing heavy is imported until a command needs it, so that ``--help`` answers at once."""
+"""The command ``mlprojects``: its groups, and how errors become messages and exit codes.
 
-from prefect_mlprojects.cli.app import main
+Heavy modules are imported when a command needs them, so that ``--help`` answers at once.
+"""
 
-__all__ = ["main"]
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from prefect_mlprojects.exceptions import (
+    BackendError,
+    ExecutionException,
+    FetchError,
+    ParameterError,
+    ProjectSpecError,
+    RunCancelled,
+)
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_CANCELLED = 130
+
+_COMMANDS = {
+    "blocks": ("resources", "Manage this package's blocks on the Prefect server."),
+    "cancel": ("runs", "Cancel a run and wait until it has ended."),
+    "completion": ("resources", "Print the completion script of a shell."),
+    "databricks": ("resources", "Manage the files of runs in a Databricks workspace."),
+    "deploy": ("deployments", "Deploy a project: schedules, and a typed form in Prefect's UI."),
+    "describe": ("inspection", "List a project's entry points and their parameters."),
+    "docker": ("resources", "Manage the containers of runs."),
+    "env": ("resources", "Manage the cached environments."),
+    "kubernetes": ("resources", "Manage the Jobs of runs on a Kubernetes cluster."),
+    "logs": ("runs", "Print the log of a run."),
+    "plan": ("inspection", "Show what a run would do, without running it."),
+    "run": ("runs", "Run a project."),
+    "serve": ("deployments", "Deploy projects and run them in this process, without a work pool."),
+    "server": ("resources", "Manage the embedded Prefect server."),
+    "status": ("runs", "Print the status of a run."),
+    "validate": ("inspection", "Check a project file, and parameter values for it."),
+    "wait": ("runs", "Wait for a run to end."),
+    "worker": ("deployments", "Start a worker that runs deployments on this machine."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        entry = _COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module = importlib.import_module(f"prefect_mlprojects.cli.{entry[0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from prefect_mlprojects._support.text import nearest
+
+            near = nearest(args[0], _COMMANDS)
+            hint = f" Did you mean {near!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in sorted(_COMMANDS.items())])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="prefect-mlprojects")
+def group() -> None:
+    """Run any MLflow-Projects project (MLproject) as a Prefect flow."""
+
+
+def exit_code_of(error: ExecutionException) -> int:
+    """Returns the exit code for an error: 2 for bad input, 130 for a cancelled run, 1 for all else."""
+    if isinstance(error, RunCancelled):
+        return EXIT_CANCELLED
+    if isinstance(error, ProjectSpecError | ParameterError | FetchError | BackendError):
+        return EXIT_USAGE
+    return EXIT_FAILED
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Runs the command line and exits: 0 finished, 1 failed, 2 usage or bad input, 130 cancelled."""
+    try:
+        code = group.main(args=arguments, prog_name="mlprojects", standalone_mode=False)
+    except click.exceptions.Abort:
+        code = EXIT_CANCELLED
+    except click.exceptions.Exit as done:
+        code = done.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except ExecutionException as error:
+        click.echo(f"Error: {error.message}", err=True)
+        code = exit_code_of(error)
+    except KeyboardInterrupt:
+        code = EXIT_CANCELLED
+    except BrokenPipeError:
+        # The reader of our output has exited (`| head`); without this Python prints a second error at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAILED
+    sys.exit(code if isinstance(code, int) else 0)

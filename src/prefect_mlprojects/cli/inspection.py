@@ -86,14 +86,14 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
     console.print(f"Project {project.display_name}", markup=False)
     if not entry_points:
         console.print("It declares no entry points; its .py, .sh and .R files can be run by name.")
-    for name, facts in entry_points.items():
-        console.print(f"\n{name}: {facts['command']}", markup=False, style="bold", soft_wrap=True)
-        if not facts["parameters"]:
+    for name, described in entry_points.items():
+        console.print(f"\n{name}: {described['command']}", markup=False, style="bold", soft_wrap=True)
+        if not described["parameters"]:
             continue
         table = Table()
         for column in ("parameter", "type", "default"):
             table.add_column(column)
-        for parameter in facts["parameters"]:
+        for parameter in described["parameters"]:
             default = "(required)" if parameter["required"] else json.dumps(parameter["default"])
             table.add_row(parameter["name"], parameter["type"], default)
         console.print(table)
@@ -104,17 +104,18 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> None:
-    """Say what `mlprojects run` would do with the same options; nothing is built or run."""
+    """Show what `mlprojects run` would do with the same options; nothing is built or run."""
+    from prefect_mlprojects._support.secrets import reveal
     from prefect_mlprojects.backends.contract import BackendPlan
     from prefect_mlprojects.runs.check import check_request, context_before_run, map_paths
     from prefect_mlprojects.sources import describe_working_copy
     from prefect_mlprojects.spec import build_command
     from prefect_mlprojects.tracking import resolve_tracking_uri
 
-    call, secrets = request_from_options(context, options)
-    with _working_copy(call.uri, call.version) as copy:
-        known = context_before_run(call, resolve_tracking_uri(), secrets.backend_config)
-        checked = check_request(call, copy, known)
+    request, secrets = request_from_options(context, options)
+    with _working_copy(reveal(secrets.uri) if secrets.uri else request.uri, request.version) as copy:
+        known = context_before_run(request, resolve_tracking_uri(), secrets.backend_config)
+        checked = check_request(request, copy, known)
         parameters = checked.parameters.with_downloads(dict(checked.parameters.downloads.items()))
         if known.config is not None:
             parameters, _ = map_paths(checked, parameters)
@@ -122,10 +123,10 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
         if known.config is not None:
             planned = checked.backend.plan(checked.backend_request, command)
         else:
-            where = f"in the block {call.backend_config}, which is read when the run starts"
+            where = f"in the block {request.backend_config}, which is read when the run starts"
             planned = BackendPlan(checked.environment_kind, sections={"backend configuration": where})
         plan, remote = planned.environment_plan, planned.sections
-    facts: dict[str, Any] = {
+    plain: dict[str, Any] = {
         "project": checked.project.display_name,
         "entry_point": checked.entry_point.name,
         "source": copy.source_name,
@@ -136,25 +137,25 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
         "environment_ready": plan.ready if plan else None,
         "downloads": dict(checked.parameters.downloads),
         "command": command,
-        "backend": call.backend,
-        "backend_config": call.backend_config,
+        "backend": request.backend,
+        "backend_config": request.backend_config,
         "backend_plan": dict(remote),
-        "timeout": call.timeout,
-        "retries": call.retries,
+        "timeout": request.timeout,
+        "retries": request.retries,
     }
     for warning in (*checked.project.warnings, *checked.parameters.warnings, *(plan.warnings if plan else ())):
         click.echo(f"Warning: {warning}", err=True)
     if as_json:
-        click.echo(json.dumps(facts))
+        click.echo(json.dumps(plain))
         return
     ready = f" ({'in the cache' if plan.ready else 'to be built'})" if plan and plan.location else ""
     shown = {
         "source": describe_working_copy(copy),
         "entry point": checked.name,
-        "environment": f"{facts['environment']}{ready}",
+        "environment": f"{plain['environment']}{ready}",
         **{f"download {name}": uri for name, uri in checked.parameters.downloads.items()},
         "command": command,
-        "backend": call.backend,
+        "backend": request.backend,
         **{title: text for title, text in remote.items() if "\n" not in text},
     }
     width = max(map(len, shown))

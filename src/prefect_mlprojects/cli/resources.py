@@ -364,7 +364,7 @@ def completion_command(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from prefect_mlprojects.cli.app import group
+    from prefect_mlprojects.cli import group
 
     completion = get_completion_class(shell)
     if completion is None:

@@ -1,20 +1,183 @@
-"""``mlprojects status|wait|cancel|logs RUN``: runs that any process started."""
+"""``mlprojects run``, and ``status|wait|cancel|logs RUN`` for runs that any process started."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from prefect_mlprojects.cli.options import request_from_options, run_options
+
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
-    from prefect_mlprojects.runs.handles import SubmittedRun
+    from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
+    from prefect_mlprojects.runs.request import RunRequest
+    from prefect_mlprojects.runs.start import RunSecrets
     from prefect_mlprojects.types import RunStatus
 
 _RUN = click.argument("run", metavar="RUN")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command("run")
+@run_options("cli", read_environment=True)
+@click.option("--rebuild-env", is_flag=True, help="Rebuild the environment even if it is cached.")
+@click.option("--detach", is_flag=True, help="Start the run in the background, print its ID and return.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout; the project's stdout goes to stderr."
+)
+@click.option("--detached-report", type=int, hidden=True)
+@click.pass_context
+def run_command(
+    context: click.Context,
+    /,
+    rebuild_env: bool,
+    detach: bool,
+    as_json: bool,
+    detached_report: int | None,
+    **options: Any,
+) -> None:
+    """Run the project at URI: a folder (default: the current one), a git repository or a zip archive.
+
+    The project's stdout goes to stdout, everything else to stderr. Exit codes: 0 finished, 1 failed, 2 usage or bad
+    input, 130 cancelled.
+    """
+    request, secrets = request_from_options(context, options)
+    from prefect_mlprojects.runs.start import preflight
+
+    name = preflight(request, secrets)
+    if detach:
+        context.exit(_run_detached(as_json=as_json))
+    context.exit(_run(request, secrets, name, rebuild_env=rebuild_env, as_json=as_json, report=detached_report))
+
+
+def _run(
+    request: RunRequest,
+    secrets: RunSecrets,
+    name: str | None,
+    *,
+    rebuild_env: bool,
+    as_json: bool,
+    report: int | None,
+) -> int:
+    from prefect_mlprojects.cli.display import RunDisplay, StderrOutput
+    from prefect_mlprojects.tracking import CompanionTracker, InProcessTracker, Tracker
+
+    display = RunDisplay()
+    # MLflow and Prefect take some two seconds each to import: the companion process imports the one while this
+    # process imports the other.
+    tracker: Tracker
+    try:
+        tracker = CompanionTracker.start_process()
+    except OSError:
+        # No more processes, or no memory: this process imports MLflow, too.
+        tracker = InProcessTracker()
+    try:
+        from prefect_mlprojects.runs.start import start
+        from prefect_mlprojects.tasks.session import RunSession, TerminalOutput
+
+        session = RunSession(
+            tracker=tracker,
+            output=StderrOutput() if as_json else TerminalOutput(),
+            observer=display,
+            rebuild_environment=rebuild_env,
+        )
+        with display:
+            handle = start(request, secrets, session, name, announce=display.announce, own_process=True)
+            display.flow_run(handle.flow_run_id, handle.url)
+            if report is not None:
+                _report_start(report, handle)
+            from prefect_mlprojects.runs.launch import wait_interruptibly
+
+            result = wait_interruptibly(handle)
+        tracked = session.tracked_run
+        metrics = tracker.metrics(tracked) if tracked is not None and result.status == "FINISHED" else {}
+        display.summary(result, tracked, handle.url, metrics)
+        if as_json:
+            click.echo(json.dumps(_as_json(result, handle.url, tracked, metrics)))
+    finally:
+        tracker.close()
+    return _exit_code(result)
+
+
+def _exit_code(result: Any) -> int:
+    from prefect_mlprojects.cli import EXIT_CANCELLED, EXIT_FAILED, exit_code_of
+
+    if result.status == "FINISHED":
+        return 0
+    if result.status == "KILLED":
+        return EXIT_CANCELLED
+    return exit_code_of(result.error) if result.error is not None else EXIT_FAILED
+
+
+def _as_json(result: Any, url: str | None, tracked: Any, metrics: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "status": result.status,
+        "run_id": result.run_id,
+        "experiment_id": result.experiment_id,
+        "tracking_uri": result.tracking_uri,
+        "run_url": tracked.url if tracked is not None else None,
+        "flow_run_id": result.flow_run_id,
+        "flow_run_url": url,
+        "exit_code": result.exit_code,
+        "category": result.category,
+        "cause": result.cause,
+        "message": result.message,
+        "metrics": dict(metrics),
+    }
+
+
+def _run_detached(*, as_json: bool) -> int:
+    """Runs the same command in the background, waits until its flow run exists, and prints the IDs.
+
+    Returns:
+        The exit code: 0 once the flow run exists, else that of the failed start.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument not in {"--detach", "--json"}]
+    reader, writer = os.pipe()
+    errors = os.memfd_create("mlprojects-detached") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+    # The arguments go through stdin: a password in a URL is not to stay in the process list while the run goes on.
+    code = "import json, sys; from prefect_mlprojects.cli import main; main(json.load(sys.stdin))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        pass_fds=(writer,),
+        start_new_session=True,
+    )
+    os.close(writer)
+    assert process.stdin is not None
+    with process.stdin:
+        process.stdin.write(json.dumps([arguments[0], f"--detached-report={writer}", *arguments[1:]]).encode())
+    with os.fdopen(reader, encoding="utf-8") as stream:
+        text = stream.read()
+    if not text:
+        exit_code = process.wait()
+        os.lseek(errors, 0, os.SEEK_SET)
+        with os.fdopen(errors, encoding="utf-8", errors="replace") as stream:
+            click.echo(stream.read().rstrip(), err=True)
+        return exit_code or 1
+    started = json.loads(text)
+    if as_json:
+        click.echo(json.dumps(started))
+        return 0
+    click.echo(started["flow_run_id"])
+    click.echo(f"Flow run: {started['flow_run_url'] or started['flow_run_id']}", err=True)
+    click.echo(f"Follow it with: mlprojects status|logs|wait|cancel {started['flow_run_id']}", err=True)
+    return 0
+
+
+def _report_start(descriptor: int, run: LocalSubmittedRun) -> None:
+    """Sends the IDs of a started run to the waiting foreground process."""
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        json.dump({"flow_run_id": run.flow_run_id, "flow_run_url": run.url, "process_id": os.getpid()}, stream)
 
 
 def _attach(run: str) -> SubmittedRun:
@@ -27,8 +190,8 @@ def _attach(run: str) -> SubmittedRun:
     return SubmittedRun.attach(run)
 
 
-def _exit_code(status: RunStatus) -> int:
-    from prefect_mlprojects.cli.app import EXIT_CANCELLED, EXIT_FAILED
+def _exit_code_of_status(status: RunStatus) -> int:
+    from prefect_mlprojects.cli import EXIT_CANCELLED, EXIT_FAILED
 
     return {"FINISHED": 0, "KILLED": EXIT_CANCELLED, "FAILED": EXIT_FAILED}.get(status, 0)
 
@@ -37,7 +200,7 @@ def _exit_code(status: RunStatus) -> int:
 @_RUN
 @_JSON
 def status_command(run: str, as_json: bool) -> None:
-    """Print the status of the flow run with the id RUN: RUNNING, FINISHED, FAILED or KILLED."""
+    """Print the status of the flow run with the ID RUN: RUNNING, FINISHED, FAILED or KILLED."""
     handle = _attach(run)
     status = handle.get_status()
     if as_json:
@@ -51,26 +214,26 @@ def status_command(run: str, as_json: bool) -> None:
 @_JSON
 @click.pass_context
 def wait_command(context: click.Context, run: str, as_json: bool) -> None:
-    """Wait for the flow run with the id RUN to end.
+    """Wait for the flow run with the ID RUN to end.
 
     Exit codes: 0 finished, 1 failed, 130 cancelled.
     """
     handle = _attach(run)
     result = handle.result()
     if as_json:
-        facts = {"flow_run_id": result.flow_run_id, "run_id": result.run_id, "status": result.status}
-        click.echo(json.dumps({**facts, "message": result.message}))
+        shown = {"flow_run_id": result.flow_run_id, "run_id": result.run_id, "status": result.status}
+        click.echo(json.dumps({**shown, "message": result.message}))
     else:
         click.echo(result.status)
         if result.message and result.status != "FINISHED":
             click.echo(result.message, err=True)
-    context.exit(_exit_code(result.status))
+    context.exit(_exit_code_of_status(result.status))
 
 
 @click.command("cancel")
 @_RUN
 def cancel_command(run: str) -> None:
-    """Cancel the flow run with the id RUN and wait until it has ended."""
+    """Cancel the flow run with the ID RUN and wait until it has ended."""
     handle = _attach(run)
     handle.cancel()
     click.echo(handle.get_status())
@@ -78,9 +241,9 @@ def cancel_command(run: str) -> None:
 
 @click.command("logs")
 @_RUN
-@click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing until the run has ended.")
 def logs_command(run: str, follow: bool) -> None:
-    """Print the log of the flow run with the id RUN."""
+    """Print the log of the flow run with the ID RUN."""
     handle = _attach(run)
     from prefect_mlprojects.server.api import call_api
     from prefect_mlprojects.server.process import resolve_api

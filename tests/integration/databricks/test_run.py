@@ -20,7 +20,7 @@ from tests.services.waiting import wait_for
 
 from prefect_mlprojects import run
 from prefect_mlprojects.blocks import DatabricksBackendBlock, DatabricksWorkspace
-from prefect_mlprojects.cli.app import main
+from prefect_mlprojects.cli import main
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, RunFailed
 from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.server.process import ServerAddress
