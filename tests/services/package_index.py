@@ -44,7 +44,10 @@ def package_index(user: str, password: str) -> Iterator[str]:
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET  # uv asks for a wheel's size first
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in http.server
             return

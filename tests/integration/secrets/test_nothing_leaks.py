@@ -249,6 +249,7 @@ ENDS = ["FINISHED", "FAILED", "KILLED"]
 
 
 def test_secrets_given_to_run(house: House, private_repository: str) -> None:
+    control = marker("control")
     secrets = {
         "project": TOKEN,
         **{name: marker(name) for name in ("tracking", "index", "proxy", "auth", "registry", "engine", "header")},
@@ -268,6 +269,7 @@ def test_secrets_given_to_run(house: House, private_repository: str) -> None:
             "fail",
             "sleep",
             env_manager="uv",
+            parameters={"control": control},
             docker_auth={"username": "ci", "password": secrets["auth"]},
             backend_config={
                 "credentials": {"username": "ci", "password": secrets["registry"]},
@@ -277,6 +279,10 @@ def test_secrets_given_to_run(house: House, private_repository: str) -> None:
 
     assert ends == ENDS, (house.root / "stderr").read_text()
     assert not found | leaks(secrets, *house.kept)
+    # The search does find what is stored in the clear.
+    seen = leaks({"control": control}, *house.kept)
+    servers = (os.environ["PREFECT_MLPROJECTS_SERVER_DIR"], str(house.mlflow_server.folder))
+    assert all(any(server in place and place.endswith(".db") for place in seen) for server in servers), seen
 
 
 def test_secrets_from_blocks(house: House, private_repository: str, save_block: Callable[[Any, str], None]) -> None:
