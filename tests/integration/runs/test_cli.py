@@ -84,7 +84,7 @@ def test_an_interrupt_exits_with_130(greet: str, workspace: Path, tracked: Calla
         (["run", "{greet}", "-b", "moon"], "available: local"),
         (["run", "{greet}", "-c", "{{"], "backend configuration"),
         (["rnu"], "Did you mean 'run'"),
-        (["env", "prune"], "Say what to remove"),
+        (["env", "prune"], "Select what to remove"),
     ],
 )
 def test_bad_input_exits_with_2(arguments: list[str], words: str, mlprojects: Run, greet: str) -> None:
@@ -149,7 +149,7 @@ def test_an_unusable_server_folder_is_named(mlprojects: Run, greet: str, workspa
 
 
 def test_the_small_commands(mlprojects: Run) -> None:
-    assert "runs: http://127.0.0.1:" in mlprojects("server", "status").stdout
+    assert "is running: http://127.0.0.1:" in mlprojects("server", "status").stdout
     assert mlprojects("env", "list").returncode == 0
     for shell in ("bash", "zsh", "fish"):
         assert "_MLPROJECTS_COMPLETE" in mlprojects("completion", shell).stdout
