@@ -66,6 +66,16 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_private(path: Path, text: str) -> None:
+    """Writes a new UTF-8 file that only its owner may read.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 def remove_tree(path: Path) -> bool:
     """Removes a folder, write-protected subfolders included; returns whether it is gone. A missing one is fine."""
     shutil.rmtree(path, ignore_errors=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process.run import ToolResult, run_tool
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.environments.errors import cache_errors, disk_full_message, stopped_error
@@ -138,7 +139,8 @@ def _install(build: Build, name: str, requirements: RequirementSet, installer: l
     if requirements.lines:
         file = build.location / f"{name}.txt"
         with cache_errors(build.cache_directory, build.manager):
-            file.write_text("".join(f"{line}\n" for line in requirements.lines), encoding="utf-8")
+            # A requirement's URL, or an index's, may hold a password.
+            write_private(file, "".join(f"{line}\n" for line in requirements.lines))
         arguments += ["-r", str(file)]
     build.run(f"installing the {name.replace('_', ' ')}", [*installer, *arguments])
 

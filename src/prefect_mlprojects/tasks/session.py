@@ -125,7 +125,7 @@ class RunSession:
     Attributes:
         stop: Tells the run to end.
         tracker: Keeps the MLflow run.
-        tracking_uri: The tracking URI to use; it may hold a password. None: as this process finds it.
+        tracking_uri: The tracking URI to use; None: as this process finds it.
         parent_run_id: The MLflow run that this one is nested in.
         project_uri: The project's URI, when it holds a secret and the flow run's parameters have it without.
         docker_auth: Registry credentials given to ``run()``.
@@ -138,7 +138,7 @@ class RunSession:
 
     stop: StopSignal = field(default_factory=StopSignal)
     tracker: Tracker = field(default_factory=InProcessTracker)
-    tracking_uri: str | None = None
+    tracking_uri: Secret | None = None
     parent_run_id: str | None = None
     project_uri: Secret | None = None
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)

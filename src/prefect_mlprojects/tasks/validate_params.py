@@ -11,6 +11,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from prefect_mlprojects._support.secrets import reveal
 from prefect_mlprojects.runs.check import CheckedRun, RunContext, check_request, map_paths
 from prefect_mlprojects.runs.request import RunRequest
 from prefect_mlprojects.sources import WorkingCopy
@@ -87,6 +88,8 @@ async def _download(
         directory,
         report=step.report,
         stop=stop,
-        fetch_artifact=lambda uri, folder: download_artifacts(uri, folder, step.session.tracking_uri),
+        fetch_artifact=lambda uri, folder: download_artifacts(
+            uri, folder, reveal(store) if (store := step.session.tracking_uri) else None
+        ),
     )
     return parameters.with_downloads({name: str(path) for name, path in local.items()})

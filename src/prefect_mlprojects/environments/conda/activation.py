@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process.run import run_tool
 from prefect_mlprojects._support.process.tree import COOKIE_VARIABLE
 from prefect_mlprojects._support.redaction import redact
@@ -93,7 +94,7 @@ def write_state(location: Path, variables: Mapping[str, str]) -> None:
     if variables:
         file = location / CONDA_STATE_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"env_vars": dict(variables)}), encoding="utf-8")
+        write_private(file, json.dumps({"env_vars": dict(variables)}))
 
 
 def _scripts(prefix: Path, folder: str) -> list[Path]:
