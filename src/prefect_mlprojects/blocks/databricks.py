@@ -37,8 +37,7 @@ class DatabricksWorkspace(Block):
             BackendError: It refuses them.
         """
         from prefect_mlprojects.backends.databricks.config import DatabricksConfig
-        from prefect_mlprojects.backends.databricks.connection import connect
-        from prefect_mlprojects.backends.databricks.network import refused
+        from prefect_mlprojects.backends.databricks.connection import connect, refused
 
         client = connect(DatabricksConfig(credentials=self.get_credentials()), "")
         try:

@@ -62,8 +62,7 @@ class GitCredentialsBlock(Block):
             FetchError: It refused, or could not be reached.
         """
         from prefect_mlprojects.exceptions import FetchError
-        from prefect_mlprojects.sources.git.failures import explain_failure
-        from prefect_mlprojects.sources.git.program import use_git
+        from prefect_mlprojects.sources.git.program import explain_failure, use_git
         from prefect_mlprojects.sources.git.urls import parse_git_url
         from prefect_mlprojects.types import StopSignal
 

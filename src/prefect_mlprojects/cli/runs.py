@@ -67,14 +67,14 @@ def _run(
     report: int | None,
 ) -> int:
     from prefect_mlprojects.cli.display import RunDisplay, StderrOutput
-    from prefect_mlprojects.tracking import CompanionTracker, InProcessTracker, Tracker
+    from prefect_mlprojects.tracking import InProcessTracker, ProcessTracker, Tracker
 
     display = RunDisplay()
     # MLflow and Prefect take some two seconds each to import: the companion process imports the one while this
     # process imports the other.
     tracker: Tracker
     try:
-        tracker = CompanionTracker.start_process()
+        tracker = ProcessTracker.start_process()
     except OSError:
         # No more processes, or no memory: this process imports MLflow, too.
         tracker = InProcessTracker()

@@ -15,8 +15,7 @@ from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
 from prefect_mlprojects.runs.request import FLOW_NAME, unknown_options
 from prefect_mlprojects.server.api import call_api, use_api
-from prefect_mlprojects.spec.parameter_schema import typed_value
-from prefect_mlprojects.spec.parameters import type_expectation
+from prefect_mlprojects.spec.parameters import type_expectation, typed_value
 from prefect_mlprojects.spec.project import ParameterType
 
 if TYPE_CHECKING:

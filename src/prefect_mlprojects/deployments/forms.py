@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect_mlprojects.runs.request import options_of
 from prefect_mlprojects.spec import EntryPoint
-from prefect_mlprojects.spec.parameter_schema import parameters_schema
+from prefect_mlprojects.spec.parameters import parameters_schema
 
 
 def deployment_schema(

@@ -26,7 +26,7 @@ from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
-from prefect_mlprojects.spec.parameter_schema import typed_value
+from prefect_mlprojects.spec.parameters import typed_value
 from prefect_mlprojects.types import StopSignal
 
 

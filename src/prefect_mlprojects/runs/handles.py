@@ -128,10 +128,10 @@ class LocalSubmittedRun(SubmittedRun):
     """A handle on a run whose flow runs in this process.
 
     Attributes:
-        session: The run's companion in this process.
+        session: The run's session in this process.
 
     Args:
-        session: The run's companion in this process.
+        session: The run's session in this process.
         future: Ends when the flow run has ended.
         url: The flow run's page in the Prefect UI.
     """

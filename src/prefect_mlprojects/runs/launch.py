@@ -43,7 +43,7 @@ def launch(
 
     Args:
         call: The project call.
-        session: The run's companion.
+        session: The run's session.
         api_url: The Prefect API's address.
         ui_url: The Prefect UI's address, when it is known.
         name: The flow run's name; None leaves it to the flow.

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol, TypeAlias
 
+from prefect_mlprojects._support.files import remove_tree
+from prefect_mlprojects._support.locks import Lock, try_lock
+from prefect_mlprojects._support.text import nearest
+from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.settings import cache_directory, keep_working_copies
 from prefect_mlprojects.types import StopSignal
 
 SourceKind: TypeAlias = Literal["local", "git", "zip"]
@@ -73,3 +81,132 @@ def describe_working_copy(copy: WorkingCopy) -> str:
     version += f" ({copy.branch})" if copy.branch and copy.kind == "git" else ""
     place = copy.source_name if copy.kind != "local" else copy.directory
     return f"{place}{version}{' (with uncommitted changes)' if copy.dirty else ''}"
+
+
+_held: dict[Path, Lock] = {}
+_held_lock = threading.Lock()
+
+
+def new_working_copy(shown: str) -> Path:
+    """Makes an empty folder for a run; the process holds a lock on it as long as it lives.
+
+    Args:
+        shown: The project's URI for messages, passwords masked.
+
+    Raises:
+        FetchError: The cache can't be written.
+    """
+    root = cache_directory() / "working-copies"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        folder, lock = _claim_name(root)
+        # The run's own folder is private; the project's below it has an ordinary mode.
+        folder.mkdir(mode=0o700)
+        project = folder / "project"
+        project.mkdir()
+    except OSError as error:
+        raise FetchError(
+            f"There is no place for the files of {shown!r}: {error.filename or root}: {error.strerror or error}. "
+            "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
+            uri=shown,
+        ) from None
+    with _held_lock:
+        _held[folder] = lock
+    return project
+
+
+def remove_working_copy(directory: Path) -> None:
+    """Removes what ``new_working_copy`` made, unless it is to be kept; called again, or for any other, it does nothing.
+
+    Args:
+        directory: What ``new_working_copy`` returned, or a folder in it.
+    """
+    with _held_lock:
+        folder = next((parent for parent in directory.parents if parent in _held), None)
+        lock = _held.pop(folder, None) if folder is not None else None
+    if folder is None or lock is None:
+        return
+    if not keep_working_copies():
+        remove_tree(folder)
+    _lock_file(folder).unlink(missing_ok=True)
+    lock.release()
+
+
+def _claim_name(root: Path) -> tuple[Path, Lock]:
+    """Finds a name that no other run has, and locks it before there is a folder of that name."""
+    while True:
+        folder = root / f"run-{uuid.uuid4().hex[:12]}"
+        lock = try_lock(_lock_file(folder))
+        if lock is None:
+            continue  # another process sweeps it
+        if _lock_file(folder).exists():
+            return folder, lock
+        # Another process swept it away before it was locked.
+        lock.release()
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _sweep(root: Path) -> None:
+    """Removes the folders of processes that died: the system has freed their locks."""
+    for file in root.glob("run-*.lock"):
+        try:
+            lock = try_lock(file, create=False)
+        except OSError:
+            continue
+        if lock is None:
+            continue  # its process lives
+        try:
+            if remove_tree(root / file.stem):
+                file.unlink(missing_ok=True)
+        finally:
+            lock.release()
+
+
+def apply_subdirectory(root: Path, subdirectory: str, uri: str) -> Path:
+    """Returns the folder ``subdirectory`` below ``root``.
+
+    Args:
+        root: The folder of the whole project, absolute.
+        subdirectory: What stood after the ``#``; empty for ``root`` itself.
+        uri: The project's URI for error messages, passwords masked.
+
+    Raises:
+        FetchError: It leads out of ``root`` (also through a symbolic link), or there is no such folder.
+    """
+    parts = PurePosixPath(subdirectory)
+    folder = root / parts
+    if parts.is_absolute() or ".." in parts.parts or not folder.resolve().is_relative_to(root.resolve()):
+        raise FetchError(
+            f"The subdirectory {subdirectory!r} of {uri!r} leads out of the project. Name a folder inside it.", uri=uri
+        )
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise FetchError(
+            f"The subdirectory {subdirectory!r} of {uri!r} {what}: {folder}{nearest_folder(folder)}", uri=uri
+        )
+    return folder
+
+
+def nearest_folder(folder: Path) -> str:
+    """Returns the end of a "does not exist" sentence.
+
+    It names the sibling whose name is most like the missing one, or the last parent that exists.
+
+    Args:
+        folder: The absolute path that does not exist.
+    """
+    parent = folder.parent
+    # os.path.isdir, unlike Path.is_dir, is False for names that are too long.
+    if not os.path.isdir(parent):  # noqa: PTH112
+        existing = next((ancestor for ancestor in parent.parents if os.path.isdir(ancestor)), None)  # noqa: PTH112
+        return f" (of its path only {str(existing)!r} is there)." if existing is not None else "."
+    try:
+        siblings = [entry.name for entry in os.scandir(parent) if entry.is_dir()]
+    except OSError:
+        return "."
+    close = nearest(folder.name, siblings)
+    return f". Did you mean {str(parent / close)!r}?" if close else "."

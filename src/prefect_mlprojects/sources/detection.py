@@ -10,13 +10,11 @@ from urllib.parse import unquote, urlsplit
 
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import FetchError
-from prefect_mlprojects.sources.base import Source
-from prefect_mlprojects.sources.folders import apply_subdirectory, nearest_folder
+from prefect_mlprojects.sources.base import Source, apply_subdirectory, nearest_folder
 from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.sources.git.source import GitSource
 from prefect_mlprojects.sources.git.urls import GitUrl, parse_git_url
-from prefect_mlprojects.sources.local import LocalSource
-from prefect_mlprojects.sources.trusted import check_trusted
+from prefect_mlprojects.sources.local import LocalSource, check_trusted
 from prefect_mlprojects.sources.zip_archive import ZipSource
 
 ACCEPTED_FORMS = (

@@ -12,10 +12,14 @@ from pathlib import Path, PurePosixPath
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import PREFIX, max_zip_bytes
-from prefect_mlprojects.sources.base import SourceKind, WorkingCopy
+from prefect_mlprojects.sources.base import (
+    SourceKind,
+    WorkingCopy,
+    apply_subdirectory,
+    new_working_copy,
+    remove_working_copy,
+)
 from prefect_mlprojects.sources.downloads.download import download
-from prefect_mlprojects.sources.folders import apply_subdirectory
-from prefect_mlprojects.sources.working_copies import new_working_copy, remove_working_copy
 from prefect_mlprojects.types import StopSignal
 
 _MAX_MEMBERS = 200_000

@@ -1,8 +1,13 @@
 """MLproject files: parsing, parameters, command lines."""
 
 from prefect_mlprojects.spec.command import build_command
-from prefect_mlprojects.spec.entry_points import command_problems, find_entry_point, spark_job_entry_point
-from prefect_mlprojects.spec.lint import Finding, lint
+from prefect_mlprojects.spec.entry_points import (
+    Finding,
+    command_problems,
+    find_entry_point,
+    lint,
+    spark_job_entry_point,
+)
 from prefect_mlprojects.spec.parameters import CheckedParameters, check_parameters
 from prefect_mlprojects.spec.parser import load_project, parse_project
 from prefect_mlprojects.spec.project import (

@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import Problem, ProjectSpecError
-from prefect_mlprojects.spec.docker_environment import parse_docker_environment
 from prefect_mlprojects.spec.parameters import type_expectation
 from prefect_mlprojects.spec.project import (
     CondaEnvironment,
@@ -26,6 +25,7 @@ from prefect_mlprojects.spec.project import (
     ProjectEnvironment,
     ProjectParameter,
     PythonEnvironment,
+    parse_docker_environment,
 )
 from prefect_mlprojects.spec.yaml_lines import YamlDocument, kind_of, read_yaml
 

@@ -1,7 +1,7 @@
 """What a flow run needs that is not a flow parameter: secrets, handles and observers of the process that started it.
 
 Flow parameters are stored by Prefect and shown in its UI; what must not be there, or can't be (a stop signal), travels in
-memory. A flow run that a worker starts has no such companion and gets a session with the defaults.
+memory. A flow run that a worker starts gets a session with the defaults.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class RunResult:
 
 @dataclass
 class RunSession:
-    """One run's companion in the process that started it.
+    """What holds one run together in the process that started it.
 
     Attributes:
         stop: Tells the run to end.

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
 from prefect_mlprojects._support.progress import progress_goes_to
 from prefect_mlprojects.exceptions import ExecutionException
-from prefect_mlprojects.tasks.progress_artifacts import ProgressArtifacts
 from prefect_mlprojects.tasks.session import RunSession, StepEvent, StepName, current_session
 from prefect_mlprojects.types import StopSignal
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import PrefectClient
+    from prefect.context import TaskRunContext
 
 
 @dataclass
@@ -23,7 +32,7 @@ class Step:
     """A step that is under way.
 
     Attributes:
-        session: The run's companion.
+        session: The run's session.
         report: Takes lines about the progress, from any thread: for the flow run's log and the observer.
         detail: What to tell people when the step has finished.
     """
@@ -96,3 +105,82 @@ def install_plain_errors() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(existing, PlainErrors) for existing in logger.filters):
             logger.addFilter(PlainErrors())
+
+
+_logger = logging.getLogger(__name__)
+
+_SHORT_SECONDS = 2.0
+"""What ends sooner needs no artifact."""
+_SECONDS_BETWEEN_UPDATES = 1.0
+
+
+class ProgressArtifacts:
+    """The progress artifacts of one task run: one for each long work, made when that turns out to be long.
+
+    What can't be written is logged, since the run itself does not depend on it.
+
+    Args:
+        context: The task run; None outside of one, where nothing is written.
+    """
+
+    def __init__(self, context: TaskRunContext | None) -> None:
+        self._task_run = context.task_run if context is not None else None
+        self._loop = asyncio.get_running_loop()
+        # Prefect keeps in it which server is meant; a thread that tells its progress has none, or another's.
+        self._context = copy_context()
+        self._latest: dict[str, float] = {}
+        self._written: dict[str, tuple[UUID, float]] = {}
+        self._writer: asyncio.Task[None] | None = None
+
+    def take(self, what: str, fraction: float) -> None:
+        """Notes how far a work is; from any thread."""
+        if self._task_run is not None:
+            self._loop.call_soon_threadsafe(self._note, what, fraction, context=self._context)
+
+    def _note(self, what: str, fraction: float) -> None:
+        self._latest[what] = fraction
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_now_and_then())
+
+    async def _write_now_and_then(self) -> None:
+        await asyncio.sleep(_SHORT_SECONDS)
+        async with get_client() as client:
+            while True:
+                await self._write(client)
+                await asyncio.sleep(_SECONDS_BETWEEN_UPDATES)
+
+    async def finish(self) -> None:
+        """Writes the last word on what was long; to be called when the task is over."""
+        if self._writer is None:
+            return
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+        if self._written:
+            async with get_client() as client:
+                await self._write(client)
+
+    async def _write(self, client: PrefectClient) -> None:
+        assert self._task_run is not None
+        for what, fraction in self._latest.items():
+            artifact, written = self._written.get(what, (None, -1.0))
+            if fraction == written:
+                continue
+            try:
+                if artifact is None:
+                    made = await client.create_artifact(
+                        ArtifactCreate(
+                            type="progress",
+                            # Without a key it shows with its run only, and not among the artifacts of all.
+                            description=what,
+                            data=fraction * 100,
+                            task_run_id=self._task_run.id,
+                            flow_run_id=self._task_run.flow_run_id,
+                        )
+                    )
+                    artifact = made.id
+                else:
+                    await client.update_artifact(artifact, ArtifactUpdate(data=fraction * 100))
+            except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
+                _logger.warning("The progress of %r could not be written: %s", what, error)
+                continue
+            self._written[what] = (artifact, fraction)

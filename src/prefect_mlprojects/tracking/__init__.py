@@ -1,16 +1,15 @@
 """MLflow runs: where they are kept, their tags and parameters, their end, and what the child is told of them."""
 
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, Tracker, TrackingRequest
-from prefect_mlprojects.tracking.children import child_variables
-from prefect_mlprojects.tracking.companion import CompanionTracker
 from prefect_mlprojects.tracking.in_process import InProcessTracker
+from prefect_mlprojects.tracking.process_tracker import ProcessTracker
 from prefect_mlprojects.tracking.tags import failure_tags
-from prefect_mlprojects.tracking.uris import active_experiment_id, active_run_id, resolve_tracking_uri
+from prefect_mlprojects.tracking.uris import active_experiment_id, active_run_id, child_variables, resolve_tracking_uri
 
 __all__ = [
-    "CompanionTracker",
     "FinalStatus",
     "InProcessTracker",
+    "ProcessTracker",
     "TrackedRun",
     "Tracker",
     "TrackingRequest",

@@ -13,9 +13,16 @@ from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, TrackingRequest
-from prefect_mlprojects.tracking.failures import did_nothing, may_pass, tracking_error
 from prefect_mlprojects.tracking.mlflow_store import MlflowStore, StoredExperiment, StoredRun, log_artifact_text
-from prefect_mlprojects.tracking.stores import check_reachable, gate, open_store, quiet
+from prefect_mlprojects.tracking.stores import (
+    check_reachable,
+    did_nothing,
+    gate,
+    may_pass,
+    open_store,
+    quiet,
+    tracking_error,
+)
 from prefect_mlprojects.tracking.tags import batches, fitting_parameters, fitting_tags, project_tags
 from prefect_mlprojects.tracking.uris import EXPERIMENT_ID_VARIABLE, EXPERIMENT_NAME_VARIABLE, run_page
 

@@ -10,8 +10,8 @@ from tests.fakes.databricks_api import FakeWorkspace
 from tests.integration.databricks.bench import Bench
 from tests.services.waiting import wait_for
 
-from prefect_mlprojects.backends.databricks.cleaning import clean_workspace
 from prefect_mlprojects.backends.databricks.config import parse_databricks_config
+from prefect_mlprojects.backends.databricks.upload import clean_workspace
 
 SHARED = "/Volumes/main/ml/code/shared"
 

@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 
 from prefect_mlprojects.exceptions import FetchError, TrackingError
 from prefect_mlprojects.sources.downloads.download import download
-from prefect_mlprojects.tracking import CompanionTracker, InProcessTracker, TrackedRun, Tracker, TrackingRequest
+from prefect_mlprojects.tracking import InProcessTracker, ProcessTracker, TrackedRun, Tracker, TrackingRequest
 from prefect_mlprojects.tracking.artifacts import download_artifacts
-from prefect_mlprojects.tracking.failures import UnreachableError
+from prefect_mlprojects.tracking.stores import UnreachableError
 from prefect_mlprojects.types import StopSignal
 
 pytestmark = pytest.mark.integration
@@ -23,11 +23,9 @@ pytestmark = pytest.mark.integration
 RequestMaker = Callable[..., TrackingRequest]
 
 
-@pytest.fixture(params=["in-process", "companion"])
+@pytest.fixture(params=["in-process", "tracker process"])
 def tracker(request: pytest.FixtureRequest, server: Any) -> Iterator[Tracker]:
-    tracker: Tracker = (
-        InProcessTracker() if request.param == "in-process" else CompanionTracker.start_process(server.uri)
-    )
+    tracker: Tracker = InProcessTracker() if request.param == "in-process" else ProcessTracker.start_process(server.uri)
     yield tracker
     tracker.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_mlprojects.sources.git.failures import explain_failure
+from prefect_mlprojects.sources.git.program import explain_failure
 
 
 @pytest.mark.parametrize(

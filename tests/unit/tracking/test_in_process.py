@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, TrackingRequest, child_variables, failure_tags
-from prefect_mlprojects.tracking.failures import UnreachableError
+from prefect_mlprojects.tracking.stores import UnreachableError
 from prefect_mlprojects.tracking.uris import sqlite_path, sqlite_uri
 
 RequestMaker = Callable[..., TrackingRequest]

@@ -7,8 +7,13 @@ from pathlib import Path
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tracking import TrackedRun, TrackingRequest
-from prefect_mlprojects.tracking.failures import UnreachableError
-from prefect_mlprojects.tracking.messages import error_from_json, error_to_json, request_from_json, request_to_json
+from prefect_mlprojects.tracking.stores import UnreachableError
+from prefect_mlprojects.tracking.tracker_process import (
+    error_from_json,
+    error_to_json,
+    request_from_json,
+    request_to_json,
+)
 
 COPY = WorkingCopy(directory=Path("/p"), uri="/p", kind="local", source_name="file:///p", commit="c" * 40, dirty=True)
 

@@ -18,12 +18,10 @@ from prefect_mlprojects.backends.databricks.config import (
     DatabricksRequest,
     parse_databricks_config,
 )
-from prefect_mlprojects.backends.databricks.connection import connect
-from prefect_mlprojects.backends.databricks.environment import driver_environment
+from prefect_mlprojects.backends.databricks.connection import connect, insist
 from prefect_mlprojects.backends.databricks.execution import Execution
-from prefect_mlprojects.backends.databricks.network import insist
 from prefect_mlprojects.backends.databricks.storage import FOLDER, storage_for
-from prefect_mlprojects.backends.databricks.task import remote_variables, submission
+from prefect_mlprojects.backends.databricks.task import driver_environment, remote_variables, submission
 from prefect_mlprojects.backends.databricks.upload import Upload, check_size, code_of, pack, upload
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
+
 
 FOLDER = ".prefect-mlprojects"
 
@@ -184,3 +188,41 @@ class _Dbfs:
             self._api.delete(self._path(path), recursive=True)
         except _not_found():
             return
+
+
+NOTES_FOLDER = "runs"
+
+
+@dataclass(frozen=True)
+class RunNote:
+    """What is noted of a run.
+
+    Attributes:
+        user: Who submitted it.
+        files: The names of the files below ``code`` that it needs.
+        told: Whether it failed and the failure was told.
+    """
+
+    user: str
+    files: Sequence[str] = ()
+    told: bool = False
+
+
+def note_path(root: str, token: str) -> str:
+    """Returns where the note of a run is."""
+    return f"{root}/{NOTES_FOLDER}/{token}.json"
+
+
+def read_note(storage: Storage, path: str) -> RunNote | None:
+    """Returns a note; None when there is none, or it can't be understood."""
+    data = storage.read(path)
+    try:
+        content = json.loads(data) if data else None
+        return RunNote(str(content["user"]), tuple(content["files"]), bool(content["told"])) if content else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def write_note(storage: Storage, path: str, note: RunNote) -> None:
+    """Writes a note in place of the one before."""
+    storage.write(path, json.dumps(asdict(note)).encode())

@@ -25,8 +25,7 @@ from prefect_mlprojects.backends.contract import (
 )
 from prefect_mlprojects.backends.docker.arguments import ContainerOptions, parse_arguments
 from prefect_mlprojects.backends.docker.container_env import container_env
-from prefect_mlprojects.backends.docker.containers import ContainerRun, find_running, labels
-from prefect_mlprojects.backends.docker.diagnosis import explain_start_failure
+from prefect_mlprojects.backends.docker.containers import ContainerRun, explain_start_failure, find_running, labels
 from prefect_mlprojects.backends.docker.guard import guarded
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError, ParameterError, Problem

@@ -15,8 +15,7 @@ from pathlib import Path
 from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import cache_directory
-from prefect_mlprojects.sources.git.failures import GitFailure, explain_failure
-from prefect_mlprojects.sources.git.program import GitAnswer, GitProgram
+from prefect_mlprojects.sources.git.program import GitAnswer, GitFailure, GitProgram, explain_failure
 from prefect_mlprojects.sources.git.urls import GitUrl
 
 _FULL_SHA = re.compile(r"^[0-9a-f]{40}$")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from prefect_mlprojects.backends.databricks import bootstrap
-from prefect_mlprojects.backends.databricks.output import parse_chunk
+from prefect_mlprojects.backends.databricks.execution import parse_chunk
 
 FILE = Path(bootstrap.__file__)
 

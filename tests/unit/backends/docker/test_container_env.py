@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prefect_mlprojects.backends.docker.container_env import container_env
-from prefect_mlprojects.backends.docker.diagnosis import explain_end, explain_start_failure
+from prefect_mlprojects.backends.docker.containers import explain_end, explain_start_failure
 from prefect_mlprojects.exceptions import BackendError
 
 

@@ -1,4 +1,4 @@
-"""What runs in the companion's process: MLflow calls for one ``CompanionTracker``, over stdin and stdout."""
+"""The process behind a ``ProcessTracker``: makes its MLflow calls, which come by stdin and are answered on stdout."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
+from pathlib import Path
 from typing import IO, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import TrackingError
-from prefect_mlprojects.tracking.base import TrackedRun
+from prefect_mlprojects.sources.base import WorkingCopy
+from prefect_mlprojects.tracking.base import TrackedRun, TrackingRequest
 from prefect_mlprojects.tracking.in_process import InProcessTracker
-from prefect_mlprojects.tracking.messages import error_to_json, request_from_json
-from prefect_mlprojects.tracking.stores import creating
+from prefect_mlprojects.tracking.stores import UnreachableError, creating
 
 _THREADS: Final = 8
 
@@ -39,28 +42,28 @@ def main(tracking_uri: str) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A shutdown signals everybody at once, but the parent still has an end to report; after the parent, we end too.
         signal.signal(number, signal.SIG_IGN)
-    companion = _Companion(replies)
+    tracker = _TrackerProcess(replies)
     requests: list[Future[None]] = []
     closed = False
     pool = ThreadPoolExecutor(_THREADS)
-    pool.submit(companion.warm_up, tracking_uri)
+    pool.submit(tracker.warm_up, tracking_uri)
     for line in sys.stdin.buffer:
         message = json.loads(line)
         closed = message["op"] == "close"
         if closed:
             break
         requests = [request for request in requests if not request.done()]
-        requests.append(pool.submit(companion.answer, message))
+        requests.append(pool.submit(tracker.answer, message))
     wait(requests)
     if not closed:
-        companion.fail_unfinished_runs()
+        tracker.fail_unfinished_runs()
     # Unloading all of MLflow takes longer than anything else here, and the parent may be waiting for our end. A
     # database that is just being made (by the warm-up) is made to its end.
     with creating:
         os._exit(0)
 
 
-class _Companion:
+class _TrackerProcess:
     def __init__(self, replies: IO[bytes]) -> None:
         self._replies = replies
         self._lock = threading.Lock()
@@ -168,3 +171,38 @@ def _private_stdout() -> IO[bytes]:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return replies
+
+
+_ERRORS: Mapping[str, type[TrackingError]] = {"failed": TrackingError, "unreachable": UnreachableError}
+
+
+def request_to_json(request: TrackingRequest) -> dict[str, Any]:
+    """Returns a request as plain JSON."""
+    fields = asdict(request)
+    fields["working_copy"]["directory"] = str(request.working_copy.directory)
+    return fields
+
+
+def request_from_json(fields: Mapping[str, Any]) -> TrackingRequest:
+    """Returns the request that ``request_to_json`` made plain."""
+    copy = dict(fields["working_copy"])
+    copy["directory"] = Path(copy["directory"])
+    return TrackingRequest(**{**fields, "working_copy": WorkingCopy(**copy)})
+
+
+def error_to_json(error: BaseException, masked_uri: str) -> dict[str, str]:
+    """Returns an error as plain JSON.
+
+    Args:
+        error: The error; one that is no ``TrackingError`` becomes one.
+        masked_uri: The tracking URI, passwords masked, for an error that names none.
+    """
+    if isinstance(error, TrackingError):
+        kind = "unreachable" if isinstance(error, UnreachableError) else "failed"
+        return {"kind": kind, "message": error.message, "tracking_uri": error.tracking_uri}
+    return {"kind": "failed", "message": f"{type(error).__name__}: {error}", "tracking_uri": masked_uri}
+
+
+def error_from_json(fields: Mapping[str, str]) -> TrackingError:
+    """Returns the error that ``error_to_json`` made plain."""
+    return _ERRORS[fields["kind"]](fields["message"], tracking_uri=fields["tracking_uri"])

@@ -18,21 +18,21 @@ from mlflow import MlflowClient
 
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import TrackingError
-from prefect_mlprojects.tracking import CompanionTracker, TrackedRun, TrackingRequest
-from prefect_mlprojects.tracking.failures import UnreachableError
+from prefect_mlprojects.tracking import ProcessTracker, TrackedRun, TrackingRequest
+from prefect_mlprojects.tracking.stores import UnreachableError
 from prefect_mlprojects.tracking.uris import sqlite_uri
 
 RequestMaker = Callable[..., TrackingRequest]
 
 
 @pytest.fixture
-def tracker(uri: str) -> Iterator[CompanionTracker]:
-    tracker = CompanionTracker.start_process(uri)
+def tracker(uri: str) -> Iterator[ProcessTracker]:
+    tracker = ProcessTracker.start_process(uri)
     yield tracker
     tracker.close()
 
 
-def process_of(tracker: CompanionTracker) -> subprocess.Popen[bytes]:
+def process_of(tracker: ProcessTracker) -> subprocess.Popen[bytes]:
     return tracker._process
 
 
@@ -55,7 +55,7 @@ def is_gone(process_id: int) -> bool:
     return "\nState:\tZ" in Path(f"/proc/{process_id}/status").read_text()
 
 
-def test_a_run_of_somebody_else_is_adopted(tracker: CompanionTracker, uri: str) -> None:
+def test_a_run_of_somebody_else_is_adopted(tracker: ProcessTracker, uri: str) -> None:
     created = MlflowClient(uri).create_run("0", run_name="theirs")
     adopted = tracker.adopt(created.info.run_id, Secret(uri))
     assert (adopted.run_id, adopted.run_name) == (created.info.run_id, "theirs")
@@ -64,7 +64,7 @@ def test_a_run_of_somebody_else_is_adopted(tracker: CompanionTracker, uri: str) 
 
 
 def test_a_run_from_start_to_end(
-    tracker: CompanionTracker,
+    tracker: ProcessTracker,
     uri: str,
     request_for: RequestMaker,
     capfd: pytest.CaptureFixture[str],
@@ -98,7 +98,7 @@ def test_a_run_from_start_to_end(
 
 
 def test_its_process_does_not_import_what_mlflow_does_without(
-    tracker: CompanionTracker, uri: str, request_for: RequestMaker
+    tracker: ProcessTracker, uri: str, request_for: RequestMaker
 ) -> None:
     tracker.start(request_for(uri))
 
@@ -114,7 +114,7 @@ def test_what_mlflow_prints_does_not_disturb_it(
 ) -> None:
     # SQLAlchemy's echo goes to stdout.
     monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_ECHO", "true")
-    tracker = CompanionTracker.start_process(uri)
+    tracker = ProcessTracker.start_process(uri)
 
     run = tracker.start(request_for(uri))
     tracker.finish(run, "FINISHED")
@@ -125,7 +125,7 @@ def test_what_mlflow_prints_does_not_disturb_it(
 
 
 def test_errors_come_across_with_their_type(
-    tracker: CompanionTracker, uri: str, request_for: RequestMaker, unused_port: int
+    tracker: ProcessTracker, uri: str, request_for: RequestMaker, unused_port: int
 ) -> None:
     with pytest.raises(TrackingError, match="There is no MLflow run") as unknown:
         tracker.start(request_for(uri, run_id="0" * 32))
@@ -137,7 +137,7 @@ def test_errors_come_across_with_their_type(
     assert down.value.tracking_uri == f"http://me:***@127.0.0.1:{unused_port}"
 
 
-def test_many_runs_at_once(tracker: CompanionTracker, uri: str, request_for: RequestMaker) -> None:
+def test_many_runs_at_once(tracker: ProcessTracker, uri: str, request_for: RequestMaker) -> None:
     failures: list[BaseException] = []
 
     def one(number: int) -> None:
@@ -160,7 +160,7 @@ def test_many_runs_at_once(tracker: CompanionTracker, uri: str, request_for: Req
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_that_end_everything_else_leave_it_working(
-    tracker: CompanionTracker, uri: str, request_for: RequestMaker, number: signal.Signals
+    tracker: ProcessTracker, uri: str, request_for: RequestMaker, number: signal.Signals
 ) -> None:
     run = tracker.start(request_for(uri))
     process = process_of(tracker)
@@ -174,7 +174,7 @@ def test_signals_that_end_everything_else_leave_it_working(
 
 
 def test_closing_while_mlflow_is_being_imported_ends_it(uri: str) -> None:
-    tracker = CompanionTracker.start_process(uri)
+    tracker = ProcessTracker.start_process(uri)
 
     tracker.close()
 
@@ -192,7 +192,7 @@ def has_content(folder: Path) -> bool:
 
 def test_closing_while_a_database_is_being_made_leaves_a_whole_one_or_none(tmp_path: Path) -> None:
     folder = tmp_path / "new"
-    tracker = CompanionTracker.start_process(sqlite_uri(folder / "mlflow.db"))
+    tracker = ProcessTracker.start_process(sqlite_uri(folder / "mlflow.db"))
     wait_until(lambda: folder.exists() and has_content(folder))
 
     tracker.close()
@@ -203,19 +203,19 @@ def test_closing_while_a_database_is_being_made_leaves_a_whole_one_or_none(tmp_p
 def test_a_kill_while_a_database_is_being_made_leaves_no_half_of_one(tmp_path: Path, request_for: RequestMaker) -> None:
     folder = tmp_path / "new"
     uri = sqlite_uri(folder / "mlflow.db")
-    tracker = CompanionTracker.start_process(uri)
+    tracker = ProcessTracker.start_process(uri)
     wait_until(lambda: folder.exists() and has_content(folder))
 
     process_of(tracker).kill()
     tracker.close()
     assert not (folder / "mlflow.db").exists()
 
-    second = CompanionTracker.start_process(uri)
+    second = ProcessTracker.start_process(uri)
     assert stored(second.start(request_for(uri))).info.status == "RUNNING"
     second.close()
 
 
-def test_a_closed_tracker_says_so(tracker: CompanionTracker, uri: str, request_for: RequestMaker) -> None:
+def test_a_closed_tracker_says_so(tracker: ProcessTracker, uri: str, request_for: RequestMaker) -> None:
     tracker.close()
 
     with pytest.raises(TrackingError, match="was closed before this call"):
@@ -223,7 +223,7 @@ def test_a_closed_tracker_says_so(tracker: CompanionTracker, uri: str, request_f
 
 
 def test_when_it_dies_this_process_goes_on_with_its_run(
-    tracker: CompanionTracker, uri: str, request_for: RequestMaker, caplog: pytest.LogCaptureFixture
+    tracker: ProcessTracker, uri: str, request_for: RequestMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tracker.start(request_for(uri))
     process_of(tracker).kill()
@@ -246,7 +246,7 @@ def test_when_it_dies_this_process_goes_on_with_its_run(
 def test_when_it_dies_in_the_middle_of_a_start_there_is_an_error_and_no_second_run(
     uri: str, request_for: RequestMaker
 ) -> None:
-    tracker = CompanionTracker.start_process(uri)
+    tracker = ProcessTracker.start_process(uri)
     killer = threading.Timer(0.3, process_of(tracker).kill)
     killer.start()
 
@@ -265,7 +265,7 @@ def test_a_file_named_mlflow_in_the_working_directory_is_not_imported(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
 
-    tracker = CompanionTracker.start_process(uri)
+    tracker = ProcessTracker.start_process(uri)
     run = tracker.start(request_for(uri))
     tracker.close()
 
@@ -277,9 +277,9 @@ PARENT = """
 import json, os, signal, sys
 from pathlib import Path
 from prefect_mlprojects.sources import WorkingCopy
-from prefect_mlprojects.tracking import CompanionTracker, TrackingRequest
+from prefect_mlprojects.tracking import ProcessTracker, TrackingRequest
 uri, end = sys.argv[1:]
-tracker = CompanionTracker.start_process(uri)
+tracker = ProcessTracker.start_process(uri)
 copy = WorkingCopy(directory=Path.cwd(), uri="x", kind="local", source_name="x")
 request = TrackingRequest(tracking_uri=uri, working_copy=copy, entry_point="main")
 first, second = tracker.start(request), tracker.start(request)
@@ -308,7 +308,7 @@ def test_it_ends_with_its_parent_and_accounts_for_runs_that_nobody_ended(uri: st
 GREEDY = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from prefect_mlprojects.tracking.companion_process import _import_mlflow
+from prefect_mlprojects.tracking.tracker_process import _import_mlflow
 _import_mlflow("sqlite:////x.db")
 import mlflow
 print(mlflow.what)

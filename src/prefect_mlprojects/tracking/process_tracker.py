@@ -18,13 +18,13 @@ from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, Tracker, TrackingRequest
-from prefect_mlprojects.tracking.messages import error_from_json, request_to_json
+from prefect_mlprojects.tracking.tracker_process import error_from_json, request_to_json
 from prefect_mlprojects.tracking.uris import resolve_tracking_uri
 
 # The path is this process's own, so that both import the same package, wherever it comes from.
 _PROGRAM: Final = (
     "import json, sys; hello = json.loads(sys.stdin.buffer.readline()); sys.path[:] = hello['path']; "
-    "from prefect_mlprojects.tracking.companion_process import main; main(hello['tracking_uri'])"
+    "from prefect_mlprojects.tracking.tracker_process import main; main(hello['tracking_uri'])"
 )
 
 _CLOSE_SECONDS: Final = 30.0
@@ -33,20 +33,20 @@ _COMPLAINT_BYTES: Final = 2000
 _logger = logging.getLogger(__name__)
 
 
-class _CompanionGoneError(Exception):
-    """The companion's process has ended."""
+class _TrackerProcessGoneError(Exception):
+    """Raised when the tracker process has ended."""
 
     def __init__(self, message: str, *, asked: bool) -> None:
         super().__init__(message)
         self.asked = asked
 
 
-class CompanionTracker:
-    """Keeps MLflow runs by way of a companion process, which imports MLflow while this process does other things.
+class ProcessTracker:
+    """Keeps MLflow runs in a tracker process, which imports MLflow while this process does other things.
 
-    The companion has a session of its own, so a Ctrl-C at the terminal does not reach it; what it prints never shows.
-    It ends when ``close`` is called. When this process ends without that (killed, crashed), the companion gives the
-    runs that it started and that were not finished the status FAILED, and ends. When the companion itself dies, this
+    It runs in its own session, so a Ctrl-C at the terminal does not reach it; what it prints never shows.
+    It ends when ``close`` is called. When this process ends without that (killed, crashed), it gives the
+    runs that it started and that were not finished the status FAILED, and ends. When it dies itself, this
     process's own MLflow takes over, with a warning.
 
     Make one with ``start_process``.
@@ -54,7 +54,7 @@ class CompanionTracker:
 
     def __init__(self, process: subprocess.Popen[bytes], complaints: IO[bytes], tracking_uri: str) -> None:
         if process.stdin is None or process.stdout is None:
-            raise ValueError("the companion's stdin and stdout must be pipes")
+            raise ValueError("the tracker process's stdin and stdout must be pipes")
         self._process = process
         self._complaints = complaints
         self._masked_uri = redact(tracking_uri)
@@ -66,12 +66,12 @@ class CompanionTracker:
         self._gone = False
         self._closed = False
         self._substitute: Tracker | None = None
-        self._reader = threading.Thread(target=self._read_replies, name="mlflow-companion", daemon=True)
+        self._reader = threading.Thread(target=self._read_replies, name="mlflow-tracker", daemon=True)
         self._reader.start()
 
     @classmethod
-    def start_process(cls, tracking_uri: str | None = None) -> CompanionTracker:
-        """Starts the companion, which at once begins to import MLflow and to open the store; returns in milliseconds.
+    def start_process(cls, tracking_uri: str | None = None) -> ProcessTracker:
+        """Starts the process, which at once imports MLflow and opens the store; returns in milliseconds.
 
         Args:
             tracking_uri: The absolute tracking URI that will be used, by default as ``resolve_tracking_uri`` finds it;
@@ -87,7 +87,7 @@ class CompanionTracker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
-            env=_companion_environment(),
+            env=_process_environment(),
             start_new_session=True,
         )
         tracker = cls(process, complaints, tracking_uri)
@@ -99,7 +99,7 @@ class CompanionTracker:
         """Creates the run, or goes on with one; see ``Tracker``."""
         try:
             return TrackedRun(**self._ask("start", request=request_to_json(request)))
-        except _CompanionGoneError as error:
+        except _TrackerProcessGoneError as error:
             if error.asked and request.run_id is None:
                 # It may have made the run before it died, and a second one would be a lie.
                 raise TrackingError(str(error), tracking_uri=self._masked_uri) from None
@@ -109,40 +109,40 @@ class CompanionTracker:
         """Returns a run that somebody else created; see ``Tracker``."""
         try:
             return TrackedRun(**self._ask("adopt", run_id=run_id, tracking_uri=reveal(tracking_uri)))
-        except _CompanionGoneError as error:
+        except _TrackerProcessGoneError as error:
             return self._own_tracker(error).adopt(run_id, tracking_uri)
 
     def set_tags(self, run: TrackedRun, tags: Mapping[str, str]) -> None:
         """Sets tags of a run; see ``Tracker``."""
         try:
             self._ask("set_tags", run=asdict(run), tags=dict(tags))
-        except _CompanionGoneError as error:
+        except _TrackerProcessGoneError as error:
             self._own_tracker(error).set_tags(run, tags)
 
     def log_text(self, run: TrackedRun, name: str, text: str) -> None:
         """Keeps a text as an artifact of a run; see ``Tracker``."""
         try:
             self._ask("log_text", run=asdict(run), name=name, text=text)
-        except _CompanionGoneError as error:
+        except _TrackerProcessGoneError as error:
             self._own_tracker(error).log_text(run, name, text)
 
     def finish(self, run: TrackedRun, status: FinalStatus) -> None:
         """Gives the run its final status; see ``Tracker``."""
         try:
             self._ask("finish", run=asdict(run), status=status)
-        except _CompanionGoneError as error:
+        except _TrackerProcessGoneError as error:
             self._own_tracker(error).finish(run, status)
 
     def metrics(self, run: TrackedRun) -> Mapping[str, float]:
         """Returns the run's metrics; see ``Tracker``."""
         try:
             values: dict[str, float] = self._ask("metrics", run=asdict(run))
-        except _CompanionGoneError as error:
+        except _TrackerProcessGoneError as error:
             return self._own_tracker(error).metrics(run)
         return values
 
     def close(self) -> None:
-        """Ends the companion when it has done what it was asked; it is killed if that takes more than half a minute."""
+        """Ends the process when it has done what it was asked; it is killed if that takes more than half a minute."""
         with self._lock:
             if self._closed:
                 return
@@ -171,13 +171,13 @@ class CompanionTracker:
             if self._closed:
                 raise TrackingError("The tracker was closed before this call.", tracking_uri=self._masked_uri)
             if self._gone:
-                raise _CompanionGoneError(self._last_words(), asked=False)
+                raise _TrackerProcessGoneError(self._last_words(), asked=False)
             self._last_number += 1
             number = self._last_number
             self._pending[number] = reply
             if not self._send({"op": op, "number": number, **arguments}):
                 self._pending.pop(number, None)
-                raise _CompanionGoneError(self._last_words(), asked=False)
+                raise _TrackerProcessGoneError(self._last_words(), asked=False)
         answer = reply.result()
         for level, message in answer.get("logged", ()):
             _logger.log(level, "%s", message)
@@ -206,12 +206,12 @@ class CompanionTracker:
             self._gone = True
             orphans, self._pending = list(self._pending.values()), {}
         for reply in orphans:
-            reply.set_exception(_CompanionGoneError(self._last_words(), asked=True))
+            reply.set_exception(_TrackerProcessGoneError(self._last_words(), asked=True))
 
     def _last_words(self) -> str:
         code = self._process.poll()
         how = "" if code is None else f" (exit code {code})" if code >= 0 else f" (signal {-code})"
-        # pread leaves the file's offset alone, which the companion writes at.
+        # pread leaves the file's offset alone, which the tracker process writes at.
         descriptor = self._complaints.fileno()
         size = os.fstat(descriptor).st_size
         text = (
@@ -221,7 +221,7 @@ class CompanionTracker:
             f" Its last words: {redact(text)}" if text else ""
         )
 
-    def _own_tracker(self, error: _CompanionGoneError) -> Tracker:
+    def _own_tracker(self, error: _TrackerProcessGoneError) -> Tracker:
         with self._lock:
             if self._substitute is None:
                 from prefect_mlprojects.tracking.in_process import InProcessTracker
@@ -231,7 +231,7 @@ class CompanionTracker:
             return self._substitute
 
 
-def _companion_environment() -> dict[str, str]:
+def _process_environment() -> dict[str, str]:
     variables = dict(os.environ)
     # Nobody waits for minutes for a server that is gone; and a helper's life is not worth reporting.
     variables.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
