@@ -14,7 +14,7 @@ from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import PREFIX, trusted_sources
 from prefect_mlprojects.sources.base import SourceKind, WorkingCopy, apply_subdirectory
-from prefect_mlprojects.sources.git.source import read_git_facts
+from prefect_mlprojects.sources.git.facts import read_git_facts
 from prefect_mlprojects.types import StopSignal
 
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import ParameterError, Problem, ProjectSpecError
-from prefect_mlprojects.spec.command import is_plain, parse_template
 from prefect_mlprojects.spec.parameters import check_parameters
 from prefect_mlprojects.spec.parser import load_project, parse_project
 from prefect_mlprojects.spec.project import EntryPoint, Project
+from prefect_mlprojects.spec.template import is_plain, parse_template
 
 _LISTED_SCRIPTS = 20
 

@@ -15,8 +15,8 @@ from typing_extensions import assert_never
 
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import ParameterError, Problem
-from prefect_mlprojects.spec.command import CommandTemplate, is_plain, parse_template
 from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
+from prefect_mlprojects.spec.template import CommandTemplate, is_plain, parse_template
 
 _INT = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
