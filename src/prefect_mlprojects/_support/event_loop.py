@@ -1,7 +1,11 @@
-"""The one event loop, in a thread of its own, on which this process talks to Prefect and runs its flow runs.
+"""The event loop, in a daemon thread, on which this process calls Prefect and executes its flow runs.
 
-A loop of our own lets ``run()`` work alike in a script, in a notebook whose loop runs already, and from any thread; the
-sync flow engine would wait up to a second at each run's end for its heartbeat thread.
+With it `run()` works the same in a script, in a notebook whose loop is running, and from any thread; Prefect's
+synchronous engine would wait up to a second at the end of each run for its heartbeat thread.
+
+anyio's blocking portal does not fit: all its tasks share one task group, so a `BaseException` of one run (Prefect's
+`TerminationSignal`, `KeyboardInterrupt`) cancels the others, and a cancelled run could not await its own clean-up,
+because anyio's cancellation is raised again at each `await`.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ _T = TypeVar("_T")
 
 
 class BackgroundLoop:
-    """An event loop running in a daemon thread."""
+    """An event loop in a daemon thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -29,17 +33,20 @@ class BackgroundLoop:
         self._loop.run_forever()
 
     def submit(self, coroutine: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
-        """Starts a coroutine on the loop, from any thread; returns at once."""
+        """Starts a coroutine on the loop, in the caller's context; callable from any thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """Runs a coroutine on the loop and returns its result; for other threads than the loop's.
+        """Runs a coroutine on the loop and returns its result; an interrupt of the calling thread cancels it.
 
-        An interrupt of the waiting thread cancels the coroutine.
+        Raises:
+            RuntimeError: The caller is on the loop's own thread.
         """
         if threading.current_thread() is self._thread:
             coroutine.close()
-            raise RuntimeError("This call would wait for itself: it was made on the loop's own thread.")
+            raise RuntimeError(
+                "BackgroundLoop.run() was called on the loop's own thread, where it would wait for itself."
+            )
         future = self.submit(coroutine)
         try:
             return future.result()
@@ -53,7 +60,7 @@ _current: BackgroundLoop | None = None
 
 
 def background_loop() -> BackgroundLoop:
-    """Returns this process's loop, starting it when it is first needed."""
+    """Returns this process's loop; the first call starts it."""
     global _current
     with _lock:
         if _current is None:
@@ -62,7 +69,7 @@ def background_loop() -> BackgroundLoop:
 
 
 def _forget_after_fork() -> None:
-    # A forked child has the object but not the thread; it starts a loop of its own when it needs one.
+    # A forked process inherits the object but not the thread, so it starts another loop when it needs one.
     global _current, _lock
     _current = None
     _lock = threading.Lock()
@@ -72,12 +79,12 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def call_before_exit(callback: Callable[[], None]) -> None:
-    """Calls ``callback`` when the interpreter is about to end, while threads can still be started.
+    """Calls `callback` before the interpreter exits, while threads can still be started.
 
-    ``atexit`` comes too late: by then ``concurrent.futures`` refuses new work, on which runs that go on depend.
-    CPython's own executors use the same hook.
+    ``atexit`` is too late: by then ``concurrent.futures`` refuses work that running flow runs need. CPython's executors
+    use the same hook, which is private.
     """
-    # Hooks run in the reverse order of their registration; the executors' own one must come after ours.
+    # Hooks run in reverse order of registration; the executors' hook must be registered first.
     import concurrent.futures.thread  # noqa: F401
 
     register: Callable[[Callable[[], None]], None] = threading._register_atexit  # type: ignore[attr-defined]  # noqa: SLF001

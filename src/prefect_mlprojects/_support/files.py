@@ -28,7 +28,14 @@ def replacing(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield temporary
-        if overwrite or not _link(temporary, path):
+        if overwrite:
+            temporary.replace(path)
+            return
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
             temporary.replace(path)
     finally:
         # After a rename this finds nothing.
@@ -37,17 +44,6 @@ def replacing(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         else:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-
-
-def _link(source: Path, target: Path) -> bool:
-    """Gives `source` a second name unless that name is taken; returns False where hard links don't exist."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def temporary_pattern(path: Path) -> str:

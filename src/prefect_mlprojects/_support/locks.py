@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefect_mlprojects.types import StopSignal
@@ -26,12 +27,11 @@ class LockTimeoutError(TimeoutError):
     """Raised when a lock is not free in time."""
 
 
+@dataclass
 class Lock:
-    """A held lock."""
+    """A held lock: a locked file descriptor."""
 
-    def __init__(self, descriptor: int) -> None:
-        """Takes over a locked file descriptor."""
-        self._descriptor: int | None = descriptor
+    _descriptor: int | None
 
     def release(self) -> None:
         """Frees the lock. Idempotent."""

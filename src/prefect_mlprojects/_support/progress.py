@@ -1,7 +1,7 @@
-"""How far a long work has got: told where it is done, shown where somebody listens.
+"""Reports the progress of long operations to a listener of the current context.
 
-A listener holds for the context in which it was set, and for the threads that ``asyncio.to_thread`` starts from there; a work
-that starts threads of its own takes ``progress_sink()`` with it.
+The context includes threads that ``asyncio.to_thread`` starts. An operation that starts its own threads passes
+`progress_sink()` to them.
 """
 
 from __future__ import annotations
@@ -12,39 +12,29 @@ from contextvars import ContextVar
 from typing import TypeAlias
 
 ProgressSink: TypeAlias = Callable[[str, float], None]
-"""Takes what is being done, and how much of it, from 0 to 1; from any thread, so often that it must be quick."""
+"""Receives a description and the fraction done, from 0 to 1; called often and from any thread, so it must be quick."""
 
 
-def _nobody(what: str, fraction: float) -> None: ...
+def _ignore(description: str, fraction: float) -> None: ...
 
 
-_sink: ContextVar[ProgressSink] = ContextVar("progress_sink", default=_nobody)
+_sink: ContextVar[ProgressSink] = ContextVar("progress_sink", default=_ignore)
 
 
 def progress_sink() -> ProgressSink:
-    """Returns what takes the progress of works in this context; it does nothing where nobody listens."""
+    """Returns the listener of the current context; a no-op if there is none."""
     return _sink.get()
 
 
-def tell_progress(what: str, done: float, total: float) -> None:
-    """Tells how far a work has got.
-
-    Args:
-        what: The work, for people to read.
-        done: How much of it is done, in any unit.
-        total: How much there is, in the same unit; nothing is told of a work of unknown size.
-    """
+def report_progress(description: str, done: float, total: float) -> None:
+    """Reports `done` of `total`, in any unit; an unknown total (0) is not reported."""
     if total > 0:
-        _sink.get()(what, min(max(done / total, 0.0), 1.0))
+        _sink.get()(description, min(max(done / total, 0.0), 1.0))
 
 
 @contextmanager
-def progress_goes_to(sink: ProgressSink) -> Iterator[None]:
-    """Has the progress of works in this context told to a listener.
-
-    Args:
-        sink: The listener.
-    """
+def send_progress_to(sink: ProgressSink) -> Iterator[None]:
+    """Registers a progress listener for the current context during the block."""
     token = _sink.set(sink)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What somebody may have meant by a name that there is not."""
+"""Suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -7,12 +7,6 @@ from difflib import get_close_matches
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Returns the known name that is most like another, or None when none is like it.
-
-    Args:
-        name: The name that is not known.
-        known: The names that are.
-        cutoff: How like it must be, from 0 to 1, as ``difflib`` measures it.
-    """
+    """Returns the known name most similar to `name`, or None if none reaches `cutoff` (0 to 1, as in `difflib`)."""
     found = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return found[0] if found else None

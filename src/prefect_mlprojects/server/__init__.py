@@ -1,1 +1,1 @@
-"""The embedded Prefect server and the way to its API."""
+"""The embedded Prefect server, and access to the API of any Prefect server."""

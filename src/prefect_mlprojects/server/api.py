@@ -1,4 +1,4 @@
-"""Talking to one Prefect API from this package's event loop, whatever the process's own Prefect settings are."""
+"""Calls a Prefect API on the package's event loop, independent of the process's Prefect settings."""
 
 from __future__ import annotations
 
@@ -14,31 +14,22 @@ _T = TypeVar("_T")
 
 @contextmanager
 def use_api(api_url: str) -> Iterator[None]:
-    """Makes ``api_url`` the Prefect API of this context; the process's environment stays as it is.
-
-    Args:
-        api_url: The API's address. A process that is configured for it already keeps its settings untouched.
-    """
+    """Makes `api_url` the Prefect API of the current context; does nothing if the settings already name it."""
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED, temporary_settings
 
     if PREFECT_API_URL.value() == api_url:
         yield
         return
-    # The embedded server asks for no CSRF token: asking for one would cost each client a request.
+    # The embedded server needs no CSRF token, and fetching one costs each client a request.
     with temporary_settings({PREFECT_API_URL: api_url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}):
         yield
 
 
 def call_api(api_url: str, method: Callable[..., Coroutine[Any, Any, _T]], *arguments: Any) -> _T:
-    """Calls ``method(client, *arguments)`` on the event loop and returns its result.
-
-    Args:
-        api_url: The API's address.
-        method: A coroutine function that takes a ``PrefectClient`` first.
-        *arguments: What it takes after that.
+    """Calls ``method(client, *arguments)`` with a `PrefectClient` on the event loop and returns its result.
 
     Raises:
-        PrefectServerError: The server could not be reached, or answered with an error.
+        PrefectServerError: The server can't be reached, or answered with an error.
     """
 
     async def call() -> _T:
@@ -66,5 +57,5 @@ def call_api(api_url: str, method: Callable[..., Coroutine[Any, Any, _T]], *argu
 
 
 def flow_run_url(ui_url: str | None, flow_run_id: str) -> str | None:
-    """Returns the flow run's page in the Prefect UI, or None when the UI's address is not known."""
+    """Returns the URL of a flow run's page in the Prefect UI; None if the UI's URL is not known."""
     return f"{ui_url.rstrip('/')}/runs/flow-run/{flow_run_id}" if ui_url else None

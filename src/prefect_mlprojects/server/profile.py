@@ -1,6 +1,6 @@
-"""How this process is configured to reach Prefect, read as Prefect reads its settings but without importing Prefect.
+"""Reads the Prefect settings of this process without importing Prefect.
 
-The order is that of ``prefect.settings.base.PrefectBaseSettings.settings_customise_sources`` (Prefect 3.8):
+The precedence is that of ``prefect.settings.base.PrefectBaseSettings.settings_customise_sources`` (Prefect 3.8):
 environment, ``.env``, ``prefect.toml``, ``[tool.prefect]`` of ``pyproject.toml``, the active profile.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def configured_api_url() -> str | None:
-    """Returns the API address that the environment, a settings file or the active profile names; None when none does."""
+    """Returns the API's URL from the environment, a settings file or the active profile; None if it is not set."""
     if "prefect.settings" in sys.modules:
         from prefect.settings import get_current_settings
 
@@ -24,11 +24,11 @@ def configured_api_url() -> str | None:
 
 
 def read_setting(variable: str, *keys: str) -> str | None:
-    """Returns what the environment, a settings file or the active profile says of one of Prefect's settings.
+    """Returns a Prefect setting from the environment, a settings file or the active profile; None if it is not set.
 
     Args:
-        variable: The setting's environment variable, which is its name in a profile too.
-        *keys: Where the setting is in ``prefect.toml`` and below ``[tool.prefect]``.
+        variable: The setting's environment variable, which is also its name in a profile.
+        *keys: Path of the setting in ``prefect.toml`` and below ``[tool.prefect]``.
     """
     return (
         os.environ.get(variable)
@@ -67,7 +67,7 @@ def _profiles_path() -> Path:
 
 
 def _read_toml(path: Path) -> Mapping[str, Any]:
-    """Reads a TOML file; one that is missing or malformed says nothing (Prefect itself warns of it)."""
+    """Reads a TOML file; a missing or malformed one counts as empty, and Prefect itself warns about it."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

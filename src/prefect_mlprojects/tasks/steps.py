@@ -15,7 +15,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
-from prefect_mlprojects._support.progress import progress_goes_to
+from prefect_mlprojects._support.progress import send_progress_to
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.tasks.session import RunSession, StepEvent, StepName, current_session
 from prefect_mlprojects.types import StopSignal
@@ -77,7 +77,7 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
     session.set_begun()
     session.observer.step(StepEvent(name, "started"))
     try:
-        with progress_goes_to(progress):
+        with send_progress_to(progress):
             yield step
     except BaseException as error:
         detail = error.message if isinstance(error, ExecutionException) else type(error).__name__

@@ -18,7 +18,7 @@ from tests.services.recorder import Recorder
 from tests.services.waiting import wait_for, wait_for_exit
 
 from prefect_mlprojects import run
-from prefect_mlprojects._support.progress import progress_goes_to
+from prefect_mlprojects._support.progress import send_progress_to
 from prefect_mlprojects.backends.docker import containers
 from prefect_mlprojects.exceptions import BackendError, ParameterError, RunFailed, RunTimedOut
 
@@ -223,7 +223,7 @@ def test_push_and_pull_with_credentials(
     engine.tag("busybox-tests:1", f"{registry}/team/box", "1")
     lines: list[str] = []
     told: list[tuple[str, float]] = []
-    with progress_goes_to(lambda what, fraction: told.append((what, fraction))):
+    with send_progress_to(lambda what, fraction: told.append((what, fraction))):
         pinned = push_image(engine, name, auth=auth, backend="local", report=lines.append, stop=StopSignal())
     assert told[-1] == (f"pushing {name}", 1.0)
     assert pinned.startswith(f"{registry}/team/box@sha256:")

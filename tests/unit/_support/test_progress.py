@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects._support.progress import progress_goes_to, tell_progress
+from prefect_mlprojects._support.progress import report_progress, send_progress_to
 from prefect_mlprojects.sources.downloads.download import download_all
 from prefect_mlprojects.types import StopSignal
 
@@ -19,12 +19,12 @@ def test_it_reaches_threads_of_the_context_and_no_others() -> None:
     heard: list[tuple[str, float]] = []
 
     async def listen() -> None:
-        with progress_goes_to(lambda what, fraction: heard.append((what, fraction))):
-            await asyncio.to_thread(tell_progress, "work", 1, 4)
-        tell_progress("later", 1, 2)
+        with send_progress_to(lambda what, fraction: heard.append((what, fraction))):
+            await asyncio.to_thread(report_progress, "work", 1, 4)
+        report_progress("later", 1, 2)
 
     asyncio.run(listen())
-    thread = threading.Thread(target=tell_progress, args=("elsewhere", 1, 2))
+    thread = threading.Thread(target=report_progress, args=("elsewhere", 1, 2))
     thread.start()
     thread.join()
     assert heard == [("work", 0.25)]
@@ -33,8 +33,8 @@ def test_it_reaches_threads_of_the_context_and_no_others() -> None:
 @pytest.mark.parametrize(("done", "total", "heard"), [(5, 4, [1.0]), (-1, 4, [0.0]), (1, 0, []), (0, 3, [0.0])])
 def test_it_is_between_nothing_and_all(done: float, total: float, heard: list[float]) -> None:
     told: list[float] = []
-    with progress_goes_to(lambda _, fraction: told.append(fraction)):
-        tell_progress("work", done, total)
+    with send_progress_to(lambda _, fraction: told.append(fraction)):
+        report_progress("work", done, total)
     assert told == heard
 
 
@@ -59,7 +59,7 @@ def big_file(tmp_path: Path) -> Iterator[str]:
 def test_a_download(big_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_MLPROJECTS_CACHE_DIR", str(tmp_path / "cache"))
     told: list[tuple[str, float]] = []
-    with progress_goes_to(lambda what, fraction: told.append((what, fraction))):
+    with send_progress_to(lambda what, fraction: told.append((what, fraction))):
         download_all({"data": big_file}, tmp_path / "here", report=lambda _: None, stop=StopSignal())
     assert {what for what, _ in told} == {f"downloading {big_file}"}
     fractions = [fraction for _, fraction in told]

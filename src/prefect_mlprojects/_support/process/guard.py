@@ -17,42 +17,34 @@ class Guard:
     """The guard process of this process; started for the first execution, and again if it died."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._executions: dict[str, tuple[float, int | None]] = {}
 
     def add(self, cookie: str, grace_period: float) -> None:
         """Registers an execution before its first process starts."""
-        with self._lock:
+        with self.lock:
             self._executions[cookie] = (grace_period, None)
             self._send(f"add {cookie} {grace_period}")
 
     def set_group(self, cookie: str, group: int) -> None:
         """Adds the process group of an execution."""
-        with self._lock:
+        with self.lock:
             self._executions[cookie] = (self._executions[cookie][0], group)
             self._send(f"group {cookie} {group}")
 
     def remove(self, cookie: str) -> None:
         """Removes an execution that has ended."""
-        with self._lock:
+        with self.lock:
             self._executions.pop(cookie, None)
             # A lost message is harmless: no process has this cookie any more.
             with contextlib.suppress(OSError):
                 self._send(f"remove {cookie}")
 
-    def hold(self) -> None:
-        """Locks before a fork, so that the forked process sees no half-started guard."""
-        self._lock.acquire()
-
-    def release(self) -> None:
-        """Unlocks in the parent after a fork."""
-        self._lock.release()
-
     def forget(self) -> None:
         """Resets a forked process: it closes the parent's pipe, so that the guard sees the end of file when the parent dies."""
         process, self._process = self._process, None
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._executions = {}
         if process is not None and process.stdin is not None:
             process.stdin.close()
@@ -93,4 +85,7 @@ class Guard:
 
 
 guard = Guard()
-os.register_at_fork(before=guard.hold, after_in_parent=guard.release, after_in_child=guard.forget)
+# Locked during a fork, so that the forked process sees no half-started guard; `forget` replaces the child's lock.
+os.register_at_fork(
+    before=lambda: guard.lock.acquire(), after_in_parent=lambda: guard.lock.release(), after_in_child=guard.forget
+)

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from prefect_mlprojects._support.output import LineSplitter, OutputTail
 from prefect_mlprojects._support.process.guard import guard
@@ -119,24 +119,18 @@ def _end_after_error(process: subprocess.Popen[bytes], cookie: str, grace: float
         process.wait()
 
 
+@dataclass
 class _Supervision:
     """Watches one child process: its output, its exit, stop requests and the time-out."""
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        cookie: str,
-        write: Callable[[StreamName, bytes], None],
-        stop: StopSignal | None,
-        timeout: float | None,
-        grace: float,
-    ) -> None:
-        self._process = process
-        self._cookie = cookie
-        self._write = write
-        self._stop = stop
-        self._timeout = timeout
-        self._grace = grace
+    _process: subprocess.Popen[bytes]
+    _cookie: str
+    _write: Callable[[StreamName, bytes], None]
+    _stop: StopSignal | None
+    _timeout: float | None
+    _grace: float
+
+    def __post_init__(self) -> None:
         self._ending: ProcessEnding = "exited"
         self._end_threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -194,9 +188,11 @@ class _Supervision:
             selector = stack.enter_context(selectors.DefaultSelector())
             selector.register(self._wake_reader, selectors.EVENT_READ, "wake")
             self._register_exit(selector, stack)
-            self._register_stream(selector, self._process.stdout, "stdout")
-            self._register_stream(selector, self._process.stderr, "stderr")
-            open_streams = sum(key.data in {"stdout", "stderr"} for key in selector.get_map().values())
+            open_streams = 0
+            for stream, name in ((self._process.stdout, "stdout"), (self._process.stderr, "stderr")):
+                if stream is not None:
+                    selector.register(stream.fileno(), selectors.EVENT_READ, name)
+                    open_streams += 1
             drain_deadline: float | None = None
             allowance = _DRAIN_BYTES
             pace = _Pace()
@@ -249,11 +245,6 @@ class _Supervision:
 
         threading.Thread(target=wait, name="wait-for-process", daemon=True).start()
         selector.register(reader, selectors.EVENT_READ, "exit")
-
-    @staticmethod
-    def _register_stream(selector: selectors.BaseSelector, stream: IO[bytes] | None, name: StreamName) -> None:
-        if stream is not None:
-            selector.register(stream.fileno(), selectors.EVENT_READ, name)
 
 
 class _Pace:

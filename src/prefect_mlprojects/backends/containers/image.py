@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from prefect_mlprojects._support.progress import tell_progress
+from prefect_mlprojects._support.progress import report_progress
 from prefect_mlprojects.backends.containers.archive import content_digest, iterate_archive, project_files
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources.base import WorkingCopy
@@ -224,7 +224,7 @@ def _follow(
             if line.strip():
                 if of := _BUILD_STEP.match(line):
                     step = line.strip()
-                    tell_progress(doing, int(of[1]) - 1, int(of[2]))
+                    report_progress(doing, int(of[1]) - 1, int(of[2]))
                 report(line.rstrip())
         layers.take(event)
         status, layer = event.get("status"), str(event.get("id") or "")
@@ -232,7 +232,7 @@ def _follow(
             said[layer] = str(status)
             report(f"{layer}: {status}" if layer else str(status))
     if not stop.requested:
-        tell_progress(doing, 1, 1)
+        report_progress(doing, 1, 1)
     else:
         raise BackendError(f"{what}: it was stopped: {stop.reason}.", backend=backend)
 
@@ -251,7 +251,7 @@ class _Layers:
         if event.get("status") not in ("Downloading", "Pushing") or not detail.get("total"):
             return
         self._layers[str(event.get("id"))] = (int(detail.get("current") or 0), int(detail["total"]))
-        tell_progress(
+        report_progress(
             self._doing,
             sum(done for done, _ in self._layers.values()),
             sum(total for _, total in self._layers.values()),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prefect_mlprojects._support.process.run import run_tool
-from prefect_mlprojects._support.progress import tell_progress
+from prefect_mlprojects._support.progress import report_progress
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import MASK
 from prefect_mlprojects.exceptions import FetchError
@@ -117,7 +117,7 @@ class GitProgram:
             if shown := _PROGRESS.match(line):
                 # Of several phases; the one that brings the data is what takes long.
                 if shown["phase"] == "Receiving objects":
-                    tell_progress(f"fetching {self.shown}", float(shown["percent"]), 100)
+                    report_progress(f"fetching {self.shown}", float(shown["percent"]), 100)
                 return
             line = self._masked(line)
             lines.append(line)

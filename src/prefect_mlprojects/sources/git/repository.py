@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefect_mlprojects._support.files import replacing
 from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import cache_directory
@@ -271,15 +270,11 @@ class CachedRepository:
                 return
             self._report(f"the cached repository {self.directory} is broken and is made anew")
             shutil.rmtree(self.directory)
-        new = Path(tempfile.mkdtemp(prefix=".new-", dir=self.directory.parent))
-        try:
+        with replacing(self.directory) as new:
+            new.mkdir(mode=0o700)
             answer = self._git.run("init", "--quiet", "--bare", "--template=", "--", str(new))
             if not answer.succeeded:
                 raise self._error("can't be kept in the cache", self._explain(answer))
-            new.rename(self.directory)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(new)
 
     def _git_in_cache(self, *arguments: str, report: Callable[[str], None] | None = None) -> GitAnswer:
         return self._git.run("--git-dir", str(self.directory), *arguments, report=report)
