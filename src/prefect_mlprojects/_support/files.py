@@ -47,7 +47,7 @@ def replacing(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 def temporary_pattern(path: Path) -> str:
-    """Returns the glob pattern of the names that `replacing` gives its temporary files, and SQLite their companions."""
+    """Returns the glob pattern of the names that `replacing` gives its temporary files, and SQLite to their journals."""
     return f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}*"
 
 

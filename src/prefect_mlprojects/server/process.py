@@ -269,7 +269,6 @@ def _spawn(directory: Path, port: int, log: Path, url: str) -> tuple[ServerRecor
         if not name.startswith("PREFECT__") and name not in _CLIENT_VARIABLES
     }
     environment |= {
-        "PREFECT__SERVER_FINAL": "1",
         "PREFECT_SERVER_API_HOST": HOST,
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

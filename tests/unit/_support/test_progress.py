@@ -1,4 +1,4 @@
-"""How far works are: who hears of it, and what is told."""
+"""Progress reports: which listener receives them, and what they hold."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from prefect_mlprojects.types import StopSignal
 
 
 def test_it_reaches_threads_of_the_context_and_no_others() -> None:
-    heard: list[tuple[str, float]] = []
+    received: list[tuple[str, float]] = []
 
     async def listen() -> None:
-        with send_progress_to(lambda what, fraction: heard.append((what, fraction))):
+        with send_progress_to(lambda what, fraction: received.append((what, fraction))):
             await asyncio.to_thread(report_progress, "work", 1, 4)
         report_progress("later", 1, 2)
 
@@ -27,15 +27,15 @@ def test_it_reaches_threads_of_the_context_and_no_others() -> None:
     thread = threading.Thread(target=report_progress, args=("elsewhere", 1, 2))
     thread.start()
     thread.join()
-    assert heard == [("work", 0.25)]
+    assert received == [("work", 0.25)]
 
 
-@pytest.mark.parametrize(("done", "total", "heard"), [(5, 4, [1.0]), (-1, 4, [0.0]), (1, 0, []), (0, 3, [0.0])])
-def test_it_is_between_nothing_and_all(done: float, total: float, heard: list[float]) -> None:
-    told: list[float] = []
-    with send_progress_to(lambda _, fraction: told.append(fraction)):
+@pytest.mark.parametrize(("done", "total", "received"), [(5, 4, [1.0]), (-1, 4, [0.0]), (1, 0, []), (0, 3, [0.0])])
+def test_it_is_between_nothing_and_all(done: float, total: float, received: list[float]) -> None:
+    reported: list[float] = []
+    with send_progress_to(lambda _, fraction: reported.append(fraction)):
         report_progress("work", done, total)
-    assert told == heard
+    assert reported == received
 
 
 @pytest.fixture
@@ -58,11 +58,11 @@ def big_file(tmp_path: Path) -> Iterator[str]:
 
 def test_a_download(big_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_MLPROJECTS_CACHE_DIR", str(tmp_path / "cache"))
-    told: list[tuple[str, float]] = []
-    with send_progress_to(lambda what, fraction: told.append((what, fraction))):
+    reported: list[tuple[str, float]] = []
+    with send_progress_to(lambda what, fraction: reported.append((what, fraction))):
         download_all({"data": big_file}, tmp_path / "here", report=lambda _: None, stop=StopSignal())
-    assert {what for what, _ in told} == {f"downloading {big_file}"}
-    fractions = [fraction for _, fraction in told]
+    assert {what for what, _ in reported} == {f"downloading {big_file}"}
+    fractions = [fraction for _, fraction in reported]
     assert fractions == sorted(fractions)
     assert len(fractions) > 1
     assert fractions[-1] == 1.0
