@@ -23,6 +23,8 @@ from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import PrefectServerError
 from prefect_mlprojects.server.profile import read_setting
 
+_TRUE = {"1", "true", "t", "yes", "y", "on"}
+
 
 def check_reachable(api_url: str, timeout: float = 10.0) -> None:
     """Checks that a Prefect server answers, with the key, proxy and certificates that Prefect's client uses.
@@ -145,14 +147,8 @@ def _basic(credentials: str) -> str:
 
 def _tls() -> ssl.SSLContext:
     # As PrefectClient.__init__.
-    if (read_setting("PREFECT_API_TLS_INSECURE_SKIP_VERIFY", "api", "tls_insecure_skip_verify") or "").lower() in {
-        "1",
-        "true",
-        "t",
-        "yes",
-        "y",
-        "on",
-    }:
+    insecure = read_setting("PREFECT_API_TLS_INSECURE_SKIP_VERIFY", "api", "tls_insecure_skip_verify")
+    if (insecure or "").lower() in _TRUE:
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
