@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -36,7 +37,8 @@ def retry(
     work: Callable[[], _T],
     *,
     is_transient: Callable[[Exception], bool],
-    attempts: int,
+    attempts: int | None = None,
+    seconds: float | None = None,
     stop: StopSignal | None = None,
     backoff: Backoff | None = None,
     on_retry: Callable[[Exception, float], None] | None = None,
@@ -45,8 +47,9 @@ def retry(
 
     Args:
         work: The work; it must be idempotent.
-        is_transient: Whether an error may go away by itself.
-        attempts: How often `work` is called at most.
+        is_transient: Whether an error may go away by itself. Its attribute ``retry_after``, in seconds, is respected.
+        attempts: How often `work` is called at most; None: no limit.
+        seconds: How long to retry; None: no limit.
         stop: Ends the waiting: the last error is raised at once.
         backoff: The delays; default: a quarter of a second to ten seconds.
         on_retry: Called before each delay with the error and the delay in seconds.
@@ -56,15 +59,19 @@ def retry(
     """
     backoff = backoff or Backoff()
     waiter = stop or StopSignal()
-    for attempt in range(1, attempts + 1):
+    deadline = None if seconds is None else time.monotonic() + seconds
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             return work()
         except Exception as error:
             if attempt == attempts or waiter.requested or not is_transient(error):
                 raise
-            delay = backoff.next()
+            delay = backoff.next(getattr(error, "retry_after", None))
+            if deadline is not None and time.monotonic() + delay > deadline:
+                raise
             if on_retry is not None:
                 on_retry(error, delay)
             if waiter.wait(delay):
                 raise
-    raise AssertionError("the last attempt returns or raises")

@@ -1,4 +1,4 @@
-"""Kubernetes blocks: the way into a cluster, and defaults for Jobs."""
+"""Kubernetes blocks: a cluster's connection, and defaults for Jobs."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from prefect_mlprojects.blocks import logos
 
 
 class KubernetesCluster(Block):
-    """The way into a Kubernetes cluster: a kubeconfig, or an API server's address with a token.
+    """Connection and credentials of a Kubernetes cluster: a kubeconfig, or an API server's URL with a token.
 
     Attributes:
-        kubeconfig: A kubeconfig's text.
-        context: The context in it; by default its current one.
-        host: The API server's URL, instead of a kubeconfig.
-        token: A bearer token for it.
-        certificate_authority: Its certificate authority, PEM.
-        verify_tls: Whether its certificate is checked.
+        kubeconfig: Text of a kubeconfig.
+        context: A context of `kubeconfig`. Default: its current context.
+        host: URL of the API server, instead of a kubeconfig.
+        token: Bearer token for `host`.
+        certificate_authority: Certificate authority of `host`, PEM.
+        verify_tls: Whether the certificate of `host` is verified.
     """
 
     _block_type_name = "Kubernetes Cluster (MLproject)"
     _block_type_slug = "kubernetes-cluster"
     _logo_url = logos.KUBERNETES
-    _description = "The way into a Kubernetes cluster on which projects run as Jobs."
+    _description = "Connection and credentials of a Kubernetes cluster on which projects run as Jobs."
 
-    kubeconfig: SecretStr | None = Field(default=None, description="A kubeconfig's text.")
-    context: str | None = Field(default=None, description="The context in it; by default its current one.")
-    host: str | None = Field(default=None, description="The API server's URL, instead of a kubeconfig.")
-    token: SecretStr | None = Field(default=None, description="A bearer token for it.")
-    certificate_authority: str | None = Field(default=None, description="Its certificate authority, PEM.")
-    verify_tls: bool = Field(default=True, description="Whether its certificate is checked.")
+    kubeconfig: SecretStr | None = Field(default=None, description="Text of a kubeconfig.")
+    context: str | None = Field(default=None, description="A context of the kubeconfig. Default: its current context.")
+    host: str | None = Field(default=None, description="URL of the API server, instead of a kubeconfig.")
+    token: SecretStr | None = Field(default=None, description="Bearer token for the API server.")
+    certificate_authority: str | None = Field(default=None, description="Certificate authority of the API server, PEM.")
+    verify_tls: bool = Field(default=True, description="Whether the certificate of the API server is verified.")
 
     def get_credentials(self) -> dict[str, Any]:
-        """Returns what the backend's ``credentials`` take: plain values, for memory only."""
+        """Returns the value of the backend's ``credentials`` key: plain text, not to be stored."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return {
             name.replace("_", "-"): value.get_secret_value() if isinstance(value, SecretStr) else value
@@ -44,32 +44,31 @@ class KubernetesCluster(Block):
         }
 
     def test_connection(self) -> str:
-        """Asks the cluster for its version and returns it.
+        """Returns the version of the cluster.
 
         Raises:
-            BackendError: It can't be reached.
+            BackendError: The cluster can't be reached.
         """
         from kubernetes.client import VersionApi
 
-        from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Cluster
-        from prefect_mlprojects.backends.kubernetes.config import BACKEND, parse_kubernetes_config
-        from prefect_mlprojects.backends.kubernetes.connection import connect
-        from prefect_mlprojects.backends.kubernetes.diagnosis import explain_refusal
-        from prefect_mlprojects.exceptions import BackendError
+        from prefect_mlprojects.backends.kubernetes.api import ApiError, connect
+        from prefect_mlprojects.backends.kubernetes.config import parse_kubernetes_config
+        from prefect_mlprojects.backends.kubernetes.diagnosis import refused
 
-        cluster = Cluster(*connect(parse_kubernetes_config({"credentials": self.get_credentials()})))
+        cluster = connect(parse_kubernetes_config({"credentials": self.get_credentials()}))
+        get_version = VersionApi(cluster.client).get_code
         try:
-            return str(cluster.call("get version", VersionApi(cluster.client).get_code, patience=5.0).get("gitVersion"))
-        except ApiRefusal as refusal:
-            raise BackendError(". ".join(explain_refusal(refusal, cluster.name)), backend=BACKEND) from None
+            return str(cluster.call("get version", get_version, retry_seconds=5.0).get("gitVersion"))
+        except ApiError as error:
+            raise refused(error, cluster.name) from None
 
 
 class KubernetesJobDefaults(Block):
     """Defaults for Jobs: a configuration of the Kubernetes backend, without secrets.
 
     Attributes:
-        config: The configuration, by the keys that ``docs/kubernetes.md`` lists.
-        credentials: The name of a Kubernetes cluster block.
+        config: The configuration; ``docs/kubernetes.md`` lists its keys.
+        credentials: Name of a Kubernetes cluster block.
     """
 
     _block_type_name = "Kubernetes Backend (MLproject)"
@@ -78,7 +77,7 @@ class KubernetesJobDefaults(Block):
     _description = "Defaults for projects that run as Kubernetes Jobs."
 
     config: dict[str, Any] = Field(default_factory=dict, description="The Kubernetes backend's configuration.")
-    credentials: str | None = Field(default=None, description="The name of a Kubernetes cluster block.")
+    credentials: str | None = Field(default=None, description="Name of a Kubernetes cluster block.")
 
     def get_backend_config(self) -> dict[str, Any]:
         """Returns the configuration."""

@@ -184,7 +184,7 @@ def _connection_options(command: _Command) -> _Command:
 
 
 def _jobs(namespace: str | None, kube_context: str | None, kubeconfig: str | None) -> Any:
-    from prefect_mlprojects.backends.kubernetes.jobs import RunJobs
+    from prefect_mlprojects.backends.kubernetes.submission import RunJobs
 
     given = {"namespace": namespace, "kube-context": kube_context, "kubeconfig": kubeconfig}
     return RunJobs({key: value for key, value in given.items() if value is not None})

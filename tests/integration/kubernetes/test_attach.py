@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from prefect_mlprojects.backends.kubernetes.names import WATCHED_ANNOTATION
+from prefect_mlprojects.backends.kubernetes.job import WATCHED_ANNOTATION
 
 pytestmark = pytest.mark.integration
 

@@ -1,4 +1,4 @@
-"""The configuration of the Kubernetes backend, as users write it."""
+"""The Kubernetes backend's configuration and job template, as users write them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from prefect_mlprojects.exceptions import BackendError
 BACKEND = "kubernetes"
 
 DeliveryName: TypeAlias = Literal["image", "archive", "git", "none"]
-"""The ways in which a project's code gets to its pod."""
+"""How a project's code gets into its pod."""
+
+
+def backend_error(message: str) -> BackendError:
+    """Returns an error of this backend."""
+    return BackendError(message, backend=BACKEND)
 
 
 def _as_list(value: Any) -> Any:
@@ -26,7 +31,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _as_quantities(value: Any) -> Any:
-    """Lets ``cpu: 2`` be a number, as YAML reads it; Kubernetes wants text."""
+    """Accepts ``cpu: 2`` as YAML reads it, a number; Kubernetes requires text."""
     if not isinstance(value, Mapping):
         return value
     return {
@@ -36,7 +41,7 @@ def _as_quantities(value: Any) -> Any:
 
 
 def _as_resources(value: Any) -> Any:
-    """Takes ``{cpu: 2, memory: 4Gi}`` for requests, as people write it first."""
+    """Accepts ``{cpu: 2, memory: 4Gi}`` as short for ``requests``."""
     if isinstance(value, Mapping) and value and not set(value) & {"requests", "limits"}:
         return {"requests": value}
     return value
@@ -46,7 +51,7 @@ _Quantities: TypeAlias = Annotated[dict[str, str], BeforeValidator(_as_quantitie
 
 
 def _as_kubeconfig(value: Any) -> Any:
-    """Hides a kubeconfig's content; its path stays as it is."""
+    """Returns a kubeconfig's content as a secret, its path as it is."""
     if isinstance(value, Mapping):
         return Secret(json.dumps(value))
     if isinstance(value, str) and ("\n" in value or value.lstrip().startswith("{")):
@@ -59,12 +64,7 @@ def _hide_user_info(value: Any) -> Any:
 
 
 class Resources(BaseModel):
-    """What the project's container asks for, in Kubernetes' quantities.
-
-    Attributes:
-        requests: What must be free on the node, such as ``{"cpu": "2", "memory": "4Gi"}``.
-        limits: What it may use at most.
-    """
+    """Resources of the project's container, as Kubernetes quantities: ``{"cpu": "2", "memory": "4Gi"}``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -73,15 +73,15 @@ class Resources(BaseModel):
 
 
 class Credentials(BaseModel):
-    """What a Kubernetes cluster block holds: a way into the cluster.
+    """Connection and credentials of a cluster, as a Kubernetes cluster block holds them.
 
     Attributes:
-        kubeconfig: A kubeconfig as text or as a mapping.
-        context: The context in it.
-        host: The API server's URL, instead of a kubeconfig.
-        token: A bearer token for ``host``.
-        certificate_authority: The API server's certificate authority, PEM.
-        verify_tls: Whether the API server's certificate is checked.
+        kubeconfig: A kubeconfig as text or mapping.
+        context: A context of `kubeconfig`. Default: its current context.
+        host: URL of the API server, instead of a kubeconfig.
+        token: Bearer token for `host`.
+        certificate_authority: Certificate authority of `host`, PEM.
+        verify_tls: Whether the certificate of `host` is verified.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)
@@ -98,27 +98,27 @@ class KubernetesConfig(BaseModel):
     """The backend's configuration; the first three keys are MLflow's.
 
     Attributes:
-        kube_context: The context of the kubeconfig; by default its current one.
-        kube_job_template_path: A YAML or JSON file that holds a ``batch/v1`` Job.
-        repository_uri: Where images are pushed to, without a tag.
+        kube_context: Context of the kubeconfig. Default: its current context.
+        kube_job_template_path: Path of a YAML or JSON file with a ``batch/v1`` Job.
+        repository_uri: Image repository to push to, without a tag.
         kube_job_template: The Job itself, instead of a file.
-        kubeconfig: The kubeconfig's path, its text or its mapping.
-        in_cluster: Whether the pod's own service account is used; by default it is when there is no kubeconfig.
-        credentials: The name of a Kubernetes cluster block, or what it holds.
-        namespace: The Job's namespace.
-        image_pull_secrets: Secrets of that namespace with which the nodes pull images.
-        code_delivery: How the project's code gets to the pod; by default what fits.
-        git_image: The image that clones the repository; it must hold ``git`` and ``sh``.
-        ttl_seconds_after_finished: Seconds after which Kubernetes removes the finished Job.
-        backoff_limit: How often Kubernetes starts a failed pod anew.
-        timeout: Seconds that the Job may take, from its start; Kubernetes itself ends it then.
-        resources: What the project's container asks for.
-        service_account: The pod's service account.
-        tracking_uri: The tracking URI that the pod uses; by default ``KUBE_MLFLOW_TRACKING_URI``, else the run's own.
-        allow_host_paths: Whether ``docker_env``'s volumes become hostPath volumes.
+        kubeconfig: Path, text or mapping of a kubeconfig.
+        in_cluster: Whether to use the pod's service account. Default: if no kubeconfig exists.
+        credentials: Name of a Kubernetes cluster block, or its content.
+        namespace: Namespace of the Job.
+        image_pull_secrets: Names of Secrets in that namespace for pulling images.
+        code_delivery: How the project's code gets into the pod. Default: what fits.
+        git_image: Image that clones the repository; it must contain ``git`` and ``sh``.
+        ttl_seconds_after_finished: Seconds after which Kubernetes deletes the finished Job.
+        backoff_limit: How often Kubernetes retries a failed pod.
+        timeout: Time limit of the Job in seconds, enforced by Kubernetes.
+        resources: Resources of the project's container.
+        service_account: Service account of the pod.
+        tracking_uri: Tracking URI for the pod. Default: ``KUBE_MLFLOW_TRACKING_URI``, else the run's.
+        allow_host_paths: Whether ``docker_env`` volumes become hostPath volumes.
         start_grace: Seconds for which a pod may fail to start (image, configuration) before the run fails.
-        scheduling_grace: Seconds for which a pod may wait for a node that fits.
-        termination_grace: Seconds between asking a pod to end and killing it.
+        scheduling_grace: Seconds for which a pod may wait for a node.
+        termination_grace: Seconds between SIGTERM and SIGKILL.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)
@@ -153,7 +153,7 @@ class KubernetesConfig(BaseModel):
 
     @property
     def secrets(self) -> Credentials:
-        """What a cluster block holds, once the block's name was resolved; empty without one."""
+        """The content of `credentials`, once the block was loaded; empty without one."""
         return self.credentials if isinstance(self.credentials, Credentials) else Credentials()
 
 
@@ -161,48 +161,35 @@ KubernetesRequest: TypeAlias = BackendRequest[KubernetesConfig]
 
 
 def parse_kubernetes_config(config: Mapping[str, Any]) -> KubernetesConfig:
-    """Returns the configuration as a value.
-
-    Args:
-        config: What the user wrote.
+    """Returns the configuration as its model.
 
     Raises:
-        BackendError: A key is unknown (the nearest is named), a value is not of its kind, or two keys contradict each
-            other.
+        BackendError: A key is unknown (the nearest is named), a value has the wrong type, or keys contradict each other.
     """
     parsed = parse_config(KubernetesConfig, config, backend=BACKEND)
-    if parsed.kube_job_template is not None and parsed.kube_job_template_path is not None:
-        raise BackendError(
-            "The configuration of the kubernetes backend holds both 'kube-job-template' and 'kube-job-template-path'; "
-            "keep one.",
-            backend=BACKEND,
-        )
-    ways = [name for name, given in _connections(parsed).items() if given]
-    if len(ways) > 1:
-        raise BackendError(
-            f"The configuration of the kubernetes backend names several ways to the cluster: {', '.join(ways)}; keep one.",
-            backend=BACKEND,
-        )
+    connections = {
+        "kubeconfig": parsed.kubeconfig is not None,
+        "in-cluster": bool(parsed.in_cluster),
+        "credentials": parsed.credentials is not None,
+    }
+    templates = {
+        "kube-job-template": parsed.kube_job_template is not None,
+        "kube-job-template-path": parsed.kube_job_template_path is not None,
+    }
+    for keys in (templates, connections):
+        given = [key for key, is_set in keys.items() if is_set]
+        if len(given) > 1:
+            raise backend_error(f"The kubernetes backend_config sets more than one of: {', '.join(given)}. Keep one.")
     return parsed
 
 
-def _connections(config: KubernetesConfig) -> dict[str, bool]:
-    return {
-        "kubeconfig": config.kubeconfig is not None,
-        "in-cluster": bool(config.in_cluster),
-        "credentials": config.credentials is not None,
-    }
-
-
 def load_template(config: KubernetesConfig, directory: Path) -> dict[str, Any] | None:
-    """Returns the user's Job, or None when there is none.
+    """Returns the user's Job template, or None.
 
-    Args:
-        config: The configuration.
-        directory: The project's folder: where a relative path is looked for when the working directory has no such file.
+    A relative path is resolved against the working directory, then against the project's `directory`.
 
     Raises:
-        BackendError: The file can't be read, or holds something else than one Job.
+        BackendError: The file can't be read or does not contain exactly one Job.
     """
     if config.kube_job_template is not None:
         return _checked(config.kube_job_template, "'kube-job-template'")
@@ -216,35 +203,43 @@ def load_template(config: KubernetesConfig, directory: Path) -> dict[str, Any] |
     try:
         documents = [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each is not None]
     except OSError as error:
-        raise BackendError(
-            f"The job template {path} ('kube-job-template-path') can't be read: {error.strerror or error}.",
-            backend=BACKEND,
-        ) from None
+        reason = error.strerror or error
+        raise backend_error(f"The job template {path} ('kube-job-template-path') can't be read: {reason}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or error
-        raise BackendError(f"{path}{line}: the job template is not valid YAML: {reason}.", backend=BACKEND) from None
+        problem = getattr(error, "problem", None) or error
+        raise backend_error(f"{path}{line}: The job template is not valid YAML: {problem}.") from None
     if len(documents) != 1:
-        raise BackendError(
-            f"The job template {path} must hold one Job, not {len(documents)} documents.", backend=BACKEND
-        )
+        raise backend_error(f"The job template {path} must contain one Job, not {len(documents)} documents.")
     return _checked(documents[0], f"The job template {path}")
 
 
 def _checked(template: Any, what: str) -> dict[str, Any]:
     if not isinstance(template, dict):
-        raise BackendError(f"{what} must be a mapping, not {type(template).__name__}.", backend=BACKEND)
+        raise backend_error(f"{what} must be a mapping, not {type(template).__name__}.")
     kind, version = template.get("kind", "Job"), template.get("apiVersion", "batch/v1")
     if (kind, version) != ("Job", "batch/v1"):
-        raise BackendError(f"{what} must be a Job of batch/v1, not a {kind} of {version}.", backend=BACKEND)
+        raise backend_error(f"{what} must be a Job of batch/v1, not a {kind} of {version}.")
     for path in (("metadata",), ("spec",), ("spec", "template"), ("spec", "template", "spec")):
-        place: Any = template
+        value: Any = template
         for key in path:
-            place = place.get(key) if isinstance(place, dict) else None
-        if place is not None and not isinstance(place, dict):
-            raise BackendError(f"{what}: {'.'.join(path)} must be a mapping.", backend=BACKEND)
-    containers = (((template.get("spec") or {}).get("template") or {}).get("spec") or {}).get("containers") or []
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and not isinstance(value, dict):
+            raise backend_error(f"{what}: {'.'.join(path)} must be a mapping.")
+    containers = template_pod(template).get("containers") or []
     if not isinstance(containers, list) or not all(isinstance(each, dict) for each in containers):
-        raise BackendError(f"{what}: spec.template.spec.containers must be a list of mappings.", backend=BACKEND)
+        raise backend_error(f"{what}: spec.template.spec.containers must be a list of mappings.")
     return template
+
+
+def template_pod(template: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the pod specification of a job template; empty if it has none."""
+    pod: dict[str, Any] = (((template or {}).get("spec") or {}).get("template") or {}).get("spec") or {}
+    return pod
+
+
+def template_namespace(template: Mapping[str, Any] | None) -> str | None:
+    """Returns the namespace that a job template names, if any."""
+    namespace = ((template or {}).get("metadata") or {}).get("namespace")
+    return namespace if isinstance(namespace, str) else None

@@ -1,4 +1,4 @@
-"""Stays with a Job until it has ended: its log, its troubles, its end, and ours."""
+"""Watches a Job until it has ended: forwards its log, reports problems, and deletes it on a stop request or time-out."""
 
 from __future__ import annotations
 
@@ -12,66 +12,67 @@ from typing import Any
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.backends.contract import ExecutionEvents
-from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Cluster
-from prefect_mlprojects.backends.kubernetes.cleanup import delete_job, wait_until_gone
+from prefect_mlprojects.backends.kubernetes.api import ApiError, Cluster
 from prefect_mlprojects.backends.kubernetes.diagnosis import (
-    Diagnosis,
-    Trouble,
+    Problem,
     explain_end,
     explain_pod,
     explain_refusal,
     failed_init_container,
-    find_trouble,
+    find_blocked_pod,
+    find_problem,
     job_finished,
-    project_ended_beside_others,
 )
-from prefect_mlprojects.backends.kubernetes.events import EventWatch
-from prefect_mlprojects.backends.kubernetes.job import project_container
-from prefect_mlprojects.backends.kubernetes.names import ENDED_LABEL, WATCHED_ANNOTATION
-from prefect_mlprojects.backends.kubernetes.pod_logs import PodLogs
-from prefect_mlprojects.backends.kubernetes.submission import Submission, now
-from prefect_mlprojects.backends.kubernetes.watch import Change, Watcher
-from prefect_mlprojects.backends.outcome import Outcome
+from prefect_mlprojects.backends.kubernetes.job import (
+    ATTEMPT_LABEL,
+    ENDED_LABEL,
+    FLOW_RUN_LABEL,
+    WATCHED_ANNOTATION,
+    project_container,
+)
+from prefect_mlprojects.backends.kubernetes.logs import PodLogs
+from prefect_mlprojects.backends.kubernetes.submission import (
+    HEARTBEAT_SECONDS,
+    Submission,
+    delete_job,
+    parse_time,
+    timestamp,
+    wait_until_gone,
+)
+from prefect_mlprojects.backends.kubernetes.watch import Change, EventWatch, Watcher
+from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome, timed_out_outcome
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
-HEARTBEAT_SECONDS = 30.0
 _REMOVAL_SECONDS = 60.0
-"""What the cluster may take beyond a pod's own grace period to remove it."""
+"""How long the cluster may take to remove a pod beyond its grace period."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long things may take, in seconds.
+    """Time limits in seconds.
 
     Attributes:
         start: For a pod that fails to start.
         scheduling: For a pod that waits for a node.
-        timeout: For the whole run, from the Job's creation; None for no limit.
+        timeout: For the whole run, from the Job's creation; None: no limit.
     """
 
     start: float
     scheduling: float
     timeout: float | None
 
+    def grace(self, problem: Problem) -> float:
+        """How long a problem may last."""
+        return self.start if problem.grace == "start" else self.scheduling
+
 
 class JobRun:
-    """One Job on its way; made for one call of ``follow``.
-
-    Args:
-        cluster: The cluster.
-        submission: The Job.
-        selector: The label selector of its pods.
-        limits: How long things may take.
-        output: Takes the log.
-        events: Takes what happens.
-        stop: Asks for the end.
-    """
+    """One Job while it is watched; for one call of `follow`."""
 
     def __init__(
         self,
         cluster: Cluster,
         submission: Submission,
-        selector: str,
         limits: Limits,
         output: TailedOutput,
         events: ExecutionEvents,
@@ -82,7 +83,7 @@ class JobRun:
         self._job = dict(job)
         self._name: str = job["metadata"]["name"]
         self._uid: str = job["metadata"]["uid"]
-        self._selector = selector
+        self._selector = ",".join(f"{key}={job['metadata']['labels'][key]}" for key in (FLOW_RUN_LABEL, ATTEMPT_LABEL))
         self._limits = limits
         self._output = output
         self._events = events
@@ -90,42 +91,42 @@ class JobRun:
         pod_spec = job["spec"]["template"]["spec"]
         self._container: str = project_container(pod_spec)["name"]
         grace = pod_spec.get("terminationGracePeriodSeconds")
-        self._termination_grace = 30.0 if grace is None else float(grace)
+        self._removal_seconds = (30.0 if grace is None else float(grace)) + _REMOVAL_SECONDS
         several = max(job["spec"].get("parallelism") or 1, job["spec"].get("completions") or 1) > 1
         self._changes: queue.SimpleQueue[Change] = queue.SimpleQueue()
         self._pods: dict[str, dict[str, Any]] = {}
         self._seen: dict[str, dict[str, Any]] = {}
         self._logs = PodLogs(cluster, self._container, several=several, output=output, report=events.report)
         self._event_watch = EventWatch(cluster, self._changes, events.report)
-        self._told: set[tuple[str, str]] = set()
-        self._trouble: tuple[Trouble, float] | None = None
-        self._beside_since: float | None = None
+        self._reported: set[tuple[str, str]] = set()
+        self._problem: tuple[Problem, float] | None = None
+        self._blocked_since: float | None = None
         self._next_heartbeat = 0.0
         # Only a Job that was found has an age: the clocks of this machine and the cluster may differ.
         age = _age(job) if submission.attached else 0.0
         self._deadline = None if limits.timeout is None else time.monotonic() + limits.timeout - age
 
     def follow(self) -> Outcome:
-        """Returns when the Job has ended and its log was read; a Job that was told to end is gone with its pods then.
+        """Returns once the Job has ended and its log was read; a Job that was cancelled is gone with its pods by then.
 
         Raises:
-            ApiRefusal: The API server refuses to show the Job or its pods; the Job was deleted then, if that was allowed.
+            ApiError: The API server refuses access to the Job or its pods; the Job was deleted then, if that was permitted.
         """
         batch, core = self._cluster.batch, self._cluster.core
         job_query, pod_query = {"field_selector": f"metadata.name={self._name}"}, {"label_selector": self._selector}
         changes, report = self._changes, self._events.report
         watchers = [
-            Watcher("job", batch.list_namespaced_job, self._cluster, job_query, changes, report),
+            Watcher("jobs", batch.list_namespaced_job, self._cluster, job_query, changes, report),
             Watcher("pods", core.list_namespaced_pod, self._cluster, pod_query, changes, report),
         ]
         forget = self._stop.on_request(lambda: self._changes.put(Change("stop")))
         for watcher in watchers:
             watcher.start()
         try:
-            diagnosis = self._follow()
-        except ApiRefusal as refusal:
-            if not refusal.transient:
-                self._ended_by_us(Diagnosis("not-started", explain_refusal(refusal, self._cluster.name)[0]))
+            outcome = self._follow()
+        except ApiError as error:
+            if not error.transient:
+                self._delete(Outcome("not-started", cause=explain_refusal(error, self._cluster.name)[0]))
             raise
         finally:
             forget()
@@ -135,215 +136,196 @@ class JobRun:
             for watcher in watchers:
                 watcher.stop()
             self._logs.abandon()
-        return Outcome(
-            diagnosis.ending,
-            diagnosis.exit_code,
-            diagnosis.signal,
-            diagnosis.cause,
-            diagnosis.advice,
-            self._output.close(),
-            diagnosis.category,
-        )
+        return replace(outcome, output_tail=self._output.close())
 
-    def _follow(self) -> Diagnosis:
+    def _follow(self) -> Outcome:
         while True:
             if self._stop.requested:
-                return self._ended_by_us(Diagnosis("stopped", str(self._stop.reason)))
-            if self._deadline is not None and time.monotonic() >= self._deadline:
-                limit = f"it took longer than its timeout of {self._limits.timeout:g} s"
-                return self._ended_by_us(Diagnosis("timed-out", limit))
+                return self._delete(stopped_outcome(self._stop))
+            if self._limits.timeout is not None and self._deadline is not None and time.monotonic() >= self._deadline:
+                return self._delete(timed_out_outcome(self._limits.timeout))
             if job_finished(self._job):
-                return self._ended_by_itself()
-            given_up = self._check_trouble() or self._check_company()
-            if given_up is not None:
-                return self._ended_by_us(given_up)
+                return self._finish()
+            failure = self._check_problems() or self._check_blocked()
+            if failure is not None:
+                return self._delete(failure)
             self._heartbeat()
             try:
                 change = self._changes.get(timeout=self._seconds_to_wait())
             except queue.Empty:
                 continue
-            gone = self._take(change)
-            if gone is not None:
-                return gone
+            outcome = self._apply(change)
+            if outcome is not None:
+                return outcome
 
     def _seconds_to_wait(self) -> float:
         times = [self._next_heartbeat]
         if self._deadline is not None:
             times.append(self._deadline)
-        if self._trouble is not None:
-            times.append(self._trouble[1] + self._patience(self._trouble[0]))
-        if self._beside_since is not None:
-            times.append(self._beside_since + self._limits.start)
+        if self._problem is not None:
+            problem, since = self._problem
+            times.append(since + self._limits.grace(problem))
+        if self._blocked_since is not None:
+            times.append(self._blocked_since + self._limits.start)
         return max(0.0, min(times) - time.monotonic())
 
-    def _patience(self, trouble: Trouble) -> float:
-        return self._limits.start if trouble.patience == "start" else self._limits.scheduling
-
-    def _take(self, change: Change) -> Diagnosis | None:
+    def _apply(self, change: Change) -> Outcome | None:
+        """Applies a watcher's change; returns the outcome if the Job was deleted."""
         if change.kind == "events":
-            self._event_watch.take(change)
-        elif change.refusal is not None:
-            raise change.refusal
-        elif change.kind == "job":
+            self._event_watch.apply(change)
+        elif change.error is not None:
+            raise change.error
+        elif change.kind == "jobs":
             job = change.items.get(self._name)
             if job is None or job["metadata"].get("uid") != self._uid:
-                return self._deleted_by_others()
+                return self._explain_deletion()
             if job["metadata"].get("deletionTimestamp"):
-                self._tell(self._name, "deleted", f"Job {self._name} is being deleted by somebody else.")
+                self._report_once(self._name, "deleted", f"Job {self._name} is being deleted, but not by this run.")
             self._job = job
         elif change.kind == "pods":
-            self._take_pods(change.items)
+            self._apply_pods(change.items)
         return None
 
-    def _take_pods(self, pods: Mapping[str, dict[str, Any]]) -> None:
+    def _apply_pods(self, pods: Mapping[str, dict[str, Any]]) -> None:
         self._pods = dict(pods)
         self._seen |= self._pods
         for name, pod in self._pods.items():
             node = (pod.get("spec") or {}).get("nodeName")
             if node:
-                self._tell(name, "node", f"Pod {name} was given to node {node}.")
-        self._logs.take(self._pods)
+                self._report_once(name, "node", f"Pod {name} was assigned to node {node}.")
+        self._logs.update(self._pods)
 
-    def _tell(self, name: str, what: str, line: str) -> None:
-        if (name, what) not in self._told:
-            self._told.add((name, what))
+    def _report_once(self, name: str, what: str, line: str) -> None:
+        if (name, what) not in self._reported:
+            self._reported.add((name, what))
             self._events.report(line)
 
-    def _check_trouble(self) -> Diagnosis | None:
+    def _check_problems(self) -> Outcome | None:
+        """Returns the outcome of a run whose problem outlasted its limit."""
         pending = [name for name, pod in self._pods.items() if (pod.get("status") or {}).get("phase") == "Pending"]
-        # Only events can tell why there is no pod, or why one gets no volume; all else is in a pod's status.
+        # Only events explain a missing pod or volume; all else is in a pod's status.
         self._event_watch.watch([*pending, self._name] if pending or not self._pods else ())
-        trouble = find_trouble(self._job, self._pods.values(), self._event_watch.known, self._container)
+        problem = find_problem(self._job, self._pods.values(), self._event_watch.known, self._container)
         moment = time.monotonic()
-        if trouble is None:
-            self._trouble = None
+        if problem is None:
+            self._problem = None
             return None
-        same = self._trouble is not None and self._trouble[0].patience == trouble.patience
-        since = self._trouble[1] if self._trouble is not None and same else moment
-        self._trouble = (trouble, since)
-        patience = self._patience(trouble)
-        self._tell(self._name, trouble.kind, f"Waiting: {trouble.cause}. The run fails if that lasts {patience:g} s.")
-        if moment - since < patience:
+        same = self._problem is not None and self._problem[0].grace == problem.grace
+        since = self._problem[1] if self._problem is not None and same else moment
+        self._problem = (problem, since)
+        grace = self._limits.grace(problem)
+        waiting = f"Waiting: {problem.cause}. The run fails if this lasts {grace:g} s."
+        self._report_once(self._name, problem.kind, waiting)
+        if moment - since < grace:
             return None
-        return Diagnosis("not-started", trouble.cause, trouble.advice, category=trouble.category)
+        return Outcome("not-started", cause=problem.cause, advice=problem.advice, reason=problem.category)
 
-    def _check_company(self) -> Diagnosis | None:
-        found = project_ended_beside_others(self._pods.values(), self._container)
+    def _check_blocked(self) -> Outcome | None:
+        """Returns the project's outcome if other containers of its pod keep running beyond the limit."""
+        found = find_blocked_pod(self._pods.values(), self._container)
         if found is None:
-            self._beside_since = None
+            self._blocked_since = None
             return None
-        pod, diagnosis, others = found
-        if self._beside_since is None:
-            self._beside_since = time.monotonic()
-        if time.monotonic() - self._beside_since < self._limits.start:
+        pod, outcome, others = found
+        if self._blocked_since is None:
+            self._blocked_since = time.monotonic()
+        if time.monotonic() - self._blocked_since < self._limits.start:
             return None
         self._events.report(
-            f"The project ended in pod {pod['metadata']['name']}, but {', '.join(others)} went on for "
-            f"{self._limits.start:g} s, so the Job would never end: it is deleted. Make it a sidecar that "
-            "Kubernetes ends by itself: an init container with restartPolicy: Always."
+            f"The project ended in pod {pod}, but {', '.join(others)} kept running for {self._limits.start:g} s, so the Job "
+            "would never end: it is deleted. Make it a sidecar, which Kubernetes ends by itself: an init container with "
+            "restartPolicy: Always."
         )
-        return diagnosis
+        return outcome
 
     def _heartbeat(self) -> None:
         moment = time.monotonic()
         if moment < self._next_heartbeat:
             return
         self._next_heartbeat = moment + HEARTBEAT_SECONDS
-        self._patch({"annotations": {WATCHED_ANNOTATION: now()}}, patience=0.0)
+        self._patch({"annotations": {WATCHED_ANNOTATION: timestamp()}}, retry_seconds=0.0)
 
-    def _patch(self, metadata: dict[str, Any], patience: float) -> None:
+    def _patch(self, metadata: dict[str, Any], retry_seconds: float) -> None:
+        patch, body = self._cluster.batch.patch_namespaced_job, {"metadata": {"uid": self._uid, **metadata}}
+        namespace = self._cluster.namespace
         try:
-            self._cluster.call(
-                "patch jobs",
-                self._cluster.batch.patch_namespaced_job,
-                self._name,
-                self._cluster.namespace,
-                body={"metadata": {"uid": self._uid, **metadata}},
-                patience=patience,
-            )
-        except ApiRefusal as refusal:
-            if refusal.status == 403:
-                cause, advice = explain_refusal(refusal, self._cluster.name)
-                self._tell(self._name, "patch", f"Warning: {cause}. {advice}")
+            self._cluster.call("patch jobs", patch, self._name, namespace, body=body, retry_seconds=retry_seconds)
+        except ApiError as error:
+            if error.status == 403:
+                cause, advice = explain_refusal(error, self._cluster.name)
+                self._report_once(self._name, "patch", f"Warning: {cause}. {advice}")
 
-    def _deleted_by_others(self) -> Diagnosis:
+    def _explain_deletion(self) -> Outcome:
+        """Returns the outcome of a Job that was not deleted by this run."""
         self._logs.expect_removal()
         self._logs.finish()
         if job_finished(self._job):
             return explain_end(self._job, self._seen.values(), self._container)
-        ends = [explain_pod(pod, self._container) for pod in self._seen.values()]
-        succeeded = next((end for end in ends if end is not None and end.exit_code == 0), None)
+        outcomes = [explain_pod(pod, self._container) for pod in self._seen.values()]
+        succeeded = next((each for each in outcomes if each is not None and each.exit_code == 0), None)
         if succeeded is not None:
-            # A Job that is removed as soon as it has finished (ttlSecondsAfterFinished: 0) may be gone before it is seen so.
+            # With ttlSecondsAfterFinished: 0, the Job may be gone before its final state was observed.
             return succeeded
-        return Diagnosis(
+        return Outcome(
             "exited",
-            f"the Job {self._name} was deleted while it ran, and not by this run",
-            "Somebody deleted it, or its namespace; 'kubectl get events' may tell who.",
-            category=FailureCategory.INFRASTRUCTURE,
+            cause=f"the Job {self._name} was deleted while it ran, and not by this run",
+            advice="Another client deleted it, or its namespace; 'kubectl get events' may show which.",
+            reason=FailureCategory.INFRASTRUCTURE,
         )
 
-    def _ended_by_itself(self) -> Diagnosis:
+    def _finish(self) -> Outcome:
+        """Returns the outcome of the finished Job, with its logs read, and labels it as ended."""
         self._read_pods_until_ended()
-        diagnosis = explain_end(self._job, self._seen.values(), self._container)
-        failed = failed_init_container(self._seen.values()) if diagnosis.ending == "not-started" else None
+        outcome = explain_end(self._job, self._seen.values(), self._container)
+        failed = failed_init_container(self._seen.values()) if outcome.ending == "not-started" else None
         if failed is not None:
             self._logs.report_tail(*failed)
         self._logs.finish()
-        self._patch({"labels": {ENDED_LABEL: "true"}}, patience=10.0)
-        return diagnosis
+        self._patch({"labels": {ENDED_LABEL: "true"}}, retry_seconds=10.0)
+        return outcome
 
     def _read_pods_until_ended(self) -> None:
-        """Reads the pods until none runs: a Job's end may be known before its pods' are, and before they have ended."""
-        deadline, backoff = time.monotonic() + self._termination_grace + _REMOVAL_SECONDS, Backoff()
+        """Polls the pods until none runs: a Job's final condition may precede its pods' end."""
+        deadline, backoff = time.monotonic() + self._removal_seconds, Backoff(longest=2.0)
         while True:
             try:
-                answer = self._cluster.call(
-                    "list pods",
-                    self._cluster.core.list_namespaced_pod,
-                    self._cluster.namespace,
-                    label_selector=self._selector,
-                )
-            except ApiRefusal as refusal:
-                # The Job's end is known; what was seen of its pods has to do.
-                self._events.report(f"Warning: {explain_refusal(refusal, self._cluster.name)[0]}.")
+                pods = self._cluster.list_pods(label_selector=self._selector)
+            except ApiError as error:
+                # The Job's end is known; the pods' last observed states must do.
+                self._events.report(f"Warning: {explain_refusal(error, self._cluster.name)[0]}.")
                 return
-            self._take_pods({pod["metadata"]["name"]: pod for pod in answer.get("items") or []})
-            running = [
-                pod for pod in self._pods.values() if pod.get("status", {}).get("phase") in ("Running", "Pending")
-            ]
+            self._apply_pods({pod["metadata"]["name"]: pod for pod in pods})
+            running = [pod for pod in pods if pod.get("status", {}).get("phase") in ("Running", "Pending")]
             if not running or time.monotonic() >= deadline:
                 return
-            time.sleep(min(2.0, backoff.next()))
+            time.sleep(backoff.next())
 
-    def _ended_by_us(self, diagnosis: Diagnosis) -> Diagnosis:
-        """Deletes the Job, and returns when its pods are gone or can't be waited for any longer."""
-        self._events.report(f"Deleting Job {self._name}: {diagnosis.cause}.")
+    def _delete(self, outcome: Outcome) -> Outcome:
+        """Deletes the Job and waits for its pods; returns `outcome` with what still exists."""
+        self._events.report(f"Deleting Job {self._name}: {outcome.cause}.")
         self._logs.expect_removal()
         try:
             delete_job(self._cluster, self._name, self._uid)
-            left = wait_until_gone(
-                self._cluster, self._name, self._uid, self._selector, self._termination_grace + _REMOVAL_SECONDS
-            )
-        except ApiRefusal as refusal:
-            cause, _ = explain_refusal(refusal, self._cluster.name)
-            left = (f"Job {self._name} ({cause})",)
+            remaining = wait_until_gone(self._cluster, self._name, self._uid, self._selector, self._removal_seconds)
+        except ApiError as error:
+            cause, _ = explain_refusal(error, self._cluster.name)
+            remaining = (f"Job {self._name} ({cause})",)
         self._logs.finish()
-        if not left:
-            return diagnosis
+        if not remaining:
+            return outcome
+        command = f"kubectl -n {self._cluster.namespace} delete job {self._name}"
         return replace(
-            diagnosis,
-            cause=f"{diagnosis.cause}; still there: {', '.join(left)}",
-            advice=f"{diagnosis.advice} Look after it: kubectl -n {self._cluster.namespace} delete job {self._name}".strip(),
+            outcome,
+            cause=f"{outcome.cause}; still there: {', '.join(remaining)}",
+            advice=f"{outcome.advice} Delete it: {command}".strip(),
         )
 
 
 def _age(job: Mapping[str, Any]) -> float:
-    """Seconds since the Job was created; clocks may differ, so a negative age counts as none."""
+    """Returns the seconds since the Job's creation; a negative age, from different clocks, counts as 0."""
     text = job["metadata"].get("creationTimestamp")
     if not text:
         return 0.0
-    created = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
-    age = (datetime.now(timezone.utc) - created).total_seconds()
-    # The timestamp has whole seconds: a Job of this moment may look a second old.
+    age = (datetime.now(timezone.utc) - parse_time(text)).total_seconds()
+    # The timestamp has whole seconds: a new Job may look a second old.
     return age if age > 2 else 0.0

@@ -1,68 +1,114 @@
-"""The Job of a run: the user's template, or a safe default, with what the run needs merged in; pure.
+"""Builds the Job of a run from the user's template, or a restrictive default; names and labels. Pure.
 
-The format is ``batch/v1`` Job (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/).
+The format is ``batch/v1`` Job (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/), the rules for names
+and labels are those of https://kubernetes.io/docs/concepts/overview/working-with-objects/names/ and .../labels/.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_mlprojects.backends.containers.image import CODE_FOLDER, RUN_BY_SHELL
-from prefect_mlprojects.backends.kubernetes.checkout import (
+from prefect_mlprojects.backends.contract import RunIdentity
+from prefect_mlprojects.backends.kubernetes.config import DeliveryName, KubernetesConfig, backend_error
+from prefect_mlprojects.backends.kubernetes.delivery import (
+    ARCHIVE_DIRECTORY,
     CLONE_CONTAINER,
     CLONE_SCRIPT,
     REPOSITORY_FOLDER,
+    UNPACK_SCRIPT,
     GitCheckout,
+    no_image,
 )
-from prefect_mlprojects.backends.kubernetes.config import BACKEND, DeliveryName, KubernetesConfig
-from prefect_mlprojects.exceptions import BackendError
+
+PREFIX = "prefect-mlprojects"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+FLOW_RUN_LABEL = f"{PREFIX}/flow-run-id"
+MLFLOW_RUN_LABEL = f"{PREFIX}/mlflow-run-id"
+PROJECT_LABEL = f"{PREFIX}/project"
+ENTRY_POINT_LABEL = f"{PREFIX}/entry-point"
+ATTEMPT_LABEL = f"{PREFIX}/attempt"
+ENDED_LABEL = f"{PREFIX}/ended"
+"""Set once the Job's end was observed; a Job with this label is never attached to again."""
+
+PREPARING_ANNOTATION = f"{PREFIX}/preparing"
+"""Set while the Job is suspended because its Secret and ConfigMap are still being created."""
+WATCHED_ANNOTATION = f"{PREFIX}/watched-at"
+"""The heartbeat of the process that watches the Job, RFC 3339."""
+PROJECT_ANNOTATION = f"{PREFIX}/project-name"
+ENTRY_POINT_ANNOTATION = f"{PREFIX}/entry-point-name"
+SOURCE_ANNOTATION = f"{PREFIX}/source"
+DELIVERY_ANNOTATION = f"{PREFIX}/code-delivery"
+FLOW_RUN_URL_ANNOTATION = f"{PREFIX}/flow-run-url"
+MLFLOW_RUN_URL_ANNOTATION = f"{PREFIX}/mlflow-run-url"
+
+# A Job's name becomes a label of its pods (63 characters), whose names append "-xxxxx"; the rest is for the Secrets' suffixes.
+_MAX_NAME = 52
 
 CONTAINER_NAME = "project"
-ARCHIVE_DIRECTORY = "/mlflow/projects/archive"
-ARCHIVE_FILE = "project.tar.gz"
 DEFAULT_TTL_SECONDS = 86_400
+PLAIN_VARIABLES = frozenset({"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID"})
+"""Variables whose values may be in the Job's spec; all others go into the Secret, as they may be secret."""
 
 _CODE_VOLUME = "mlprojects-code"
 _ARCHIVE_VOLUME = "mlprojects-archive"
-PLAIN_VARIABLES = frozenset({"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID"})
-"""What may stand in the Job's spec; all other values go into the Secret, since none of them is known to be harmless."""
 
-UNPACK_FAILED_CODE = 120
-"""The exit code with which the prelude ends when it could not unpack the project."""
-UNPACK_FAILED_TEXT = "mlprojects: the project could not be unpacked"
 
-_UNPACK = f"""fail() {{ echo "{UNPACK_FAILED_TEXT}: $1" >&2; exit {UNPACK_FAILED_CODE}; }}
-command -v tar >/dev/null 2>&1 || fail "the image has no tar"
-command -v gzip >/dev/null 2>&1 || fail "the image has no gzip"
-mkdir -p {CODE_FOLDER} && cd {CODE_FOLDER} || fail "{CODE_FOLDER} can't be used"
-gzip -dc {ARCHIVE_DIRECTORY}/{ARCHIVE_FILE} | tar -xf - -o -p || fail "tar failed"
-"""
-# tar's -o: files belong to whoever unpacks them; busybox and GNU tar both know it, and no long options.
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def job_name(identity: RunIdentity, attempt: int = 1) -> str:
+    """Returns the name of a run's Job: a DNS-1123 label, the same for the same flow run and attempt (from 1)."""
+    digest = hashlib.sha256(f"{identity.flow_run_id}/{attempt}".encode()).hexdigest()[:10]
+    name = "-".join(filter(None, (_slug(identity.project), _slug(identity.entry_point)))) or "project"
+    if not name[0].isalpha():
+        name = f"p-{name}"
+    return f"{name[: _MAX_NAME - len(digest) - 1].rstrip('-')}-{digest}"
+
+
+def label_value(text: str) -> str:
+    """Returns a text as a label's value: at most 63 letters, digits, ``-``, ``_`` and ``.``, the last three only inside."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:63].strip("-_.")
+
+
+def run_labels(identity: RunIdentity, attempt: int) -> dict[str, str]:
+    """Returns the labels of a run's objects."""
+    return {
+        MANAGED_BY_LABEL: PREFIX,
+        FLOW_RUN_LABEL: label_value(identity.flow_run_id),
+        MLFLOW_RUN_LABEL: label_value(identity.mlflow_run_id),
+        PROJECT_LABEL: label_value(identity.project),
+        ENTRY_POINT_LABEL: label_value(identity.entry_point),
+        ATTEMPT_LABEL: str(attempt),
+    }
 
 
 @dataclass(frozen=True)
 class JobRequest:
-    """All that a Job is made of.
+    """The inputs of a Job's manifest.
 
     Attributes:
-        name: The Job's name; its Secret and ConfigMap derive theirs from it.
+        name: The Job's name; the names of its Secrets and ConfigMap are derived from it.
         namespace: The namespace.
-        image: The image; None when the template names it.
+        image: The image; None if the template names it.
         command: The shell command line.
-        delivery: How the code gets there.
+        delivery: How the code gets to the pod.
         config: The configuration.
         template: The user's Job.
-        labels: Labels for the Job and its pods.
-        annotations: Annotations for the Job.
-        variables: The command's environment; the values may be secret.
+        labels: Labels of the Job and its pods.
+        annotations: Annotations of the Job.
+        child_env: The command's environment; the values may be secret.
         volumes: Host paths to mount, in Docker's notation.
-        checkout: What to clone, for ``git``.
-        registry_auth: ``username``, ``password`` and ``registry`` with which the nodes pull the image.
-        deadline: Seconds after which Kubernetes itself ends the Job; None for no limit.
-        termination_grace: Seconds between asking a pod to end and killing it.
+        checkout: The commit to clone, for ``git``.
+        registry_auth: ``username``, ``password`` and ``registry`` for pulling the image.
+        deadline: Time limit in seconds, enforced by Kubernetes; None: no limit.
+        termination_grace: Seconds between SIGTERM and SIGKILL.
     """
 
     name: str
@@ -74,7 +120,7 @@ class JobRequest:
     template: Mapping[str, Any] | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
-    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    child_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     volumes: tuple[str, ...] = ()
     checkout: GitCheckout | None = None
     registry_auth: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -83,28 +129,28 @@ class JobRequest:
 
     @property
     def variables_secret(self) -> str:
-        """The name of the Secret that holds the variables."""
+        """Name of the Secret with the variables."""
         return f"{self.name}-env"
 
     @property
     def registry_secret(self) -> str:
-        """The name of the Secret with which the nodes pull the image."""
+        """Name of the Secret with the registry login."""
         return f"{self.name}-pull"
 
     @property
     def archive_map(self) -> str:
-        """The name of the ConfigMap that holds the project."""
+        """Name of the ConfigMap with the project."""
         return f"{self.name}-code"
 
 
 def build_job(request: JobRequest) -> dict[str, Any]:
-    """Returns the Job's manifest: plain JSON that holds no secret.
+    """Returns the Job's manifest: plain JSON without secrets.
 
-    What the template says is kept, except for the project's container's image (when another is named), command, our
-    variables and mounts; what the configuration sets wins over the template.
+    The template is kept, except for the command, the variables, the mounts and (if another is named) the image of the project's
+    container; the configuration takes precedence over the template.
 
     Raises:
-        BackendError: There is no image, a volume can't be carried over, or the template's parts don't fit.
+        BackendError: No image is named, a volume can't be mounted, or the template contradicts the request.
     """
     job: dict[str, Any] = copy.deepcopy(dict(request.template or {}))
     job["apiVersion"], job["kind"] = "batch/v1", "Job"
@@ -117,8 +163,7 @@ def build_job(request: JobRequest) -> dict[str, Any]:
     metadata["labels"] = {**(metadata.get("labels") or {}), **request.labels}
     pod = _child(template, "spec")
     _set_pod_spec(pod, request)
-    container = project_container(pod)
-    _set_container(container, pod, request)
+    _set_container(project_container(pod), pod, request)
     return job
 
 
@@ -146,15 +191,15 @@ def _set_metadata(job: dict[str, Any], request: JobRequest) -> None:
 
 def _set_job_spec(spec: dict[str, Any], request: JobRequest) -> None:
     config = request.config
-    _settle(spec, "backoffLimit", config.backoff_limit, 0)
-    _settle(spec, "ttlSecondsAfterFinished", config.ttl_seconds_after_finished, DEFAULT_TTL_SECONDS)
+    _resolve(spec, "backoffLimit", config.backoff_limit, 0)
+    _resolve(spec, "ttlSecondsAfterFinished", config.ttl_seconds_after_finished, DEFAULT_TTL_SECONDS)
     deadline = config.timeout if config.timeout is not None else request.deadline
     if deadline is not None:
         spec["activeDeadlineSeconds"] = deadline
 
 
-def _settle(spec: dict[str, Any], key: str, configured: object, default: object) -> None:
-    """Sets a field to what is configured; else keeps the template's, else takes the default."""
+def _resolve(spec: dict[str, Any], key: str, configured: object, default: object) -> None:
+    """Resolves a field: configuration, then template, then default."""
     if configured is not None:
         spec[key] = configured
     elif spec.get(key) is None:
@@ -164,12 +209,12 @@ def _settle(spec: dict[str, Any], key: str, configured: object, default: object)
 def _set_pod_spec(pod: dict[str, Any], request: JobRequest) -> None:
     config = request.config
     pod.setdefault("restartPolicy", "Never")
-    _settle(pod, "terminationGracePeriodSeconds", config.termination_grace, request.termination_grace)
+    _resolve(pod, "terminationGracePeriodSeconds", config.termination_grace, request.termination_grace)
     if config.service_account is not None:
         pod["serviceAccountName"] = config.service_account
         pod.pop("serviceAccount", None)
     if request.template is None:
-        # A project needs no access to the cluster, unless somebody names an account for it.
+        # A project needs no access to the cluster, unless the user names an account for it.
         pod.setdefault("automountServiceAccountToken", config.service_account is not None)
         pod.setdefault("securityContext", {"seccompProfile": {"type": "RuntimeDefault"}})
     if not pod.get("containers"):
@@ -189,7 +234,7 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
     elif not container.get("image"):
         raise no_image()
     if request.template is None:
-        # As on a machine: an image that is there is used, whatever its tag.
+        # As with Docker: an image that the node has is used, whatever its tag.
         container["imagePullPolicy"] = "IfNotPresent"
         container["securityContext"] = {
             "allowPrivilegeEscalation": False,
@@ -197,19 +242,18 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
         }
     resources = request.config.resources
     if resources is not None:
-        settled = _child(container, "resources")
+        merged = _child(container, "resources")
         for kind, wanted in (("requests", resources.requests), ("limits", resources.limits)):
             if wanted:
-                settled[kind] = {**(settled.get(kind) or {}), **wanted}
-    prelude = _UNPACK + RUN_BY_SHELL if request.delivery == "archive" else RUN_BY_SHELL
-    # The kubelet itself expands $(NAME) and $$ in these, before any shell sees them.
+                merged[kind] = {**(merged.get(kind) or {}), **wanted}
+    prelude = UNPACK_SCRIPT + RUN_BY_SHELL if request.delivery == "archive" else RUN_BY_SHELL
     container["command"] = ["sh", "-c", escape_expansion(prelude), "mlprojects"]
     container["args"] = [escape_expansion(request.command)]
     if request.delivery in ("archive", "image", "git"):
         container["workingDir"] = CODE_FOLDER
-    ours = _environment(request)
-    names = {each["name"] for each in ours}
-    container["env"] = ours + [each for each in container.get("env") or [] if each.get("name") not in names]
+    env = _container_env(request)
+    names = {each["name"] for each in env}
+    container["env"] = env + [each for each in container.get("env") or [] if each.get("name") not in names]
     if request.delivery == "archive":
         archive = {"configMap": {"name": request.archive_map, "defaultMode": 0o444}}
         _mount(pod, container, _ARCHIVE_VOLUME, archive, ARCHIVE_DIRECTORY, read_only=True)
@@ -220,29 +264,20 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
         _mount_host_path(pod, container, volume, index, request.config)
 
 
-def no_image() -> BackendError:
-    """The error of a call that names no image."""
-    return BackendError(
-        "No image is named for the Kubernetes pod: pass docker_args={'image': 'name:tag'}, write 'docker_env: {image: …}' "
-        "into the MLproject file, or give the job template's container an image.",
-        backend=BACKEND,
-    )
-
-
 def escape_expansion(text: str) -> str:
-    """Doubles each ``$``, which the kubelet takes back: it expands ``$(NAME)`` in commands and arguments, and ``$$`` to ``$``."""
+    """Doubles each ``$``: in commands and arguments, the kubelet expands ``$(NAME)`` and turns ``$$`` into ``$``."""
     return text.replace("$", "$$")
 
 
-def _environment(request: JobRequest) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = []
-    for name, value in sorted(request.variables.items()):
-        if name in PLAIN_VARIABLES:
-            entries.append({"name": name, "value": escape_expansion(value)})
-        else:
-            reference = {"name": request.variables_secret, "key": name}
-            entries.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
-    return entries
+def _container_env(request: JobRequest) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "value": escape_expansion(value)} if name in PLAIN_VARIABLES else _secret_variable(name, request)
+        for name, value in sorted(request.child_env.items())
+    ]
+
+
+def _secret_variable(name: str, request: JobRequest) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": request.variables_secret, "key": name}}}
 
 
 def _mount(
@@ -266,10 +301,9 @@ def _mount(
         mount["subPath"] = sub_path
     mounts = list(container.get("volumeMounts") or [])
     if any(each.get("mountPath", "").rstrip("/") == path for each in mounts):
-        raise BackendError(
-            f"The job template mounts a volume at {path}, where the project's code belongs; mount it elsewhere, or use "
-            "'code-delivery: none'.",
-            backend=BACKEND,
+        raise backend_error(
+            f"The job template mounts a volume at {path}, the folder of the project's code; mount it elsewhere, or use "
+            "'code-delivery: none'."
         )
     container["volumeMounts"] = [*mounts, mount]
 
@@ -288,12 +322,9 @@ def _add_clone(pod: dict[str, Any], container: dict[str, Any], request: JobReque
         "volumeMounts": [{"name": _CODE_VOLUME, "mountPath": CODE_FOLDER}],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
-    if checkout.variables:
-        clone["env"] = [
-            {"name": name, "valueFrom": {"secretKeyRef": {"name": request.variables_secret, "key": name}}}
-            for name in sorted(checkout.variables)
-        ]
-    # First: an init container of the user's may want the code.
+    if checkout.child_env:
+        clone["env"] = [_secret_variable(name, request) for name in sorted(checkout.child_env)]
+    # First: the user's init containers may need the code.
     pod["initContainers"] = [clone, *(pod.get("initContainers") or [])]
 
 
@@ -303,17 +334,14 @@ def _mount_host_path(
     host, _, rest = volume.partition(":")
     path, _, mode = rest.partition(":")
     if not config.allow_host_paths:
-        raise BackendError(
+        raise backend_error(
             f"The project's docker_env mounts {volume!r}, a folder of the machine; on a cluster that is a hostPath of "
-            "whichever node the pod lands on. Allow it with 'allow-host-paths: true', or mount a volume in the job template.",
-            backend=BACKEND,
+            "whichever node the pod runs on. Allow it with 'allow-host-paths: true', or mount a volume in the job template."
         )
     if not host.startswith("/") or not path.startswith("/"):
-        raise BackendError(
-            f"The volume {volume!r} of docker_env can't become a hostPath: both of its paths must be absolute.",
-            backend=BACKEND,
+        raise backend_error(
+            f"The volume {volume!r} of docker_env can't become a hostPath: both of its paths must be absolute."
         )
-    name = f"mlprojects-host-{index}"
-    _mount(
-        pod, container, name, {"hostPath": {"path": host}}, path.rstrip("/") or "/", read_only="ro" in mode.split(",")
-    )
+    source = {"hostPath": {"path": host}}
+    read_only = "ro" in mode.split(",")
+    _mount(pod, container, f"mlprojects-host-{index}", source, path.rstrip("/") or "/", read_only=read_only)

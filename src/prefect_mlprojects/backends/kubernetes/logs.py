@@ -1,76 +1,84 @@
-"""Follows a container's log: each line once, across lost connections and restarts of the container."""
+"""Follows the logs of a Job's pods: each line once, across lost connections and restarts of the container."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from typing import Any
 
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects.backends.kubernetes.api import ApiRefusal, Cluster, Stream
+from prefect_mlprojects.backends.contract import Report
+from prefect_mlprojects.backends.kubernetes.api import ApiError, Cluster, Stream
 from prefect_mlprojects.backends.kubernetes.diagnosis import explain_refusal
 from prefect_mlprojects.types import OutputSink, StopSignal
 
 _SILENT_SECONDS = 60.0
-"""Seconds without a byte after which the connection is made anew: a silent program and a dead connection look the same."""
-_SECONDS_TO_FOLLOW_OUT = 5.0
+"""Seconds without a byte after which to reconnect: a silent program and a dead connection look the same."""
+_FOLLOW_SECONDS = 5.0
+"""How long an open stream may deliver the rest of an ended container's log before it is read on a new connection."""
+_LOG_SECONDS = 180.0
+"""How long the rest of a log may take."""
 _KEPT_SECONDS = 2
-_NOT_FOUND = 404
-_BAD_REQUEST = 400
-_SECONDS_OF_TROUBLE = 120.0
-_SECONDS_WITHOUT_LOG = 10.0
-"""How long a container that has ended may be said to have no log yet: one that could not be started never gets one."""
-_SECONDS_TO_LET_GO = 2.0
+_TAIL_LINES = 20
+_ERROR_SECONDS = 120.0
+"""How long reading the end of a log is retried."""
+_NO_LOG_SECONDS = 10.0
+"""How long an ended container may have no log yet; one that could not be started never gets one."""
+_ABANDON_SECONDS = 2.0
 _STATUS_SECONDS = 1.0
 """How long a pod's new status may take from its node to the API server."""
+_NOT_FOUND = 404
+_BAD_REQUEST = 400
+_UNAUTHORIZED = 401
 
 
 class LineFilter:
-    """Takes a log that is read again from some time on, and returns each of its lines once; pure.
+    """De-duplicates lines when a log is re-read from a timestamp. Pure.
 
-    With ``timestamps=true`` each line begins with its time in nanoseconds; ``sinceTime`` counts in seconds. So after a
-    reconnect the server sends the last seconds again: what came of them is kept, and taken off as often as it came. Times
-    may be a little out of order, since the node stamps both streams of a program independently; hence more than one second.
+    With ``timestamps=true`` each line begins with its time in nanoseconds, but ``sinceTime`` has whole seconds. So after a
+    reconnect the server sends the last seconds again: their lines are counted, and dropped as often as they came before. Times may
+    be slightly out of order, since the node stamps stdout and stderr independently; hence more than one second is kept.
 
     Args:
-        remark: Takes what is no line of the log: the node's own words, such as "unable to retrieve container logs for …".
+        remark: Receives lines that are not the log's: messages of the node, such as "unable to retrieve container logs for ...".
     """
 
     def __init__(self, remark: Callable[[str], None] | None = None) -> None:
         self._remark = remark
         self._kept: OrderedDict[int, Counter[bytes]] = OrderedDict()
-        self._again: Counter[bytes] = Counter()
-        self._held = b""
+        self._expected: Counter[bytes] = Counter()
+        self._partial = b""
 
     @property
     def since(self) -> str | None:
-        """The ``sinceTime`` to read from; None for the beginning."""
+        """The ``sinceTime`` to read from; None: from the beginning."""
         if not self._kept:
             return None
         return datetime.fromtimestamp(min(self._kept), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def reconnect(self) -> None:
-        """Begins a new reading at ``since``; a line that was cut off comes again whole."""
-        self._held = b""
-        self._again = Counter()
+        """Prepares for reading again from `since`; a partial line will be sent again."""
+        self._partial = b""
+        self._expected = Counter()
         for lines in self._kept.values():
-            self._again.update(lines)
+            self._expected.update(lines)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Takes the next bytes; returns the lines that are new, without their times, with their newlines."""
-        *lines, self._held = (self._held + data).split(b"\n")
+        """Takes the next bytes; returns the new lines, without their times, with their newlines."""
+        *lines, self._partial = (self._partial + data).split(b"\n")
         return [text + b"\n" for line in lines if (text := self._take(line)) is not None]
 
     def close(self) -> list[bytes]:
-        """Returns the last line when it has no newline; only once the log is known to be at its end."""
-        held, self._held = self._held, b""
-        text = self._take(held) if held else None
+        """Returns the last line if it has no newline; to be called at the log's end only."""
+        partial, self._partial = self._partial, b""
+        text = self._take(partial) if partial else None
         return [] if text is None else [text]
 
     def _take(self, line: bytes) -> bytes | None:
-        if self._again.get(line, 0):
-            self._again[line] -= 1
+        if self._expected.get(line, 0):
+            self._expected[line] -= 1
             return None
         stamp, _, text = line.partition(b" ")
         second = _second(stamp)
@@ -88,7 +96,7 @@ class LineFilter:
 
 
 def _second(stamp: bytes) -> int | None:
-    """The time of a line, ``2026-11-23T10:00:00.123456789Z`` or with an offset, in whole seconds since the epoch."""
+    """Parses ``2026-11-23T10:00:00.123456789Z``, or with an offset, to whole seconds since the epoch."""
     try:
         text = stamp.decode("ascii")
         zone = "+00:00" if text.endswith("Z") else text[-6:]
@@ -98,19 +106,19 @@ def _second(stamp: bytes) -> int | None:
 
 
 class ContainerLog:
-    """Follows the log of one container of one pod, from its first line to its last, in a thread of its own.
+    """Follows the log of one instance of a container, from its first line to its last, in a thread.
 
     Args:
         cluster: The cluster.
         pod: The pod's name.
         container: The container's name.
-        instance: How often it had been restarted when it began.
-        output: Takes the lines.
-        mark: What each line begins with.
-        report: Takes lines about trouble.
-        restarts: Whether the container may be restarted in its pod. A log is asked for by the container's name, so what comes
-            may be the next instance's; then each answer is checked before it is read.
-        after: The log of the instance before it, which is read to its end first.
+        instance: How often the container had been restarted when this instance began.
+        output: Receives the lines.
+        mark: Prefix of each line.
+        report: Receives warnings.
+        restarts: Whether the container may be restarted in its pod. The API finds a log by the container's name, so a response
+            may be the next instance's; then each response is checked before it is read.
+        after: The log of the previous instance, which is read to its end first.
     """
 
     def __init__(
@@ -121,7 +129,7 @@ class ContainerLog:
         instance: int,
         output: OutputSink,
         mark: str,
-        report: Callable[[str], None],
+        report: Report,
         *,
         restarts: bool = False,
         after: ContainerLog | None = None,
@@ -141,7 +149,7 @@ class ContainerLog:
         self._changed = threading.Event()
         self._stop = StopSignal()
         self._remarks: set[str] = set()
-        self._filter = LineFilter(self._take_remark)
+        self._filter = LineFilter(self._report_remark)
         self._stream: Stream | None = None
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -149,36 +157,32 @@ class ContainerLog:
         self._thread.start()
 
     def container_ended(self, restarts: int) -> None:
-        """Tells that this container has ended, as its pod's status says; what is left of its log is read then.
-
-        Args:
-            restarts: How often it has been restarted since the pod began.
-        """
+        """Marks the instance as ended, so that the rest of its log is read; `restarts` is the container's current count."""
         self._restarts = max(self._restarts, restarts)
         self._ended.set()
         self._changed.set()
 
-    def finish(self, timeout: float) -> bool:
+    def finish(self) -> bool:
         """Waits until the log was read to its end; returns whether it was."""
-        self._thread.join(min(timeout, _SECONDS_TO_FOLLOW_OUT))
+        self._thread.join(_FOLLOW_SECONDS)
         if self._thread.is_alive():
-            # A dead connection would be noticed late; what is left of the log is read on a new one.
+            # A dead connection would be noticed late; the rest of the log is read on a new one.
             self._abort()
-        self._thread.join(timeout)
+        self._thread.join(_LOG_SECONDS)
         return not self._thread.is_alive()
 
     def abandon(self) -> None:
-        """Reads no more of it: nothing is written once this has returned."""
+        """Stops reading: nothing is written after this returned."""
         with self._writing:
             self._stop.request("abandoned")
         self._changed.set()
         self._abort()
-        # A node sends nothing, not even headers, before a program's first line: such a wait can't be cut, but what comes
-        # of it is not written any more.
-        self._thread.join(_SECONDS_TO_LET_GO)
+        # A node sends nothing, not even headers, before a program's first line. Such a wait can't be interrupted, but its
+        # result is not written any more.
+        self._thread.join(_ABANDON_SECONDS)
 
     def expect_removal(self) -> None:
-        """Tells that the pod is being removed: that its log goes with it is no news then."""
+        """Marks the pod as being removed: the loss of its log is not reported then."""
         self._removal_expected = True
 
     def _abort(self) -> None:
@@ -190,49 +194,49 @@ class ContainerLog:
         if self._after is not None:
             self._after._thread.join()
             self._after = None
-        self._read_to_the_end()
+        self._read_to_end()
 
-    def _read_to_the_end(self) -> None:
+    def _read_to_end(self) -> None:
         backoff = Backoff()
         waited, gone = 0.0, False
         while not self._stop.requested and not gone and not self._overtaken():
             last = self._ended.is_set()
             try:
-                known = self._restarts
+                restarts = self._restarts
                 came = self._read(follow=not last)
-                if last and known == self._restarts:
+                if last and restarts == self._restarts:
                     for line in self._filter.close():
                         self._write([line])
                     return
                 waited = 0.0
                 if came:
                     backoff.reset()
-                # The connection may have ended before the container did, or its status is still on its way to us.
+                # The connection may have ended before the container did, or the pod's new status has not arrived yet.
                 self._wait(backoff.next())
-            except ApiRefusal as refusal:
-                if refusal.status == _NOT_FOUND:
+            except ApiError as error:
+                if error.status == _NOT_FOUND:
                     gone = True
-                elif refusal.status == _BAD_REQUEST and last and self._restarts > self._instance:
-                    # The previous instance's log was removed already.
+                elif error.status == _BAD_REQUEST and last and self._restarts > self._instance:
+                    # The node has removed the previous instance's log.
                     gone = True
-                elif refusal.status == _BAD_REQUEST and last and waited > _SECONDS_WITHOUT_LOG:
+                elif error.status == _BAD_REQUEST and last and waited > _NO_LOG_SECONDS:
                     return
-                elif not refusal.transient and refusal.status not in (_BAD_REQUEST, 401):
-                    cause, advice = explain_refusal(refusal, self._cluster.name)
+                elif not error.transient and error.status not in (_BAD_REQUEST, _UNAUTHORIZED):
+                    cause, advice = explain_refusal(error, self._cluster.name)
                     self._report(f"The log of pod {self._pod} can't be read: {cause}. {advice}")
                     return
                 else:
-                    delay = backoff.next(refusal.retry_after)
+                    delay = backoff.next(error.retry_after)
                     waited += delay
-                    if last and waited > _SECONDS_OF_TROUBLE:
-                        self._report(f"The end of the log of pod {self._pod} can't be read: {refusal.message}")
+                    if last and waited > _ERROR_SECONDS:
+                        self._report(f"The end of the log of pod {self._pod} can't be read: {error.message}")
                         return
                     self._wait(delay)
         if gone and not self._removal_expected:
             self._report(f"The log of pod {self._pod} ended early: the pod was removed.")
 
     def _wait(self, seconds: float) -> None:
-        """Waits, but not when the container's end is news."""
+        """Waits for some seconds, or until the container ends."""
         if not self._ended.is_set():
             self._changed.wait(seconds)
         else:
@@ -240,11 +244,10 @@ class ContainerLog:
 
     def _read(self, *, follow: bool) -> bool:
         query = {"container": self._container, "timestamps": "true"}
-        if follow:
-            query["follow"] = "true"
         if self._restarts > self._instance:
             query["previous"] = "true"
-            query.pop("follow", None)
+        elif follow:
+            query["follow"] = "true"
         if self._filter.since is not None:
             query["sinceTime"] = self._filter.since
         stream = self._cluster.open_log(self._pod, query, read_timeout=_SILENT_SECONDS)
@@ -268,26 +271,19 @@ class ContainerLog:
         return came
 
     def _overtaken(self) -> bool:
-        """Tells whether what is left of this instance's log can't be read any more: nodes keep one earlier instance's."""
+        """Returns whether the rest of this instance's log is lost: nodes keep the log of one previous instance only."""
         if self._restarts <= self._instance + 1:
             return False
         self._report(f"The end of the log of pod {self._pod} is lost: its container was restarted too soon.")
         return True
 
     def _was_restarted(self) -> bool:
-        """Tells whether an answer that has begun may be the log of another instance; notes the restart, if so."""
-        # The node itself knows of a restart a moment before the API server does.
+        """Returns whether an open response may be the log of another instance; records the restart, if so."""
+        # The node knows of a restart before the API server does.
         self._stop.wait(_STATUS_SECONDS)
-        answer = self._cluster.call(
-            "list pods",
-            self._cluster.core.list_namespaced_pod,
-            self._cluster.namespace,
-            field_selector=f"metadata.name={self._pod}",
-            stop=self._stop,
-        )
         counts = [
             int(each.get("restartCount") or 0)
-            for pod in answer.get("items") or []
+            for pod in self._cluster.list_pods(field_selector=f"metadata.name={self._pod}", stop=self._stop)
             for each in (pod.get("status") or {}).get("containerStatuses") or []
             if each.get("name") == self._container
         ]
@@ -301,7 +297,101 @@ class ContainerLog:
             if lines and not self._stop.requested:
                 self._output.write("stdout", b"".join(self._mark + line for line in lines))
 
-    def _take_remark(self, words: str) -> None:
-        if words.strip() and words not in self._remarks:
-            self._remarks.add(words)
-            self._report(f"About the log of pod {self._pod}, its node says: {words.strip()[:400]}")
+    def _report_remark(self, remark: str) -> None:
+        if remark.strip() and remark not in self._remarks:
+            self._remarks.add(remark)
+            self._report(f"Message of the node about the log of pod {self._pod}: {remark.strip()[:400]}")
+
+
+class PodLogs:
+    """The logs of the project's container in all pods of a Job; for one thread.
+
+    Args:
+        cluster: The cluster.
+        container: The container's name.
+        several: Whether the Job runs several pods at once, so that each line is marked with its pod.
+        output: Receives the lines.
+        report: Receives progress and warnings.
+    """
+
+    def __init__(self, cluster: Cluster, container: str, *, several: bool, output: OutputSink, report: Report) -> None:
+        self._cluster = cluster
+        self._container = container
+        self._several = several
+        self._output = output
+        self._report = report
+        self._logs: dict[tuple[str, int], ContainerLog] = {}
+
+    def update(self, pods: Mapping[str, Mapping[str, Any]]) -> None:
+        """Takes the state of the Job's pods: follows new instances, reads ended ones to their end."""
+        # A Job that was found again may have had several pods already.
+        several = self._several or len(pods) > 1
+        for pod in sorted(pods.values(), key=lambda each: each["metadata"].get("creationTimestamp") or ""):
+            restarts = (pod.get("spec") or {}).get("restartPolicy") != "Never"
+            for container in (pod.get("status") or {}).get("containerStatuses") or []:
+                if container.get("name") == self._container:
+                    self._update_container(pod["metadata"]["name"], container, marked=several, restarts=restarts)
+
+    def _update_container(self, pod: str, status: Mapping[str, Any], *, marked: bool, restarts: bool) -> None:
+        state, instance = status.get("state") or {}, int(status.get("restartCount") or 0)
+        for (log_pod, log_instance), log in self._logs.items():
+            if log_pod == pod and log_instance < instance:
+                log.container_ended(instance)
+        crashed = "waiting" in state and (status.get("lastState") or {}).get("terminated")
+        if "running" in state or "terminated" in state or crashed:
+            self._follow(pod, instance, marked=marked, restarts=restarts)
+        if "terminated" in state or crashed:
+            self._logs[pod, instance].container_ended(instance)
+
+    def _follow(self, pod: str, instance: int, *, marked: bool, restarts: bool) -> None:
+        if (pod, instance) in self._logs:
+            return
+        restart = f" (restart {instance})" if instance else ""
+        self._report(f"Pod {pod} runs the project{restart}.")
+        # The first pod's lines need no mark: others follow only if it fails.
+        others = any(name != pod for name, _ in self._logs)
+        mark = f"[{pod}] " if marked or others else ""
+        previous = max((number for name, number in self._logs if name == pod), default=None)
+        self._logs[pod, instance] = ContainerLog(
+            self._cluster,
+            pod,
+            self._container,
+            instance,
+            self._output,
+            mark,
+            self._report,
+            restarts=restarts,
+            after=None if previous is None else self._logs[pod, previous],
+        )
+
+    def expect_removal(self) -> None:
+        """Marks the pods as being removed: the loss of their logs is not reported then."""
+        for log in self._logs.values():
+            log.expect_removal()
+
+    def finish(self) -> None:
+        """Reads all logs to their ends; the containers have ended."""
+        for (pod, instance), log in self._logs.items():
+            log.container_ended(instance)
+            if not log.finish():
+                self._report(f"Warning: the log of pod {pod} could not be read to its end.")
+
+    def abandon(self) -> None:
+        """Stops reading: nothing is written after this returned."""
+        for log in self._logs.values():
+            log.abandon()
+
+    def report_tail(self, pod: str, container: str) -> None:
+        """Reports the last lines of another container's log."""
+        query = {"container": container, "tailLines": str(_TAIL_LINES)}
+        try:
+            stream = self._cluster.open_log(pod, query, read_timeout=10.0)
+            try:
+                text = b"".join(stream.chunks()).decode("utf-8", "replace")
+            finally:
+                stream.close()
+        except ApiError as error:
+            self._report(f"The log of container {container} can't be read: {error.message}")
+            return
+        for line in text.splitlines():
+            self._report(f"[{container}] {line}")

@@ -1,4 +1,4 @@
-"""Watches a run's Job and its pods, for as long as the Job lives."""
+"""Watches a run's Job, its pods and their events, for as long as the Job lives."""
 
 from __future__ import annotations
 
@@ -6,56 +6,60 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects.backends.kubernetes.api import CONNECT_SECONDS, LOST, ApiRefusal, Cluster, Stream
+from prefect_mlprojects.backends.contract import Report
+from prefect_mlprojects.backends.kubernetes.api import CONNECT_SECONDS, NO_ANSWER, ApiError, Cluster, Stream
+from prefect_mlprojects.backends.kubernetes.diagnosis import explain_refusal
 from prefect_mlprojects.types import StopSignal
 
-Kind: TypeAlias = Literal["job", "pods", "events", "stop"]
+Kind: TypeAlias = Literal["jobs", "pods", "events", "stop"]
 """What a change is about; ``stop`` wakes the reader of the queue."""
 
 _WATCH_SECONDS = 290
-"""How long the server keeps a watch open before we ask for it anew; servers and proxies cut them at five minutes or later."""
-_SILENT_SECONDS = _WATCH_SECONDS + 30.0
-_SIGNED_OUT_SECONDS = 300.0
-"""For how long credentials may be refused (401): a token may be renewed meanwhile, but no run waits for that for ever."""
+"""How long the server keeps a watch open; servers and proxies close them after five minutes or later."""
+_READ_SECONDS = _WATCH_SECONDS + 30.0
+_UNAUTHORIZED_SECONDS = 300.0
+"""How long 401 is retried: a token may be renewed meanwhile."""
+_MAX_EVENT_WATCHES = 5
+"""How many objects' events are watched, a connection each; many pods have the same problem."""
 _GONE = 410
 _UNAUTHORIZED = 401
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a watcher saw.
+    """A new state of the watched objects.
 
     Attributes:
-        kind: What it watches.
-        items: All that there is now, by name.
-        refusal: Why it can't go on; None while it can.
+        kind: Kind of the objects.
+        items: All of them by name.
+        error: Why the watcher gave up; None while it goes on.
         about: The name of the object that events are about.
     """
 
     kind: Kind
     items: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    refusal: ApiRefusal | None = None
+    error: ApiError | None = None
     about: str = ""
 
 
 class Watcher:
-    """Keeps the state of some objects up to date: a list, then changes from its version on.
+    """Keeps the state of some objects up to date in a thread: a list, then a watch from its version on.
 
-    A watch that ends, is cut or refused with 429 or 5xx is resumed from the last version seen; one whose version has expired
-    (410) begins again with a list, so nothing that still holds is missed. Each state is put into a queue.
+    A watch that ends, breaks or is refused with 429 or 5xx resumes from the last version; after 410 (version expired) it starts
+    with a list again, so no object is missed. Each state is put into a queue.
 
     Args:
-        kind: What is watched.
-        function: The client's method that lists the objects.
+        kind: Kind of the objects.
+        function: The client's method that lists them.
         cluster: The cluster.
-        query: The method's selectors.
-        changes: Takes the states.
-        report: Takes lines about trouble, once each time the server goes away.
+        query: Selectors for `function`.
+        changes: Receives the states.
+        report: Receives a line whenever the server becomes unreachable.
         about: The name of the object that events are about.
     """
 
@@ -66,12 +70,11 @@ class Watcher:
         cluster: Cluster,
         query: Mapping[str, str],
         changes: queue.SimpleQueue[Change],
-        report: Callable[[str], None],
+        report: Report,
         about: str = "",
     ) -> None:
         self._kind = kind
         self._about = about
-        self._resource = {"job": "jobs", "pods": "pods", "events": "events", "stop": ""}[kind]
         self._function = function
         self._cluster = cluster
         self._query: dict[str, Any] = dict(query)
@@ -85,62 +88,62 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name=f"mlprojects-watch-{kind}", daemon=True)
 
     def start(self) -> None:
-        """Starts watching."""
+        """Starts the thread."""
         self._thread.start()
 
     def request_stop(self) -> None:
-        """Asks it to end, and returns at once."""
+        """Requests the end and returns at once."""
         self._stop.request("done")
         with self._lock:
             if self._stream is not None:
                 self._stream.abort()
 
     def stop(self) -> None:
-        """Ends it, and returns when it has ended; doing so twice does nothing."""
+        """Requests the end and waits for the thread; idempotent."""
         self.request_stop()
         if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        backoff, away, signed_out_since = Backoff(), False, 0.0
+        backoff, away, unauthorized_since = Backoff(), False, 0.0
         while not self._stop.requested:
             try:
                 if self._version is None:
                     self._list()
                 if away:
-                    self._report(f"The API server answers again; watching {self._resource} goes on.")
+                    self._report(f"The API server answers again; watching {self._kind} goes on.")
                     away = False
                 if self._follow():
                     backoff.reset()
-                signed_out_since = 0.0
-                # A server that ends watches at once must not be asked in a tight loop.
+                unauthorized_since = 0.0
+                # Avoids a tight loop if the server ends watches at once.
                 self._stop.wait(backoff.next())
-            except ApiRefusal as refusal:
-                if refusal.status == _UNAUTHORIZED:
-                    signed_out_since = signed_out_since or time.monotonic()
-                    final = time.monotonic() - signed_out_since > _SIGNED_OUT_SECONDS
+            except ApiError as error:
+                if error.status == _UNAUTHORIZED:
+                    unauthorized_since = unauthorized_since or time.monotonic()
+                    final = time.monotonic() - unauthorized_since > _UNAUTHORIZED_SECONDS
                 else:
-                    final, signed_out_since = not refusal.transient and refusal.status != _GONE, 0.0
+                    final, unauthorized_since = not error.transient and error.status != _GONE, 0.0
                 if final:
-                    self._changes.put(Change(self._kind, refusal=refusal, about=self._about))
+                    self._changes.put(Change(self._kind, error=error, about=self._about))
                     return
-                if refusal.status == _GONE:
+                if error.status == _GONE:
                     self._version = None
-                elif refusal.status != LOST or away:
-                    self._tell(refusal, away)
+                elif error.status != NO_ANSWER or away:
+                    self._report_interruption(error, reported=away)
                     away = True
-                delay = backoff.next(refusal.retry_after)
+                delay = backoff.next(error.retry_after)
                 away = away or delay > 2
                 self._stop.wait(delay)
 
-    def _tell(self, refusal: ApiRefusal, told: bool) -> None:
-        if not told and not self._stop.requested:
-            status = f"status {refusal.status}" if refusal.status else refusal.message
-            self._report(f"Watching {self._resource} was interrupted ({status}); trying again.")
+    def _report_interruption(self, error: ApiError, *, reported: bool) -> None:
+        if not reported and not self._stop.requested:
+            status = f"status {error.status}" if error.status else error.message
+            self._report(f"Watching {self._kind} was interrupted ({status}); retrying.")
 
     def _list(self) -> None:
         answer = self._cluster.call(
-            f"list {self._resource}", self._function, self._cluster.namespace, stop=self._stop, **self._query
+            f"list {self._kind}", self._function, self._cluster.namespace, stop=self._stop, **self._query
         )
         self._items = {each["metadata"]["name"]: each for each in answer.get("items") or []}
         self._version = (answer.get("metadata") or {}).get("resourceVersion")
@@ -150,16 +153,16 @@ class Watcher:
         self._changes.put(Change(self._kind, dict(self._items), about=self._about))
 
     def _follow(self) -> bool:
-        """Reads one watch to its end; returns whether anything came."""
+        """Reads one watch to its end; returns whether any event came."""
         stream = self._cluster.open(
-            f"watch {self._resource}",
+            f"watch {self._kind}",
             self._function,
             self._cluster.namespace,
             watch=True,
             resource_version=self._version,
             allow_watch_bookmarks=True,
             timeout_seconds=_WATCH_SECONDS,
-            _request_timeout=(CONNECT_SECONDS, _SILENT_SECONDS),
+            _request_timeout=(CONNECT_SECONDS, _READ_SECONDS),
             **self._query,
         )
         with self._lock:
@@ -170,7 +173,7 @@ class Watcher:
                 return came
             for event in _events(stream):
                 came = True
-                self._take(event)
+                self._apply(event)
                 if self._stop.wait(0):
                     break
         finally:
@@ -179,11 +182,11 @@ class Watcher:
             stream.close()
         return came
 
-    def _take(self, event: Mapping[str, Any]) -> None:
+    def _apply(self, event: Mapping[str, Any]) -> None:
         kind, body = event.get("type"), event.get("object") or {}
         if kind == "ERROR":
-            raise ApiRefusal(
-                f"watch {self._resource}",
+            raise ApiError(
+                f"watch {self._kind}",
                 int(body.get("code") or 0),
                 body.get("reason") or "",
                 body.get("message") or "the watch failed",
@@ -201,9 +204,9 @@ class Watcher:
 
 
 def _events(stream: Stream) -> Iterator[dict[str, Any]]:
-    held = b""
+    buffered = b""
     for chunk in stream.chunks():
-        *lines, held = (held + chunk).split(b"\n")
+        *lines, buffered = (buffered + chunk).split(b"\n")
         for line in lines:
             if not line.strip():
                 continue
@@ -212,6 +215,65 @@ def _events(stream: Stream) -> Iterator[dict[str, Any]]:
             except ValueError:
                 event = None
             if not isinstance(event, dict):
-                # What a proxy wrote into the stream; the watch is resumed where it was.
-                raise ApiRefusal("watch", LOST, "", "the stream broke off")
+                # A proxy's error text; the watch resumes from the last version.
+                raise ApiError("watch", NO_ANSWER, "", "the stream broke off")
             yield event
+
+
+class EventWatch:
+    """Watches the events about a Job and its pending pods: only they explain why a pod is not created or not mounted.
+
+    Without permission to read events, diagnoses are less detailed. For one thread.
+
+    Args:
+        cluster: The cluster.
+        changes: The watchers' queue; changes about events are to be passed to `apply`.
+        report: Receives warnings.
+    """
+
+    def __init__(self, cluster: Cluster, changes: queue.SimpleQueue[Change], report: Report) -> None:
+        self._cluster = cluster
+        self._changes = changes
+        self._report = report
+        self._refused = False
+        self._watchers: dict[str, Watcher] = {}
+        self._ended: list[Watcher] = []
+        self._known: dict[str, Mapping[str, dict[str, Any]]] = {}
+
+    @property
+    def known(self) -> list[dict[str, Any]]:
+        """All events seen about the watched objects."""
+        return [event for events in self._known.values() for event in events.values()]
+
+    def watch(self, names: Iterable[str]) -> None:
+        """Watches the events about these objects instead of the previous ones."""
+        wanted = [] if self._refused else list(names)[:_MAX_EVENT_WATCHES]
+        for name in [each for each in self._watchers if each not in wanted]:
+            watcher = self._watchers.pop(name)
+            watcher.request_stop()
+            self._ended.append(watcher)
+            self._known.pop(name, None)
+        for name in wanted:
+            if name not in self._watchers:
+                query = {"field_selector": f"involvedObject.name={name}"}
+                function = self._cluster.core.list_namespaced_event
+                # The watchers of the Job and its pods report the same interruptions.
+                watcher = Watcher("events", function, self._cluster, query, self._changes, lambda _: None, about=name)
+                self._watchers[name] = watcher
+                watcher.start()
+
+    def apply(self, change: Change) -> None:
+        """Applies a change about events."""
+        if change.error is None:
+            if change.about in self._watchers:
+                self._known[change.about] = change.items
+        elif not self._refused:
+            self._refused = True
+            self._report(explain_refusal(change.error, self._cluster.name)[0] + "; continuing without events.")
+            self.watch(())
+
+    def stop(self) -> None:
+        """Stops all watchers and waits for them."""
+        self.watch(())
+        for watcher in self._ended:
+            watcher.stop()

@@ -11,13 +11,12 @@ import yaml
 
 from prefect_mlprojects.backends.configuration import dump_config
 from prefect_mlprojects.backends.contract import RunIdentity
-from prefect_mlprojects.backends.kubernetes.api import ApiRefusal
+from prefect_mlprojects.backends.kubernetes.api import ApiError
 from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig, parse_kubernetes_config
 from prefect_mlprojects.backends.kubernetes.delivery import choose_delivery
-from prefect_mlprojects.backends.kubernetes.diagnosis import explain_end, explain_refusal, find_trouble
-from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job
+from prefect_mlprojects.backends.kubernetes.diagnosis import explain_end, explain_refusal, find_problem
+from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job, job_name
 from prefect_mlprojects.backends.kubernetes.logs import LineFilter
-from prefect_mlprojects.backends.kubernetes.names import job_name
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.tracking.uris import is_on_this_machine
 
@@ -54,7 +53,7 @@ def test_a_template_is_kept() -> None:
         "archive",
         KubernetesConfig(),
         template,
-        variables={"A": "hidden", "B": "hidden"},
+        child_env={"A": "hidden", "B": "hidden"},
     )
     job = build_job(request)
     pod = job["spec"]["template"]["spec"]
@@ -128,10 +127,10 @@ def test_troubles() -> None:
     waiting = {"name": "project", "state": {"waiting": {"reason": "CreateContainerConfigError", "message": "secret x"}}}
     quota = {"reason": "FailedCreate", "involvedObject": {"name": "j"}, "message": "exceeded quota: q"}
     kinds = [
-        find_trouble(job, [_pod(phase="Pending", conditions=[unschedulable])], [], "project"),
-        find_trouble(job, [_pod(phase="Pending", containerStatuses=[waiting])], [], "project"),
-        find_trouble(job, [], [quota], "project"),
-        find_trouble(job, [_pod(phase="Running")], [], "project"),
+        find_problem(job, [_pod(phase="Pending", conditions=[unschedulable])], [], "project"),
+        find_problem(job, [_pod(phase="Pending", containerStatuses=[waiting])], [], "project"),
+        find_problem(job, [], [quota], "project"),
+        find_problem(job, [_pod(phase="Running")], [], "project"),
     ]
     assert [each.kind if each else None for each in kinds] == [
         "Unschedulable",
@@ -142,7 +141,7 @@ def test_troubles() -> None:
 
 
 def test_a_missing_permission_names_verb_and_resource() -> None:
-    refusal = ApiRefusal("create jobs", 403, "Forbidden", 'User "u" cannot create resource "jobs"', namespace="ns")
+    refusal = ApiError("create jobs", 403, "Forbidden", 'User "u" cannot create resource "jobs"', namespace="ns")
     cause, advice = explain_refusal(refusal, "the cluster")
     assert "no permission to create jobs in namespace ns" in cause
     assert "'create' on 'jobs'" in advice
@@ -168,10 +167,10 @@ def _event(reason: str, second: int) -> dict[str, Any]:
 def test_a_mount_that_failed_and_then_did_not() -> None:
     job, pod = {"metadata": {"name": "j"}, "status": {}}, _pod(phase="Pending")
     failed = [_event("Scheduled", 1), _event("FailedMount", 1)]
-    assert getattr(find_trouble(job, [pod], failed, "project"), "kind", None) == "FailedMount"
+    assert getattr(find_problem(job, [pod], failed, "project"), "kind", None) == "FailedMount"
     # The volume came later, and a large image is being pulled: that may take its time.
-    assert find_trouble(job, [pod], [*failed, _event("Pulling", 1)], "project") is None
-    assert find_trouble(job, [pod], [*failed, _event("Pulling", 2), _event("FailedMount", 3)], "project") is not None
+    assert find_problem(job, [pod], [*failed, _event("Pulling", 1)], "project") is None
+    assert find_problem(job, [pod], [*failed, _event("Pulling", 2), _event("FailedMount", 3)], "project") is not None
 
 
 def test_the_trouble_of_a_neighbour_is_not_the_project_s() -> None:
@@ -179,17 +178,17 @@ def test_the_trouble_of_a_neighbour_is_not_the_project_s() -> None:
     crash = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 3}
     running = {"name": "project", "state": {"running": {}}}
     beside = _pod(phase="Running", containerStatuses=[running, {"name": "side", **crash}])
-    assert find_trouble(job, [beside], [], "project") is None
+    assert find_problem(job, [beside], [], "project") is None
     # Kubernetes counts the project's own restarts against the backoff limit.
     assert (
-        find_trouble(job, [_pod(phase="Running", containerStatuses=[{"name": "project", **crash}])], [], "project")
+        find_problem(job, [_pod(phase="Running", containerStatuses=[{"name": "project", **crash}])], [], "project")
         is None
     )
     waiting = {"name": "project", "state": {"waiting": {"reason": "PodInitializing"}}}
     held_up = _pod(phase="Pending", containerStatuses=[waiting], initContainerStatuses=[{"name": "side", **crash}])
-    assert find_trouble(job, [held_up], [], "project") is None
+    assert find_problem(job, [held_up], [], "project") is None
     held_up["spec"]["initContainers"] = [{"name": "side", "restartPolicy": "Always"}]
-    assert getattr(find_trouble(job, [held_up], [], "project"), "kind", None) == "CrashLoopBackOff"
+    assert getattr(find_problem(job, [held_up], [], "project"), "kind", None) == "CrashLoopBackOff"
 
 
 def test_what_is_no_line_of_the_log_is_not_the_project_s_output() -> None:
