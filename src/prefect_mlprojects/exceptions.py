@@ -80,7 +80,7 @@ def _list_problems(headline: str, problems: tuple[Problem, ...]) -> str:
 
 
 class ProjectSpecError(ExecutionException):
-    """A project's files are malformed, or the entry point asked for is not in them.
+    """A project's files are malformed, or they lack the requested entry point.
 
     Args:
         headline: What could not be done ("Project 'x' can't be loaded").
@@ -114,7 +114,7 @@ class FetchError(ExecutionException):
 
     Args:
         message: The whole message.
-        uri: What could not be fetched, with any password in it masked.
+        uri: What could not be fetched, redacted.
     """
 
     def __init__(self, message: str, *, uri: str) -> None:
@@ -157,7 +157,7 @@ class TrackingError(ExecutionException):
 
     Args:
         message: The whole message.
-        tracking_uri: The tracking URI, with any password in it masked.
+        tracking_uri: The tracking URI, redacted.
     """
 
     def __init__(self, message: str, *, tracking_uri: str) -> None:

@@ -53,14 +53,14 @@ class FailureCategory(str, Enum):
 
 
 class OutputSink(Protocol):
-    """Takes what a program prints, as it prints it."""
+    """Receives a program's output as it is printed."""
 
     def write(self, stream: StreamName, data: bytes) -> None:
-        """Takes the next bytes of a stream, exactly as they came; may block for a while to slow the program down."""
+        """Receives the next bytes of a stream, unchanged; may block for a while to slow the program down."""
 
 
 class StopSignal:
-    """Tells one run to end; thread-safe, and may be requested more than once.
+    """Carries the request to end one run; thread-safe, idempotent.
 
     The first request wins: its reason stays. Callbacks run once, in the requesting thread (at once when the request
     was made already), so they must be quick and must not raise.
@@ -74,19 +74,19 @@ class StopSignal:
 
     @property
     def requested(self) -> bool:
-        """Whether the run was told to end."""
+        """True once a stop was requested."""
         return self._event.is_set()
 
     @property
     def reason(self) -> str | None:
-        """Who or what asked for the end, for people to read; None before a request."""
+        """Who or what requested the stop, for people to read; None before a request."""
         return self._reason
 
     def request(self, reason: str) -> None:
-        """Tells the run to end.
+        """Requests a stop.
 
         Args:
-            reason: Who or what asks, for people to read.
+            reason: Who or what requests it, for people to read.
         """
         with self._lock:
             if self._event.is_set():
@@ -98,10 +98,10 @@ class StopSignal:
             callback()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Blocks until the request comes.
+        """Waits for a stop request.
 
         Args:
-            timeout: Seconds to wait at most; None waits for ever.
+            timeout: Longest wait in seconds; None waits without a limit.
 
         Returns:
             Whether the request has come.
@@ -112,7 +112,7 @@ class StopSignal:
         """Calls ``callback`` once when the request comes, or now when it has come.
 
         Returns:
-            A function that takes the callback back; calling it late or twice does nothing.
+            A function that removes the callback; idempotent.
         """
         with self._lock:
             if not self._event.is_set():

@@ -80,7 +80,7 @@ class EnvironmentManager(Protocol):
             plan: What ``plan`` returned for it.
             report: Takes the build's output, a line each (without its newline), from any thread.
             stop: Asks for the end: the build is ended and its leftovers removed.
-            rebuild: Builds anew although it is there.
+            rebuild: Builds it even if it is cached.
 
         Raises:
             EnvironmentBuildError: The build failed, with the last lines it printed, or was stopped.

@@ -1,6 +1,6 @@
-"""Makes a run known: to Prefect by name, labels and artifact, to MLflow by the changes that were not committed.
+"""Publishes a run: to Prefect by name, labels and artifact, to MLflow by the uncommitted changes.
 
-All of it happens beside the run's own work, and none of it can fail the run.
+It runs beside the run's own work, and never fails the run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PATCH_ARTIFACT = "source/uncommitted-changes.patch"
 
 
 class RunAnnouncement:
-    """What is told of one run.
+    """Fields of a run that are published.
 
     Args:
         flow_run: The flow run.
@@ -89,7 +89,7 @@ class RunAnnouncement:
             self._tasks.append(asyncio.ensure_future(asyncio.to_thread(self._keep_patch, patch)))
 
     async def end(self, status: str, message: str, prepared: AnyPrepared | None) -> None:
-        """Tells how the run ended, once all that was begun is done.
+        """Publishes how the run ended, after everything begun before.
 
         Args:
             status: ``FINISHED``, ``FAILED`` or ``KILLED``.
@@ -143,7 +143,7 @@ _MAX_METRICS = 100
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the artifact tells.
+    """Fields of the artifact.
 
     Attributes:
         project: The project's name.
@@ -251,7 +251,7 @@ def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
 
 
 class RunArtifact:
-    """The artifact on the server; what can't be written is logged, since the run itself does not depend on it."""
+    """The artifact on the server; failed writes are only logged."""
 
     def __init__(self, flow_run_id: UUID, facts: RunFacts) -> None:
         self._flow_run_id = flow_run_id
@@ -259,7 +259,7 @@ class RunArtifact:
         self._id: UUID | None = None
 
     async def create(self, client: PrefectClient) -> None:
-        """Makes it."""
+        """Creates it."""
         from prefect.client.schemas.actions import ArtifactCreate
 
         # Prefect's rule for keys: lower case letters, digits and dashes.
@@ -281,7 +281,7 @@ class RunArtifact:
     async def finish(
         self, client: PrefectClient, environment: str, status: str, message: str, metrics: Mapping[str, float]
     ) -> None:
-        """Tells how the run ended.
+        """Publishes how the run ended.
 
         Args:
             client: Prefect's client.

@@ -1,6 +1,6 @@
-"""Notices that somebody cancels a flow run through Prefect's API or UI.
+"""Watches for cancellations through Prefect's API or UI.
 
-Prefect's engine does not look at its flow run's state while the flow's code runs, so a run in a thread or a script would go on
+Prefect's engine does not look at its flow run's state while the flow's code runs, so a run in a thread or a script would continue
 and stay in Cancelling. One subscription to Prefect's events serves all runs of an event loop; a slow poll behind it
 catches what an interrupted websocket missed.
 """
@@ -25,7 +25,7 @@ from prefect_mlprojects.types import StopSignal
 
 _logger = logging.getLogger(__name__)
 
-# Most runs are over before a websocket would pay off; the first poll catches a cancellation that came before it stood.
+# Most runs are over before a websocket would pay off; the first poll catches a cancellation that came before it was connected.
 _SECONDS_BEFORE_SUBSCRIBING = 0.3
 _SECONDS_BETWEEN_POLLS = 10.0
 _SECONDS_BETWEEN_SUBSCRIPTIONS = 2.0

@@ -99,7 +99,7 @@ async def run_project(
 
 
 class _ProjectRun:
-    """One run on its way through the four steps."""
+    """One run: its four steps and its end."""
 
     def __init__(self, call: RunRequest, session: RunSession, flow_run: FlowRun, client: Any) -> None:
         self._call = call
@@ -124,7 +124,7 @@ class _ProjectRun:
             await self._finish("FAILED", f"{type(error).__name__}: {error}")
             raise
         except BaseException:
-            # Our process is being told to end. What Prefect is about to report, MLflow reports too.
+            # This process is being terminated. MLflow gets the status that Prefect is about to report.
             with anyio.CancelScope(shield=True):
                 await self._finish(await self._status_of_teardown(), "The run's process was terminated.")
             raise
@@ -330,13 +330,13 @@ class _ProjectRun:
         return result
 
     async def _status_of_teardown(self) -> Literal["FAILED", "KILLED"]:
-        """Tells whether our process is told to end because the flow run was cancelled, or for another reason."""
+        """Returns KILLED if this process is being terminated because the flow run was cancelled, else FAILED."""
         if self._session.stop.requested:
             return "KILLED"
         try:
             async with get_client() as client:
                 state = (await client.read_flow_run(self._flow_run.id)).state
-        except Exception:  # noqa: BLE001 - whatever fails here, the teardown goes on
+        except Exception:  # noqa: BLE001 - whatever fails here, the teardown continues
             return "FAILED"
         return "KILLED" if state is not None and (state.is_cancelling() or state.is_cancelled()) else "FAILED"
 

@@ -123,7 +123,7 @@ async def _cancel_before_start(client: Any, session: RunSession) -> None:
 
 @asynccontextmanager
 async def _errors_of(api_url: str, session: RunSession) -> AsyncIterator[None]:
-    """Turns what goes wrong around the flow run into a result, or into an error while there is no flow run yet."""
+    """Turns errors around the flow run into a result, or re-raises them while no flow run exists."""
     try:
         yield
     except Exception as error:
@@ -179,7 +179,7 @@ def wait_interruptibly(run: LocalSubmittedRun) -> RunResult:
 def _sigterm_stops(sessions: list[RunSession]) -> Iterator[None]:
     """While it lasts, SIGTERM stops the runs; the process ends by it afterwards.
 
-    Only the main thread may set signal handlers, and a handler that somebody else set is left alone.
+    Only the main thread may set signal handlers, and a handler set by other code is kept.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
@@ -216,7 +216,7 @@ def _remember(run: LocalSubmittedRun, future: concurrent.futures.Future[None]) -
 
 
 def _end_runs_at_exit() -> None:
-    """Waits for the runs that still go on; an interrupt, before or now, cancels them."""
+    """Waits for the runs that are still active; an interrupt, earlier or now, cancels them."""
     with _running_lock:
         runs = list(_running)
     if not runs:

@@ -27,7 +27,7 @@ class WorkingCopy:
 
     Attributes:
         directory: The project's folder with the ``#subdirectory`` applied, absolute.
-        uri: What was asked for, with any password in it masked.
+        uri: The requested URI, redacted.
         kind: Where it came from.
         source_name: What MLflow shows as the run's source (``mlflow.source.name``), passwords masked: for a folder
             inside a git repository ``file://<repository>#<subdirectory>``, as MLflow writes it.
@@ -58,7 +58,7 @@ class Source(Protocol):
 
     @property
     def uri(self) -> str:
-        """What was asked for, with any password in it masked."""
+        """The requested URI, redacted."""
 
     def fetch(self, stop: StopSignal, report: Callable[[str], None]) -> WorkingCopy:
         """Makes the working copy; a fetch that fails or is stopped leaves nothing behind.

@@ -155,7 +155,7 @@ def _refuse_version_of_zip(version: str | None, shown: str) -> None:
 
 
 def _is_bare(folder: Path) -> bool:
-    """Tells whether a folder is a bare repository, by what git itself looks for."""
+    """Returns whether a folder is a bare repository, by what git itself looks for."""
     try:
         return (folder / "HEAD").is_file() and (folder / "objects").is_dir() and (folder / "refs").is_dir()
     except (OSError, ValueError):

@@ -25,7 +25,7 @@ class LocalSource:
     Attributes:
         folder: The folder before the ``#``, absolute.
         subdirectory: What stood after the ``#``; empty for the folder itself.
-        uri: What was asked for, passwords masked.
+        uri: The requested URI, redacted.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class LocalSource:
     def fetch(self, stop: StopSignal, report: Callable[[str], None]) -> WorkingCopy:
         """Returns the folder itself, with what git says about it when it is inside a repository.
 
-        Git is asked, not needed: when it is missing or refuses, the reason is reported and the copy has no commit.
+        Git is optional: if it is missing or refuses, the reason is reported and the copy has no commit.
 
         Raises:
             FetchError: The folder is gone, can't be read, or the subdirectory leads out of it; or the run was stopped.
@@ -79,7 +79,7 @@ def check_trusted(url: str, shown: str) -> None:
 
     Args:
         url: The source: a URL, or an absolute path.
-        shown: What the user asked for, passwords masked.
+        shown: The requested URI, redacted.
 
     Raises:
         FetchError: No pattern matches.

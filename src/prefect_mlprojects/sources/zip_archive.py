@@ -33,7 +33,7 @@ class ZipSource:
     Attributes:
         location: Its absolute path, or its URL.
         subdirectory: What stood after the ``#``; empty for the whole archive.
-        uri: What was asked for, passwords masked.
+        uri: The requested URI, redacted.
     """
 
     location: Path | str

@@ -172,7 +172,7 @@ class _ShellScanner:
         return self._top in {"", "("} and self._recent.endswith("<<") and not self._recent.endswith("<<<")
 
     def _is_calculated(self) -> bool:
-        """Whether this place is in a subscript or an expansion, and not in a command of its own within it."""
+        """Whether this place is in a subscript or an expansion, and not in a nested command."""
         for each in reversed(self._stack):
             if each == "(":
                 return False

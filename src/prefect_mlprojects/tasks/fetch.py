@@ -13,7 +13,7 @@ from prefect_mlprojects.tasks.steps import run_step
 
 @task(name="fetch", cache_policy=NO_CACHE, persist_result=False)
 async def fetch(source: Source) -> WorkingCopy:
-    """Makes the working copy of the project.
+    """Returns the working copy of the project.
 
     Raises:
         FetchError: It could not be fetched, or was stopped.

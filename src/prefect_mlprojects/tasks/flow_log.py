@@ -1,4 +1,4 @@
-"""Ships a program's output to its flow run's log: in order, whole, and with bounded memory.
+"""Sends a program's output to its flow run's log: in order, complete, with bounded memory.
 
 Prefect's own log handler makes a record of each line and queues without bound: its server stores some 450 records a second, so
 100,000 lines would take minutes. Here fast output is joined into records of many lines, and a program that prints faster
@@ -82,7 +82,7 @@ class FlowRunLog:
         await self._shipper
 
     def write(self, stream: StreamName, data: bytes) -> None:
-        """Takes output; waits while too much of it is on its way to the server."""
+        """Takes output; blocks while too much of it is waiting to be sent."""
         if self._shipper is None:
             return
         with self._room:
@@ -147,13 +147,13 @@ class FlowRunLog:
         return batch, total
 
     async def _send(self, batch: list[OutputRecord]) -> None:
-        """Stores a batch; tries again while the server is away, and gives it up only after a minute."""
+        """Sends a batch; retries for a minute while the server is unavailable."""
         deadline = time.monotonic() + _SECONDS_TO_WAIT_FOR_SERVER
         delay = _FIRST_RETRY_SECONDS
         while True:
             try:
                 await self._client.create_logs([self._as_log(record) for record in batch])
-            except Exception as error:  # noqa: BLE001 - whatever failed, the run goes on without its log
+            except Exception as error:  # noqa: BLE001 - whatever failed, the run continues without its log
                 if time.monotonic() > deadline:
                     lines = sum(record.text.count("\n") + 1 for record in batch)
                     _logger.warning("%d lines of output could not be stored in Prefect: %s", lines, error)

@@ -27,12 +27,12 @@ STEPS: tuple[StepName, ...] = ("fetch", "resolve-env", "validate-params", "execu
 
 @dataclass(frozen=True)
 class StepEvent:
-    """Something that happened in one of the four steps of a run.
+    """An event in one of the four steps of a run.
 
     Attributes:
         step: Which step.
         phase: ``started``, ``progress``, ``finished`` or ``failed``.
-        detail: What to tell people ("reused", "uv, Python 3.11.7"); may be empty.
+        detail: What to show ("reused", "uv, Python 3.11.7"); may be empty.
         at: When, in seconds of the monotonic clock.
     """
 
@@ -46,14 +46,14 @@ class RunObserver(Protocol):
     """Watches a run from the process that started it; called on the event loop's thread, so it must be quick."""
 
     def step(self, event: StepEvent) -> None:
-        """Takes what happened in a step."""
+        """Receives an event of a step."""
 
     def tracked(self, run: TrackedRun) -> None:
-        """Takes the MLflow run as soon as it exists."""
+        """Receives the MLflow run as soon as it exists."""
 
 
 class QuietObserver:
-    """Watches nothing."""
+    """Ignores everything."""
 
     def step(self, event: StepEvent) -> None:
         """Ignores it."""
@@ -85,7 +85,7 @@ class TerminalOutput:
                     buffer.write(data)
                 target.flush()
         except (OSError, ValueError):
-            # The reader of our output went away (`| head`); the run and its log go on.
+            # The reader of our output went away (`| head`); the run and its log continue.
             return
 
 
@@ -123,7 +123,7 @@ class RunSession:
     """What holds one run together in the process that started it.
 
     Attributes:
-        stop: Tells the run to end.
+        stop: The run's stop signal.
         tracker: Keeps the MLflow run.
         tracking_uri: The tracking URI to use; None: as this process finds it.
         parent_run_id: The MLflow run that this one is nested in.
@@ -133,7 +133,7 @@ class RunSession:
         git_credentials: Finds credentials for git repositories; None leaves that to git.
         output: Where the project's output is shown.
         observer: Watches the steps.
-        rebuild_environment: Builds the environment anew although it is there.
+        rebuild_environment: Builds the environment even if it is cached.
     """
 
     stop: StopSignal = field(default_factory=StopSignal)
@@ -155,36 +155,36 @@ class RunSession:
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
 
     def set_flow_run_id(self, flow_run_id: str) -> None:
-        """Tells those who wait that the flow run exists."""
+        """Signals that the flow run was created."""
         with self._changed:
             self.flow_run_id = flow_run_id
             self._changed.notify_all()
 
     def set_begun(self) -> None:
-        """Tells those who wait that the first step has begun."""
+        """Signals that the first step has begun."""
         with self._changed:
             self.begun = True
             self._changed.notify_all()
 
     def set_tracked_run(self, run: TrackedRun) -> None:
-        """Tells those who wait that the MLflow run exists."""
+        """Signals that the MLflow run was created."""
         with self._changed:
             self.tracked_run = run
             self._changed.notify_all()
         self.observer.tracked(run)
 
     def set_result(self, result: RunResult) -> None:
-        """Tells those who wait how the run ended."""
+        """Publishes the run's result to waiters."""
         with self._changed:
             self.result = result
             self._changed.notify_all()
 
     def wait_until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Blocks until ``condition`` holds; it is tried anew whenever this session changes.
+        """Waits until ``condition`` is true; re-evaluates it on every change of this session.
 
         Args:
             condition: What to wait for.
-            timeout: Seconds to wait at most; None waits for ever.
+            timeout: Longest wait in seconds; None waits without a limit.
 
         Returns:
             Whether it holds.
@@ -193,7 +193,7 @@ class RunSession:
             return self._changed.wait_for(condition, timeout)
 
     def wake(self) -> None:
-        """Lets those who wait try their condition anew."""
+        """Wakes the waiters, which re-evaluate their conditions."""
         with self._changed:
             self._changed.notify_all()
 
@@ -208,7 +208,7 @@ def current_session() -> RunSession:
 
 @contextmanager
 def shared_session() -> Iterator[RunSession]:
-    """Makes the current session that of everything in this block: a flow's tasks see the stop signal and the run that it sees."""
+    """Shares the current session with everything in this block: a flow's tasks see the same stop signal and run."""
     session = current_session()
     token = _current.set(session)
     try:
@@ -218,5 +218,5 @@ def shared_session() -> Iterator[RunSession]:
 
 
 def use_session(session: RunSession) -> None:
-    """Makes ``session`` the one of the flow run that starts in this context."""
+    """Sets the session of the flow run that starts in this context."""
     _current.set(session)

@@ -1,4 +1,4 @@
-"""What the four tasks share: they tell the observer how they go, and log to the flow run."""
+"""What the four tasks share: they report their progress to the observer, and log to the flow run."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Step:
-    """A step that is under way.
+    """A running step.
 
     Attributes:
         session: The run's session.
         report: Takes lines about the progress, from any thread: for the flow run's log and the observer.
-        detail: What to tell people when the step has finished.
+        detail: What to show when the step has finished.
     """
 
     session: RunSession
@@ -43,13 +43,13 @@ class Step:
 
     @property
     def stop(self) -> StopSignal:
-        """Tells the step to end."""
+        """The step's stop signal."""
         return self.session.stop
 
 
 @asynccontextmanager
 async def run_step(name: StepName) -> AsyncIterator[Step]:
-    """Tells the observer that the step started, and how it ended."""
+    """Reports to the observer that the step started, and how it ended."""
     session = current_session()
     logger = get_run_logger()
 
@@ -64,13 +64,13 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
     step = Step(session, report)
     artifacts = ProgressArtifacts(TaskRunContext.get())
 
-    told: dict[str, int] = {}
+    reported: dict[str, int] = {}
 
     def progress(what: str, fraction: float) -> None:
-        # A download tells each piece of it; people see whole percents.
+        # A download reports each chunk; people see whole percents.
         percent = int(fraction * 100)
-        if told.get(what) != percent:
-            told[what] = percent
+        if reported.get(what) != percent:
+            reported[what] = percent
             artifacts.take(what, fraction)
             session.observer.step(StepEvent(name, "progress", f"{what}: {percent} %"))
 
@@ -89,7 +89,7 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
 
 
 class PlainErrors(logging.Filter):
-    """Logs a project's failure as its message: Prefect would add a traceback through this package, which helps nobody."""
+    """Logs a project's failure as its message: Prefect would add a traceback through this package."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrites a record about an :class:`ExecutionException`; lets every record pass."""
@@ -100,7 +100,7 @@ class PlainErrors(logging.Filter):
 
 
 def install_plain_errors() -> None:
-    """Puts :class:`PlainErrors` on the loggers of Prefect's engines; doing so twice does nothing."""
+    """Puts :class:`PlainErrors` on the loggers of Prefect's engines; idempotent."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(existing, PlainErrors) for existing in logger.filters):
@@ -110,12 +110,12 @@ def install_plain_errors() -> None:
 _logger = logging.getLogger(__name__)
 
 _SHORT_SECONDS = 2.0
-"""What ends sooner needs no artifact."""
+"""Shorter work gets no artifact."""
 _SECONDS_BETWEEN_UPDATES = 1.0
 
 
 class ProgressArtifacts:
-    """The progress artifacts of one task run: one for each long work, made when that turns out to be long.
+    """The progress artifacts of one task run: one for each long work, created once the work takes long.
 
     What can't be written is logged, since the run itself does not depend on it.
 
@@ -126,14 +126,14 @@ class ProgressArtifacts:
     def __init__(self, context: TaskRunContext | None) -> None:
         self._task_run = context.task_run if context is not None else None
         self._loop = asyncio.get_running_loop()
-        # Prefect keeps in it which server is meant; a thread that tells its progress has none, or another's.
+        # Prefect keeps in it which server is meant; a thread that reports progress has none, or another's.
         self._context = copy_context()
         self._latest: dict[str, float] = {}
         self._written: dict[str, tuple[UUID, float]] = {}
         self._writer: asyncio.Task[None] | None = None
 
     def take(self, what: str, fraction: float) -> None:
-        """Notes how far a work is; from any thread."""
+        """Records the progress of a piece of work; thread-safe."""
         if self._task_run is not None:
             self._loop.call_soon_threadsafe(self._note, what, fraction, context=self._context)
 
@@ -150,7 +150,7 @@ class ProgressArtifacts:
                 await asyncio.sleep(_SECONDS_BETWEEN_UPDATES)
 
     async def finish(self) -> None:
-        """Writes the last word on what was long; to be called when the task is over."""
+        """Writes the final progress; call it when the task is over."""
         if self._writer is None:
             return
         self._writer.cancel()

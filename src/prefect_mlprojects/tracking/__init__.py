@@ -1,4 +1,4 @@
-"""MLflow runs: where they are kept, their tags and parameters, their end, and what the child is told of them."""
+"""MLflow runs: stores, tags and parameters, final status, and the child's variables."""
 
 from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, Tracker, TrackingRequest
 from prefect_mlprojects.tracking.in_process import InProcessTracker

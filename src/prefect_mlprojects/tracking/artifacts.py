@@ -35,13 +35,13 @@ def _is_plain_model(uri: str, registry_uri: str) -> bool:
 
 
 def _model_location(uri: str, tracking_uri: str, registry_uri: str) -> str:
-    """Where a model's files are; MLflow itself would ask the registry of this process, whatever it is told."""
+    """Returns where a model's files are. MLflow would ask this process's registry, whatever registry it is given."""
     from mlflow import MlflowClient
     from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
     from mlflow.store.artifact.utils.models import get_model_name_and_version
 
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
-    # A version's files may be those of a logged model, which is a model of its own.
+    # A version's files may be those of a logged model, which is a separate model.
     while _is_plain_model(uri, registry_uri):
         model, path = ModelsArtifactRepository.split_models_uri(uri)  # type: ignore[no-untyped-call]  # MLflow has no types here
         found = get_model_name_and_version(client, model)  # type: ignore[no-untyped-call]

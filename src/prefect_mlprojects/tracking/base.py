@@ -1,4 +1,4 @@
-"""What is asked of a tracker, and what it answers."""
+"""The tracker: its request, its value, its methods."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class TrackingRequest:
         experiment_name: The experiment by name; it is created when it does not exist.
         experiment_id: The experiment by id. With neither, MLflow's own default is used: the variables
             ``MLFLOW_EXPERIMENT_NAME`` and ``MLFLOW_EXPERIMENT_ID``, else the experiment ``Default``.
-        run_id: An existing run to go on with instead of a new one.
+        run_id: An existing run to continue; None creates a new one.
         run_name: The run's name; without one MLflow makes one up.
         parent_run_id: The run that this one is nested in.
-        version: The branch, tag or commit that was asked for; the working copy says what it turned out to be.
+        version: The requested branch, tag or commit; the working copy has the resolved one.
         backend: The backend's name.
         environment: The environment's kind: an environment manager's name or ``docker``. For ``local`` MLflow records
             nothing, and so do we.
@@ -90,7 +90,7 @@ class Tracker(Protocol):
     """
 
     def start(self, request: TrackingRequest) -> TrackedRun:
-        """Creates the run with its tags and parameters, or goes on with ``request.run_id``; its status is RUNNING.
+        """Creates the run with its tags and parameters, or continues ``request.run_id``; its status is RUNNING.
 
         What MLflow can't store is made to fit, with a warning in the log: long values are shortened, characters that
         are not allowed in names are replaced. Parameters that an existing run has with another value stay as they are,
@@ -98,7 +98,7 @@ class Tracker(Protocol):
 
         Raises:
             TrackingError: The store can't be reached, opened or written; the experiment is deleted, unknown, or given
-                by name and id at once; or the run to go on with is unknown or deleted.
+                by name and id at once; or the run to continue is unknown or deleted.
         """
 
     def adopt(self, run_id: str, tracking_uri: Secret) -> TrackedRun:

@@ -64,7 +64,7 @@ class InProcessTracker:
         self._call(tracking_uri, "open the tracking store", lambda _store: None, patient=False)
 
     def start(self, request: TrackingRequest) -> TrackedRun:
-        """Creates the run, or goes on with one; see ``Tracker``."""
+        """Creates the run, or continues one; see ``Tracker``."""
         uri = request.tracking_uri
         if request.experiment_name and request.experiment_id:
             raise TrackingError(
@@ -164,7 +164,7 @@ class InProcessTracker:
         try:
             self._call(uri, "log the parameters", lambda store: _log(store, run.run_id, {}, parameters))
         except BaseException:
-            # Nobody will learn of this run: it must not look as if it went on for ever.
+            # The caller never learns of this run: it must not stay RUNNING.
             self._abandon(uri, run.run_id)
             raise
         return run

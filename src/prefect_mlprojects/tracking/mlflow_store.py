@@ -132,7 +132,7 @@ class MlflowStore:
         )
 
     def get_run(self, run_id: str) -> StoredRun | None:
-        """Returns a run, or None when there is none of that id."""
+        """Returns a run, or None if no such ID exists."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -150,7 +150,7 @@ class MlflowStore:
         Args:
             run_id: The run's id.
             status: The status.
-            end_time: Milliseconds since 1970; None for a run that goes on.
+            end_time: Milliseconds since 1970; None for a run that continues.
             name: A new name; None keeps the one it has.
         """
         from mlflow import entities
@@ -170,7 +170,7 @@ class MlflowStore:
         )
 
     def experiment(self, experiment_id: str) -> StoredExperiment | None:
-        """Returns an experiment, deleted ones too, or None when there is none of that id."""
+        """Returns an experiment, deleted ones too, or None if no such ID exists."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -181,7 +181,7 @@ class MlflowStore:
             raise
 
     def experiment_by_name(self, name: str) -> StoredExperiment | None:
-        """Returns an experiment, deleted ones too, or None when there is none of that name."""
+        """Returns an experiment, deleted ones too, or None if no such name exists."""
         return _stored_experiment(self._store.get_experiment_by_name(name))
 
     def create_experiment(self, name: str) -> str | None:

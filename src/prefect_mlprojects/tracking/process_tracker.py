@@ -1,4 +1,4 @@
-"""The tracker that uses MLflow in a process of its own, so that its import runs beside everything else."""
+"""A tracker that runs MLflow in another process, so that its import overlaps with everything else."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class ProcessTracker:
         return tracker
 
     def start(self, request: TrackingRequest) -> TrackedRun:
-        """Creates the run, or goes on with one; see ``Tracker``."""
+        """Creates the run, or continues one; see ``Tracker``."""
         try:
             return TrackedRun(**self._ask("start", request=request_to_json(request)))
         except _TrackerProcessGoneError as error:

@@ -289,12 +289,12 @@ def tracking_error(error: BaseException, uri: str, what: str) -> TrackingError:
 
 
 def did_nothing(error: TrackingError) -> bool:
-    """Tells whether a call certainly changed nothing and may succeed in a moment: another one was in its way."""
+    """Returns whether a call certainly changed nothing and may succeed if retried: another one blocked it."""
     return _ROLLED_BACK.search(str(error)) is not None
 
 
 def may_pass(error: TrackingError) -> bool:
-    """Tells whether a call may succeed in a moment, although it may have been done this time."""
+    """Returns whether a call may succeed if retried, although it may have been executed this time."""
     return isinstance(error, UnreachableError) or _BROKEN_OFF.search(str(error)) is not None
 
 

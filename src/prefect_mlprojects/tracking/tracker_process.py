@@ -82,7 +82,7 @@ class _TrackerProcess:
                 self._imported.set()
             self._tracker.warm_up(tracking_uri)
         except TrackingError:
-            # The first request will meet the same error, and there is somebody to tell it to.
+            # The first request will fail with the same error, and reports it to its caller.
             return
         finally:
             gc.enable()

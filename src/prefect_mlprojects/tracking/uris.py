@@ -71,7 +71,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def is_on_this_machine(uri: str) -> bool:
-    """Tells whether a URI means something only on this machine: a file, a SQLite database, a loopback address.
+    """Returns whether a URI means something only on this machine: a file, a SQLite database, a loopback address.
 
     Args:
         uri: An absolute URI.

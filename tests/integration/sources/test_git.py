@@ -355,7 +355,7 @@ def test_a_broken_cache_is_made_anew(remote: Remote, cache: Path, fetch: Fetch) 
 
     lines: list[str] = []
     assert text_of(fetch(remote.uri, "annotated", lines.append)) == "two"
-    assert any("is broken and is made anew" in line for line in lines)
+    assert any("is broken and is created again" in line for line in lines)
 
 
 def test_a_fetch_can_be_stopped(remote: Remote, cache: Path) -> None:

@@ -189,7 +189,7 @@ class Diagnosis:
         status: Where it is.
         phase: Its state in Databricks' word.
         cause: Why it ended, in words, Databricks' and the cloud's own included.
-        advice: What to do about it; empty when there is nothing to say.
+        advice: What to do about it; may be empty.
         category: The category of a failure, where it is not the one of its ending.
     """
 

@@ -56,7 +56,7 @@ class CondaBuild:
 
         Raises:
             EnvironmentBuildError: A channel could not be reached, there is no solution, a package could not be
-                installed, or the end was asked for.
+                installed, or a stop was requested.
         """
         problems = spec_problems(self.recipe.specs, self.recipe.file)
         if problems:

@@ -9,7 +9,7 @@ Layout below ``<cache directory>/downloads``::
 
 The key holds the content's tag, so that an entry never goes out of date. Files are handed out as hard links and are
 read-only, since they are shared; across file systems they are copied. One that was written to all the same no longer
-fits its stamp, and is downloaded anew.
+fits its stamp, and is downloaded again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNUSED_DAYS = 30
 
 
 class StoppedError(Exception):
-    """The end was asked for in the middle of a download."""
+    """Raised when a stop is requested during a download."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class DownloadCache:
             name: Its name.
             target: The file or folder to make; it is not there yet.
             fetch: Downloads it to a path that is not there yet.
-            report: Is told when there is someone to wait for.
+            report: Called when another process has to be waited for.
             stop: Ends the waiting.
 
         Returns:
             Whether it was there already.
 
         Raises:
-            StoppedError: The end was asked for while another process downloaded it.
+            StoppedError: A stop was requested while another process downloaded it.
             OSError: The cache, which must be usable, or the target can't be written.
             Exception: Whatever ``fetch`` raises.
         """

@@ -76,7 +76,7 @@ def download_all(
 
     Args:
         uris: Remote URIs by parameter name.
-        directory: Where they go, each in a new folder of its own; it is created when it does not exist.
+        directory: Where they go, each in a new folder; it is created if it does not exist.
         report: Takes lines about the progress, from any thread.
         stop: Asks for the end.
         fetch_artifact: Downloads what MLflow keeps, such as ``runs:/``; None refuses it.
@@ -85,7 +85,7 @@ def download_all(
         The local files and folders by parameter name, absolute.
 
     Raises:
-        FetchError: One of them could not be downloaded, or the end was asked for.
+        FetchError: One of them could not be downloaded, or a stop was requested.
     """
     if not uris:
         return {}
@@ -235,7 +235,7 @@ class _Download:
         return self.fetch_artifact(self.uri, folder)
 
     def _while_not_stopped(self, fetch: Callable[[Path], Path], folder: Path) -> Path:
-        """Runs what may wait for a network in a thread, and leaves that alone when the end is asked for."""
+        """Runs what may wait for a network in a thread, and leaves that alone when a stop is requested."""
         result: Future[Path] = Future()
         woken = threading.Event()
         forget = self.stop.on_request(woken.set)
@@ -270,7 +270,7 @@ class _Download:
 
 
 def _progress(job: _Download, *, whole: bool = True) -> Any:
-    """A callback of fsspec that reports now and then, and ends the transfer when the end is asked for."""
+    """A callback of fsspec that reports now and then, and ends the transfer when a stop is requested."""
     from fsspec.callbacks import Callback
 
     class Progress(Callback):  # type: ignore[misc]  # fsspec has no types

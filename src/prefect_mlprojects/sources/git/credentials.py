@@ -1,4 +1,4 @@
-"""Credentials for private repositories, and how git is told of them: by its own configuration, for one host only."""
+"""Credentials for private repositories, passed to git by its own configuration, for one host only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class GitCredentials:
     hosts: tuple[str, ...] = ()
 
     def fits(self, host: str) -> bool:
-        """Tells whether they are for a host."""
+        """Returns whether they are for a host."""
         return not self.hosts or host in self.hosts or host.partition(":")[0] in self.hosts
 
 

@@ -109,7 +109,7 @@ class GitProgram:
             report: Takes each line as it is printed, secrets masked.
 
         Raises:
-            FetchError: There is no git, or the end was asked for.
+            FetchError: There is no git, or a stop was requested.
         """
         lines: list[str] = []
 
@@ -264,7 +264,7 @@ class GitFailure:
         cause: ``authentication``, ``host-key``, ``missing``, ``unreachable``, ``unknown-commit``, ``broken-cache``,
             ``disk`` or ``other``.
         text: The sentence of git's that says it.
-        advice: What to do; empty when there is nothing to say.
+        advice: What to do; may be empty.
     """
 
     cause: str

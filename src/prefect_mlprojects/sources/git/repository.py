@@ -43,7 +43,7 @@ class CachedRepository:
 
     Args:
         url: The remote.
-        shown: What the user asked for, passwords masked, for messages.
+        shown: The requested URI, redacted, for messages.
         git: Git, with the remote's credentials.
         report: Takes lines about the progress.
     """
@@ -95,7 +95,7 @@ class CachedRepository:
             self._fetch_sha(commit)
 
     def has(self, commit: str) -> bool:
-        """Tells whether a commit, with all its files, is in the cache."""
+        """Returns whether the cache has a commit with all its files."""
         # Each fetch that has succeeded leaves such a reference; an object alone may be part of a fetch that died.
         return self._done_mark(commit).exists() and self._git_in_cache("cat-file", "-e", f"{commit}^{{tree}}").succeeded
 
@@ -129,7 +129,7 @@ class CachedRepository:
             raise self._error("can't be fetched", self._explain(answer))
         found, default = _parse_references(answer.lines)
         for name in names:
-            # An annotated tag is an object of its own; "^{}" is the commit that it names.
+            # An annotated tag is a separate object; "^{}" is the commit that it names.
             commit = found.get(f"{name}^{{}}") or found.get(name)
             if commit is not None:
                 ref = default if name == "HEAD" and default else name
@@ -268,7 +268,7 @@ class CachedRepository:
                     leftover.unlink(missing_ok=True)
             if self._git_in_cache("rev-parse", "--git-dir").succeeded:
                 return
-            self._report(f"the cached repository {self.directory} is broken and is made anew")
+            self._report(f"the cached repository {self.directory} is broken and is created again")
             shutil.rmtree(self.directory)
         with replacing(self.directory) as new:
             new.mkdir(mode=0o700)

@@ -1,4 +1,4 @@
-"""Projects in git repositories: each run gets a working copy of its own, out of the cache."""
+"""Projects in git repositories: each run gets its own working copy from the cache."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class GitSource:
         url: Its address.
         subdirectory: What stood after the ``#``; empty for the whole repository.
         version: A branch, a tag or a commit; None for the default branch.
-        uri: What was asked for, passwords masked.
+        uri: The requested URI, redacted.
         credentials: Finds credentials for it and its submodules; None leaves that to git.
     """
 
@@ -94,7 +94,7 @@ class GitSource:
     def _check_out(
         self, cache: Path, commit: str, url: GitUrl, folder: Path, git: GitProgram, report: Callable[[str], None]
     ) -> None:
-        """Fills a folder with a commit's files: a repository of its own that borrows the cache's objects."""
+        """Fills a folder with a commit's files: a separate repository that borrows the cache's objects."""
         self._succeed(git.run("init", "--quiet", "--template=", "--", str(folder)))
         inside = folder / ".git"
         (inside / "objects" / "info").mkdir(parents=True, exist_ok=True)
