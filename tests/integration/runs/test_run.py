@@ -104,11 +104,15 @@ def test_a_failing_command_tells_why(greet: str, workspace: Path, tracked: Read,
     assert "going down" in error.message
     assert error.run_id is not None
     assert error.flow_run_id is not None
-    assert tracked(error.run_id).info.status == "FAILED"
+    mlflow_run = tracked(error.run_id)
+    assert mlflow_run.info.status == "FAILED"
+    assert mlflow_run.data.tags["mlprojects.failure.category"] == error.category == "user-code"
+    assert mlflow_run.data.tags["mlprojects.failure.cause"] == error.cause == "exit code 3"
     state = prefect_state(error.flow_run_id).state
     assert (state.type.value, state.message) == ("FAILED", error.message)
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.exit_code, copy.message, copy.run_id) == (3, error.message, error.run_id)
+    assert (copy.category, copy.cause) == ("user-code", "exit code 3")
 
 
 def test_a_killed_command_names_the_signal(greet: str, workspace: Path) -> None:
