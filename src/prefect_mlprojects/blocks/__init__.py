@@ -1,15 +1,17 @@
-"""Prefect blocks: credentials and configurations that a deployment names and nobody sees.
+"""Prefect blocks: credentials, projects and configurations of backends, stored once and used by name.
 
-The entry point group ``prefect.collections`` loads this package where a Prefect server starts, which registers the blocks.
+The entry point group ``prefect.collections`` loads this package when a Prefect server starts, which registers the types.
 """
 
-from prefect_mlprojects.blocks.backend import MLprojectBackend
-from prefect_mlprojects.blocks.databricks import DatabricksBackendBlock, DatabricksWorkspace
-from prefect_mlprojects.blocks.docker import DockerEngine, DockerRegistry
-from prefect_mlprojects.blocks.git import GitCredentialsBlock
+from prefect_mlprojects.blocks.configurations import DatabricksBackendBlock, MLflowProject, MLprojectBackend
+from prefect_mlprojects.blocks.credentials import (
+    DatabricksWorkspace,
+    DockerEngine,
+    DockerRegistry,
+    GitCredentialsBlock,
+    MLflowTrackingServer,
+)
 from prefect_mlprojects.blocks.kubernetes import KubernetesCluster, KubernetesJobDefaults
-from prefect_mlprojects.blocks.project import MLflowProject
-from prefect_mlprojects.blocks.tracking import MLflowTrackingServer
 
 __all__ = [
     "DatabricksBackendBlock",

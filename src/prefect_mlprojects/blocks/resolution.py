@@ -1,4 +1,4 @@
-"""Turns the names of blocks into what they hold: in memory, just before it is used."""
+"""Reads blocks by name, in memory, just before their values are used."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config
 from prefect_mlprojects.exceptions import BackendError, ExecutionException
 from prefect_mlprojects.runs.request import PROJECT_SCHEME
@@ -19,7 +20,7 @@ GIT_CREDENTIALS_SLUG = "git-credentials"
 PROJECT_SLUG = "mlflow-project"
 TRACKING_SLUG = "mlflow-tracking-server"
 
-# The block that a bare name means, by the key of the configuration that holds it, and the backend.
+# The block type of a bare name, by the configuration's key and the backend.
 _BLOCK_KEYS: Mapping[str, Mapping[str, str]] = {
     "credentials": {
         "local": "docker-registry",
@@ -31,19 +32,14 @@ _BLOCK_KEYS: Mapping[str, Mapping[str, str]] = {
 
 
 async def load_block(client: PrefectClient, slug: str, name: str) -> Block:
-    """Loads a block with its secrets.
-
-    Args:
-        client: Prefect's client.
-        slug: The slug of its type.
-        name: Its name.
+    """Returns a block with its secrets.
 
     Raises:
-        ExecutionException: There is none of that name, or its type is not known to this Python environment.
+        ExecutionException: The block does not exist, or its type is not installed here.
     """
     from prefect.exceptions import ObjectNotFound
 
-    import prefect_mlprojects.blocks  # noqa: F401 - its classes must be known before one is looked for
+    import prefect_mlprojects.blocks  # noqa: F401 - defines the block types
     from prefect_mlprojects.server.compat import block_from_document
 
     try:
@@ -51,17 +47,17 @@ async def load_block(client: PrefectClient, slug: str, name: str) -> Block:
     except ObjectNotFound:
         there = await _names(client, slug)
         raise ExecutionException(
-            f"There is no block '{slug}/{name}' on the Prefect server"
-            + (f"; of that type there are {', '.join(there)}" if there else "")
-            + ". Make it in the UI under Blocks, or by Block.save() in Python; `mlprojects blocks register` makes the types of "
-            "this package known to a server."
+            f"The Prefect server has no block '{slug}/{name}'"
+            + (f"; blocks of that type: {', '.join(there)}" if there else "")
+            + ". Create it in the UI under Blocks, or with Block.save() in Python; `mlprojects blocks register` registers the "
+            "block types of this package."
         ) from None
     try:
         return block_from_document(document)
     except Exception as error:
         raise ExecutionException(
-            f"The block '{slug}/{name}' can't be read here: {type(error).__name__}. The package that defines its type must be "
-            "installed where the run is."
+            f"The block '{slug}/{name}' can't be read here: {type(error).__name__}. Install the package that defines "
+            "its type where the run executes."
         ) from error
 
 
@@ -78,15 +74,10 @@ async def _names(client: PrefectClient, slug: str) -> list[str]:
 async def resolve_backend_config(
     client: PrefectClient, config: Mapping[str, Any] | str | None, backend: str
 ) -> dict[str, Any]:
-    """Returns a backend's configuration with what it names in blocks.
-
-    Args:
-        client: Prefect's client.
-        config: A mapping, a file, a JSON text, or the name of a block (``block-type/block-name``).
-        backend: The backend's name.
+    """Returns a backend's configuration with the blocks that it names replaced by their values.
 
     Raises:
-        ExecutionException: A block is missing or is not one for a backend.
+        ExecutionException: A block does not exist, or is not one for a backend.
     """
     if isinstance(config, str) and is_block_reference(config):
         slug, _, name = config.partition("/")
@@ -94,8 +85,8 @@ async def resolve_backend_config(
         get_config = getattr(block, "get_backend_config", None)
         if not callable(get_config):
             raise BackendError(
-                f"The block '{config}' holds no configuration of a backend. Name one of the types "
-                "mlproject-backend, kubernetes-backend or databricks-backend.",
+                f"The block '{config}' is not a backend configuration. Use one of the types mlproject-backend, "
+                "kubernetes-backend or databricks-backend.",
                 backend=backend,
             )
         resolved = dict(get_config())
@@ -117,7 +108,7 @@ async def resolve_backend_config(
 
 
 def _plain(block: Block) -> dict[str, Any]:
-    """The fields of another package's block, secrets included."""
+    """Returns the fields of another package's block, with its secrets."""
     values = {name: getattr(block, name) for name in type(block).model_fields}
     return {
         name: value.get_secret_value() if hasattr(value, "get_secret_value") else value
@@ -126,31 +117,21 @@ def _plain(block: Block) -> dict[str, Any]:
     }
 
 
-async def resolve_tracking(client: PrefectClient, name: str) -> str:
+async def resolve_tracking(client: PrefectClient, name: str) -> Secret:
     """Returns the tracking URI of a block, with its user name and password.
 
-    Args:
-        client: Prefect's client.
-        name: The block's name.
-
     Raises:
-        ExecutionException: There is no such block.
+        ExecutionException: The block does not exist.
     """
     block: Any = await load_block(client, TRACKING_SLUG, name)
-    uri: str = block.tracking_uri()
-    return uri
+    return Secret(block.tracking_uri())
 
 
 async def find_git_credentials(client: PrefectClient, host: str, name: str | None = None) -> GitCredentials | None:
-    """Returns the git credentials of a block: the named one, else the one whose hosts name the host most exactly.
-
-    Args:
-        client: Prefect's client.
-        host: The host, with the port if the URL names one.
-        name: The block's name; None to look for one by host.
+    """Returns the git credentials of the block called `name`; without a name, of the one that lists `host` most exactly.
 
     Raises:
-        ExecutionException: There is no block of that name.
+        ExecutionException: The named block does not exist.
     """
     from prefect.exceptions import PrefectHTTPStatusError
 
@@ -161,7 +142,7 @@ async def find_git_credentials(client: PrefectClient, host: str, name: str | Non
     try:
         documents = await client.read_block_documents_by_type(GIT_CREDENTIALS_SLUG, include_secrets=False)
     except PrefectHTTPStatusError:
-        # The server knows no such type: nobody has made one.
+        # The type is not registered, so no blocks of it exist.
         return None
     found = None
     for document in sorted(documents, key=lambda each: each.name or ""):
@@ -175,13 +156,7 @@ async def find_git_credentials(client: PrefectClient, host: str, name: str | Non
 def git_credentials_lookup(
     client: PrefectClient, loop: asyncio.AbstractEventLoop, name: str | None
 ) -> GitCredentialsLookup:
-    """Returns the lookup that fetching a git project asks, from a thread, when it needs credentials.
-
-    Args:
-        client: Prefect's client, which belongs to the loop.
-        loop: The event loop, which must go on while the project is fetched.
-        name: The name of a block; None to look for one by host.
-    """
+    """Returns a look-up of git credentials, for threads: `loop`, which `client` belongs to, must keep running meanwhile."""
     known: dict[str, GitCredentials | None] = {}
 
     def lookup(url: str, host: str) -> GitCredentials | None:  # noqa: ARG001 - the contract's signature
@@ -195,17 +170,10 @@ def git_credentials_lookup(
 
 
 async def read_project(client: PrefectClient, uri: str) -> dict[str, Any]:
-    """Returns what the project block of a ``block://NAME`` URI holds.
-
-    Args:
-        client: Prefect's client.
-        uri: The URI.
-
-    Returns:
-        ``uri`` (with the ``#sub/directory`` of the one given), ``version``, ``entry_point``, ``parameters`` and ``options``.
+    """Returns the fields of the project block of a ``block://NAME`` URI; a ``#sub/directory`` of the URI wins.
 
     Raises:
-        ExecutionException: There is no such block.
+        ExecutionException: The block does not exist.
     """
     name, _, below = uri.removeprefix(PROJECT_SCHEME).partition("#")
     block = await load_block(client, PROJECT_SLUG, name)

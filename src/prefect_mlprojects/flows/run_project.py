@@ -179,7 +179,7 @@ class _ProjectRun:
         )
         context = RunContext(
             config,
-            Secret(tracking_uri) if tracking_uri else session.tracking_uri or Secret(resolve_tracking_uri()),
+            tracking_uri or session.tracking_uri or Secret(resolve_tracking_uri()),
             session.docker_auth,
             credentials,
             session.rebuild_environment,

@@ -1,0 +1,110 @@
+"""Projects and configurations of backends as blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.blocks.core import Block
+from prefect.types import SecretDict
+from pydantic import ConfigDict, Field, field_validator
+
+from prefect_mlprojects._support.redaction import holds_secret
+from prefect_mlprojects.blocks import logos
+from prefect_mlprojects.blocks.credentials import DatabricksWorkspace
+from prefect_mlprojects.runs.request import options_of, secret_uri_problem
+
+
+def _option_fields() -> dict[str, Any]:
+    fields = {
+        option.name: {**option.json_schema(), "position": place} for place, option in enumerate(options_of("block"))
+    }
+    # Prefect knows a block's schema by its digest, which must not depend on which packages add backends here.
+    del fields["backend"]["enum"]
+    return fields
+
+
+class MLflowProject(Block):
+    """A project's URI with a version and defaults; ``block://NAME`` refers to it.
+
+    Example:
+        Save it once, and run it by its name::
+
+            from prefect_mlprojects.blocks import MLflowProject
+
+            MLflowProject(uri="https://github.com/acme/churn", version="v2").save("churn")
+            run("block://churn", parameters={"alpha": 0.1})
+    """
+
+    _block_type_name = "MLflow Project"
+    _block_type_slug = "mlflow-project"
+    _logo_url = logos.MLFLOW
+    _description = "The URI of an MLflow project, with a version and defaults."
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    uri: str = Field(title="URI", description="Folder, git repository or zip archive, with an optional #sub/directory.")
+    version: str | None = Field(default=None, description="Branch, tag or commit of a git project.")
+    entry_point: str = Field(default="main", description="Entry point that runs by default.")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="Default parameter values.")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Default run options.",
+        json_schema_extra={"properties": _option_fields()},
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_secret(cls, uri: str) -> str:
+        if holds_secret(uri):
+            # Anyone who may read the block sees its URI.
+            raise ValueError(str(secret_uri_problem(uri)))
+        return uri
+
+
+class MLprojectBackend(Block):
+    """A configuration for any backend, with its secrets kept apart.
+
+    Example:
+        Give a longer grace period to every run that names it::
+
+            from prefect_mlprojects.blocks import MLprojectBackend
+
+            MLprojectBackend(config={"grace-period": 60}).save("patient")
+            run("project", backend_config="mlproject-backend/patient")
+    """
+
+    _block_type_name = "MLproject Backend"
+    _block_type_slug = "mlproject-backend"
+    _logo_url = logos.MLFLOW
+    _description = "The configuration of a backend of prefect-mlprojects, with its secrets."
+
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        title="Configuration",
+        description="Keys of the backend's configuration, as in --backend-config.",
+    )
+    secrets: SecretDict | None = Field(default=None, description="Further keys, whose values are secret.")
+
+    def get_backend_config(self) -> dict[str, Any]:
+        """Returns the configuration with its secrets, for use in memory."""
+        secrets = self.secrets.get_secret_value() if self.secrets is not None else {}
+        return {**self.config, **secrets}
+
+
+class DatabricksBackendBlock(Block):
+    """The configuration of runs on Databricks."""
+
+    _block_type_name = "Databricks Backend"
+    _block_type_slug = "databricks-backend"
+    _logo_url = logos.DATABRICKS
+    _description = "The configuration of the databricks backend of prefect-mlprojects."
+
+    config: dict[str, Any] = Field(
+        default_factory=dict, title="Configuration", description="The keys of --backend-config, such as new_cluster."
+    )
+    workspace: DatabricksWorkspace | None = Field(default=None, description="The workspace and its credentials.")
+
+    def get_backend_config(self) -> dict[str, Any]:
+        """Returns the configuration with its credentials, for use in memory."""
+        credentials = {"credentials": self.workspace.get_credentials()} if self.workspace else {}
+        return {**self.config, **credentials}

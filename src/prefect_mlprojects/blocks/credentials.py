@@ -1,0 +1,242 @@
+"""Credentials as blocks: git hosts, image registries, Docker engines, Databricks workspaces and MLflow tracking servers."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from prefect.blocks.core import Block
+from pydantic import Field, SecretStr
+
+from prefect_mlprojects.blocks import logos
+from prefect_mlprojects.sources.git.credentials import GitCredentials
+
+
+class GitCredentialsBlock(Block):
+    """A user name and token, or an SSH key, for the git repositories of some hosts.
+
+    Example:
+        Every project that is fetched from the host uses the token::
+
+            from prefect_mlprojects.blocks import GitCredentialsBlock
+
+            GitCredentialsBlock(token="…", hosts=["github.com"]).save("github")
+    """
+
+    _block_type_name = "Git Credentials"
+    _block_type_slug = "git-credentials"
+    _logo_url = logos.GIT
+    _description = "A user name and token, or an SSH key, for the git repositories of some hosts."
+
+    username: str | None = Field(default=None, description="User name for the token; most services accept any.")
+    token: SecretStr | None = Field(default=None, description="Password or access token for https:// and http://.")
+    ssh_private_key: SecretStr | None = Field(
+        default=None,
+        title="SSH private key",
+        description="Unencrypted private key for ssh://, with its BEGIN and END lines.",
+    )
+    known_hosts: str | None = Field(
+        default=None, description="Lines of a known_hosts file for ssh://. Default: the worker's own file."
+    )
+    hosts: list[str] = Field(
+        default_factory=list,
+        description="Hosts, such as github.com or git.example.com:8443. Default: any host.",
+    )
+
+    def get_credentials(self) -> GitCredentials:
+        """Returns the credentials with their secrets, for use in memory."""
+        return GitCredentials(
+            username=self.username,
+            token=self.token.get_secret_value() if self.token is not None else None,
+            ssh_private_key=self.ssh_private_key.get_secret_value() if self.ssh_private_key is not None else None,
+            known_hosts=self.known_hosts,
+            hosts=tuple(host.strip().lower() for host in self.hosts),
+        )
+
+    def test_connection(self, url: str) -> None:
+        """Lists the branches of the repository at `url` with these credentials.
+
+        Raises:
+            FetchError: Authentication failed, or the repository can't be reached.
+        """
+        from prefect_mlprojects.exceptions import FetchError
+        from prefect_mlprojects.sources.git.program import explain_failure, use_git
+        from prefect_mlprojects.sources.git.urls import parse_git_url
+        from prefect_mlprojects.types import StopSignal
+
+        address = parse_git_url(url)
+        if address is None:
+            raise FetchError(f"{url!r} is not the URL of a git repository.", uri=url)
+        with use_git(address, self.get_credentials(), StopSignal(), address.url) as git:
+            answer = git.run("ls-remote", "--heads", "--", address.url)
+        if not answer.succeeded:
+            failure = explain_failure(answer.text, scheme=address.scheme, host=address.host)
+            raise FetchError(f"{address.url!r} can't be reached: {failure.text}. {failure.advice}", uri=address.url)
+
+
+class DockerRegistry(Block):
+    """A user name and password for an image registry.
+
+    Example:
+        Pull a project's image with them::
+
+            from prefect_mlprojects.blocks import DockerRegistry
+
+            DockerRegistry(username="ci", password="…", registry="registry.example.com").save("prod")
+            run("project", backend_config={"credentials": "prod"})
+    """
+
+    _block_type_name = "Docker Registry (MLproject)"
+    _block_type_slug = "docker-registry"
+    _logo_url = logos.DOCKER
+    _description = "A user name and password for an image registry, for projects that run in containers."
+
+    username: str = Field(description="User name.")
+    password: SecretStr = Field(description="Password or access token.")
+    registry: str | None = Field(default=None, description="Host of the registry. Default: Docker Hub.")
+
+    def get_credentials(self) -> dict[str, Any]:
+        """Returns the credentials with their secret, for use in memory."""
+        values = {"username": self.username, "password": self.password.get_secret_value(), "registry": self.registry}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def test_connection(self) -> None:
+        """Logs in to the registry through the Docker engine.
+
+        Raises:
+            docker.errors.DockerException: Authentication failed, or no engine can be reached.
+        """
+        import docker
+
+        docker.from_env().login(self.username, self.password.get_secret_value(), registry=self.registry)
+
+
+class DockerEngine(Block):
+    """The address of a Docker engine, and the TLS certificates to connect with.
+
+    Example:
+        Run a project on an engine that is reached by TCP with TLS::
+
+            from prefect_mlprojects.blocks import DockerEngine
+
+            DockerEngine(
+                host="tcp://gpu-box:2376",
+                ca_certificate=Path("ca.pem").read_text(),
+                client_certificate=Path("cert.pem").read_text(),
+                client_key=Path("key.pem").read_text(),
+            ).save("gpu-box")
+            run("project", backend_config={"docker-engine": "gpu-box"})
+    """
+
+    _block_type_name = "Docker Engine (MLproject)"
+    _block_type_slug = "docker-engine"
+    _logo_url = logos.DOCKER
+    _description = "The address of a Docker engine with its TLS certificates, for projects that run in containers."
+
+    host: str = Field(
+        description="unix:///path, tcp://host:port or ssh://user@host. For ssh, the worker's own keys are used."
+    )
+    ca_certificate: str | None = Field(
+        default=None, description="Certificate authority of the engine's certificate (PEM)."
+    )
+    client_certificate: str | None = Field(default=None, description="Client certificate (PEM).")
+    client_key: SecretStr | None = Field(default=None, description="Key of the client certificate (PEM).")
+
+    def get_credentials(self) -> dict[str, Any]:
+        """Returns the address and the certificates with their key, for use in memory."""
+        key = self.client_key.get_secret_value() if self.client_key else None
+        values = {
+            "host": self.host,
+            "ca_certificate": self.ca_certificate,
+            "client_certificate": self.client_certificate,
+            "client_key": key,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def test_connection(self) -> None:
+        """Connects to the engine.
+
+        Raises:
+            BackendError: The engine does not answer.
+        """
+        from prefect_mlprojects.backends.containers.config import LocalConfig
+        from prefect_mlprojects.backends.containers.engine import connect
+
+        connect(LocalConfig.model_validate({"docker-engine": self.get_credentials()})).close()
+
+
+class DatabricksWorkspace(Block):
+    """Credentials for a Databricks workspace: a personal access token, or a service principal's OAuth client."""
+
+    _block_type_name = "Databricks Workspace"
+    _block_type_slug = "databricks-workspace"
+    _logo_url = logos.DATABRICKS
+    _description = "Credentials for a Databricks workspace."
+
+    host: str = Field(description="URL of the workspace, https://….")
+    token: SecretStr | None = Field(default=None, description="Personal access token.")
+    client_id: str | None = Field(default=None, title="Client ID", description="OAuth client of a service principal.")
+    client_secret: SecretStr | None = Field(default=None, description="Secret of the OAuth client.")
+
+    def get_credentials(self) -> dict[str, Any]:
+        """Returns the fields of the SDK's ``Config``, secrets included, for use in memory."""
+        values: dict[str, Any] = {"host": self.host, "client_id": self.client_id}
+        values["token"] = self.token.get_secret_value() if self.token else None
+        values["client_secret"] = self.client_secret.get_secret_value() if self.client_secret else None
+        return {name: value for name, value in values.items() if value}
+
+    def test_connection(self) -> str:
+        """Returns the name of the authenticated user.
+
+        Raises:
+            BackendError: Authentication failed.
+        """
+        from prefect_mlprojects.backends.databricks.config import DatabricksConfig
+        from prefect_mlprojects.backends.databricks.connection import connect, refused
+
+        client = connect(DatabricksConfig(credentials=self.get_credentials()), "")
+        try:
+            return str(client.current_user.me().user_name)
+        except Exception as error:  # noqa: BLE001 - the SDK raises many kinds
+            raise refused("The Databricks workspace can't be used", error) from None
+
+
+class MLflowTrackingServer(Block):
+    """The address of an MLflow tracking server or store, with user name and password.
+
+    Example:
+        Runs that name it are tracked there::
+
+            from prefect_mlprojects.blocks import MLflowTrackingServer
+
+            MLflowTrackingServer(uri="https://mlflow.example.com", username="ci", password="…").save("prod")
+            run("https://github.com/acme/churn", tracking="prod")
+    """
+
+    _block_type_name = "MLflow Tracking Server"
+    _block_type_slug = "mlflow-tracking-server"
+    _logo_url = logos.MLFLOW
+    _description = "The address of an MLflow tracking server or store, with user name and password."
+
+    uri: str = Field(title="Tracking URI", description="As in MLFLOW_TRACKING_URI, such as https://mlflow.example.com.")
+    username: str | None = Field(default=None, description="For servers with basic authentication.")
+    password: SecretStr | None = Field(default=None, description="For servers with basic authentication.")
+
+    def tracking_uri(self) -> str:
+        """Returns the tracking URI with user name and password in it, for use in memory."""
+        if self.username is None:
+            return self.uri
+        parts = urlsplit(self.uri)
+        secret = self.password.get_secret_value() if self.password is not None else ""
+        user = f"{quote(self.username, safe='')}:{quote(secret, safe='')}"
+        return urlunsplit(parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}"))
+
+    def test_connection(self) -> None:
+        """Reads the first experiment of the store.
+
+        Raises:
+            MlflowException: Authentication failed, or the store can't be reached.
+        """
+        from prefect_mlprojects.tracking.artifacts import check_store
+
+        check_store(self.tracking_uri())
