@@ -1,4 +1,4 @@
-"""MLflow's side: ``mlflow run URI --backend prefect``, and ``mlflow.projects.run(backend="prefect")``.
+"""The backend plugin of MLflow: ``mlflow run URI --backend prefect``, and ``mlflow.projects.run(backend="prefect")``.
 
 MLflow finds the class by the entry point group ``mlflow.project_backend``
 (https://mlflow.org/docs/latest/ml/plugins/#project-backend-plugins).
@@ -31,31 +31,27 @@ _MLFLOW_KEYS: Mapping[str, str] = {
 
 
 class PrefectSubmittedRun(MlflowSubmittedRun):
-    """MLflow's handle on one of our runs.
-
-    Args:
-        run: Ours.
-    """
+    """An ``mlflow.projects.SubmittedRun`` that wraps one of our handles."""
 
     def __init__(self, run: SubmittedRun) -> None:
         self._run = run
 
     @property
     def run_id(self) -> str:
-        """The MLflow run's id; waits for the MLflow run to exist."""
+        """The MLflow run's ID; waits until the MLflow run exists."""
         return str(self._run.run_id)
 
     @property
     def flow_run_id(self) -> str:
-        """The Prefect flow run's id."""
+        """The Prefect flow run's ID."""
         return self._run.flow_run_id
 
     def wait(self) -> bool:
-        """Waits for the run's end and tells whether it finished successfully."""
+        """Waits for the run to end and returns whether it finished successfully."""
         return self._run.wait()
 
     def get_status(self) -> str:
-        """Returns the run's status by MLflow's name."""
+        """Returns the run's status in MLflow's spelling."""
         return str(RunStatus.to_string(RunStatus.from_string(self._run.get_status())))
 
     def cancel(self) -> None:
@@ -66,9 +62,10 @@ class PrefectSubmittedRun(MlflowSubmittedRun):
 class PrefectProjectBackend(AbstractBackend):
     """Runs MLflow projects as Prefect flows.
 
-    The backend configuration may hold ``deployment`` (``flow/name`` or ``name``: the run goes to its work pool), ``work-pool``
-    (the project is deployed to it first), ``backend`` and ``backend-config`` (ours, such as ``kubernetes``). Without the first
-    two the run goes on in this process.
+    Keys of the backend configuration: ``deployment`` (``flow/name`` or ``name``: the run goes to its work pool),
+    ``work-pool`` (the project is deployed to it first), and run options: ``backend`` (such as ``kubernetes``),
+    ``backend-config``, ``timeout``, ``retries`` and ``git-credentials``. Without the first two the run executes in this
+    process.
     """
 
     def run(
@@ -78,22 +75,22 @@ class PrefectProjectBackend(AbstractBackend):
         params: Mapping[str, Any] | None,
         version: str | None,
         backend_config: Mapping[str, Any] | str | None,
-        tracking_uri: str,  # noqa: ARG002 - this process's own, which ``run()`` finds by itself
+        tracking_uri: str,  # noqa: ARG002 - this process's own; run() resolves it itself
         experiment_id: str | int | None,
     ) -> PrefectSubmittedRun:
-        """Starts a run; MLflow waits for it when it was called synchronously.
+        """Starts a run; MLflow waits for it unless it was called with ``synchronous=False``.
 
         Args:
-            project_uri: The project's URI.
-            entry_point: The entry point's name.
-            params: Values by parameter name.
-            version: The version of a git project.
-            backend_config: See the class; with what MLflow adds.
-            tracking_uri: The tracking URI that MLflow uses.
-            experiment_id: The experiment's id.
+            project_uri: Project folder or URI.
+            entry_point: Entry point.
+            params: Parameter values by name.
+            version: Branch, tag or commit of a git project.
+            backend_config: The keys listed with the class, and those that MLflow adds.
+            tracking_uri: The tracking URI of this process.
+            experiment_id: MLflow experiment by ID.
 
         Raises:
-            mlflow.exceptions.ExecutionException: The run could not be started; with our message.
+            mlflow.exceptions.ExecutionException: The run could not be started.
         """
         config = dict(backend_config) if isinstance(backend_config, Mapping) else {}
         options = {name: value for key, name in _MLFLOW_KEYS.items() if (value := config.pop(key, None))}
@@ -102,7 +99,7 @@ class PrefectProjectBackend(AbstractBackend):
             options |= {name: config[key] for key, name in _OPTION_KEYS.items() if key in config}
             options |= {"version": version, "experiment_id": experiment_id}
             run = _start(project_uri, entry_point, params, config, options)
-            # MLflow sets tags on the run right after this: it must exist by then.
+            # MLflow sets tags on the run right after this, so it must exist.
             submitted = PrefectSubmittedRun(run)
             _ = submitted.run_id
         except ExecutionException as error:
@@ -125,7 +122,7 @@ def _check_keys(config: Mapping[str, Any]) -> None:
     if DEPLOYMENT_KEY in config and WORK_POOL_KEY in config:
         problems.append(Problem(f"give only one of {DEPLOYMENT_KEY!r} and {WORK_POOL_KEY!r}"))
     if problems:
-        raise ParameterError("The configuration of the backend prefect does not fit", problems)
+        raise ParameterError("The configuration of the backend prefect is not valid", problems)
 
 
 def _start(

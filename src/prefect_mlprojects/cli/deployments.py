@@ -1,4 +1,4 @@
-"""``mlprojects deploy|serve|worker``: projects on a schedule, and from Prefect's UI."""
+"""``mlprojects deploy|serve|worker``: projects on a schedule and from a form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from prefect_mlprojects.cli.options import click_option
+from prefect_mlprojects.cli.options import click_option, json_option, parse_with, split_pairs
 from prefect_mlprojects.runs.request import options_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -52,15 +52,14 @@ def _specify(uri: str, options: dict[str, Any], job_variables: dict[str, Any] | 
     )
 
 
-def _job_variables(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:  # noqa: ARG001
-    """Reads NAME=VALUE, the value as JSON where it is some, else as the text it is."""
+def _job_variables(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Parses NAME=VALUE, where the value is JSON or else text."""
     import json
 
     variables: dict[str, Any] = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE.")
+    for name, value in split_pairs("--job-variable", "Job variable", texts):
+        if value is None:
+            raise click.BadParameter(f"{name!r} has no value: write --job-variable {name}=VALUE.")
         try:
             variables[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -71,22 +70,22 @@ def _job_variables(context: click.Context, parameter: click.Parameter, texts: tu
 @click.command("deploy")
 @click.argument("uri", default=".", type=click.Path())
 @click.option(
-    "-p", "--work-pool", metavar="NAME", help="Work pool of any type; the process pool 'mlprojects' when not given."
+    "-p", "--work-pool", metavar="NAME", help="Work pool of any type. Default: the process pool 'mlprojects'."
 )
 @click.option(
     "--job-variable",
     "job_variables",
     multiple=True,
-    callback=_job_variables,
+    callback=parse_with(_job_variables),
     metavar="NAME=VALUE",
-    help="What runs change of the work pool's job template, such as image=…; the value may be JSON. May be repeated.",
+    help="Override in the work pool's job template, such as image=…; the value may be JSON. May be repeated.",
 )
 @_deployment_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def deploy_command(
     uri: str, work_pool: str | None, job_variables: dict[str, Any], as_json: bool, **options: Any
 ) -> None:
-    """Deploy the project at URI: schedule it, and start it from a typed form in Prefect's UI.
+    """Deploy the project at URI: Prefect runs it on a schedule, or from a typed form in its UI.
 
     Deploying again under the same name updates the deployment and its form.
     """
@@ -123,26 +122,26 @@ def deploy_command(
 @click.command("serve")
 @click.argument("uris", nargs=-1, type=click.Path(), metavar="[URI]...")
 @_deployment_options
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="How many runs of all at once.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of concurrent runs.")
 def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> None:
-    """Deploy the projects at the URIs and run what is asked of them in this process, without a work pool, until Ctrl-C."""
+    """Deploy the projects at the URIs and execute their runs in this process, without a work pool, until Ctrl-C."""
     from prefect_mlprojects.deployments.creation import serve
 
     places = uris or (".",)
     if options["name"] and len(places) > 1:
-        raise click.BadParameter("one name can't be given to several deployments.", param_hint="--name")
+        raise click.BadParameter("Several deployments can't have one name.", param_hint="--name")
     serve(
         [_specify(uri, dict(options)) for uri in places], limit=limit, announce=lambda line: click.echo(line, err=True)
     )
 
 
 @click.command("worker")
-@click.option("-p", "--pool", metavar="NAME", help="The work pool; the process pool 'mlprojects' when not given.")
-@click.option("-n", "--name", metavar="NAME", help="The worker's name.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="How many runs at once.")
-@click.option("--once", is_flag=True, help="Run what waits now, and end.")
+@click.option("-p", "--pool", metavar="NAME", help="Work pool. Default: the process pool 'mlprojects'.")
+@click.option("-n", "--name", metavar="NAME", help="Name of the worker.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of concurrent runs.")
+@click.option("--once", is_flag=True, help="Execute the runs that are due now, then exit.")
 def worker_command(pool: str | None, name: str | None, limit: int | None, once: bool) -> None:
-    """Start a process worker, which runs deployments on this machine until Ctrl-C."""
+    """Start a process worker: it executes the runs of deployments on this machine until Ctrl-C."""
     from prefect_mlprojects.runs.start import configure_prefect
     from prefect_mlprojects.server.process import resolve_api
 
@@ -166,7 +165,7 @@ def worker_command(pool: str | None, name: str | None, limit: int | None, once: 
         arguments.append("--run-once")
     environment = {**os.environ, "PREFECT_API_URL": address.api_url}
     environment.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_SECONDS))
-    # The worker's own lines are what its terminal is for.
+    # The worker's terminal shows its own log.
     environment.pop("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", None)
     sys.stdout.flush()
-    os.execve(sys.executable, arguments, environment)  # noqa: S606 - the worker takes this process's place
+    os.execve(sys.executable, arguments, environment)  # noqa: S606 - the worker replaces this process

@@ -1,4 +1,4 @@
-"""What ``mlprojects run`` shows on stderr: the four steps with their times, and the summary."""
+"""The output of ``mlprojects run`` on stderr: the four steps with their times, and a summary."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _STYLES = {"started": "cyan", "finished": "green", "failed": "red"}
 
 
 class StderrOutput:
-    """Passes the project's stdout and stderr on to our stderr, so that stdout holds the JSON result alone."""
+    """Writes the project's stdout and stderr to our stderr, so that stdout has only the JSON result."""
 
     def write(self, stream: StreamName, data: bytes) -> None:  # noqa: ARG002 - both go the same way
-        """Writes the bytes as they are."""
+        """Writes `data` unchanged."""
         try:
             sys.stderr.buffer.write(data)
             sys.stderr.flush()
@@ -38,7 +38,7 @@ class StderrOutput:
 
 
 class RunDisplay:
-    """Shows a run's steps: live on a terminal until the project itself prints, as plain lines in a pipe."""
+    """Shows a run's steps: live on a terminal until the command starts, as plain lines in a pipe."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -60,7 +60,7 @@ class RunDisplay:
         self._stop_live()
 
     def __rich__(self) -> Table:
-        """Draws the steps as they stand."""
+        """Draws the current state of the steps."""
         with self._lock:
             table = Table.grid(padding=(0, 1))
             for step in _STEPS:
@@ -84,18 +84,18 @@ class RunDisplay:
         )
 
     def announce(self, line: str) -> None:
-        """Prints a line about the server that is being started."""
+        """Prints a line about a server that is being started."""
         self._print(Text(line, style="dim"))
 
     def flow_run(self, flow_run_id: str, url: str | None) -> None:
-        """Tells where the flow run is."""
+        """Prints the address of the flow run."""
         self._print(Text(f"Flow run: {url or flow_run_id}"))
 
     def tracked(self, run: TrackedRun) -> None:
-        """Takes the MLflow run; the summary tells about it."""
+        """Ignores the MLflow run: the summary shows it."""
 
     def step(self, event: StepEvent) -> None:
-        """Takes what happened in a step."""
+        """Shows a step's progress."""
         lines: list[Text] = []
         begins_output = event.phase == "started" and event.step == "execute"
         with self._lock:
@@ -115,9 +115,9 @@ class RunDisplay:
                 self._ended[event.step] = (event.phase, seconds, event.detail)
                 if not live:
                     lines = [self._line(event.step)]
-        # Only now: rich draws the live region in a thread that holds the console and asks for our lock.
+        # Without our lock: rich draws the live region in a thread that holds the console and waits for the lock.
         if begins_output:
-            # From here on the project writes to the terminal itself; a live region would fight with it.
+            # From here on the project writes to the terminal itself, which would break a live region.
             self._stop_live()
         for line in lines:
             self._print(line)
@@ -142,7 +142,7 @@ class RunDisplay:
     def summary(
         self, result: RunResult, tracked: TrackedRun | None, url: str | None, metrics: Mapping[str, float]
     ) -> None:
-        """Prints how the run ended, its metrics, and where to look at it."""
+        """Prints the run's outcome, metrics and links."""
         style = {"FINISHED": "bold green", "KILLED": "bold yellow"}.get(result.status, "bold red")
         headline = {"FINISHED": "succeeded", "KILLED": "was cancelled"}.get(result.status, "failed")
         if result.status == "FINISHED" or not result.message:

@@ -1,4 +1,4 @@
-"""``mlprojects validate|plan|describe``: look at a project without running it."""
+"""``mlprojects validate|plan|describe``: inspect a project without running it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefect_mlprojects.cli.options import click_option, request_from_options, run_options
+from prefect_mlprojects.cli.options import click_option, json_option, request_from_options, run_options
 from prefect_mlprojects.runs.request import OPTIONS
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     OPTIONS["entry_point"], default=None, show_default=False, help="Check the values for this entry point, too."
 )
 @click_option(OPTIONS["parameters"])
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.pass_context
 def validate_command(
     context: click.Context, uri: str, entry_point: str | None, parameters: dict[str, str], as_json: bool
 ) -> None:
-    """Check the project at URI and, with -e or -P, a call of it; nothing is built or run.
+    """Check the project at URI and, with -e or -P, parameter values for it; nothing is built or run.
 
-    Prints a line for each problem: file:line: severity: message. Exit code 1 when there is an error.
+    Prints a line for each problem: file:line: severity: message. Exit code 1 if there is an error.
     """
     from prefect_mlprojects.environments.checks import check_environment
     from prefect_mlprojects.spec import Finding, load_project
@@ -55,7 +55,7 @@ def validate_command(
 @click.command("describe")
 @click.argument("uri", default=".", type=click.Path())
 @click_option(OPTIONS["version"])
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def describe_command(uri: str, version: str | None, as_json: bool) -> None:
     """List the entry points of the project at URI and their parameters."""
     from prefect_mlprojects.spec import load_project
@@ -102,7 +102,7 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
 
 @click.command("plan")
 @run_options("cli", read_environment=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.pass_context
 def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     """Show what `mlprojects run` would do with the same options; nothing is built or run."""

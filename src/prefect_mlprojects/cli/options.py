@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,34 +15,38 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def parse_parameters(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001 - click's signature
-    """Parses ``-P name=value``; only the first ``=`` separates."""
-    parsed: dict[str, str] = {}
-    for text in values:
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def split_pairs(flag: str, what: str, texts: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    """Splits each NAME=VALUE at its first ``=``; the value is None where it has none."""
+    seen = set()
+    for text in texts:
         name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise click.BadParameter(f"{text!r} has no value: write -P {name or 'name'}=VALUE.")
-        if name in parsed:
-            raise click.BadParameter(f"parameter {name!r} is given more than once.")
+        if not name:
+            raise click.BadParameter(f"{text!r} has no name: write {flag} NAME=VALUE.")
+        if name in seen:
+            raise click.BadParameter(f"{what} {name!r} is given more than once.")
+        seen.add(name)
+        yield name, value if separator else None
+
+
+def parse_with(parse: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Returns a click callback that parses an option's value; None stays None."""
+    return lambda _context, _option, value: None if value is None else parse(value)
+
+
+def _parse_parameters(texts: tuple[str, ...]) -> dict[str, str]:
+    parsed = {}
+    for name, value in split_pairs("-P", "Parameter", texts):
+        if value is None:
+            raise click.BadParameter(f"{name!r} has no value: write -P {name}=VALUE.")
         parsed[name] = value
     return parsed
 
 
-def parse_docker_args(
-    context: click.Context,  # noqa: ARG001 - click's signature
-    option: click.Parameter,  # noqa: ARG001 - click's signature
-    values: tuple[str, ...],
-) -> dict[str, str | bool]:
-    """Parses ``-A name=value`` and the flag ``-A name``."""
-    parsed: dict[str, str | bool] = {}
-    for text in values:
-        name, separator, value = text.partition("=")
-        if not name:
-            raise click.BadParameter(f"{text!r} has no name: write -A name=VALUE or -A name.")
-        if name in parsed:
-            raise click.BadParameter(f"the docker argument {name!r} is given more than once.")
-        parsed[name] = value if separator else True
-    return parsed
+def _parse_docker_args(texts: tuple[str, ...]) -> dict[str, str | bool]:
+    return {name: True if value is None else value for name, value in split_pairs("-A", "Docker argument", texts)}
 
 
 def _complete_entry_points(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click's signature
@@ -111,8 +115,8 @@ def _complete_values(values: Callable[[], tuple[str, ...]]) -> Callable[..., lis
 
 _SPECIAL: dict[str, dict[str, Any]] = {
     "entry_point": {"shell_complete": _complete_entry_points},
-    "parameters": {"multiple": True, "callback": parse_parameters, "shell_complete": _complete_parameters},
-    "docker_args": {"multiple": True, "callback": parse_docker_args},
+    "parameters": {"multiple": True, "callback": parse_with(_parse_parameters), "shell_complete": _complete_parameters},
+    "docker_args": {"multiple": True, "callback": parse_with(_parse_docker_args)},
 }
 
 

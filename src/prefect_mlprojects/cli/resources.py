@@ -10,30 +10,24 @@ from typing import Any, TypeVar
 
 import click
 
+from prefect_mlprojects.cli.options import json_option, parse_with
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 
 _UNITS = {"B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SPANS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-# --- env
-
-
-def _parse_span(context: click.Context, option: click.Parameter, text: str | None) -> timedelta | None:  # noqa: ARG001 - click's signature
-    if text is None:
-        return None
+def _parse_span(text: str) -> timedelta:
     try:
         return timedelta(**{_SPANS[text[-1:]]: float(text[:-1])})
     except (KeyError, ValueError, OverflowError):
         raise click.BadParameter(f"{text!r} is not a span of time: write 12h, 30d or 4w.") from None
 
 
-def _parse_size(context: click.Context, option: click.Parameter, text: str | None) -> int | None:  # noqa: ARG001 - click's signature
-    if text is None:
-        return None
+def _parse_size(text: str) -> int:
     number, unit = text.upper().removesuffix("B"), "B"
     if number[-1:] in _UNITS:
         number, unit = number[:-1], number[-1]
@@ -58,7 +52,7 @@ def env_command() -> None:
 
 
 @env_command.command("list")
-@_JSON
+@json_option
 def env_list(as_json: bool) -> None:
     """List the cached environments."""
     from prefect_mlprojects.environments.prune import list_environments
@@ -89,9 +83,13 @@ def env_path(key: str) -> None:
 
 
 @env_command.command("prune")
-@click.option("--older-than", callback=_parse_span, metavar="SPAN", help="Built longer ago than this: 12h, 30d, 4w.")
-@click.option("--unused", callback=_parse_span, metavar="SPAN", help="Not used for longer than this.")
-@click.option("--max-size", callback=_parse_size, metavar="SIZE", help="Least recently used ones, down to this total.")
+@click.option(
+    "--older-than", callback=parse_with(_parse_span), metavar="SPAN", help="Built longer ago than this: 12h, 30d, 4w."
+)
+@click.option("--unused", callback=parse_with(_parse_span), metavar="SPAN", help="Not used for longer than this.")
+@click.option(
+    "--max-size", callback=parse_with(_parse_size), metavar="SIZE", help="Least recently used ones, down to this total."
+)
 @click.option("--all", "everything", is_flag=True, help="All environments.")
 @_DRY_RUN
 def env_prune(**selection: Any) -> None:
@@ -107,9 +105,6 @@ def env_prune(**selection: Any) -> None:
     for environment in result.kept:
         click.echo(f"Kept {environment.key[:12]}: it is in use")
     click.echo(f"{verb} {len(result.removed)} environments, {_size(result.freed)}.")
-
-
-# --- docker
 
 
 @click.group("docker")
@@ -168,9 +163,6 @@ def _containers(engine: Any) -> list[dict[str, Any]]:
     return found
 
 
-# --- kubernetes
-
-
 def _connection_options(command: _Command) -> _Command:
     for option in (
         click.option("--namespace", metavar="NAME", help="Namespace. Default: the context's."),
@@ -197,7 +189,7 @@ def kubernetes_command() -> None:
 
 @kubernetes_command.command("list")
 @_connection_options
-@_JSON
+@json_option
 def kubernetes_list(as_json: bool, **connection: str | None) -> None:
     """List the Jobs of runs: watched, unwatched (the run's process is gone) or ended."""
     jobs = _jobs(**connection).list()
@@ -225,9 +217,6 @@ def kubernetes_clean(ended: bool, dry_run: bool, **connection: str | None) -> No
     click.echo(f"{verb} {len(chosen)} Job{'' if len(chosen) == 1 else 's'}.")
 
 
-# --- databricks
-
-
 @click.group("databricks")
 def databricks_command() -> None:
     """Manage the files of runs in a Databricks workspace."""
@@ -250,9 +239,6 @@ def databricks_clean(profile: str | None, code_path: str | None, older_than: flo
     for path in removed:
         click.echo(f"{'Would remove' if dry_run else 'Removed'} {path}")
     click.echo(f"{len(removed)} files and folders.")
-
-
-# --- blocks
 
 
 @click.group("blocks")
@@ -315,9 +301,6 @@ def _block_types() -> list[Any]:
     return [getattr(blocks, name) for name in blocks.__all__]
 
 
-# --- server
-
-
 @click.group("server")
 def server_command() -> None:
     """Manage the embedded Prefect server, which runs use when no other is configured."""
@@ -350,9 +333,6 @@ def show_server_status(context: click.Context) -> None:
     click.echo(str(found))
     if not found.running:
         context.exit(1)
-
-
-# --- completion
 
 
 @click.command("completion")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefect_mlprojects.cli.options import request_from_options, run_options
+from prefect_mlprojects.cli.options import json_option, request_from_options, run_options
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from prefect_mlprojects.types import RunStatus
 
 _RUN = click.argument("run", metavar="RUN")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command("run")
@@ -198,7 +197,7 @@ def _exit_code_of_status(status: RunStatus) -> int:
 
 @click.command("status")
 @_RUN
-@_JSON
+@json_option
 def status_command(run: str, as_json: bool) -> None:
     """Print the status of the flow run with the ID RUN: RUNNING, FINISHED, FAILED or KILLED."""
     handle = _attach(run)
@@ -211,7 +210,7 @@ def status_command(run: str, as_json: bool) -> None:
 
 @click.command("wait")
 @_RUN
-@_JSON
+@json_option
 @click.pass_context
 def wait_command(context: click.Context, run: str, as_json: bool) -> None:
     """Wait for the flow run with the ID RUN to end.
