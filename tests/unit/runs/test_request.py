@@ -1,151 +1,200 @@
-"""Entry points, parameters and command lines."""
+"""The table of run options, and what is made from it or written out beside it."""
 
 from __future__ import annotations
 
-import json
-import shlex
-import subprocess
-import sys
+import inspect
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from prefect_mlprojects.exceptions import ParameterError, ProjectSpecError
-from prefect_mlprojects.spec import (
-    EntryPoint,
-    ProjectParameter,
-    build_command,
-    check_parameters,
-    find_entry_point,
-    load_project,
-)
+from prefect_mlprojects import deploy, run, run_project
+from prefect_mlprojects._support.secrets import reveal
+from prefect_mlprojects.cli.deployments import deploy_command
+from prefect_mlprojects.cli.runs import run_command
+from prefect_mlprojects.deployments.forms import deployment_schema
+from prefect_mlprojects.exceptions import BackendError, ParameterError
+from prefect_mlprojects.runs.request import CALL_OPTIONS, OPTIONS, RunRequest, options_of
+from prefect_mlprojects.runs.start import make_request
+from prefect_mlprojects.spec import find_entry_point, load_project
 
-
-def entry_point(command: str = "echo", **types: str) -> EntryPoint:
-    return EntryPoint("main", command, {name: ProjectParameter(name, kind, kind) for name, kind in types.items()})  # type: ignore[arg-type]  # the tests' tables are plain text
+SECRET = "s3cret-marker"
 
 
-@pytest.mark.parametrize(
-    ("kind", "value"),
-    [
-        ("int", 3),
-        ("int", "3"),
-        ("int", "-12"),
-        ("int", "+7"),
-        ("int", "1" * 50),
-        ("float", 3),
-        ("float", "1e-3"),
-        ("float", ".5"),
-        ("float", "5."),
-        ("float", "inf"),
-        ("float", "-NaN"),
-        ("float", 0.1),
-        ("string", ""),
-        ("string", True),
-        ("string", "it's {x} $(y)"),
-        ("uri", "s3://bucket/key"),
-        ("uri", "file:/x"),
-        ("path", "/"),
-    ],
-)
-def test_good_values_are_passed_on_as_they_are(kind: str, value: Any) -> None:
-    assert check_parameters(entry_point(p=kind), {"p": value}).declared == {"p": str(value)}
-
-
-@pytest.mark.parametrize(
-    ("kind", "value"),
-    [
-        *[("int", value) for value in ["3.7", 3.0, True, "", " 3", "1_000", "٣", "0x10", [1]]],
-        *[("float", value) for value in ["x", "", "1,5", False, "1e", "1_0.0", {}]],
-        *[("uri", value) for value in ["bucket/key", "", "//host/x", "http//x"]],
-        *[("path", value) for value in ["no/such/file", "", "file:///no/such/file"]],
-        ("string", "a\0b"),
-    ],
-)
-def test_bad_values_are_refused(kind: str, value: Any) -> None:
-    with pytest.raises(ParameterError, match="'p'") as caught:
-        check_parameters(entry_point(p=kind), {"p": value})
-    assert caught.value.problems[0].parameter == "p"
-
-
-def test_all_problems_at_once() -> None:
-    with pytest.raises(ParameterError) as caught:
-        check_parameters(entry_point(a="int", b="float", c="uri"), {"a": "x", "c": "y", "bb": "1", "": "z"})
-    assert [problem.parameter for problem in caught.value.problems] == ["a", "b", "c", ""]
-    assert "did you mean it when you wrote 'bb'" in str(caught.value.problems[1])
-
-
-def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    declared = entry_point(a="path", b="path", c="path")
-    checked = check_parameters(declared, {"a": "data", "b": f"file://{tmp_path}/data", "c": "s3://bucket/x"})
-    assert checked.declared == {"a": f"{tmp_path}/data", "b": f"{tmp_path}/data", "c": "s3://bucket/x"}
-    assert checked.downloads == {"c": "s3://bucket/x"}
-    assert checked.with_downloads({"c": "/tmp/x"}).declared["c"] == "/tmp/x"
-
-
-def test_null_counts_as_not_given_and_a_likely_typo_is_warned_of() -> None:
-    declared = EntryPoint("main", "x", {"alpha": ProjectParameter("alpha", "float", "float", "0.5")})
-    checked = check_parameters(declared, {"alpha": None, "alhpa": "1", "more": None})
-    assert (checked.declared, checked.extra) == ({"alpha": "0.5"}, {"alhpa": "1"})
-    assert "did you mean 'alpha'?" in str(checked.warnings[0])
-
-
-def test_entry_points_and_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHELL", "/bin/zsh")
-    (tmp_path / "MLproject").write_text("entry_points:\n  main:\n    command: echo\n")
-    for name in ("train.py", "a{b}.sh", "x.R"):
-        (tmp_path / name).write_text("")
-    project = load_project(tmp_path)
-    nothing = check_parameters(entry_point(), {})
-    commands = {
-        name: build_command(find_entry_point(project, name), nothing) for name in ("main", "train.py", "a{b}.sh", "x.R")
+def described_arguments(function: Any) -> dict[str, str]:
+    """The arguments in a Google-style docstring with their descriptions, each on one line."""
+    section = inspect.cleandoc(function.__doc__).partition("Args:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"\n    (?=\w+: )", f"\n{section}")
+    return {
+        name: " ".join(text.split()) for name, _, text in (each.strip().partition(": ") for each in entries if each)
     }
-    assert commands == {
-        "main": "echo",
-        "train.py": "python train.py",
-        "a{b}.sh": "/bin/zsh 'a{b}.sh'",
-        "x.R": "Rscript -e \"mlflow::mlflow_source('x.R')\" --args",
-    }
-    for name, words in (
-        ("mian", "did you mean 'main'"),
-        ("tarin.py", "did you mean 'train.py'"),
-        ("../x.py", "outside"),
-        ("/etc/x.sh", "outside"),
-    ):
-        with pytest.raises(ProjectSpecError, match=words):
-            find_entry_point(project, name)
 
 
-@pytest.mark.parametrize(
-    "command", ["echo {b}", "echo {a.b}", "echo {a[0]}", "echo {}", "echo {0}", "awk '{print $1}'", "{"]
-)
-def test_placeholders_that_can_not_be_filled_in(command: str, tmp_path: Path) -> None:
-    text = json.dumps(
-        {"entry_points": {"main": {"command": command, "parameters": {"a": "string"}}, "b": {"command": "x"}}}
+def defaults(function: Any) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    return {name: None if each.default is each.empty else each.default for name, each in parameters.items()}
+
+
+def test_run_has_every_option_with_its_default_and_help() -> None:
+    table = {**OPTIONS, **CALL_OPTIONS}
+
+    assert defaults(run) == {name: table[name].default for name in defaults(run)}
+    assert set(defaults(run)) == set(table)
+    assert described_arguments(run) == {name: table[name].help for name in defaults(run)}
+
+
+def test_deploy_has_every_option_with_its_default() -> None:
+    written = defaults(deploy)
+
+    assert {name: written[name] for name in OPTIONS} == {name: option.default for name, option in OPTIONS.items()}
+
+
+def test_the_flow_has_every_option_with_its_default_and_help() -> None:
+    written = defaults(run_project.fn)
+    described = {name: facts["description"] for name, facts in run_project.parameters.properties.items()}
+
+    assert {name: written[name] for name in OPTIONS} == {name: option.default for name, option in OPTIONS.items()}
+    assert set(written) - set(OPTIONS) == {"extra_parameters"}
+    assert {name: described[name] for name in OPTIONS} == {name: option.help for name, option in OPTIONS.items()}
+
+
+@pytest.mark.parametrize("command", [run_command, deploy_command])
+def test_the_command_line_has_every_option(command: click.Command) -> None:
+    found = {each.name: each for each in command.params}
+
+    for name, option in OPTIONS.items():
+        assert tuple(found[name].opts) == (option.flags or (name,))
+        if option.flags:
+            assert (getattr(found[name], "help", "") or "").startswith(option.help)
+
+
+def test_the_command_line_has_the_names_of_mlflow_run() -> None:
+    from mlflow import cli
+
+    ours = {flag for option in OPTIONS.values() for flag in option.flags}
+    theirs = {flag for each in cli.run.params if isinstance(each, click.Option) for flag in each.opts}
+    assert theirs - ours <= {"--skip-image-build"}
+
+
+def test_a_form_has_a_field_for_each_option_and_lists_closed_sets_of_values(tmp_path: Path) -> None:
+    (tmp_path / "MLproject").write_text("entry_points: {main: {command: 'true'}}\n")
+    fields = deployment_schema("/p", find_entry_point(load_project(tmp_path), "main"))["properties"]
+
+    assert set(OPTIONS) <= set(fields)
+    assert fields["env_manager"]["enum"] == ["local", "virtualenv", "uv", "conda"]
+    assert {"local", "kubernetes", "databricks"} <= set(fields["backend"]["enum"])
+    for option in options_of("form"):
+        assert fields[option.name]["description"] == option.help
+
+
+def test_the_documentation_has_every_option() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "running.md").read_text()
+
+    for option in (*OPTIONS.values(), *CALL_OPTIONS.values()):
+        flags = ", ".join(f"`{flag}`" for flag in option.flags)
+        shown = f" {flags} " if flags else " the argument `URI` " if option.name == "uri" else " "
+        assert f"| `{option.name}` |{shown}| {option.help} |" in page
+
+
+def test_a_project_block_describes_its_options() -> None:
+    from prefect_mlprojects.blocks import MLflowProject
+
+    fields = MLflowProject.model_json_schema()["properties"]["options"]["properties"]
+
+    assert set(fields) == {option.name for option in options_of("block")}
+    assert fields["env_manager"]["enum"] == ["local", "virtualenv", "uv", "conda"]
+
+
+def test_the_options_of_a_project_block_are_defaults() -> None:
+    project = {"uri": "/p", "version": "v1", "options": {"timeout": 5.0, "retries": 2, "env_manager": "uv"}}
+    request = RunRequest("block://p", env_manager="local", retries=1).with_project(project)
+
+    assert (request.uri, request.version, request.timeout, request.retries, request.env_manager) == (
+        "/p",
+        "v1",
+        5.0,
+        1,
+        "local",
     )
-    (tmp_path / "MLproject").write_text(text)
-    project = load_project(tmp_path)
-    with pytest.raises(ProjectSpecError, match=r"placeholder|brace"):
-        find_entry_point(project, "main")
-    assert find_entry_point(project, "b").command == "x"
+    with pytest.raises(ParameterError, match="did you mean 'env_manager'"):
+        request.with_project({"uri": "/p", "options": {"env_manger": "uv"}})
 
 
-texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"timeout": 0}, "timeout must be a positive number of seconds, not 0"),
+        ({"timeout": float("inf")}, "timeout must be a positive number of seconds, not inf"),
+        ({"timeout": float("nan")}, "timeout must be a positive number of seconds, not nan"),
+        ({"retries": -1}, "retries must be 0 or more, not -1"),
+        ({"uri": " "}, "URI is empty"),
+        ({"experiment_name": "a", "experiment_id": 0}, "only one of experiment_name and experiment_id"),
+    ],
+)
+def test_values_out_of_bounds_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        make_request({"uri": "p", **arguments})
 
 
-@settings(max_examples=25, deadline=None)
-@given(texts, texts, texts.filter(bool), texts)
-def test_a_value_never_becomes_shell_syntax(first: str, second: str, name: str, extra: str) -> None:
-    program = shlex.join([sys.executable, "-I", "-S", "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"])
-    template = program.replace("{", "{{").replace("}", "}}") + " {first} {second}"
-    declared = entry_point(template, first="string", second="string")
-    values = {"first": first, "second": second} | ({} if name in {"first", "second"} else {name: extra})
-    command = build_command(declared, check_parameters(declared, values))
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    expected = [first, second] + ([] if name in {"first", "second"} else [f"--{name}", extra])
-    assert json.loads(done.stdout) == expected
+@pytest.mark.parametrize(
+    ("uri", "stored"),
+    [
+        (f"https://ci:{SECRET}@example.com/o/r#sub", "https://example.com/o/r#sub"),
+        (f"https://{SECRET}@example.com/o/r", "https://example.com/o/r"),
+        (f"git+https://ci:{SECRET}@example.com/o/r", "git+https://example.com/o/r"),
+        (f"https://example.com/p.zip?token={SECRET}", "https://example.com/p.zip?token=***"),
+    ],
+)
+def test_a_secret_in_the_uri_stays_out_of_the_request(uri: str, stored: str) -> None:
+    request, secrets = make_request({"uri": uri})
+
+    assert request.uri == stored
+    assert secrets.uri is not None
+    assert reveal(secrets.uri) == uri
+    assert SECRET not in repr(request) + repr(secrets)
+
+
+@pytest.mark.parametrize("uri", ["git@example.com:o/r", "ssh://git@example.com/o/r", "https://example.com/o/r", "/p@q"])
+def test_a_uri_without_a_secret_is_stored_as_it_is(uri: str) -> None:
+    request, secrets = make_request({"uri": uri})
+
+    assert (request.uri, secrets.uri) == (uri, None)
+
+
+def _deploy(uri: str) -> object:
+    return deploy(uri)
+
+
+def _serve(uri: str) -> object:
+    from prefect_mlprojects.deployments.specification import specify
+
+    return specify(uri)
+
+
+@pytest.mark.parametrize("entrance", [_deploy, _serve])
+def test_a_secret_in_the_uri_of_a_deployment_is_refused(entrance: Callable[[str], object]) -> None:
+    with pytest.raises(ParameterError, match=r"git-credentials block.*'https://example.com/o/r'") as caught:
+        entrance(f"https://ci:{SECRET}@example.com/o/r")
+    assert SECRET not in str(caught.value)
+
+
+def test_a_secret_in_the_uri_of_a_project_block_is_refused() -> None:
+    from prefect_mlprojects.blocks import MLflowProject
+
+    with pytest.raises(ValueError, match="git-credentials block") as caught:
+        MLflowProject(uri=f"https://ci:{SECRET}@example.com/o/r")
+    assert SECRET not in str(caught.value)
+
+
+def test_other_secrets_of_a_deployment_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "MLproject").write_text("entry_points: {main: {command: 'true'}}\n")
+    index = f"https://ci:{SECRET}@pypi.example.com/simple"
+    with pytest.raises(ParameterError, match=r"job variable 'env'.*prefect.blocks.secret") as caught:
+        deploy(tmp_path, job_variables={"env": {"PIP_INDEX_URL": index}})
+    assert SECRET not in str(caught.value)
+    with pytest.raises(BackendError, match=r"holds secrets \(docker-host\).*Keep them in a block") as refused:
+        deploy(tmp_path, backend_config={"docker-host": f"tcp://ci:{SECRET}@example.com:2376"})
+    assert SECRET not in str(refused.value)

@@ -1,0 +1,151 @@
+"""Entry points, parameters and command lines."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefect_mlprojects.exceptions import ParameterError, ProjectSpecError
+from prefect_mlprojects.spec import (
+    EntryPoint,
+    ProjectParameter,
+    build_command,
+    check_parameters,
+    find_entry_point,
+    load_project,
+)
+
+
+def entry_point(command: str = "echo", **types: str) -> EntryPoint:
+    return EntryPoint("main", command, {name: ProjectParameter(name, kind, kind) for name, kind in types.items()})  # type: ignore[arg-type]  # the tests' tables are plain text
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("int", 3),
+        ("int", "3"),
+        ("int", "-12"),
+        ("int", "+7"),
+        ("int", "1" * 50),
+        ("float", 3),
+        ("float", "1e-3"),
+        ("float", ".5"),
+        ("float", "5."),
+        ("float", "inf"),
+        ("float", "-NaN"),
+        ("float", 0.1),
+        ("string", ""),
+        ("string", True),
+        ("string", "it's {x} $(y)"),
+        ("uri", "s3://bucket/key"),
+        ("uri", "file:/x"),
+        ("path", "/"),
+    ],
+)
+def test_good_values_are_passed_on_as_they_are(kind: str, value: Any) -> None:
+    assert check_parameters(entry_point(p=kind), {"p": value}).declared == {"p": str(value)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *[("int", value) for value in ["3.7", 3.0, True, "", " 3", "1_000", "٣", "0x10", [1]]],
+        *[("float", value) for value in ["x", "", "1,5", False, "1e", "1_0.0", {}]],
+        *[("uri", value) for value in ["bucket/key", "", "//host/x", "http//x"]],
+        *[("path", value) for value in ["no/such/file", "", "file:///no/such/file"]],
+        ("string", "a\0b"),
+    ],
+)
+def test_bad_values_are_refused(kind: str, value: Any) -> None:
+    with pytest.raises(ParameterError, match="'p'") as caught:
+        check_parameters(entry_point(p=kind), {"p": value})
+    assert caught.value.problems[0].parameter == "p"
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(ParameterError) as caught:
+        check_parameters(entry_point(a="int", b="float", c="uri"), {"a": "x", "c": "y", "bb": "1", "": "z"})
+    assert [problem.parameter for problem in caught.value.problems] == ["a", "b", "c", ""]
+    assert "did you mean it when you wrote 'bb'" in str(caught.value.problems[1])
+
+
+def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    declared = entry_point(a="path", b="path", c="path")
+    checked = check_parameters(declared, {"a": "data", "b": f"file://{tmp_path}/data", "c": "s3://bucket/x"})
+    assert checked.declared == {"a": f"{tmp_path}/data", "b": f"{tmp_path}/data", "c": "s3://bucket/x"}
+    assert checked.downloads == {"c": "s3://bucket/x"}
+    assert checked.with_downloads({"c": "/tmp/x"}).declared["c"] == "/tmp/x"
+
+
+def test_null_counts_as_not_given_and_a_likely_typo_is_warned_of() -> None:
+    declared = EntryPoint("main", "x", {"alpha": ProjectParameter("alpha", "float", "float", "0.5")})
+    checked = check_parameters(declared, {"alpha": None, "alhpa": "1", "more": None})
+    assert (checked.declared, checked.extra) == ({"alpha": "0.5"}, {"alhpa": "1"})
+    assert "did you mean 'alpha'?" in str(checked.warnings[0])
+
+
+def test_entry_points_and_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHELL", "/bin/zsh")
+    (tmp_path / "MLproject").write_text("entry_points:\n  main:\n    command: echo\n")
+    for name in ("train.py", "a{b}.sh", "x.R"):
+        (tmp_path / name).write_text("")
+    project = load_project(tmp_path)
+    nothing = check_parameters(entry_point(), {})
+    commands = {
+        name: build_command(find_entry_point(project, name), nothing) for name in ("main", "train.py", "a{b}.sh", "x.R")
+    }
+    assert commands == {
+        "main": "echo",
+        "train.py": "python train.py",
+        "a{b}.sh": "/bin/zsh 'a{b}.sh'",
+        "x.R": "Rscript -e \"mlflow::mlflow_source('x.R')\" --args",
+    }
+    for name, words in (
+        ("mian", "did you mean 'main'"),
+        ("tarin.py", "did you mean 'train.py'"),
+        ("../x.py", "outside"),
+        ("/etc/x.sh", "outside"),
+    ):
+        with pytest.raises(ProjectSpecError, match=words):
+            find_entry_point(project, name)
+
+
+@pytest.mark.parametrize(
+    "command", ["echo {b}", "echo {a.b}", "echo {a[0]}", "echo {}", "echo {0}", "awk '{print $1}'", "{"]
+)
+def test_placeholders_that_can_not_be_filled_in(command: str, tmp_path: Path) -> None:
+    text = json.dumps(
+        {"entry_points": {"main": {"command": command, "parameters": {"a": "string"}}, "b": {"command": "x"}}}
+    )
+    (tmp_path / "MLproject").write_text(text)
+    project = load_project(tmp_path)
+    with pytest.raises(ProjectSpecError, match=r"placeholder|brace"):
+        find_entry_point(project, "main")
+    assert find_entry_point(project, "b").command == "x"
+
+
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
+
+
+@settings(max_examples=25, deadline=None)
+@given(texts, texts, texts.filter(bool), texts)
+def test_a_value_never_becomes_shell_syntax(first: str, second: str, name: str, extra: str) -> None:
+    program = shlex.join([sys.executable, "-I", "-S", "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"])
+    template = program.replace("{", "{{").replace("}", "}}") + " {first} {second}"
+    declared = entry_point(template, first="string", second="string")
+    values = {"first": first, "second": second} | ({} if name in {"first", "second"} else {name: extra})
+    command = build_command(declared, check_parameters(declared, values))
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    expected = [first, second] + ([] if name in {"first", "second"} else [f"--{name}", extra])
+    assert json.loads(done.stdout) == expected
