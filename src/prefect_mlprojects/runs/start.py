@@ -74,7 +74,11 @@ def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
         "backend_config": config,
         "storage_dir": _absolute(given["storage_dir"]),
     }
-    return RunRequest(**given), RunSecrets(secret_uri, config_secrets, arguments.get("docker_auth"))
+    auth = arguments.get("docker_auth")
+    docker_auth = (
+        {str(key): Secret(value) if isinstance(value, str) else value for key, value in auth.items()} if auth else None
+    )
+    return RunRequest(**given), RunSecrets(secret_uri, config_secrets, docker_auth)
 
 
 def _plain(value: Any) -> Any:

@@ -37,7 +37,7 @@ python_env: python_env.yaml
 entry_points:
   main: {{command: "python -c 'import {package}; print({package}.VALUE)'"}}
   fail: {{command: "echo going down >&2; exit 3"}}
-  sleep: {{command: "touch $MLPROJECTS_TEST_STARTED; sleep 600"}}
+  sleep: {{command: "touch {started}; sleep 600"}}
 """
 
 # Runs a project with each outcome, and writes down all that a user could look at, print or pickle.
@@ -167,7 +167,6 @@ class House:
             "UV_CACHE_DIR": str(tmp_path / "uv"),
             "PREFECT_MLPROJECTS_CACHE_DIR": str(tmp_path / "cache"),
             "PREFECT_API_URL": prefect_server.api_url,
-            "MLPROJECTS_TEST_STARTED": str(tmp_path / "started"),
         }
         for name in ("home", "tmp", "uv", "cache"):
             (tmp_path / name).mkdir()
@@ -213,7 +212,7 @@ class House:
     def project(self, *dependencies: str) -> Path:
         folder = self.root / "work"
         folder.mkdir()
-        (folder / "MLproject").write_text(MLPROJECT.format(package=PACKAGE))
+        (folder / "MLproject").write_text(MLPROJECT.format(package=PACKAGE, started=self.root / "started"))
         (folder / "python_env.yaml").write_text(
             json.dumps({"build_dependencies": [], "dependencies": list(dependencies)})
         )
