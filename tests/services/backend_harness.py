@@ -155,7 +155,7 @@ class BackendHarness:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         )
         assert process.stdin is not None
         options = [self.name, self.env_manager, str(self.folder), self.config, self.image, command, flow_run_id]
@@ -165,7 +165,7 @@ class BackendHarness:
 
     def wait_for_output(self, text: bytes) -> None:
         """Waits until the command has written `text`."""
-        wait_for(lambda: text in self.recorder.data, f"the output {text!r}")
+        wait_for(lambda: text in self.recorder.data, f"the output {text!r}", 60)
 
     @property
     def lines(self) -> list[str]:
