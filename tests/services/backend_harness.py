@@ -66,6 +66,8 @@ class BackendHarness:
     survives_client: ClassVar[bool] = False
     """Whether the command goes on without its client, and a later client of the same flow run finds it."""
     separates_streams: ClassVar[bool] = True
+    passes_variables: ClassVar[bool] = True
+    """Whether variables of a run reach the command, also secret ones."""
 
     folder: Path
     config: dict[str, Any] = field(default_factory=dict)

@@ -75,6 +75,8 @@ class DatabricksHarness(BackendHarness):
 
     name: ClassVar[str] = "databricks"
     survives_client: ClassVar[bool] = True
+    # A submission is readable for others, so it has plain variables only; secrets come from the workspace's scopes.
+    passes_variables: ClassVar[bool] = False
 
     workspace: Any = None
 

@@ -94,7 +94,7 @@ def test_timeout_ends_the_command(harness: BackendHarness) -> None:
     outcome = harness.run("echo begun; sleep 1000", flow_run_id=flow_run_id, timeout=4)
 
     assert (outcome.ending, outcome.category) == ("timed-out", FailureCategory.TIMEOUT)
-    assert "timeout of 4 s" in outcome.cause
+    assert "longer than its timeout" in outcome.cause
     assert outcome.output_tail == ("begun",)
     assert harness.remaining(flow_run_id) == []
 
@@ -168,15 +168,17 @@ def test_killed_client(harness: BackendHarness, tmp_path: Path) -> None:
 
 
 def test_hostile_values_reach_the_command_as_they_are(harness: BackendHarness) -> None:
-    values = HOSTILE_VALUES.values()
-    harness.child_env.update({f"HOSTILE_{name}": value for name, value in HOSTILE_VALUES.items() if value})
-    placeholders = " ".join(f"{{{name}}}" for name in HOSTILE_VALUES)
-    variables = " ".join(f'"$HOSTILE_{name}"' for name in HOSTILE_VALUES)
+    values = list(HOSTILE_VALUES.values())
+    command = "printf '<%s>\\n' " + " ".join(f"{{{name}}}" for name in HOSTILE_VALUES)
+    if harness.passes_variables:
+        harness.child_env.update({f"HOSTILE_{name}": value for name, value in HOSTILE_VALUES.items() if value})
+        command += "".join(f' "$HOSTILE_{name}"' for name in HOSTILE_VALUES)
+        values *= 2
 
-    outcome = harness.run(f"printf '<%s>\\n' {placeholders} {variables}", HOSTILE_VALUES)
+    outcome = harness.run(command, HOSTILE_VALUES)
 
     assert outcome.succeeded, (outcome, harness.recorder.reports)
-    assert harness.recorder.data.decode() == "".join(f"<{value}>\n" for value in (*values, *values))
+    assert harness.recorder.data.decode() == "".join(f"<{value}>\n" for value in values)
 
 
 @pytest.mark.parametrize("ending", ["exit 0", "exit 3", "sleep 1000"])
@@ -192,7 +194,7 @@ def test_secret_is_seen_by_the_command_only(harness: BackendHarness, ending: str
         stop.request("enough")
     thread.join(60)
 
-    assert harness.lines[0].strip() == str(len(marker))
+    assert harness.lines[0].strip() == (str(len(marker)) if harness.passes_variables else "0")
     for text in (seen, harness.visible(), str(outcomes), str(harness.recorder), "\n".join(harness.recorder.reports)):
         assert marker not in text
 
