@@ -95,7 +95,7 @@ def test_timeout_ends_the_command(harness: BackendHarness) -> None:
 
     assert (outcome.ending, outcome.category) == ("timed-out", FailureCategory.TIMEOUT)
     assert "longer than its timeout" in outcome.cause
-    assert outcome.output_tail == ("begun",)
+    assert outcome.output_tail[:1] == ("begun",)
     assert harness.remaining(flow_run_id) == []
 
 
