@@ -91,7 +91,7 @@ def test_output_arrives_while_the_command_runs(harness: BackendHarness) -> None:
 def test_timeout_ends_the_command(harness: BackendHarness) -> None:
     flow_run_id = str(uuid.uuid4())
 
-    outcome = harness.run("echo begun; sleep 1000", flow_run_id=flow_run_id, timeout=4)
+    outcome = harness.run("echo begun; sleep 1000", flow_run_id=flow_run_id, timeout=8)
 
     assert (outcome.ending, outcome.category) == ("timed-out", FailureCategory.TIMEOUT)
     assert "longer than its timeout" in outcome.cause
