@@ -34,7 +34,6 @@ INSTANCE_HEADER = "x-prefect-mlprojects-server"
 
 _BUSY_SECONDS = 30.0
 _PROBE_SECONDS = 2.0
-_STOP_SECONDS = 10.0
 _MAX_LOG_BYTES = 5_000_000
 _LOG_MARK = "=== server started "
 # Variables of an enclosing run, or for Prefect clients only.
@@ -374,7 +373,7 @@ def answers(record: ServerRecord) -> bool:
         return healthy and response.headers.get(INSTANCE_HEADER) == record.instance
 
 
-def stop_process(record: ServerRecord, timeout: float = _STOP_SECONDS) -> None:
+def stop_process(record: ServerRecord, timeout: float = 10.0) -> None:
     """Sends SIGTERM, then SIGKILL, to the recorded process; waits up to `timeout` seconds for it to exit after each.
 
     Raises:
