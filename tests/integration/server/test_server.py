@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects.exceptions import PrefectServerError
 from prefect_mlprojects.server.address import check_reachable
@@ -66,10 +67,10 @@ def test_the_life_of_a_server(own_server: Path) -> None:
     port = int(again.api_url.split(":")[2].split("/")[0])
     with socket.socket() as squatter:
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        wait_until(lambda: binds(squatter, port), "the killed server's port never became free")
+        wait_for(lambda: binds(squatter, port), "the killed server's port to become free", 60)
         squatter.listen()
         starter = subprocess.Popen([sys.executable, "-c", ENSURE], stdout=subprocess.DEVNULL)
-        wait_until(lambda: server_status().running, "no server was started")
+        wait_for(lambda: server_status().running, "a server to start", 60)
     starter.kill()
     starter.wait()
     orphan = server_status().pid
@@ -95,16 +96,6 @@ def binds(squatter: socket.socket, port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def wait_until(holds: Callable[[], bool], otherwise: str) -> None:
-    import time
-
-    for _ in range(600):
-        if holds():
-            return
-        time.sleep(0.05)
-    pytest.fail(otherwise)
 
 
 @pytest.mark.parametrize(
