@@ -107,6 +107,12 @@ def need_program() -> Callable[[str], str]:
     return need
 
 
+@pytest.fixture
+def unused_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    return free_port()
+
+
 @pytest.fixture(scope="session")
 def mlflow_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """The session's MLflow server; pods of a real cluster reach it, too."""

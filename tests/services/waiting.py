@@ -1,4 +1,4 @@
-"""What tests with real services need: patience, and ports."""
+"""Waiting for conditions and processes, and free ports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 def wait_for(condition: Callable[[], _T], what: str, seconds: float = 180) -> _T:
-    """Returns what the condition does once that is true; a test that waits in vain fails with what it waited for."""
+    """Polls a condition until it is true and returns its result; fails the test with `what` at the time-out."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"timed out waiting for {what}"
@@ -22,14 +22,16 @@ def wait_for(condition: Callable[[], _T], what: str, seconds: float = 180) -> _T
     return found
 
 
-def wait_for_exit(process: subprocess.Popen[bytes], said: Path, seconds: float = 120) -> int:
-    """Returns a process's exit code; one that hangs is made to tell where, for which it needs ``PYTHONFAULTHANDLER=1``.
+def is_alive(pid: int) -> bool:
+    """True if a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in {"Z", "X"}
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
-    Args:
-        process: The process.
-        said: The file that its standard error goes to.
-        seconds: How long it may take.
-    """
+
+def wait_for_exit(process: subprocess.Popen[bytes], said: Path, seconds: float = 120) -> int:
+    """Returns a process's exit code; one that hangs dumps its threads into `said`, its stderr (``PYTHONFAULTHANDLER=1``)."""
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -39,7 +41,7 @@ def wait_for_exit(process: subprocess.Popen[bytes], said: Path, seconds: float =
 
 
 def free_port() -> int:
-    """Returns a port of the loopback interface that nobody listens on."""
+    """Returns an unused port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

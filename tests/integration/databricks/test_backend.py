@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.fakes.databricks_api import FakeWorkspace
 from tests.integration.databricks.bench import CLUSTER, Bench
+from tests.services.git import git
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError
@@ -69,13 +70,12 @@ def test_a_secret_that_can_not_be_read_is_told(bench: Bench) -> None:
 def test_a_git_project_is_checked_out_by_databricks(bench: Bench, tmp_path: Path) -> None:
     bench.workspace.secrets.values = {"mlflow": {"token": "s3cr3t"}}
     bench.program(SHOW + "print(sys.argv[1:])\n", "python main.py --rate 'a b'")
-    git = ["git", "-C", str(bench.folder), "-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "-qm", "first"], check=True)
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    git(bench.folder, "init", "-q")
+    git(bench.folder, "add", ".")
+    git(bench.folder, "commit", "-qm", "first")
+    commit = git(bench.folder, "rev-parse", "HEAD")
     bench.write(main__py="print('newer')")
-    subprocess.run([*git, "commit", "-qam", "second"], check=True)
+    git(bench.folder, "commit", "-qam", "second")
     url = "https://github.com/ada/project.git"
     bench.workspace.drivers.repositories[url] = bench.folder
     copy = WorkingCopy(bench.folder, url, "git", url, commit=commit, repository_url=url)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.fakes.databricks_api import Refusal
 from tests.integration.databricks.bench import CLUSTER, FAST, Bench
-from tests.services.waiting import wait_for
+from tests.services.waiting import is_alive, wait_for
 
 from prefect_mlprojects.exceptions import BackendError
 
@@ -128,11 +128,7 @@ def test_a_stopped_command_may_end_by_itself_and_leaves_nothing(bench: Bench, tm
     assert found[0].ending == "stopped"
     assert b"saved" in bench.recorder.streams["stdout"]
     child = int((tmp_path / "pid").read_text())
-    wait_for(lambda: not Path(f"/proc/{child}").exists() or is_dead(child), "the child's end")
-
-
-def is_dead(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    wait_for(lambda: not is_alive(child), "the child's end")
 
 
 def test_rate_limits_and_errors_and_lost_answers_do_not_lose_the_run(bench: Bench) -> None:

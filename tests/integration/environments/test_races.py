@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import EnvironmentManagerName
@@ -63,13 +63,6 @@ def result(process: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
-def wait_for(what: str, condition: Any) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen"
-        time.sleep(0.05)
-
-
 def builds(project: Any) -> int:
     log: Path = project.directory / "tiny/builds.log"
     return log.read_text().count("built") if log.exists() else 0
@@ -88,7 +81,7 @@ def test_eight_processes_build_one_environment_once(
     processes = [start(project, manager) for _ in range(8)]
     for process in processes:
         go(process)
-    wait_for("the build", lambda: builds(project) > 0)
+    wait_for(lambda: builds(project) > 0, "the build", 120)
     first_lines = [_first_line(process) for process in processes]
     (project.directory / "tiny/hang").unlink()
     results = [result(process) for process in processes]
@@ -129,7 +122,7 @@ def test_a_build_that_was_killed_is_done_anew(workshop: Any, project: Any, manag
     (project.directory / "tiny/hang").touch()
     process = start(project, manager)
     go(process)
-    wait_for("the build", lambda: builds(project) > 0)
+    wait_for(lambda: builds(project) > 0, "the build", 120)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (half,) = (workshop.cache / "environments").glob("*/1")
@@ -146,7 +139,7 @@ def test_those_who_wait_for_a_builder_that_is_killed_build_it_themselves(worksho
     (project.directory / "tiny/hang").touch()
     first = start(project)
     go(first)
-    wait_for("the build", lambda: builds(project) > 0)
+    wait_for(lambda: builds(project) > 0, "the build", 120)
     second = start(project)
     go(second)
     assert _first_line(second).startswith(f"Waiting for another process ({first.pid})")

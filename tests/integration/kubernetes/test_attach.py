@@ -16,8 +16,6 @@ import pytest
 
 from prefect_mlprojects.backends.kubernetes.job import WATCHED_ANNOTATION
 
-pytestmark = pytest.mark.integration
-
 _ROOT = Path(__file__).parents[3]
 _RUN = """
 import json, sys

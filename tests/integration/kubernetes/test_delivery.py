@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.services.git import git
 from tests.services.git_server import TOKEN, USER, SmartHttp
 
 from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
@@ -21,10 +21,6 @@ from prefect_mlprojects.sources.git.credentials import GitCredentials
 from prefect_mlprojects.types import StopSignal
 
 from .conftest import ENGINE_IMAGE
-
-pytestmark = pytest.mark.integration
-
-_GIT = ("git", "-c", "user.name=A", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false")
 
 
 def test_an_archive_as_large_as_may_be(cluster: Any) -> None:
@@ -112,19 +108,16 @@ def git_project(cluster: Any, host: str, tmp_path: Path) -> Iterator[WorkingCopy
     work = tmp_path / "work"
     (work / "sub").mkdir(parents=True)
 
-    def git(*arguments: str) -> str:
-        return subprocess.run([*_GIT, *arguments], cwd=work, check=True, capture_output=True, text=True).stdout.strip()
-
-    git("init", "-q", "-b", "main")
+    git(work, "init", "-q", "-b", "main")
     (work / "sub" / "MLproject").write_text("name: p\nentry_points:\n  main: {command: 'true'}\n")
     (work / "sub" / "text").write_text("first\n")
-    git("add", "-A")
-    git("commit", "-qm", "first")
-    sha = git("rev-parse", "HEAD")
+    git(work, "add", "-A")
+    git(work, "commit", "-qm", "first")
+    sha = git(work, "rev-parse", "HEAD")
     (work / "sub" / "text").write_text("second\n")
-    git("commit", "-qam", "second")
-    git("clone", "-q", "--bare", str(work), str(root / "p.git"))
-    git("checkout", "-q", sha)
+    git(work, "commit", "-qam", "second")
+    git(work, "clone", "-q", "--bare", str(work), str(root / "p.git"))
+    git(work, "checkout", "-q", sha)
     listen = "127.0.0.1" if host == "127.0.0.1" else ""
     server = http.server.ThreadingHTTPServer((listen, 0), type("Handler", (SmartHttp,), {"root": root}))
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -9,8 +9,6 @@ import pytest
 
 from prefect_mlprojects.exceptions import BackendError
 
-pytestmark = pytest.mark.integration
-
 
 def _template(pod: dict[str, Any], container: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
     project = {"name": "project", "imagePullPolicy": "IfNotPresent", **(container or {})}

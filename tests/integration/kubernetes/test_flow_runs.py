@@ -20,8 +20,6 @@ from tests.services.mlflow_server import MlflowServer
 import prefect_mlprojects
 from prefect_mlprojects.exceptions import ExecutionException
 
-pytestmark = pytest.mark.integration
-
 _PROJECT = """\
 name: on pods
 entry_points:

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from tests.services.fault_proxy import Fault
 
-pytestmark = pytest.mark.integration
-
 _SLOW_COUNT = "i=1; while [ $i -le 40 ]; do echo line $i; i=$((i+1)); sleep 0.1; done"
 _LINES = [f"line {each}" for each in range(1, 41)]
 

@@ -13,8 +13,6 @@ import yaml
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal
 
-pytestmark = pytest.mark.integration
-
 _ROLE = yaml.safe_load((Path(__file__).parents[3] / "examples" / "kubernetes" / "role.yaml").read_text())
 _GRANTED = [
     (verb, resource) for rule in _ROLE["rules"] for resource in rule["resources"] for verb in rule["verbs"]

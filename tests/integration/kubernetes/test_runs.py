@@ -10,8 +10,6 @@ import pytest
 
 from prefect_mlprojects.exceptions import BackendError
 
-pytestmark = pytest.mark.integration
-
 
 def test_the_command_sees_the_project_and_its_variables_as_they_are(cluster: Any) -> None:
     outcome = cluster.run("""cat "hello ä.txt"; pwd; echo "$TOKEN"; echo '$$ $(HOME)' "$(echo inner)" """)

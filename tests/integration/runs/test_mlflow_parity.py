@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.git import git
 
 from prefect_mlprojects import run
 from prefect_mlprojects.exceptions import ExecutionException
@@ -55,9 +55,8 @@ def project(tmp_path: Path) -> Path:
         (place / "MLproject").write_text(PROJECT)
         (place / "show.py").write_text(SHOW)
     (folder / "bare.py").write_text(SHOW)
-    identity = ("-c", "user.name=A", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false")
     for command in (("init", "-q", "-b", "trunk"), ("add", "-A"), ("commit", "-qm", "x"), ("tag", "v1")):
-        subprocess.run(["git", *identity, *command], cwd=folder, check=True)
+        git(folder, *command)
     return folder
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.services.waiting import wait_for
+from tests.services.waiting import is_alive, wait_for
 
 from prefect_mlprojects import SubmittedRun, run
 from prefect_mlprojects.exceptions import (
@@ -29,13 +29,6 @@ from prefect_mlprojects.exceptions import (
 )
 
 Read = Callable[[str], Any]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in {"Z", "X"}
-    except FileNotFoundError:
-        return False
 
 
 def test_a_finished_run_is_finished_everywhere(

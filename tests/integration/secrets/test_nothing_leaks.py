@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from tests.services.git import git
 from tests.services.git_server import TOKEN, USER, SmartHttp
 from tests.services.mlflow_server import MlflowServer
 from tests.services.package_index import PACKAGE, package_index
@@ -228,14 +229,13 @@ def house(tmp_path: Path, prefect_server: ServerAddress, mlflow_server: MlflowSe
 def private_repository(house: House) -> Iterator[str]:
     """HOST:PORT of a server with the project as ``project.git``, behind the password `TOKEN`."""
     folder = house.project(PACKAGE)
-    identity = ("-c", "user.name=A", "-c", "user.email=a@example.com")
     for arguments in (
         ("init", "-q", "-b", "trunk"),
         ("add", "-A"),
-        (*identity, "commit", "-qm", "x"),
+        ("commit", "-qm", "x"),
         ("clone", "-q", "--bare", ".", str(house.root / "remote" / "project.git")),
     ):
-        subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
+        git(folder, *arguments)
     handler = type("Handler", (SmartHttp,), {"root": house.root / "remote"})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

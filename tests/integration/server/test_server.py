@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.services.waiting import free_port, wait_for
+from tests.services.waiting import wait_for
 
 from prefect_mlprojects.exceptions import PrefectServerError
 from prefect_mlprojects.server.address import check_reachable
@@ -28,7 +28,9 @@ from prefect_mlprojects.server.process import ServerAddress, ensure_server, serv
 @pytest.fixture
 def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder for a server of the test's own, which is stopped after it."""
-    monkeypatch.setenv("PREFECT_MLPROJECTS_SERVER_PORT", str(free_port()))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PREFECT_MLPROJECTS_SERVER_PORT", str(probe.getsockname()[1]))
     monkeypatch.setenv("PREFECT_MLPROJECTS_SERVER_DIR", str(tmp_path / "server"))
     yield tmp_path / "server"
     stop_server()
@@ -65,10 +67,10 @@ def test_the_life_of_a_server(own_server: Path) -> None:
     port = int(again.api_url.split(":")[2].split("/")[0])
     with socket.socket() as squatter:
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        wait_for(lambda: binds(squatter, port), "the killed server's port to become free")
+        wait_for(lambda: binds(squatter, port), "the killed server's port to become free", 60)
         squatter.listen()
         starter = subprocess.Popen([sys.executable, "-c", ENSURE], stdout=subprocess.DEVNULL)
-        wait_for(lambda: server_status().running, "the server")
+        wait_for(lambda: server_status().running, "a server to start", 60)
     starter.kill()
     starter.wait()
     orphan = server_status().pid

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tests.services.git import git
 from tests.services.git_server import TOKEN, USER, SmartHttp
 from tests.services.waiting import free_port
 
@@ -22,19 +23,6 @@ from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.types import StopSignal
 
 __all__ = ["TOKEN", "USER"]
-
-IDENTITY = ("-c", "user.name=A", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false")
-
-
-def git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *IDENTITY, "-c", "protocol.file.allow=always", *arguments],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip()
 
 
 def commit(folder: Path, text: str) -> str:

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.services.git import git
 
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources import WorkingCopy, detect_source
 from prefect_mlprojects.sources.git.credentials import GitCredentials
 from prefect_mlprojects.types import StopSignal
 
-from .conftest import TOKEN, USER, Fetch, Remote, commit, git
+from .conftest import TOKEN, USER, Fetch, Remote, commit
 
 
 def text_of(copy: WorkingCopy) -> str:

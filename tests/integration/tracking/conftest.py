@@ -34,11 +34,6 @@ def request_for(tmp_path: Path) -> RequestMaker:
     return make
 
 
-@pytest.fixture
-def unused_port() -> int:
-    return free_port()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     server = MlflowServer(tmp_path_factory.mktemp("server"), free_port())

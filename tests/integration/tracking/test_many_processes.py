@@ -6,12 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from mlflow import MlflowClient
 
 from prefect_mlprojects.tracking.uris import sqlite_uri
-
-pytestmark = pytest.mark.integration
 
 PROGRAM = """
 import sys, threading

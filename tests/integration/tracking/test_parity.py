@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,12 @@ import mlflow
 import mlflow.projects
 import pytest
 from mlflow import MlflowClient
+from tests.services.git import git
 
 from prefect_mlprojects.sources import detect_source
 from prefect_mlprojects.tracking import InProcessTracker, TrackingRequest
 from prefect_mlprojects.tracking.uris import sqlite_uri
 from prefect_mlprojects.types import StopSignal
-
-pytestmark = pytest.mark.integration
 
 MLPROJECT = """
 name: parity
@@ -28,18 +25,6 @@ entry_points:
       words: {type: string, default: none}
     command: "true {alpha} {words}"
 """
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = {"NAME": "A", "EMAIL": "a@example.com"}
-    environment = {
-        **os.environ,
-        **{f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in identity.items()},
-        "GIT_CONFIG_GLOBAL": os.devnull,
-    }
-    return subprocess.run(
-        ["git", *arguments], cwd=folder, env=environment, check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 @pytest.fixture

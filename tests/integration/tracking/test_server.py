@@ -18,8 +18,6 @@ from prefect_mlprojects.tracking.artifacts import download_artifacts
 from prefect_mlprojects.tracking.stores import UnreachableError
 from prefect_mlprojects.types import StopSignal
 
-pytestmark = pytest.mark.integration
-
 RequestMaker = Callable[..., TrackingRequest]
 
 

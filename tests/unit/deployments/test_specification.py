@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
+from tests.services.git import git
 
 from prefect_mlprojects.deployments.creation import make_schedule
 from prefect_mlprojects.deployments.specification import specify
@@ -82,19 +82,14 @@ def test_what_does_not_fit(arguments: dict[str, object], error: type[Exception],
 def test_a_git_version_is_followed_or_pinned(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_MLPROJECTS_CACHE_DIR", str(tmp_path / "cache"))
 
-    def git(*arguments: str) -> str:
-        identity = ("-c", "user.name=A", "-c", "user.email=a@example.com")
-        done = subprocess.run(["git", *identity, *arguments], cwd=project, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    git("init", "-q", "-b", "trunk")
-    git("add", "-A")
-    git("commit", "-qm", "x")
+    git(project, "init", "-q", "-b", "trunk")
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", "x")
     followed = specify(f"git+{project.as_uri()}", version="trunk")
     pinned = specify(f"git+{project.as_uri()}", version="trunk", pin=True)
 
     assert (followed.options["version"], followed.uri) == ("trunk", f"git+{project.as_uri()}")
-    assert pinned.options["version"] == pinned.version == git("rev-parse", "HEAD")
+    assert pinned.options["version"] == pinned.version == git(project, "rev-parse", "HEAD")
     assert list((tmp_path / "cache" / "working-copies").iterdir()) == []
 
 

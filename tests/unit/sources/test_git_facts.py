@@ -1,24 +1,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
+from tests.services.git import git
 
 from prefect_mlprojects.sources.git.facts import GitFacts, read_git_facts
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = {"NAME": "A", "EMAIL": "a@example.com"}
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
-        **{f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in identity.items()},
-        "GIT_CONFIG_GLOBAL": os.devnull,
-    }
-    return subprocess.run(
-        ["git", *arguments], cwd=folder, env=environment, check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,10 +49,3 @@ def request_for(tmp_path: Path) -> RequestMaker:
         return TrackingRequest(**{"tracking_uri": uri, "working_copy": copy, "entry_point": "main", **fields})
 
     return make
-
-
-@pytest.fixture
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from tests.services.waiting import is_alive, wait_for
 
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import TrackingError
@@ -38,21 +38,6 @@ def process_of(tracker: ProcessTracker) -> subprocess.Popen[bytes]:
 
 def stored(run: TrackedRun) -> Any:
     return MlflowClient(run.tracking_uri).get_run(run.run_id)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def is_gone(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return True
-    return "\nState:\tZ" in Path(f"/proc/{process_id}/status").read_text()
 
 
 def test_a_run_of_somebody_else_is_adopted(tracker: ProcessTracker, uri: str) -> None:
@@ -193,7 +178,7 @@ def has_content(folder: Path) -> bool:
 def test_closing_while_a_database_is_being_made_leaves_a_whole_one_or_none(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     tracker = ProcessTracker.start_process(sqlite_uri(folder / "mlflow.db"))
-    wait_until(lambda: folder.exists() and has_content(folder))
+    wait_for(lambda: folder.exists() and has_content(folder), "the database's folder", 60)
 
     tracker.close()
 
@@ -204,7 +189,7 @@ def test_a_kill_while_a_database_is_being_made_leaves_no_half_of_one(tmp_path: P
     folder = tmp_path / "new"
     uri = sqlite_uri(folder / "mlflow.db")
     tracker = ProcessTracker.start_process(uri)
-    wait_until(lambda: folder.exists() and has_content(folder))
+    wait_for(lambda: folder.exists() and has_content(folder), "the database's folder", 60)
 
     process_of(tracker).kill()
     tracker.close()
@@ -297,7 +282,7 @@ def test_it_ends_with_its_parent_and_accounts_for_runs_that_nobody_ended(uri: st
     parent = subprocess.run([sys.executable, "-c", PARENT, uri, end], stdout=subprocess.PIPE, text=True)
     first, second, process_id = json.loads(parent.stdout)
 
-    wait_until(lambda: is_gone(process_id))
+    wait_for(lambda: not is_alive(process_id), "the end of the tracking process", 60)
 
     client = MlflowClient(uri)
     assert client.get_run(first).info.status == status

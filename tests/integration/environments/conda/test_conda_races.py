@@ -6,11 +6,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.waiting import wait_for
 
 PREPARE = """
 import json, os, signal, sys
@@ -94,10 +94,7 @@ def test_a_pip_section_whose_installation_was_killed_is_done_anew(workshop: Any,
     (project.directory / "tiny/hang").touch()
     process = start(project)
     go(process)
-    deadline = time.monotonic() + 120
-    while not builds(project):
-        assert time.monotonic() < deadline, "the build did not begin"
-        time.sleep(0.05)
+    wait_for(lambda: builds(project), "the build", 120)
     process.kill()
     process.communicate()
     (half,) = (workshop.cache / "environments").glob("*/1")

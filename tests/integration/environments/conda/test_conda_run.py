@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 MLPROJECT = """\
 name: demo
 conda_env: conda.yaml
@@ -22,7 +20,6 @@ entry_points:
 SHOW = "import os, sys; print(sys.argv[1], sys.prefix, os.environ['CONDA_PREFIX'], os.environ['ACTIVATED'])\n"
 
 
-@pytest.mark.integration
 def test_a_conda_project_is_run_and_its_environment_reused(
     workshop: Any, conda: Any, pythons: Any, channel: Any, prefect_server: Any, tmp_path: Path
 ) -> None:

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.services.waiting import is_alive, wait_for
 
 from prefect_mlprojects._support.process.run import ProcessResult, run_process, run_tool
 from prefect_mlprojects._support.process.tree import parse_ps
@@ -47,20 +47,6 @@ def bash(
         timeout=timeout,
         grace=grace,
     )
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in {"Z", "X"}
-    except FileNotFoundError:
-        return False
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_output_and_exit_code() -> None:
@@ -256,7 +242,7 @@ def test_kill_9_of_the_owner_ends_the_tree(kill_the_guard_first: bool) -> None:
     assert all(is_alive(pid) for pid in pids)
     owner.kill()
     owner.wait()
-    wait_for(lambda: not any(is_alive(pid) for pid in pids))
+    wait_for(lambda: not any(is_alive(pid) for pid in pids), "the end of the process tree", 30)
 
 
 FORKED_OWNER = """
@@ -278,7 +264,7 @@ def test_kill_9_of_an_owner_that_forked_ends_the_tree() -> None:
     try:
         owner.kill()
         owner.wait()
-        wait_for(lambda: not is_alive(pid))
+        wait_for(lambda: not is_alive(pid), "the end of the process", 30)
         assert is_alive(forked)
     finally:
         os.kill(forked, signal.SIGKILL)
