@@ -32,7 +32,7 @@ def validate_command(
 
     Prints a line for each problem: file:line: severity: message. Exit code 1 if there is an error.
     """
-    from prefect_mlprojects.environments.checks import check_environment
+    from prefect_mlprojects.environments.managers import check_environment
     from prefect_mlprojects.spec import Finding, load_project
     from prefect_mlprojects.spec.entry_points import lint
 

@@ -1,194 +1,108 @@
-"""The steps that build a virtual environment, with uv or with virtualenv and pip."""
+"""Builds an environment once and shares it: what every manager with a cache does alike."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
-from prefect_mlprojects._support.files import write_private
-from prefect_mlprojects._support.process.run import ToolResult, run_tool
-from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.environments.errors import cache_errors, disk_full_message, stopped_error
-from prefect_mlprojects.environments.installers import build_variables, uv_arguments
-from prefect_mlprojects.environments.interpreters import Interpreter
-from prefect_mlprojects.environments.python_downloads import uv_executable
-from prefect_mlprojects.environments.recipe import LockedProject, Recipe
-from prefect_mlprojects.environments.requirements import RequirementSet
+from prefect_mlprojects.environments.base import EnvironmentPlan
+from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord, cache_errors, stopped_error
 from prefect_mlprojects.exceptions import EnvironmentBuildError
-from prefect_mlprojects.spec.project import Project
-from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
+from prefect_mlprojects.types import StopSignal
 
-_DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
+PIN = "pin"
+"""The key in ``PreparedEnvironment.facts`` under which the use of a cached environment is noted."""
+
+
+class Keyed(Protocol):
+    """Everything that decides what an environment holds."""
+
+    @property
+    def key(self) -> str:
+        """The content hash that names it."""
+
+
+RecipeT = TypeVar("RecipeT", bound=Keyed)
 
 
 @dataclass(frozen=True)
-class Build:
-    """One build under way.
+class Obtained(Generic[RecipeT]):
+    """An environment that is kept from being removed.
 
     Attributes:
-        manager: Who makes it.
-        project: The project it is for.
-        location: Where it is made; not there yet.
-        cache_directory: The cache directory, for messages.
-        environ: The environment variables of this process.
-        activated: The same with the environment activated.
-        report: Takes the tools' output, a line each.
-        stop: Asks for the end.
+        record: What the cache knows of it.
+        token: Names the use; ``release_pin`` takes it.
+        reused: Whether it was there already.
+        recipe: What it was made, or looked for, from; None when what was planned was there.
     """
 
-    manager: EnvironmentManagerName
-    project: Project
-    location: Path
-    cache_directory: Path
-    environ: Mapping[str, str]
-    activated: Mapping[str, str]
-    report: Callable[[str], None]
-    stop: StopSignal
+    record: EnvironmentRecord
+    token: str
+    reused: bool
+    recipe: RecipeT | None
 
-    @property
-    def python(self) -> Path:
-        """The environment's Python."""
-        return self.location / "bin" / "python"
 
-    @property
-    def variables(self) -> dict[str, str]:
-        """The variables that installers see."""
-        return build_variables(self.environ, self.activated)
+def obtain(
+    cache: EnvironmentCache,
+    plan: EnvironmentPlan,
+    make_recipe: Callable[[], RecipeT],
+    build: Callable[[RecipeT], EnvironmentRecord],
+    report: Callable[[str], None],
+    stop: StopSignal,
+    *,
+    rebuild: bool,
+) -> Obtained[RecipeT]:
+    """Uses the environment that was planned, and builds it first when it is not there.
 
-    def run(self, step: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
-        """Runs a tool in the project's folder, where it finds the project's settings and packages.
+    Returns:
+        The environment.
 
-        Args:
-            step: What it does, for messages ("installing the dependencies").
-            command: The program and its arguments.
-            variables: Its environment; None for that of installers.
-
-        Raises:
-            EnvironmentBuildError: It failed, or was stopped.
-        """
-        if self.stop.requested:
-            raise stopped_error(self.manager, self.stop)
-        try:
-            result = run_tool(
-                command,
-                cwd=self.project.directory,
-                env=self.variables if variables is None else variables,
-                report=lambda line: self.report(redact(line)),
-                stop=self.stop,
-            )
-        except OSError as error:
-            raise EnvironmentBuildError(
-                f"The environment of project '{self.project.display_name}' can't be built: "
-                f"{command[0]} could not be started in {self.project.directory}: {error.strerror or error}",
-                manager=self.manager,
-            ) from error
-        if self.stop.requested:
-            raise stopped_error(self.manager, self.stop)
-        if result.exit_code != 0:
-            raise self._failure(step, result)
-
-    def _failure(self, step: str, result: ToolResult) -> EnvironmentBuildError:
-        tail = tuple(redact(line) for line in result.output_tail)
-        message = (
-            f"The environment of project '{self.project.display_name}' can't be built: "
-            f"{self.manager} failed {step} (exit code {result.exit_code})."
+    Raises:
+        EnvironmentBuildError: It could not be built, or was stopped.
+    """
+    token = uuid.uuid4().hex
+    if not rebuild and plan.key is not None:
+        record = cache.use(plan.key, token)
+        if record is not None:
+            return Obtained(record, token, reused=True, recipe=None)
+    if stop.requested:
+        raise stopped_error(plan.manager, stop)
+    # The project's files may have changed since they were planned, and what is built must be what its key says.
+    recipe = make_recipe()
+    before = cache.read(recipe.key)
+    with cache.lock(recipe.key, plan.manager, report, stop):
+        record = cache.use(recipe.key, token)
+        # Someone may have built it, or built it anew, while this caller waited.
+        reused = record is not None and (not rebuild or record != before)
+        if record is None or not reused:
+            record = cache.use(build(recipe).key, token)
+    if record is None:
+        raise EnvironmentBuildError(
+            f"The environment in {cache.folder / recipe.key} vanished right after it was built; was the cache "
+            "folder emptied?",
+            manager=plan.manager,
         )
-        if any(sign in line for line in tail for sign in _DISK_FULL):
-            message += "\n" + disk_full_message(self.cache_directory)
-        if tail:
-            message += "\nIt said last:\n" + "\n".join(f"  {line}" for line in tail)
-        return EnvironmentBuildError(message, manager=self.manager, output_tail=tail)
+    return Obtained(record, token, reused=reused, recipe=recipe)
 
 
-def build_with_uv(build: Build, recipe: Recipe, interpreter: Interpreter) -> None:
-    """Makes an environment with uv; see ``Build.run`` for the errors."""
-    locked = recipe.contents.locked
-    if locked is not None:
-        _sync(build, locked, interpreter)
-        _seed(build, recipe.python_version)
-        return
-    command = [uv_executable(), "venv", "--quiet", "--color", "never", "--no-project", "--no-python-downloads"]
-    build.run("creating it", [*command, "--python", str(interpreter.path), str(build.location)])
-    _seed(build, recipe.python_version)
-    install_with_uv(build, "build_dependencies", recipe.contents.build)
-    install_with_uv(build, "dependencies", recipe.contents.run)
+@contextlib.contextmanager
+def new_build(cache: EnvironmentCache, key: str, manager: str) -> Iterator[Path]:
+    """Gives a build its folder, and removes that when the block fails; the key's lock must be held.
 
+    Yields:
+        Where to build; it is not there yet.
 
-def build_with_virtualenv(build: Build, recipe: Recipe, interpreter: Interpreter) -> None:
-    """Makes an environment with virtualenv and pip; see ``Build.run`` for the errors."""
-    # virtualenv is one of our own packages, so it runs with our own interpreter and variables.
-    command = [sys.executable, "-m", "virtualenv", "--no-periodic-update", "--python", str(interpreter.path)]
-    build.run("creating it", [*command, str(build.location)], build_variables(build.environ, build.environ))
-    installer = [str(build.python), "-m", "pip", "install", "--progress-bar", "off"]
-    for name, requirements in (("build_dependencies", recipe.contents.build), ("dependencies", recipe.contents.run)):
-        _install(build, name, requirements, installer)
-
-
-def install_with_uv(build: Build, name: str, requirements: RequirementSet) -> None:
-    """Installs requirements with uv; see ``Build.run`` for the errors."""
-    installer = [uv_executable(), "pip", "install", "--color", "never", "--python", str(build.python)]
-    _install(build, name, requirements, [*installer, *uv_arguments(build.environ), *_fresh_arguments(requirements)])
-
-
-def _install(build: Build, name: str, requirements: RequirementSet, installer: list[str]) -> None:
-    if not requirements.lines and not requirements.arguments:
-        return
-    arguments = list(requirements.arguments)
-    if requirements.lines:
-        file = build.location / f"{name}.txt"
-        with cache_errors(build.cache_directory, build.manager):
-            # A requirement's URL, or an index's, may hold a password.
-            write_private(file, "".join(f"{line}\n" for line in requirements.lines))
-        arguments += ["-r", str(file)]
-    build.run(f"installing the {name.replace('_', ' ')}", [*installer, *arguments])
-
-
-def _fresh_arguments(requirements: RequirementSet) -> list[str]:
-    """Options that make uv build local packages anew.
-
-    uv keeps the wheel of a local folder until its ``pyproject.toml``, ``setup.py`` or ``setup.cfg`` changes, and would
-    install old code.
+    Raises:
+        EnvironmentBuildError: The cache can't be written.
     """
-    copied = [package for package in requirements.local_packages if not package.editable]
-    names = [package.name for package in copied]
-    if None in names:
-        return ["--reinstall"]
-    return [argument for name in names if name for argument in ("--reinstall-package", name)]
-
-
-def _sync(build: Build, locked: LockedProject, interpreter: Interpreter) -> None:
-    variables = {**build.variables, "UV_PROJECT_ENVIRONMENT": str(build.location)}
-    del variables["VIRTUAL_ENV"]  # uv would warn that it is not the project's .venv
-    command = [
-        uv_executable(),
-        "sync",
-        "--color",
-        "never",
-        "--frozen",
-        "--no-dev",
-        "--no-editable",
-        "--no-python-downloads",
-    ]
-    for package in locked.packages:
-        if package.installed and package.path.is_dir():
-            command += ["--reinstall-package", package.name]
-    command += [*uv_arguments(build.environ), "--python", str(interpreter.path)]
-    build.run("installing what uv.lock says", command, variables)
-
-
-def _seed(build: Build, python_version: str) -> None:
-    """Puts in the pip (and for old Pythons the setuptools) that MLflow's environments have, from virtualenv's wheels.
-
-    Without a pip of its own, ``pip install`` in a project's command would find another environment's.
-    """
-    from virtualenv.seed.wheels.embed import get_embed_wheel
-
-    minor = tuple(int(part) for part in python_version.split(".")[:2])
-    names = ("pip",) if minor >= (3, 12) else ("pip", "setuptools")
-    wheels = [get_embed_wheel(name, f"{minor[0]}.{minor[1]}") for name in names]
-    paths = [str(wheel.path) for wheel in wheels if wheel is not None]
-    if paths:
-        command = [uv_executable(), "pip", "install", "--quiet", "--color", "never", "--no-index", "--no-deps"]
-        build.run("putting pip into it", [*command, "--python", str(build.python), *paths])
+    with cache_errors(cache.root, manager):
+        location = cache.begin(key)
+    try:
+        yield location
+    except BaseException:
+        cache.abandon(key, location)
+        raise

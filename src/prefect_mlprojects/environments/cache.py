@@ -17,8 +17,10 @@ removed, since another process may be about to lock the file that would be remov
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -27,8 +29,7 @@ from pathlib import Path
 
 from prefect_mlprojects._support.files import disk_usage, remove_tree, write_atomically
 from prefect_mlprojects._support.locks import Lock, LockStoppedError, hold_lock, try_lock
-from prefect_mlprojects.environments.errors import cache_errors, stopped_error
-from prefect_mlprojects.environments.pins import pin, release_pin
+from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
 FORMAT = 1
@@ -303,3 +304,88 @@ def _describe_holder(file: Path) -> str:
 def now() -> float:
     """The time, seconds since the epoch."""
     return time.time()
+
+
+class _Pins:
+    """The builds that this process uses; the lock file of each stays open while anyone needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders: dict[Path, set[str]] = {}
+        self._locks: dict[Path, Lock] = {}
+
+    def add(self, file: Path, token: str) -> None:
+        with self._lock:
+            if file not in self._locks:
+                try:
+                    lock = try_lock(file, shared=True, wait=True)
+                except OSError:  # a read-only cache without this file, or a file system without locks
+                    return
+                if lock is None:
+                    return
+                self._locks[file] = lock
+            self._holders.setdefault(file, set()).add(token)
+
+    def remove(self, token: str) -> None:
+        with self._lock:
+            for file, holders in list(self._holders.items()):
+                holders.discard(token)
+                if not holders:
+                    del self._holders[file]
+                    self._locks.pop(file).release()
+
+
+_pins = _Pins()
+
+
+def pin(file: Path, token: str) -> None:
+    """Holds a lock file, shared with others that do, until the token is released or this process ends."""
+    _pins.add(file, token)
+
+
+def release_pin(token: str) -> None:
+    """Tells that a run no longer uses its environment; doing so twice, or with an unknown token, does nothing.
+
+    Args:
+        token: What ``pin`` was given.
+    """
+    _pins.remove(token)
+
+
+def stopped_error(manager: str, stop: StopSignal) -> EnvironmentBuildError:
+    """The error of a build that was told to end."""
+    reason = f" ({stop.reason})" if stop.reason else ""
+    return EnvironmentBuildError(f"The building of the environment was stopped{reason}.", manager=manager)
+
+
+@contextlib.contextmanager
+def cache_errors(root: Path, manager: str) -> Iterator[None]:
+    """Turns the operating system's errors on the cache into ones that say what to do.
+
+    Raises:
+        EnvironmentBuildError: In place of an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentBuildError(describe_cache_error(error, root), manager=manager) from error
+
+
+def describe_cache_error(error: OSError, root: Path) -> str:
+    """What an operating system's error on the cache means and what to do."""
+    setting = "the environment variable PREFECT_MLPROJECTS_CACHE_DIR"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full_message(root)
+    place = f" ({error.filename})" if error.filename and str(error.filename) != str(root) else ""
+    return (
+        f"The cache folder {root} can't be written: {error.strerror or error}{place}. "
+        f"Make it writable, or name another folder in {setting}."
+    )
+
+
+def disk_full_message(root: Path) -> str:
+    """The message for a full disk."""
+    return (
+        f"The disk is full: the environment does not fit below {root}. Free some space ('mlprojects env prune' removes "
+        "environments), or name a folder on another disk in the environment variable PREFECT_MLPROJECTS_CACHE_DIR."
+    )

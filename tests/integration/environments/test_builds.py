@@ -13,7 +13,7 @@ import pytest
 from prefect_mlprojects.environments.base import PreparedEnvironment
 from prefect_mlprojects.environments.managers import environment_manager
 from prefect_mlprojects.environments.prune import list_environments, prune_environments
-from prefect_mlprojects.environments.python_downloads import downloadable_version
+from prefect_mlprojects.environments.python.installers import downloadable_version
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
 

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord
-from prefect_mlprojects.environments.errors import cache_errors
-from prefect_mlprojects.environments.pins import release_pin
+from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord, cache_errors, release_pin
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 

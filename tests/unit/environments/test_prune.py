@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord
-from prefect_mlprojects.environments.pins import release_pin
+from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord, release_pin
 from prefect_mlprojects.environments.prune import (
     CachedEnvironment,
     find_environment,

@@ -14,16 +14,21 @@ from urllib.parse import urlsplit
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, DatabricksRequest
 from prefect_mlprojects.backends.databricks.storage import driver_path
-from prefect_mlprojects.environments.detection import uv_lock_of
-from prefect_mlprojects.environments.fingerprint import digest_metadata, digest_package, digest_text
-from prefect_mlprojects.environments.python_files import (
+from prefect_mlprojects.environments.python.files import (
     PythonSpec,
     is_python_request,
     read_conda_env,
     read_lock,
     read_python_env,
+    uv_lock_of,
 )
-from prefect_mlprojects.environments.requirements import RequirementSet, expand_requirements
+from prefect_mlprojects.environments.python.requirements import (
+    RequirementSet,
+    digest_metadata,
+    digest_package,
+    digest_text,
+    expand_requirements,
+)
 from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, NoEnvironment, PythonEnvironment
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import rattler
+
 
 from prefect_mlprojects import settings
-from prefect_mlprojects.environments.activation import own_environment
+from prefect_mlprojects._support.redaction import strip_user_info
+from prefect_mlprojects.environments.activation import conda_variables, own_environment, write_state
 from prefect_mlprojects.environments.base import EnvironmentPlan, PreparedEnvironment
-from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord, now
-from prefect_mlprojects.environments.conda.activation import conda_variables, write_state
-from prefect_mlprojects.environments.conda.recipe import (
+from prefect_mlprojects.environments.building import PIN, new_build, obtain
+from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord, cache_errors, now, release_pin
+from prefect_mlprojects.environments.conda.configuration import public_url
+from prefect_mlprojects.environments.conda.specification import (
     CondaRecipe,
     describe_problems,
     make_conda_recipe,
     spec_problems,
 )
-from prefect_mlprojects.environments.errors import cache_errors
-from prefect_mlprojects.environments.pins import release_pin
-from prefect_mlprojects.environments.provision import PIN, new_build, obtain
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.spec.project import Project
 from prefect_mlprojects.types import StopSignal
@@ -105,9 +111,8 @@ def _build(
     recipe: CondaRecipe, cache: EnvironmentCache, report: Callable[[str], None], stop: StopSignal
 ) -> EnvironmentRecord:
     # Only a build needs the solver.
-    from prefect_mlprojects.environments.building import Build, install_with_uv
-    from prefect_mlprojects.environments.conda.locking import installed_by_pip, write_lock, write_pip_lock
     from prefect_mlprojects.environments.conda.solving import CondaBuild, python_version_of
+    from prefect_mlprojects.environments.python.manager import Build, install_with_uv
 
     report(f"Building an environment: {recipe.description}")
     with new_build(cache, recipe.key, "conda") as location:
@@ -156,3 +161,69 @@ def _check_unchanged(recipe: CondaRecipe) -> None:
             "from them. Run it again.",
             manager="conda",
         )
+
+
+_URL = re.compile(r"(?:https?|s3|gcs|oci|file)://[^\s'\"]+")
+
+
+def lock_file(location: Path) -> Path:
+    """Where the solution of an environment lies: beside its folder."""
+    return location.with_name(f"{location.name}.lock.yml")
+
+
+def pip_lock_file(location: Path) -> Path:
+    """Where the versions that the pip section got are written, in the format of a requirements file."""
+    return location.with_name(f"{location.name}.requirements.txt")
+
+
+def write_lock(location: Path, recipe: CondaRecipe, records: tuple[rattler.RepoDataRecord, ...]) -> Path:
+    """Writes which conda packages an environment holds, from where and with their hashes, as a lock file of rattler.
+
+    Pixi and ``rattler`` read the format (https://docs.rs/rattler_lock). Passwords and tokens are left out.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    import rattler
+    from rattler.lock import LockChannel, LockPlatform
+
+    platform = LockPlatform(recipe.configuration.subdir)
+    lock = rattler.LockFile([platform])
+    lock.set_channels("default", [LockChannel(public_url(url)) for url in recipe.channels])
+    for record in records:
+        lock.add_conda_package("default", platform, record)
+    file = lock_file(location)
+    lock.to_path(file)
+    text = file.read_text(encoding="utf-8")
+    clean = _URL.sub(lambda match: public_url(strip_user_info(match[0])), text)
+    if clean != text:
+        file.write_text(clean, encoding="utf-8")
+    return file
+
+
+def installed_by_pip(location: Path) -> frozenset[tuple[str, str]]:
+    """The names and versions of Python packages in an environment that no conda package brought."""
+    from importlib.metadata import distributions
+
+    conda = {file.name for file in (location / "conda-meta").glob("*.json")}
+    folders = [str(folder) for folder in (location / "lib").glob("python*/site-packages")]
+    found = set()
+    for distribution in distributions(path=folders):
+        installer = (distribution.read_text("INSTALLER") or "").strip()
+        name, version = distribution.metadata["Name"], distribution.version
+        if name and installer != "conda" and not any(file.startswith(f"{name}-{version}-") for file in conda):
+            found.add((str(name), str(version)))
+    return frozenset(found)
+
+
+def write_pip_lock(location: Path, packages: frozenset[tuple[str, str]]) -> None:
+    """Writes which versions the pip section got.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    lines = sorted(f"{name}=={version}\n" for name, version in packages)
+    pip_lock_file(location).write_text("".join(lines), encoding="utf-8")

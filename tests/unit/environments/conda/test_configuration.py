@@ -4,17 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.environments.conda.channels import (
-    channel_urls,
-    environment_channels,
-    public_url,
-    split_channel,
-)
 from prefect_mlprojects.environments.conda.configuration import (
     DEFAULT_CHANNELS,
     CondaConfiguration,
+    channel_urls,
     current_subdir,
+    environment_channels,
+    public_url,
     read_configuration,
+    split_channel,
 )
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 

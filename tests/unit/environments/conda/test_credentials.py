@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.environments.conda.credentials import credentials_file, take_credentials
+from prefect_mlprojects.environments.conda.solving import credentials_file, take_credentials
 
 
 @pytest.mark.parametrize(

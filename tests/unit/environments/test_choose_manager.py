@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.environments.detection import choose_manager, uv_lock_of
+from prefect_mlprojects.environments.managers import choose_manager
+from prefect_mlprojects.environments.python.files import uv_lock_of
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.spec.project import (
     CondaEnvironment,

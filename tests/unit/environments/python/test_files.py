@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mlflow.utils.environment import _PythonEnv
 
-from prefect_mlprojects.environments.python_files import (
+from prefect_mlprojects.environments.python.files import (
     LockedPackage,
     PythonSpec,
     read_conda_env,

@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 
-from prefect_mlprojects.environments.conda.activation import conda_variables
-from prefect_mlprojects.environments.conda.files import CondaFile, read_conda_file
-from prefect_mlprojects.environments.conda.recipe import check_conda_environment, make_conda_recipe
-from prefect_mlprojects.environments.python_files import RequirementEntry
+from prefect_mlprojects.environments.activation import conda_variables
+from prefect_mlprojects.environments.conda.specification import (
+    CondaFile,
+    check_conda_environment,
+    make_conda_recipe,
+    read_conda_file,
+)
+from prefect_mlprojects.environments.python.files import RequirementEntry
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.spec.project import CondaEnvironment, Project
 from prefect_mlprojects.types import StopSignal
@@ -154,7 +158,7 @@ def test_planning_does_not_load_the_solver(project: Project, environ: dict[str, 
 
     code = (
         "import sys; from pathlib import Path\n"
-        "from prefect_mlprojects.environments.conda.recipe import make_conda_recipe\n"
+        "from prefect_mlprojects.environments.conda.specification import make_conda_recipe\n"
         "from prefect_mlprojects.spec.project import CondaEnvironment, Project\n"
         "folder = Path(sys.argv[1])\n"
         "make_conda_recipe(Project(folder, None, 'x', {}, CondaEnvironment(folder / 'conda.yaml')), {})\n"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from prefect_mlprojects.environments.checks import check_environment
-from prefect_mlprojects.environments.interpreters import current_interpreter
-from prefect_mlprojects.environments.recipe import (
+from prefect_mlprojects.environments.managers import check_environment
+from prefect_mlprojects.environments.python.interpreters import current_interpreter
+from prefect_mlprojects.environments.python.specification import (
     Contents,
     Recipe,
     VenvManagerName,

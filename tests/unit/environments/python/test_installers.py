@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.environments.installers import (
+from prefect_mlprojects.environments.python.installers import (
     build_variables,
     deciding_settings,
     uv_arguments,

@@ -1,4 +1,4 @@
-"""Everything that decides what a virtual environment holds, and the key that it makes."""
+"""Reads what decides the content of a virtual environment into its specification, with its cache key."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from prefect_mlprojects.environments.detection import uv_lock_of
-from prefect_mlprojects.environments.fingerprint import digest_metadata, digest_package, digest_text
-from prefect_mlprojects.environments.installers import deciding_settings
-from prefect_mlprojects.environments.interpreters import (
-    Interpreter,
-    current_interpreter,
-    find_interpreter,
-    interpreter_allowed,
-    list_interpreters,
-)
-from prefect_mlprojects.environments.python_files import (
+from prefect_mlprojects.environments.python.files import (
     LockedPackage,
     PythonSpec,
     is_python_request,
     read_conda_env,
     read_lock,
     read_python_env,
+    uv_lock_of,
 )
-from prefect_mlprojects.environments.requirements import RequirementSet, expand_requirements
+from prefect_mlprojects.environments.python.installers import deciding_settings
+from prefect_mlprojects.environments.python.interpreters import (
+    Interpreter,
+    current_interpreter,
+    find_interpreter,
+    interpreter_allowed,
+    list_interpreters,
+)
+from prefect_mlprojects.environments.python.requirements import (
+    RequirementSet,
+    digest_metadata,
+    digest_package,
+    digest_text,
+    expand_requirements,
+)
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, Project, PythonEnvironment
 
@@ -171,7 +176,7 @@ def make_recipe(
     if interpreter is not None:
         version = interpreter.version
     else:
-        from prefect_mlprojects.environments.python_downloads import downloadable_version
+        from prefect_mlprojects.environments.python.installers import downloadable_version
 
         assert contents.python is not None
         downloadable = downloadable_version(contents.python, environ)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.environments.interpreters import (
+from prefect_mlprojects.environments.python.interpreters import (
     Interpreter,
     current_interpreter,
     find_interpreter,

@@ -14,6 +14,7 @@ from typing import Any
 
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import Problem
+from prefect_mlprojects.spec.project import NoEnvironment, Project
 from prefect_mlprojects.spec.yaml_lines import YamlDocument, read_yaml
 
 PYTHON_ENV_KEYS = ("python", "build_dependencies", "dependencies")
@@ -309,3 +310,17 @@ def _conda_python(reader: FileReader, position: str, rest: str) -> str | None:
         return rest.replace(" ", "")
     reader.problem(f"python: {rest!r} is not a version", *where, fix=fix)
     return None
+
+
+def uv_lock_of(project: Project) -> Path | None:
+    """The ``uv.lock`` that decides the project's environment.
+
+    It does when the project has it beside a ``pyproject.toml``, and no environment file.
+
+    Returns:
+        The lock file's path, or None.
+    """
+    if not isinstance(project.environment, NoEnvironment):
+        return None
+    lock = project.directory / "uv.lock"
+    return lock if lock.is_file() and (project.directory / "pyproject.toml").is_file() else None

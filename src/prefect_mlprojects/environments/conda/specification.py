@@ -1,4 +1,4 @@
-"""Everything that decides what a conda environment holds, and the key that it makes."""
+"""Reads `conda.yaml` and conda's settings into the specification of an environment, with its cache key."""
 
 from __future__ import annotations
 
@@ -6,27 +6,124 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from prefect_mlprojects.environments.conda.channels import (
+from prefect_mlprojects.environments.conda.configuration import (
+    CondaConfiguration,
     channel_urls,
     check_allowed,
     environment_channels,
+    expand_variables,
     public_url,
+    read_configuration,
     split_channel,
 )
-from prefect_mlprojects.environments.conda.configuration import (
-    CondaConfiguration,
-    expand_variables,
-    read_configuration,
+from prefect_mlprojects.environments.python.files import (
+    FileReader,
+    RequirementEntry,
+    conda_pip_entries,
+    open_environment_file,
 )
-from prefect_mlprojects.environments.conda.files import CondaFile, read_conda_file
-from prefect_mlprojects.environments.fingerprint import digest_text
-from prefect_mlprojects.environments.installers import deciding_settings
-from prefect_mlprojects.environments.python_files import RequirementEntry
-from prefect_mlprojects.environments.requirements import RequirementSet, expand_requirements
+from prefect_mlprojects.environments.python.installers import deciding_settings
+from prefect_mlprojects.environments.python.requirements import RequirementSet, digest_text, expand_requirements
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, Project
+
+_KEYS = ("name", "channels", "dependencies", "variables", "prefix")
+
+
+@dataclass(frozen=True)
+class CondaFile:
+    """What a ``conda.yaml`` asks for.
+
+    Attributes:
+        file: The file.
+        name: The environment's name; None when it gives none.
+        channels: Its channels, most wanted first.
+        dependencies: Its conda packages.
+        pip: Its pip section, in the format of a requirements file.
+        variables: Environment variables to set in it.
+        warnings: What is odd but allowed.
+    """
+
+    file: Path
+    name: str | None = None
+    channels: tuple[str, ...] = ()
+    dependencies: tuple[RequirementEntry, ...] = ()
+    pip: tuple[RequirementEntry, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def read_conda_file(path: Path) -> CondaFile | tuple[Problem, ...]:
+    """Reads a ``conda.yaml``.
+
+    Args:
+        path: The file, absolute.
+
+    Returns:
+        What it asks for, or everything that is wrong with it.
+    """
+    reader = open_environment_file(path)
+    if isinstance(reader, tuple):
+        return reader
+    content = reader.document.content
+    warnings = tuple(
+        f"{path.name}: the key {str(key)!r} is not conda's and is passed over" for key in content if key not in _KEYS
+    )
+    name = content.get("name")
+    channels = tuple(_texts(reader, "channels", "'conda-forge' or a URL"))
+    dependencies: list[RequirementEntry] = []
+    pip: list[RequirementEntry] = []
+    for position, item in reader.entries("dependencies").items():
+        if isinstance(item, dict):
+            pip.extend(conda_pip_entries(reader, position, item))
+        elif isinstance(item, str) and item.strip():
+            dependencies.append(RequirementEntry(item.strip(), reader.document.line("dependencies", position)))
+        else:
+            reader.problem(
+                "a conda dependency must be a text such as 'numpy=1.26' or a pip section", "dependencies", position
+            )
+    variables = _variables(reader)
+    if reader.problems:
+        return tuple(reader.problems)
+    return CondaFile(
+        path,
+        None if name is None else str(name),
+        channels,
+        tuple(dependencies),
+        tuple(pip),
+        variables,
+        warnings,
+    )
+
+
+def _texts(reader: FileReader, key: str, example: str) -> list[str]:
+    found = []
+    for position, item in reader.entries(key).items():
+        if isinstance(item, str) and item.strip():
+            found.append(item.strip())
+        else:
+            reader.problem(f"an entry of {key} must be a text, such as {example}", key, position)
+    return found
+
+
+def _variables(reader: FileReader) -> dict[str, str]:
+    value = reader.document.content.get("variables")
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        reader.problem("variables must be a mapping of names to values", "variables", fix="write NAME: value")
+        return {}
+    found: dict[str, str] = {}
+    for name, text in value.items():
+        if isinstance(text, (dict, list)) or not str(name) or "=" in str(name) or "\0" in f"{name}{text}":
+            reader.problem(f"the variable {str(name)!r} can't be set", "variables", str(name), fix="write NAME: value")
+        elif text is not None:
+            found[str(name)] = ("true" if text else "false") if isinstance(text, bool) else str(text)
+    return found
+
 
 KEY_VERSION = "conda 1"
 """Part of every key; raised when environments are built otherwise than before."""

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.environments.python_files import RequirementEntry
-from prefect_mlprojects.environments.requirements import LocalPackage, RequirementSet, expand_requirements
+from prefect_mlprojects.environments.python.files import RequirementEntry
+from prefect_mlprojects.environments.python.requirements import LocalPackage, RequirementSet, expand_requirements
 from prefect_mlprojects.exceptions import Problem
 
 

@@ -1,0 +1,1 @@
+"""Virtual environments: their files, interpreters and installers."""
