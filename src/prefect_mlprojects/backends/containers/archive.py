@@ -1,7 +1,6 @@
-"""A project's files as a tar archive: which ones, in which order, with which name by content.
+"""A project's files as a reproducible tar archive, and their content digest.
 
-The Docker engine takes such an archive as a build context and as files for a container; Kubernetes and Databricks get the
-project's code as one.
+Docker uses it as the build context and to copy files into a container; Kubernetes and Databricks get the project's code as one.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import IO
 from prefect_mlprojects.exceptions import BackendError
 
 IGNORE_FILE = ".dockerignore"
-LEFT_OUT = (
+EXCLUDED = (
     "**/.git",
     "**/mlruns",
     "**/mlartifacts",
@@ -32,7 +31,7 @@ LEFT_OUT = (
     "**/.pytest_cache",
     "**/.ruff_cache",
 )
-"""What never belongs to a project's code, as patterns of a .dockerignore file."""
+"""Patterns, in .dockerignore syntax, of files that are never part of a project's code."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,9 @@ class ProjectFile:
 
     Attributes:
         name: Its path relative to the project's folder, with slashes.
-        path: Where it is.
-        mode: Its permission bits: 0o755 for folders and what may be executed, else 0o644, whatever the umask was.
-        target: What a symbolic link points to; None for anything else.
+        path: Its absolute path.
+        mode: Its permission bits: 0o755 for folders and executable files, else 0o644, independent of the umask.
+        target: A symbolic link's target; None for files and folders.
     """
 
     name: str
@@ -53,10 +52,10 @@ class ProjectFile:
 
 
 def project_files(directory: Path, *, backend: str = "local") -> tuple[ProjectFile, ...]:
-    """Lists a project's files in the order of their names, without what ``LEFT_OUT`` and its ``.dockerignore`` name.
+    """Lists a project's files sorted by name, without those that ``EXCLUDED`` or its ``.dockerignore`` match.
 
-    The patterns are Docker's (https://docs.docker.com/build/concepts/context/#dockerignore-files), read by its own SDK; the
-    project's come last and so may bring back what ``LEFT_OUT`` leaves out. Sockets, pipes and devices are left out.
+    The patterns are Docker's (https://docs.docker.com/build/concepts/context/#dockerignore-files), parsed by its SDK; the
+    project's come last and may re-include files that ``EXCLUDED`` matches. Sockets, pipes and devices are skipped.
 
     Raises:
         BackendError: A folder or the ``.dockerignore`` can't be read.
@@ -64,7 +63,7 @@ def project_files(directory: Path, *, backend: str = "local") -> tuple[ProjectFi
     from docker.utils.build import exclude_paths
 
     try:
-        patterns = [*LEFT_OUT, *_own_patterns(directory)]
+        patterns = [*EXCLUDED, *_own_patterns(directory)]
         names = sorted(exclude_paths(str(directory), patterns))
     except OSError as error:
         raise BackendError(
@@ -97,12 +96,7 @@ def _entry(directory: Path, name: str) -> ProjectFile | None:
 def content_digest(
     files: tuple[ProjectFile, ...], extra: Mapping[str, bytes] | None = None, *, backend: str = "local"
 ) -> str:
-    """Returns the SHA-256 of names, modes and contents, as hexadecimal digits: the same for the same files anywhere.
-
-    Args:
-        files: What ``project_files`` listed.
-        extra: Further files by name, such as a Dockerfile made up for the build.
-        backend: Who asks, for errors.
+    """Returns the SHA-256 of names, modes and contents, in hexadecimal; equal for equal files on any machine.
 
     Raises:
         BackendError: A file can't be read.
@@ -121,10 +115,10 @@ def content_digest(
 def _file_digest(file: ProjectFile, backend: str) -> bytes:
     try:
         with file.path.open("rb") as content:
-            whole = hashlib.sha256()
+            digest = hashlib.sha256()
             while chunk := content.read(1 << 20):
-                whole.update(chunk)
-            return whole.digest()
+                digest.update(chunk)
+            return digest.digest()
     except OSError as error:
         raise _unreadable(file, error, backend) from None
 
@@ -139,19 +133,10 @@ def write_archive(
     owner: tuple[int, int] = (0, 0),
     backend: str = "local",
 ) -> None:
-    """Writes a tar archive whose bytes depend on names, modes and contents only.
-
-    Args:
-        target: Where to; it need not be seekable.
-        files: What ``project_files`` listed.
-        prefix: The folder that all names are put into; empty for none.
-        extra: Further files by name; they win over files of the same name.
-        compressed: Whether to compress with gzip.
-        owner: User and group id of all files.
-        backend: Who asks, for errors.
+    """Writes a tar archive whose bytes depend on names, modes and contents only; see ``iterate_archive``.
 
     Raises:
-        BackendError: A file can't be read, or changed its size while it was read.
+        BackendError: A file can't be read, or its size changed while it was read.
     """
     pieces = iterate_archive(files, prefix=prefix, extra=extra, compressed=compressed, owner=owner, backend=backend)
     for chunk in pieces:
@@ -168,27 +153,27 @@ def iterate_archive(
     tar_format: int = tarfile.PAX_FORMAT,
     backend: str = "local",
 ) -> Iterator[bytes]:
-    """Yields the archive that ``write_archive`` writes in pieces, without holding it in memory or on disk.
+    """Yields the archive in chunks, without holding it in memory or on disk.
 
     Args:
-        files: What ``project_files`` listed.
+        files: The result of ``project_files``.
         prefix: The folder that all names are put into; empty for none.
-        extra: Further files by name; they win over files of the same name.
+        extra: Further files by name; they replace files of the same name.
         compressed: Whether to compress with gzip.
         owner: User and group id of all files.
-        tar_format: ``tarfile.PAX_FORMAT``, or ``tarfile.GNU_FORMAT`` for a reader such as busybox that knows no other way to
-            write long and non-ASCII names.
-        backend: Who asks, for errors.
+        tar_format: ``tarfile.PAX_FORMAT``, or ``tarfile.GNU_FORMAT`` for busybox, which reads long and non-ASCII names in that
+            format only.
+        backend: The backend's name, for errors.
 
     Raises:
-        BackendError: A file can't be read, or changed its size while it was read.
+        BackendError: A file can't be read, or its size changed while it was read.
     """
     buffer = _Pieces()
     extra = dict(extra or {})
     if compressed:
         import gzip
 
-        # No time and no file name in gzip's header: the same files give the same bytes.
+        # Without time and file name in gzip's header the same files give the same bytes.
         packed = gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0, compresslevel=6)
         archive = tarfile.open(fileobj=packed, mode="w|", format=tar_format)  # noqa: SIM115
     else:
@@ -196,7 +181,7 @@ def iterate_archive(
         archive = tarfile.open(fileobj=buffer, mode="w|", format=tar_format)  # noqa: SIM115
     folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     if folder:
-        # Else whoever unpacks it makes the folder, and root owns it.
+        # Without an entry of its own, tar creates the folder owned by root.
         own = _info(folder.rstrip("/"), 0o755, owner)
         own.type = tarfile.DIRTYPE
         archive.addfile(own)
@@ -242,14 +227,14 @@ def _info(name: str, mode: int, owner: tuple[int, int]) -> tarfile.TarInfo:
 
 def _unreadable(file: ProjectFile, error: OSError, backend: str) -> BackendError:
     return BackendError(
-        f"The project's file {file.path} can't be read: {error.strerror or error}. Make it readable, or name it in the "
+        f"The project's file {file.path} can't be read: {error.strerror or error}. Make it readable, or add it to the "
         f"project's {IGNORE_FILE}.",
         backend=backend,
     )
 
 
 class _Pieces(io.RawIOBase):
-    """Collects what is written until it is taken."""
+    """A writable buffer that is drained in pieces."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from prefect_mlprojects._support.secrets import Secret, reveal
 
 
 class RegistryCredentials(BaseModel):
-    """How to get into an image registry.
+    """Credentials for an image registry.
 
     Attributes:
         username: The user's name.
@@ -25,7 +25,7 @@ class RegistryCredentials(BaseModel):
     registry: str | None = None
 
     def auth_config(self) -> dict[str, str]:
-        """Returns them as Docker's SDK takes them, for use in memory."""
+        """Returns the ``auth_config`` of Docker's SDK, in clear."""
         auth = {"username": self.username, "password": reveal(self.password)}
         return auth | ({"serveraddress": self.registry} if self.registry else {})
 
@@ -49,12 +49,12 @@ class EngineConnection(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_prefect_docker_has_it(cls, values: Any) -> Any:
-        """Takes the fields of prefect-docker's ``DockerHost`` block, too."""
+    def _from_prefect_docker(cls, values: Any) -> Any:
+        """Accepts the fields of prefect-docker's ``DockerHost`` block, too."""
         return {"host": values["base_url"]} if isinstance(values, dict) and values.get("base_url") else values
 
     def pem_files(self) -> dict[str, str]:
-        """Returns what is there of ``ca.pem``, ``cert.pem`` and ``key.pem``."""
+        """Returns those of ``ca.pem``, ``cert.pem`` and ``key.pem`` that are set, in clear."""
         key = reveal(self.client_key) if self.client_key else None
         texts = {"ca.pem": self.ca_certificate, "cert.pem": self.client_certificate, "key.pem": key}
         return {name: text for name, text in texts.items() if text}
@@ -64,17 +64,17 @@ class LocalConfig(BaseModel):
     """The configuration of the backend ``local``.
 
     Attributes:
-        grace_period: Seconds between asking the command to end and killing it; None for the setting
+        grace_period: Seconds between SIGTERM and SIGKILL; None for the setting
             ``PREFECT_MLPROJECTS_GRACE_PERIOD``.
         docker_host: The Docker engine's address (``unix://…``, ``tcp://…``, ``ssh://…``); None for the one that the environment or
             the current Docker context names.
-        docker_engine: The Docker engine, in the place of ``docker_host``: the name of a block, or what it holds.
+        docker_engine: The Docker engine, instead of ``docker_host``: the name of a block, or its fields.
         docker_tls: The folder with ``ca.pem``, ``cert.pem`` and ``key.pem`` for a ``tcp://`` engine.
         project_files: ``copy`` puts the project's files into the container; ``mount`` mounts its folder there instead.
-        container_user: ``caller`` runs as the calling user, so that files in mounted folders belong to it; ``image`` as the image
-            says.
-        pull: When the image is pulled: ``missing``, ``always`` or ``never``.
-        credentials: Registry credentials: the name of a block, or what it holds.
+        container_user: ``caller`` runs as the calling user, so that files in mounted folders belong to it; ``image`` as the image's
+            user.
+        pull: When to pull the image: ``missing``, ``always`` or ``never``.
+        credentials: Registry credentials: the name of a block, or its fields.
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, populate_by_name=True)

@@ -21,10 +21,10 @@ class EngineAddress:
 
     Attributes:
         url: ``unix://…``, ``tcp://…`` or ``ssh://…``.
-        named_by: Who named it, for messages.
-        tls_folder: The folder with ``ca.pem``, ``cert.pem`` and ``key.pem``; None without TLS, or when the context brings its own.
-        context_tls: The Docker context's ``docker.tls.TLSConfig``; None when it has none.
-        connection: What a block or the configuration says of the engine; None when it says nothing.
+        named_by: Where the address came from, for messages.
+        tls_folder: The folder with ``ca.pem``, ``cert.pem`` and ``key.pem``; None without TLS, or with the context's own.
+        context_tls: The Docker context's ``docker.tls.TLSConfig``; None if it has none.
+        connection: The engine's fields in a block or the configuration; None without them.
     """
 
     url: str
@@ -35,7 +35,7 @@ class EngineAddress:
 
     @property
     def is_here(self) -> bool:
-        """Whether the engine is on this machine, so that its containers can have this machine's folders and ports."""
+        """True for an engine on this machine, whose containers can mount its folders and share its network."""
         return self.url.startswith("unix://")
 
 
@@ -46,7 +46,7 @@ def find_engine(config: LocalConfig) -> EngineAddress:
     (https://docs.docker.com/reference/cli/docker/#environment-variables).
 
     Raises:
-        BackendError: ``DOCKER_CONTEXT`` names a context that is not there.
+        BackendError: ``DOCKER_CONTEXT`` names a context that does not exist.
     """
     if isinstance(config.docker_engine, EngineConnection):
         return EngineAddress(
@@ -68,12 +68,12 @@ def find_engine(config: LocalConfig) -> EngineAddress:
 
 
 def _context(chosen: str | None) -> Any:
-    """The Docker context of a name, or the current one; None for Docker's default one."""
+    """Returns the Docker context of a name, or the current one; None for Docker's default context."""
     from docker.context import ContextAPI
 
     try:
         context = ContextAPI.get_context(chosen) if chosen else ContextAPI.get_current_context()
-    except Exception:  # noqa: BLE001 - a broken file of another program's
+    except Exception:  # noqa: BLE001 - a corrupt context file
         context = None
     if chosen and context is None:
         raise BackendError(
@@ -87,12 +87,12 @@ def connect(config: LocalConfig, *, backend: str = "local", timeout: float = 60)
     """Returns Docker's low-level client, connected.
 
     Args:
-        config: What of the configuration of the backend ``local`` is about the engine.
+        config: The configuration of the backend ``local``.
         backend: The backend that needs it, for the error.
-        timeout: Seconds that the engine may take to answer, or to go on with an answer.
+        timeout: Seconds to wait for the engine to answer, or to continue an answer.
 
     Raises:
-        BackendError: No engine answers; the message says where it was looked for, and what to do.
+        BackendError: No engine answers; the message names its address and what to do.
     """
     from docker.errors import DockerException, TLSParameterError
 
@@ -122,20 +122,20 @@ def _client_class() -> Any:
     import docker
 
     class Client(docker.APIClient):  # type: ignore[misc]  # Docker's SDK has no types
-        """Docker's client, which trusts the engine's authority also where ``REQUESTS_CA_BUNDLE`` names others.
+        """Docker's client, which trusts the engine's authority even if ``REQUESTS_CA_BUNDLE`` is set.
 
-        requests prefers that variable to what a session was told (https://github.com/psf/requests/issues/3829).
+        requests prefers that variable to the session's setting (https://github.com/psf/requests/issues/3829).
         """
 
         def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-            told = self.verify if verify is None else verify
-            return super().merge_environment_settings(url, proxies, stream, told, cert)
+            authority = self.verify if verify is None else verify
+            return super().merge_environment_settings(url, proxies, stream, authority, cert)
 
     return Client
 
 
 def _tls(address: EngineAddress) -> tuple[Any, tempfile.TemporaryDirectory[str] | None]:
-    """The TLS configuration, and a folder that must stay as long as the client: Docker's SDK takes files only."""
+    """Returns the TLS configuration, and a folder that must outlive the client: Docker's SDK takes files only."""
     from docker.tls import TLSConfig
 
     if address.context_tls is not None:

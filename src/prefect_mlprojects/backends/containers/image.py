@@ -1,4 +1,4 @@
-"""Images: pulled, built with a project's files, pushed, and how a command is run in one. For the backends that run containers."""
+"""Pulls, builds and pushes images, for the backends that run containers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.types import StopSignal
 
 CODE_FOLDER = "/mlflow/projects/code"
-"""Where a project's files are in an image, as in MLflow (``MLFLOW_DOCKER_WORKDIR_PATH``)."""
+"""A project's folder in an image, as in MLflow (``MLFLOW_DOCKER_WORKDIR_PATH``)."""
 
 CONTENT_LABEL = "prefect-mlprojects.content"
-"""The label that tells which files an image was built with."""
+"""The label that holds the content digest of the files that an image was built with."""
 
 RUN_BY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
-"""A script for ``sh``: runs the command line in ``$1`` by bash where the image has it, as on this machine, else by sh."""
+"""A script for ``sh``: runs the command line in ``$1`` with bash if the image has it, as on this machine, else with sh."""
 
 _BUILD_STEP = re.compile(r"Step (\d+)/(\d+) : ")
 _DOCKERFILE = "Dockerfile.prefect-mlprojects"
 
 
 def shell_command(command: str) -> list[str]:
-    """Returns what a container runs for a shell command line; the line stays one argument, whatever it holds."""
+    """Returns the container's command for a shell command line, which stays one argument."""
     return ["sh", "-c", RUN_BY_SHELL, "sh", command]
 
 
@@ -40,7 +40,7 @@ class BuiltImage:
     Attributes:
         name: Its name and tag.
         image_id: Its id.
-        reused: Whether it was there already.
+        reused: Whether it existed already.
     """
 
     name: str
@@ -58,7 +58,7 @@ def ensure_image(
     report: Callable[[str], None],
     stop: StopSignal,
 ) -> tuple[str, bool]:
-    """Has an image on the engine when it returns.
+    """Makes sure that the engine has an image.
 
     Args:
         engine: Docker's low-level client.
@@ -66,14 +66,14 @@ def ensure_image(
         pull: ``missing``, ``always`` or ``never``.
         auth: Credentials for its registry, as Docker's SDK takes them.
         backend: The backend's name, for errors.
-        report: Takes lines about the progress.
-        stop: Asks for the end.
+        report: Receives progress lines.
+        stop: Cancels the pull.
 
     Returns:
-        Its id, and whether it was there already.
+        Its id, and whether it existed already.
 
     Raises:
-        BackendError: It is not there and can't be pulled.
+        BackendError: It is missing and can't be pulled.
     """
     from docker.errors import ImageNotFound
 
@@ -83,7 +83,7 @@ def ensure_image(
         except ImageNotFound:
             if pull == "never":
                 raise BackendError(
-                    f"The image {image!r} is not on the Docker engine, and the configuration says never to pull one.",
+                    f"The image {image!r} is not on the Docker engine, and pull is 'never' in the backend configuration.",
                     backend=backend,
                 ) from None
     repository, tag = _split(image)
@@ -95,7 +95,7 @@ def ensure_image(
         f"pulling {image}",
         f"The image {image!r} can't be pulled",
         backend,
-        advice="Is its name right, and are credentials needed (docker_auth, or credentials in the backend configuration)?",
+        advice="Check its name, and give credentials if needed (docker_auth, or credentials in the backend configuration).",
     )
     return str(engine.inspect_image(image)["Id"]), False
 
@@ -111,7 +111,7 @@ def build_project_image(
     report: Callable[[str], None],
     stop: StopSignal,
 ) -> BuiltImage:
-    """Builds a thin image: the base image with the project's files; reused when neither has changed.
+    """Builds an image from the base image and the project's files; reuses one if neither has changed.
 
     The files are streamed to the engine; nothing is copied on this machine.
 
@@ -120,11 +120,11 @@ def build_project_image(
         base: The base image's name.
         base_id: Its id.
         copy: The project's files.
-        repository: What the image is named; None for a sound default. The tag is the commit's first seven digits, as in MLflow,
-            where the files are those of a commit, else those of their content.
+        repository: The image's repository; None for ``docker-project``. The tag is the commit's first seven digits, as in
+            MLflow, or those of the content digest if the working copy is dirty or has no commit.
         backend: The backend's name, for errors.
-        report: Takes the build's output.
-        stop: Asks for the end.
+        report: Receives the build's output.
+        stop: Cancels the build.
 
     Raises:
         BackendError: The build failed, naming the step, or was stopped.
@@ -187,7 +187,7 @@ def push_image(
         digests=digests,
     )
     if not digests:
-        raise BackendError(f"The image {name} was pushed, but its registry told no digest.", backend=backend)
+        raise BackendError(f"The image {name} was pushed, but its registry returned no digest.", backend=backend)
     return f"{repository}@{digests[-1]}"
 
 
@@ -202,18 +202,18 @@ def _follow(
     advice: str = "",
     digests: list[str] | None = None,
 ) -> None:
-    """Reads what the engine says of a long work, step by step; each layer's progress only when its word changes."""
+    """Follows the engine's event stream of a pull, build or push; reports a layer only when its status changes."""
     from docker.errors import APIError
     from requests.exceptions import RequestException
 
-    def failed(words: str) -> BackendError:
+    def failed(message: str) -> BackendError:
         place = f" in the step {step!r}" if step else ""
-        return BackendError(" ".join((f"{what}{place}: {words}", advice)).strip(), backend=backend)
+        return BackendError(" ".join((f"{what}{place}: {message}", advice)).strip(), backend=backend)
 
     step, said, layers = "", dict[str, str](), _Layers(doing)
     for event in _until_stopped(start, stop):
         if isinstance(event, APIError | RequestException | OSError):
-            raise failed(_words(event))
+            raise failed(_message(event))
         if isinstance(event, BaseException):
             raise event
         if "error" in event:
@@ -238,16 +238,16 @@ def _follow(
 
 
 class _Layers:
-    """Adds up how far the layers of an image are."""
+    """Sums up the progress of an image's layers."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
         self._layers: dict[str, tuple[int, int]] = {}
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Takes what the engine says of a layer: the bytes that are there, and how many there will be."""
+        """Adds a layer's event: bytes transferred and total bytes."""
         detail = event.get("progressDetail") or {}
-        # What is unpacked was counted when it was downloaded.
+        # Extraction was counted as download already.
         if event.get("status") not in ("Downloading", "Pushing") or not detail.get("total"):
             return
         self._layers[str(event.get("id"))] = (int(detail.get("current") or 0), int(detail["total"]))
@@ -261,25 +261,24 @@ class _Layers:
 def _until_stopped(
     start: Callable[[], Iterator[Mapping[str, Any]]], stop: StopSignal
 ) -> Iterator[Mapping[str, Any] | BaseException]:
-    """Yields what a work says, or the exception it ended with, but never outlasts a request to stop.
+    """Yields the events of a pull, build or push, or the exception that ended it; returns on a stop request.
 
-    An engine that waits for its registry may say nothing for long. The thread that listens to it is left behind then, and
-    ends with the engine's answer.
+    An engine that waits for its registry may be silent for long. The listening thread then ends with the engine's answer.
     """
-    said: SimpleQueue[Mapping[str, Any] | BaseException | None] = SimpleQueue()
+    events: SimpleQueue[Mapping[str, Any] | BaseException | None] = SimpleQueue()
 
     def listen() -> None:
         try:
             for event in start():
-                said.put(event)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the work is waited for
-            said.put(error)
-        said.put(None)
+                events.put(event)
+        except BaseException as error:  # noqa: BLE001 - raised again by the reader
+            events.put(error)
+        events.put(None)
 
-    forget = stop.on_request(lambda: said.put(None))
+    forget = stop.on_request(lambda: events.put(None))
     threading.Thread(target=listen, name="docker-engine", daemon=True).start()
     try:
-        while (event := said.get()) is not None:
+        while (event := events.get()) is not None:
             if stop.requested:
                 break
             yield event
@@ -294,7 +293,7 @@ def _repository(name: str | None) -> str:
 
 
 def _split(image: str) -> tuple[str, str]:
-    """Divides an image's name from its tag or digest."""
+    """Splits an image's name from its tag or digest."""
     if "@" in image:
         repository, _, digest = image.partition("@")
         return repository, digest
@@ -302,6 +301,6 @@ def _split(image: str) -> tuple[str, str]:
     return (repository, tag) if colon and "/" not in tag else (image, "latest")
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     text = str(getattr(error, "explanation", None) or error).strip().rstrip(".")
     return f"{text}."

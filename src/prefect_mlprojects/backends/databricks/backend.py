@@ -51,7 +51,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         return NAME
 
     def check(self, request: DatabricksRequest) -> None:
-        """Checks compute, docker, and whether the cluster can reach the tracking store.
+        """Checks the compute, the absence of Docker options, and that the cluster can reach the tracking store.
 
         Raises:
             ExecutionException: The request can't work.
@@ -61,7 +61,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
             raise BackendError(NO_CLUSTER, backend=NAME)
         if isinstance(request.project.environment, DockerEnvironment) or request.docker_args or request.build_image:
             raise BackendError(
-                f"The project '{request.project.display_name}' wants a Docker container, which Databricks does not run: its "
+                f"The project '{request.project.display_name}' wants a Docker container, which Databricks can't run: its "
                 "runtime is the container. Give the project a python_env, or run it with the local or kubernetes backend.",
                 backend=NAME,
             )
@@ -120,7 +120,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
     def prepare(
         self, request: DatabricksRequest, report: Report, stop: StopSignal
     ) -> Prepared[DatabricksConfig, Upload]:
-        """Uploads the project and the bootstrap, unless the workspace has them.
+        """Uploads the project and the bootstrap unless the workspace has them.
 
         Raises:
             BackendError: The workspace can't be reached or refused it, or the upload was stopped.

@@ -1,4 +1,4 @@
-"""The configuration of the databricks backend: MLflow's forms and ours, as one value."""
+"""The configuration of the databricks backend, in MLflow's forms and ours."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ NO_CLUSTER = (
 )
 
 
+def _secret(value: Any) -> Secret:
+    return value if isinstance(value, Secret) else Secret(str(value))
+
+
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
 
@@ -31,20 +35,20 @@ class DatabricksConfig(BaseModel):
     Attributes:
         credentials: A block's name, or fields of the SDK's ``Config``: host, token, client_id, client_secret …
         profile: A profile of ``~/.databrickscfg``; wins over the one of a ``databricks://profile`` tracking URI.
-        new_cluster: The cluster that is made for the run (the Clusters API's specification).
-        existing_cluster_id: A cluster that is there.
+        new_cluster: The cluster to create for the run (the Clusters API's specification). Literal ``spark_env_vars`` are secrets.
+        existing_cluster_id: An existing cluster's id.
         environment: A serverless environment: ``environment_version``, ``dependencies``.
         libraries: Libraries of the Jobs API for the cluster.
         timeout: Seconds after which Databricks itself ends the run.
         run_name: The run's name in the workspace.
         access_control: Permissions on the run (the Jobs API's ``access_control_list``).
-        code_path: Where the code is uploaded: ``/Workspace/…``, ``/Volumes/…`` or ``dbfs:/…``.
-        git_source: Whether Databricks itself checks a git project out.
+        code_path: The folder for uploads: ``/Workspace/…``, ``/Volumes/…`` or ``dbfs:/…``.
+        git_source: Whether Databricks checks out a git project, instead of an upload.
         secrets: Variable of the command -> ``scope/key`` of a Databricks secret, which the driver reads.
-        live_output: Whether output is written beside the code and read while the run goes on.
-        poll_interval: Seconds between two looks at the run; grows to ``max_poll_interval`` while nothing happens.
+        live_output: Whether output is written to the workspace and read during the run.
+        poll_interval: Seconds between two polls of the run; grows to ``max_poll_interval`` without news.
         max_poll_interval: The longest such time, in seconds.
-        network_timeout: Seconds for which the workspace may be out of reach before the watching is given up.
+        network_timeout: Seconds for which an unreachable workspace is retried.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, alias_generator=_kebab, hide_input_in_errors=True)
@@ -68,18 +72,22 @@ class DatabricksConfig(BaseModel):
 
     @field_validator("new_cluster")
     @classmethod
-    def _hide_registry_password(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        image = (value or {}).get("docker_image")
+    def _with_secrets(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        value = dict(value or {}) or value
+        image, variables = (value or {}).get("docker_image"), (value or {}).get("spark_env_vars")
         login = image.get("basic_auth") if isinstance(image, dict) else None
-        if not value or not isinstance(image, dict) or not isinstance(login, dict) or not login.get("password"):
-            return value
-        password = login["password"]
-        hidden = {**login, "password": password if isinstance(password, Secret) else Secret(str(password))}
-        return {**value, "docker_image": {**image, "basic_auth": hidden}}
+        if value and isinstance(image, dict) and isinstance(login, dict) and login.get("password"):
+            value["docker_image"] = {**image, "basic_auth": {**login, "password": _secret(login["password"])}}
+        if value and isinstance(variables, dict):
+            # A reference to a Databricks secret is no secret.
+            value["spark_env_vars"] = {
+                name: text if str(text).startswith("{{secrets/") else _secret(text) for name, text in variables.items()
+            }
+        return value
 
     @field_validator("code_path")
     @classmethod
-    def _known_place(cls, value: str | None) -> str | None:
+    def _check_code_path(cls, value: str | None) -> str | None:
         if value is None:
             return None
         value = value.rstrip("/")
@@ -108,7 +116,7 @@ class DatabricksConfig(BaseModel):
 
     @property
     def compute(self) -> Literal["new", "existing", "serverless"] | None:
-        """What it runs on; None when nothing is named."""
+        """The kind of compute; None if none is named."""
         if self.new_cluster is not None:
             return "new"
         if self.existing_cluster_id is not None:
@@ -121,7 +129,7 @@ DatabricksRequest: TypeAlias = BackendRequest[DatabricksConfig]
 
 @cache
 def _fields(kind: Literal["cluster", "library", "environment", "access"]) -> frozenset[str]:
-    """The keys of a part of a submission, as the SDK has them."""
+    """Returns the SDK's keys for a part of a submission."""
     from dataclasses import fields
 
     from databricks.sdk.service.compute import ClusterSpec, Environment, Library
@@ -133,19 +141,19 @@ def _fields(kind: Literal["cluster", "library", "environment", "access"]) -> fro
         "environment": Environment,
         "access": JobAccessControlRequest,
     }
-    # Older SDKs of the supported range do not know all of an environment's.
+    # Older SDKs of the supported range lack some keys of an environment.
     newer = {"environment_version", "base_environment"} if kind == "environment" else set()
     return frozenset(each.name for each in fields(classes[kind])) | newer
 
 
 def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
-    """Returns a configuration in any of its forms as a value.
+    """Parses a configuration in any of its forms.
 
     MLflow's forms are a bare cluster specification, ``new_cluster`` with ``libraries``, and either under ``cluster_spec``;
     ``job_cluster`` is another name for ``new_cluster``.
 
     Raises:
-        BackendError: A key is unknown (the nearest is named) or a value is not of its kind.
+        BackendError: A key is unknown (the nearest is named) or a value is of the wrong type.
     """
     values = dict(config)
     for key in ("cluster_spec", "cluster-spec"):
@@ -159,7 +167,7 @@ def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
         values = {**spec, **values}
     for key in ("job_cluster", "job-cluster"):
         if key in values:
-            # As a job's job_clusters have it, or the specification itself.
+            # An entry of a job's job_clusters, or the specification itself.
             cluster = values.pop(key)
             values["new_cluster"] = cluster.get("new_cluster", cluster) if isinstance(cluster, Mapping) else cluster
     own = {name for field in DatabricksConfig.model_fields for name in (field, _kebab(field))}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects._support.secrets import reveal_all
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
 from prefect_mlprojects.exceptions import BackendError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 _CALL_SECONDS = 60
-# `insist` tries again, and listens to the stop signal between two calls; the SDK's own waiting does not.
+# `insist` retries instead, since the SDK's own retries ignore the stop signal.
 _RETRY_SECONDS = 1
 
 
@@ -32,23 +33,23 @@ def profile_of(tracking_uri: str) -> str | None:
 
 
 def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None = None) -> WorkspaceClient:
-    """Returns a client of the workspace; with a token it has not asked anything yet.
+    """Returns a client of the workspace; with a token it sends no request yet.
 
     Raises:
-        BackendError: There are no usable credentials.
+        BackendError: No usable credentials were found.
     """
     import logging
 
     if isinstance(config.credentials, str):
         raise BackendError(
-            f"The credentials block {config.credentials!r} was not resolved: it is when the run goes through run().",
+            f"The credentials block {config.credentials!r} was not resolved. Blocks are resolved by run() and by deployments.",
             backend=NAME,
         )
     values: dict[str, Any] = {
         key: value for key, value in reveal_all(config.credentials or {}).items() if value is not None
     }
     if values and "auth_type" not in values:
-        # The environment may hold other credentials; the SDK would refuse to choose.
+        # The environment may hold other credentials, and the SDK refuses several methods at once.
         kind = "oauth-m2m" if values.get("client_secret") else "pat" if values.get("token") else None
         values |= {"auth_type": kind} if kind else {}
     profile = config.profile or profile_of(tracking_uri)
@@ -79,8 +80,6 @@ def _client(values: dict[str, Any]) -> WorkspaceClient:
 
 
 _Answer = TypeVar("_Answer")
-_GROWTH = 1.5
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0
 _BAD_GATEWAY = ("502", "bad gateway", "BAD_GATEWAY")
 
 _ADVICE = MappingProxyType(
@@ -90,18 +89,18 @@ _ADVICE = MappingProxyType(
         "ValueError": "Name credentials: a databricks-workspace block, a profile, or DATABRICKS_HOST and DATABRICKS_TOKEN.",
         "NotFound": "Check the ids and paths in the backend configuration.",
         "ResourceDoesNotExist": "Check the ids and paths in the backend configuration.",
-        "TimeoutError": "The workspace was out of reach: check the host and the network, or raise network-timeout.",
+        "TimeoutError": "The workspace could not be reached: check the host and the network, or raise network-timeout.",
     }
 )
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether an error of a call goes away by itself: a rate limit, a server's error, a lost connection."""
+def is_transient(error: BaseException) -> bool:
+    """Returns whether an error is transient: a rate limit, a server error, a lost connection."""
     import requests
     from databricks.sdk import errors
     from databricks.sdk.core import DatabricksError
 
-    passing = (
+    transient = (
         errors.TooManyRequests,
         errors.InternalError,
         errors.TemporarilyUnavailable,
@@ -110,50 +109,50 @@ def is_passing(error: BaseException) -> bool:
         ConnectionError,
         TimeoutError,
     )
-    if isinstance(error, passing):
+    if isinstance(error, transient):
         return True
-    # The SDK knows no class for a gateway's errors.
+    # The SDK has no class for a gateway's errors.
     return type(error) is DatabricksError and any(
         sign in f"{error.error_code} {error}".lower() for sign in map(str.lower, _BAD_GATEWAY)
     )
 
 
 def insist(call: Callable[[], _Answer], seconds: float, stop: StopSignal | None, what: str) -> _Answer:
-    """Makes an idempotent call, again and again while what goes wrong goes away by itself.
+    """Returns the result of an idempotent call, which it retries for `seconds` on transient errors.
 
     Args:
         call: The call.
-        seconds: For how long; one call is made in any case.
-        stop: Gives up when requested; None for a call that must be made although it is.
-        what: What could not be done, for the message.
+        seconds: The time limit of retries; 0 for a single call.
+        stop: Ends the retries; None for a call that must outlast a stop request.
+        what: The failed operation, for the message.
 
     Raises:
-        BackendError: The workspace refused it, or was out of reach for too long.
+        BackendError: The workspace refused it, or was unreachable for too long.
     """
-    deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE
+    deadline, backoff, waiter = time.monotonic() + seconds, Backoff(0.5, 20), stop or StopSignal()
     while True:
         try:
             return call()
         except BackendError:
             raise
-        except Exception as error:  # noqa: BLE001 - what passes is told apart below
-            if not is_passing(error) or time.monotonic() + pause > deadline or (stop is not None and stop.requested):
+        except Exception as error:  # noqa: BLE001 - classified below
+            pause = backoff.next()
+            if not is_transient(error) or time.monotonic() + pause > deadline or waiter.requested:
                 raise refused(what, error) from None
-        if stop is None:
-            time.sleep(pause)
-        else:
-            stop.wait(pause)
-        pause = min(pause * _GROWTH, _LONGEST_PAUSE)
+        waiter.wait(pause)
 
 
 def refused(what: str, error: BaseException) -> BackendError:
-    """Returns the error of a call that the workspace refused, with what to do."""
+    """Returns the error of a failed call, with advice."""
     advice = _ADVICE.get(type(error).__name__, "")
     if "invalid_client" in str(error):
-        advice = "The service principal's client_id and client_secret do not fit: make a new secret for it."
+        advice = (
+            "Authentication failed for the service principal: its client_secret is wrong or expired. Create a new one in the "
+            "account console."
+        )
     if isinstance(error, TimeoutError) and error.__cause__ is not None:
-        # What the SDK itself tried again; its own words say only how long.
+        # The error that the SDK retried; its own message names only the time.
         error = error.__cause__
-    # The SDK adds its configuration, with the names of files and variables.
+    # The SDK appends its configuration, with names of files and variables.
     text = redact(str(error).partition(". Config:")[0].strip()) or type(error).__name__
     return BackendError(f"{what}: {text.rstrip('.')}. {advice}".rstrip(), backend=NAME)

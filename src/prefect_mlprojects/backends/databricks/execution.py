@@ -1,4 +1,4 @@
-"""One execution: submits the run, or finds it again, watches it to its end, and tells how it ended."""
+"""One execution: submits the run or attaches to it, watches it to its end, and returns its outcome."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
 from prefect_mlprojects.backends.databricks.connection import insist
 from prefect_mlprojects.backends.databricks.states import Diagnosis, WatchEnd, cancel, waiting_for, watch
 from prefect_mlprojects.backends.databricks.storage import (
-    RunNote,
+    RunRecord,
     Storage,
-    note_path,
-    read_note,
+    read_record,
+    record_path,
     storage_for,
-    write_note,
+    write_record,
 )
 from prefect_mlprojects.backends.databricks.task import Code, driver_environment, remote_variables, submission
 from prefect_mlprojects.backends.databricks.upload import Upload, bootstrap, check_unchanged, code_of, pack, upload
@@ -40,7 +40,7 @@ _MAX_TOKEN = 64  # The Jobs API's limit.
 
 
 class Execution:
-    """One execution: what belongs to it while it goes on."""
+    """One execution and its state."""
 
     def __init__(
         self,
@@ -56,11 +56,11 @@ class Execution:
         self._output, self._stop = TailedOutput(events), stop
         self._root = prepared.value.root
         self._storage: Storage = storage_for(client, self._root)
-        self._told: tuple[str, str] | None = None
+        self._reported: tuple[str, str] | None = None
         self._token = ""
 
     def run(self) -> Outcome:
-        """Runs it to its end; see ``Backend.execute``."""
+        """Submits and watches the run until it ends; see ``Backend.execute``."""
         started = time.monotonic()
         submitted = self._submit()
         if submitted is None:
@@ -70,9 +70,9 @@ class Execution:
         deadline = None if self._command.timeout is None else started + self._command.timeout
 
         def look(run: Run, found: Diagnosis) -> bool:
-            if not self._told:
-                self._tell(run_id, run)
-            self._tell_phase(run_id, run, found)
+            if not self._reported:
+                self._tag(run_id, run)
+            self._report_phase(run_id, run, found)
             return live.read() if live is not None else False
 
         run, found, why = watch(self._client, run_id, self._config, self._stop, deadline, look)
@@ -88,25 +88,22 @@ class Execution:
         return outcome(found, why, self._stop, live, error, tail)
 
     def _submit(self) -> tuple[int, Code] | None:
-        """Submits the run; a run of an earlier attempt whose failure was told already gives way to a new one.
-
-        None when a stop came before.
-        """
+        """Submits the run, unless an earlier attempt did and its failure was not reported; None if stopped before."""
         variables = remote_variables(reveal_values(self._command.child_env), reveal(self._request.tracking_uri))
         for attempt in range(_MAX_ATTEMPTS):
             token = f"mlp-{self._command.identity.flow_run_id}-{attempt}"[:_MAX_TOKEN]
-            path = note_path(self._root, token)
-            note = self._ask(partial(read_note, self._storage, path), "The run's note can't be looked for")
-            if note is not None and note.told:
+            path = record_path(self._root, token)
+            record = self._ask(partial(read_record, self._storage, path), "The run's record can't be read")
+            if record is not None and record.reported:
                 continue
             self._token = token
             code = code_of(self._root, self._upload.sha256, token if self._live() else None)
-            self._secure_code(code, path)
+            self._ensure_code(code, path)
             body = submission(self._request, self._config, self._command.line, code, variables, token)
             if self._stop.requested:
                 self._remove(path)
                 return None
-            # From here on a stop must not end the asking: an answer that was lost may be that of a run which costs money.
+            # A stop request must not end these retries: a lost response may be that of a run, which costs money.
             what, seconds = "The run can't be submitted to Databricks", self._config.network_timeout
             try:
                 answer = insist(partial(_post, self._client, body), seconds, None, what)
@@ -114,13 +111,15 @@ class Execution:
                 self._remove(path)
                 raise
             return int(answer["run_id"]), code
-        raise BackendError(f"The run was tried {_MAX_ATTEMPTS} times.", backend=NAME)
+        raise BackendError(f"The run was submitted {_MAX_ATTEMPTS} times without success.", backend=NAME)
 
-    def _secure_code(self, code: Code, note: str) -> None:
-        """Notes that the code is needed, and then makes sure that it is there: cleaning may have come between."""
+    def _ensure_code(self, code: Code, record: str) -> None:
+        """Writes the run's record, then uploads the code again if a clean-up removed it meanwhile."""
         files = () if self._config.git_source else (code.archive, code.bootstrap)
-        content = RunNote(self._upload.user, [each.rpartition("/")[2] for each in files])
-        self._ask(partial(write_note, self._storage, note, content), "The run can't be noted in the workspace")
+        content = RunRecord(self._upload.user, [each.rpartition("/")[2] for each in files])
+        self._ask(
+            partial(write_record, self._storage, record, content), "The run's record can't be written to the workspace"
+        )
         if self._config.git_source:
             return
         what = "The project can't be uploaded to Databricks"
@@ -137,7 +136,7 @@ class Execution:
     def _ask(self, call: Callable[[], Any], what: str) -> Any:
         return insist(call, self._config.network_timeout, self._stop, what)
 
-    def _tell(self, run_id: int, run: Run) -> None:
+    def _tag(self, run_id: int, run: Run) -> None:
         # The tags that `mlflow run` sets: mlflow/projects/databricks.py, _print_description_and_log_tags.
         tags = {"mlflow.databricks.shellJobRunID": str(run_id), "mlflow.databricks.webappURL": self._client.config.host}
         if run.job_id is not None:
@@ -147,34 +146,36 @@ class Execution:
             self._events.link("Databricks run", run.run_page_url)
         self._events.tag(tags)
 
-    def _tell_phase(self, run_id: int, run: Run, found: Diagnosis) -> None:
-        said = "" if found.ended else waiting_for(run)
-        if (found.phase, said) != self._told:
-            self._told = (found.phase, said)
-            self._events.report(f"Databricks run {run_id}: {found.phase}{f' ({said})' if said else ''}")
+    def _report_phase(self, run_id: int, run: Run, found: Diagnosis) -> None:
+        reason = "" if found.ended else waiting_for(run)
+        if (found.phase, reason) != self._reported:
+            self._reported = (found.phase, reason)
+            self._events.report(f"Databricks run {run_id}: {found.phase}{f' ({reason})' if reason else ''}")
 
     def _clear(self, code: Code, found: Diagnosis) -> None:
-        """Removes what the run no longer needs; of a failure it is noted that it was told."""
-        path = note_path(self._root, self._token)
+        """Removes the run's output and record; marks a failure as reported."""
+        path = record_path(self._root, self._token)
         if code.output is not None:
             self._remove(code.output)
         if found.status == "succeeded":
             self._remove(path)
             return
         try:
-            write_note(self._storage, path, RunNote(self._upload.user, told=True))
-        except Exception as error:  # noqa: BLE001 - the failure itself is what people must hear of
-            self._events.report(f"A retry will find the same run again: {error}")
+            write_record(self._storage, path, RunRecord(self._upload.user, reported=True))
+        except Exception as error:  # noqa: BLE001 - must not hide the run's own failure
+            self._events.report(
+                f"The run's record could not be written, so a retry will attach to the same run: {error}"
+            )
 
     def _remove(self, path: str) -> None:
         try:
             self._storage.remove(path)
-        except Exception as error:  # noqa: BLE001 - `mlprojects databricks clean` takes what is left
+        except Exception as error:  # noqa: BLE001 - `mlprojects databricks clean` removes it later
             self._events.report(f"{path} could not be removed: {error}")
 
 
 def _post(client: WorkspaceClient, body: Mapping[str, Any]) -> Any:
-    # The SDK's own submit() takes dataclasses and drops keys that it does not know; the body is passed on as written.
+    # The SDK's submit() takes dataclasses and drops unknown keys.
     return client.api_client.do("POST", "/api/2.2/jobs/runs/submit", body=reveal_all(body))
 
 
@@ -186,16 +187,7 @@ def outcome(
     error: str,
     tail: tuple[str, ...],
 ) -> Outcome:
-    """Judges how a run ended, and why.
-
-    Args:
-        found: What its state means.
-        why: Why the watching ended.
-        stop: Asked for the end, or did not.
-        live: What the bootstrap told; None when it was not asked to.
-        error: What Databricks shows as the run's error.
-        tail: The last lines of output.
-    """
+    """Returns the outcome of a run from its diagnosis, its live output and the error that Databricks shows."""
     if found.status == "succeeded":
         return Outcome("exited", exit_code=0, cause="exit code 0", output_tail=tail)
     if why == "stopped":
@@ -220,21 +212,21 @@ def outcome(
 
 
 def _exit_code(error: str) -> int | None:
-    """The exit code that the bootstrap ended with, as a driver shows it, where nothing came live."""
+    """Parses the bootstrap's exit code from a driver's error."""
     match = re.match(r"SystemExit: (\d+)\b", error.strip())
     return int(match[1]) if match is not None else None
 
 
 _logger = logging.getLogger(__name__)
 _EXIT_FILE = "exit.json"
-_KEPT = 400  # Bytes by which the place in the driver's own output is found again.
+_KEPT = 400  # Trailing bytes that are searched for in the driver's own output.
 _STREAMS: dict[bytes, StreamName] = {b"out": "stdout", b"err": "stderr"}
 
 
 class LiveOutput:
     """Reads the numbered files of a run's output folder, each once.
 
-    A look costs one request, for the file that comes next, and one more for each that was there.
+    A poll costs one request, and one more for each new file.
     """
 
     def __init__(self, storage: Storage, folder: str, output: OutputSink) -> None:
@@ -248,16 +240,16 @@ class LiveOutput:
 
     @property
     def seen(self) -> bool:
-        """Whether anything came."""
+        """True once any output was read."""
         return self._next > 1
 
     @property
     def complete(self) -> bool:
-        """Whether all came: the bootstrap told how the command ended, after its last output."""
+        """True once the bootstrap wrote the exit code, which follows the last output."""
         return self.seen and self.exit_code is not None
 
     def read(self) -> bool:
-        """Passes new output on; returns whether there was any. Trouble with the files only delays it."""
+        """Passes new output on; returns whether there was any. Errors only delay it."""
         before = self._next
         try:
             while (data := self._storage.read(f"{self._folder}/{self._next:08d}")) is not None:
@@ -266,48 +258,42 @@ class LiveOutput:
                 for stream, piece in pieces:
                     self._output.write(stream, piece)
                     self.last = (self.last + piece)[-_KEPT:]
-        except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
+        except Exception as error:  # noqa: BLE001 - the run does not depend on it
             _logger.debug("The output of the run can't be read now: %s", error)
         return self._next != before
 
     def finish(self) -> None:
-        """Reads the rest, once the run has ended, and how its command ended."""
+        """Reads the remaining output and the exit code of an ended run."""
         self.read()
         try:
             data = self._storage.read(f"{self._folder}/{_EXIT_FILE}")
             if data is not None:
-                told = json.loads(data)
-                self.exit_code, self.problem = int(told["exit_code"]), str(told["problem"])
+                ended = json.loads(data)
+                self.exit_code, self.problem = int(ended["exit_code"]), str(ended["problem"])
         except Exception as error:  # noqa: BLE001 - as above
-            _logger.debug("How the command ended can't be read: %s", error)
+            _logger.debug("The exit code can't be read: %s", error)
 
 
 def parse_chunk(data: bytes) -> Iterator[tuple[StreamName, bytes]]:
-    """Takes a file of the bootstrap apart: pieces of both streams in their order.
+    """Parses an output file of the bootstrap into pieces of both streams, in order.
 
     Raises:
-        ValueError: It is not whole: it is still being written.
+        ValueError: It is incomplete: it is still being written.
     """
     while data:
         head, newline, rest = data.partition(b"\n")
         name, _, size = head.partition(b" ")
         length = int(size)
         if not newline or len(rest) < length:
-            raise ValueError("the file is not whole")
+            raise ValueError("the file is incomplete")
         yield _STREAMS[name], rest[:length]
         data = rest[length:]
 
 
 def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, live: LiveOutput | None) -> str:
-    """Passes on what the Jobs API keeps of the driver's output and did not come live; returns the run's error.
+    """Passes on the driver's output that was not read live; returns the run's error.
 
-    All of it may be missing: a run whose cluster never started has neither.
-
-    Args:
-        client: The workspace.
-        run: The run.
-        output: Takes the output.
-        live: What came live; None for nothing.
+    Both are empty for a run whose cluster never started.
     """
     task_id = run.tasks[0].run_id if run.tasks else run.run_id
     if task_id is None:
@@ -321,7 +307,7 @@ def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, live: L
     if live is not None and live.complete:
         return kept.error or ""
     if live is not None and live.seen:
-        # The driver ended before it could write the rest: a killed driver, a cluster that was taken away.
+        # The driver ended before it wrote the rest: it was killed, or its cluster was preempted.
         logs = _after(logs, live.last.decode("utf-8", "replace"))
     if logs:
         output.write("stdout", logs.encode() + (b"" if logs.endswith("\n") else b"\n"))
@@ -333,6 +319,6 @@ def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, live: L
 
 
 def _after(logs: str, last: str) -> str:
-    """What follows the last text that was passed on; nothing where that can't be found."""
+    """Returns the text after `last`; nothing if that is not found."""
     place = logs.rfind(last.strip()) if last.strip() else -1
     return logs[place + len(last.strip()) :].lstrip("\n") if place >= 0 else ""

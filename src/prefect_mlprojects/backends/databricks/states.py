@@ -1,4 +1,4 @@
-"""What the states of a Databricks run mean: pure functions from what the Jobs API says to an ending and its cause."""
+"""Diagnoses Databricks runs by pure functions; watches and cancels them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
 from prefect_mlprojects.backends.databricks.connection import insist
 from prefect_mlprojects.exceptions import BackendError
@@ -91,7 +92,7 @@ CODES: MappingProxyType[str, tuple[Status, str, str]] = MappingProxyType(
         ),
         "CLUSTER_REQUEST_LIMIT_EXCEEDED": (
             "not-started",
-            "too many clusters are asked for at once",
+            "too many clusters were requested at once",
             "Try again later, or use an existing cluster or pool.",
         ),
         "STORAGE_ACCESS_ERROR": (
@@ -167,7 +168,7 @@ CATEGORIES = MappingProxyType(
         "BUDGET_POLICY_LIMIT_EXCEEDED": FailureCategory.SCHEDULING,
     }
 )
-# What messages of Databricks and the clouds say of machines that were taken away, and of memory that ran out.
+# Signs of preempted machines and of exhausted memory in messages of Databricks and the cloud providers.
 _PREEMPTED = ("spot instance", "preempt", "spot_instance_termination", "spot termination", "spot eviction")
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "oom")
 
@@ -183,7 +184,7 @@ TYPES = MappingProxyType(
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Where a run is, and why.
+    """A run's state and its cause.
 
     Attributes:
         status: Where it is.
@@ -201,41 +202,37 @@ class Diagnosis:
 
     @property
     def ended(self) -> bool:
-        """Whether the run is over."""
+        """True once the run has ended."""
         return self.status != "running"
 
 
 def diagnose(run: Run) -> Diagnosis:
-    """Explains a run's state.
-
-    Args:
-        run: What ``runs/get`` answered.
-    """
+    """Explains the state of a run that ``runs/get`` returned."""
     details = run.status.termination_details if run.status else None
     return explain(
-        _word(run.state.life_cycle_state if run.state else None) or _word(run.status.state if run.status else None),
-        _word(run.state.result_state if run.state else None),
-        _word(details.code if details else None),
-        _word(details.type if details else None),
+        _text(run.state.life_cycle_state if run.state else None) or _text(run.status.state if run.status else None),
+        _text(run.state.result_state if run.state else None),
+        _text(details.code if details else None),
+        _text(details.type if details else None),
         (details.message if details else None) or (run.state.state_message if run.state else None) or "",
     )
 
 
 def explain(life_cycle: str, result: str = "", code: str = "", kind: str = "", message: str = "") -> Diagnosis:
-    """Explains the words of a run's state; words that nobody has heard of never raise.
+    """Explains the fields of a run's state; unknown values never raise. Pure.
 
     Args:
         life_cycle: The life-cycle state.
         result: The result state, once it has ended.
         code: The termination code.
         kind: The termination type.
-        message: What Databricks and the cloud say.
+        message: The message of Databricks or the cloud provider.
     """
     if not LIFE_CYCLES.get(life_cycle, bool(result or code)):
         return Diagnosis("running", life_cycle or "UNKNOWN")
     fallback: Status = "not-started" if life_cycle == "SKIPPED" else "failed"
-    words = {"SKIPPED": "the run was skipped", "INTERNAL_ERROR": "an internal error of Databricks"}
-    status, text, advice = fallback, words.get(life_cycle, f"it ended as {result or code or life_cycle}"), ""
+    causes = {"SKIPPED": "the run was skipped", "INTERNAL_ERROR": "an internal error of Databricks"}
+    status, text, advice = fallback, causes.get(life_cycle, f"it ended as {result or code or life_cycle}"), ""
     if result in RESULTS:
         status, text = RESULTS[result]
     # A code of success beside a failure explains nothing.
@@ -244,7 +241,7 @@ def explain(life_cycle: str, result: str = "", code: str = "", kind: str = "", m
     )
     if code in CODES and explains:
         by_code, text, advice = CODES[code]
-        # The result state decides how it ended, where it says so; the code says why.
+        # The result state decides how the run ended, the code why.
         status = by_code if status in ("failed", "not-started") or result not in RESULTS else status
     cause = text + (f" ({TYPES[kind]})" if TYPES.get(kind) else "")
     message = message.strip().rstrip(".")
@@ -266,28 +263,22 @@ def _category(status: Status, code: str, life_cycle: str, message: str) -> Failu
 
 
 def waiting_for(run: Run) -> str:
-    """Returns what a run that has not ended waits for, in Databricks' words; empty when they say nothing.
-
-    Args:
-        run: What ``runs/get`` answered.
-    """
+    """Returns Databricks' message about what an active run waits for; may be empty."""
     queue = run.status.queue_details if run.status else None
-    said = (
+    messages = (
         run.state.state_message if run.state else None,
         queue.message if queue else None,
         run.state.queue_reason if run.state else None,
-        _word(queue.code if queue else None).replace("_", " ").lower(),
+        _text(queue.code if queue else None).replace("_", " ").lower(),
     )
-    return next((text.strip() for text in said if text and text.strip()), "")
+    return next((text.strip() for text in messages if text and text.strip()), "")
 
 
-def _word(value: object) -> str:
+def _text(value: object) -> str:
     return str(getattr(value, "value", value) or "")
 
 
 WatchEnd: TypeAlias = Literal["ended", "stopped", "timed-out"]
-_GROWTH = 1.5
-_FIRST_CANCEL_PAUSE, _LONGEST_CANCEL_PAUSE = 0.2, 10.0
 _SHORTEST_CANCEL_WAIT = 60.0
 
 
@@ -299,23 +290,15 @@ def watch(
     deadline: float | None,
     on_look: Callable[[Run, Diagnosis], bool],
 ) -> tuple[Run | None, Diagnosis | None, WatchEnd]:
-    """Looks at a run until it has ended, was told to, or the time is up.
+    """Polls a run until it terminates, a stop is requested or the `time.monotonic` deadline passes.
 
-    Args:
-        client: The workspace.
-        run_id: The run.
-        config: Says how often to look, and how long the workspace may be out of reach.
-        stop: Asks for the end; wakes it.
-        deadline: When the time is up, by ``time.monotonic``; None for never.
-        on_look: Called at every look; returns whether something happened, so that the next look comes soon.
-
-    Returns:
-        The run, its diagnosis, and why the watching ended; the first two are None when a stop came before the first look.
+    `on_look` is called at every poll; if it returns True, the next one follows soon. Returns the run, its diagnosis, and why
+    watching ended; the first two are None if a stop was requested before the first poll.
 
     Raises:
-        BackendError: The workspace was out of reach for too long, or does not know the run.
+        BackendError: The workspace was unreachable for too long, or does not know the run.
     """
-    pause, phase = config.poll_interval, ""
+    backoff, phase = Backoff(config.poll_interval, config.max_poll_interval), ""
     run, found = None, None
     while True:
         try:
@@ -323,20 +306,20 @@ def watch(
                 lambda: client.jobs.get_run(run_id),
                 config.network_timeout,
                 stop,
-                f"The Databricks run {run_id} can't be watched (it may go on)",
+                f"The Databricks run {run_id} can't be watched (it may still be running)",
             )
         except BackendError:
             if stop.requested:
-                # It was out of reach when the stop came; the cancelling insists.
+                # It was unreachable at the stop request; `cancel` retries.
                 return run, found, "stopped"
             raise
         found = diagnose(run)
         lively = on_look(run, found)
         if found.ended:
             return run, found, "ended"
-        quiet = not lively and found.phase == phase
-        pause = min(pause * _GROWTH, config.max_poll_interval) if quiet else config.poll_interval
-        phase = found.phase
+        if lively or found.phase != phase:
+            backoff.reset()
+        pause, phase = backoff.next(), found.phase
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             return run, found, "timed-out"
@@ -345,10 +328,10 @@ def watch(
 
 
 def cancel(client: WorkspaceClient, run_id: int, config: DatabricksConfig) -> tuple[Run, Diagnosis]:
-    """Cancels a run and waits until it has ended; does no harm to one that has.
+    """Cancels a run and waits until it has ended. Idempotent.
 
     Raises:
-        BackendError: The workspace was out of reach for too long.
+        BackendError: The workspace was unreachable for too long.
     """
     what = f"The Databricks run {run_id} could not be cancelled; cancel it in the workspace, it may cost money"
 
@@ -362,7 +345,7 @@ def cancel(client: WorkspaceClient, run_id: int, config: DatabricksConfig) -> tu
             return None
 
     insist(ask, config.network_timeout, None, what)
-    pause, deadline = _FIRST_CANCEL_PAUSE, time.monotonic() + max(config.network_timeout, _SHORTEST_CANCEL_WAIT)
+    backoff, deadline = Backoff(0.2), time.monotonic() + max(config.network_timeout, _SHORTEST_CANCEL_WAIT)
     while True:
         run = insist(lambda: client.jobs.get_run(run_id), config.network_timeout, None, what)
         found = diagnose(run)
@@ -370,5 +353,4 @@ def cancel(client: WorkspaceClient, run_id: int, config: DatabricksConfig) -> tu
             return run, found
         if time.monotonic() > deadline:
             raise BackendError(f"{what}: it is still {found.phase}.", backend=NAME)
-        time.sleep(pause)
-        pause = min(pause * _GROWTH, _LONGEST_CANCEL_PAUSE)
+        time.sleep(backoff.next())

@@ -1,4 +1,4 @@
-"""Files in a workspace: workspace files, Unity Catalog volumes and DBFS behind four verbs."""
+"""Files in a workspace: one interface to workspace files, Unity Catalog volumes and DBFS."""
 
 from __future__ import annotations
 
@@ -16,38 +16,33 @@ FOLDER = ".prefect-mlprojects"
 
 
 class Storage(Protocol):
-    """Holds files under absolute paths; what is not there is never an error."""
+    """Stores files under absolute paths; a missing file is never an error."""
 
     def holds(self, path: str, size: int) -> bool:
-        """Returns whether there is such a file, whole: of that many bytes, where the workspace tells."""
+        """Returns whether the file exists with that size in bytes, if the workspace reports sizes."""
 
     def write(self, path: str, content: bytes) -> None:
-        """Writes a file, with the folders above it, in place of what was there."""
+        """Writes or replaces a file; creates its parent folders."""
 
     def read(self, path: str) -> bytes | None:
-        """Returns a file's content; None when it is not there."""
+        """Returns a file's content; None if it does not exist."""
 
     def names(self, path: str) -> list[tuple[str, float]]:
-        """Returns what a folder holds: names and times of change (seconds since the epoch), sorted by name."""
+        """Returns a folder's entries sorted by name, each with its modification time in seconds since the epoch."""
 
     def remove(self, path: str) -> None:
-        """Removes a file or a folder with all in it."""
+        """Removes a file, or a folder and its contents."""
 
 
 def storage_for(client: WorkspaceClient, root: str) -> Storage:
-    """Returns the storage that holds a path.
-
-    Args:
-        client: The workspace.
-        root: A path of ``/Workspace``, ``/Volumes`` or ``dbfs:``.
-    """
+    """Returns the storage for a path below ``/Workspace``, ``/Volumes`` or ``dbfs:``."""
     if root.startswith("/Volumes/"):
         return _Volume(client)
     return _Dbfs(client) if root.startswith("dbfs:") else _WorkspaceFiles(client)
 
 
 def driver_path(path: str) -> str:
-    """Returns the path as the driver's file system has it."""
+    """Converts a path to that of the driver's file system."""
     return "/dbfs/" + path.removeprefix("dbfs:").lstrip("/") if path.startswith("dbfs:") else path
 
 
@@ -190,39 +185,41 @@ class _Dbfs:
             return
 
 
-NOTES_FOLDER = "runs"
+RECORDS_FOLDER = "runs"
 
 
 @dataclass(frozen=True)
-class RunNote:
-    """What is noted of a run.
+class RunRecord:
+    """A run's record in the workspace.
 
     Attributes:
-        user: Who submitted it.
+        user: The user who submitted it.
         files: The names of the files below ``code`` that it needs.
-        told: Whether it failed and the failure was told.
+        reported: Whether it failed and its failure was reported.
     """
 
     user: str
     files: Sequence[str] = ()
-    told: bool = False
+    reported: bool = False
 
 
-def note_path(root: str, token: str) -> str:
-    """Returns where the note of a run is."""
-    return f"{root}/{NOTES_FOLDER}/{token}.json"
+def record_path(root: str, token: str) -> str:
+    """Returns the path of a run's record."""
+    return f"{root}/{RECORDS_FOLDER}/{token}.json"
 
 
-def read_note(storage: Storage, path: str) -> RunNote | None:
-    """Returns a note; None when there is none, or it can't be understood."""
+def read_record(storage: Storage, path: str) -> RunRecord | None:
+    """Returns a record; None if it is missing or invalid."""
     data = storage.read(path)
     try:
         content = json.loads(data) if data else None
-        return RunNote(str(content["user"]), tuple(content["files"]), bool(content["told"])) if content else None
+        return (
+            RunRecord(str(content["user"]), tuple(content["files"]), bool(content.get("reported"))) if content else None
+        )
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def write_note(storage: Storage, path: str, note: RunNote) -> None:
-    """Writes a note in place of the one before."""
-    storage.write(path, json.dumps(asdict(note)).encode())
+def write_record(storage: Storage, path: str, record: RunRecord) -> None:
+    """Writes or replaces a record."""
+    storage.write(path, json.dumps(asdict(record)).encode())

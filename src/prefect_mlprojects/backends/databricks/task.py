@@ -1,4 +1,4 @@
-"""What is submitted to Databricks: pure functions from a call and its configuration to a run submission."""
+"""Builds a run's submission from its request and configuration. Pure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TASK_KEY = "mlproject"
 ENVIRONMENT_KEY = "default"
 MAX_ARGUMENT_BYTES = 9_500  # The Jobs API takes 10,000 bytes of parameters as JSON.
 _PASSED_ON = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID")
-# What the shell takes as it is: plain characters and quoted texts, without operators, variables and patterns.
+# A command without shell operators, variables and patterns.
 _PLAIN = re.compile(r"""(?:[\w@%+=:,./ \t-]|'[^']*'|"[^"$`\\]*")+""")
 _PROVIDERS: Mapping[str, str] = {
     "github.com": "gitHub",
@@ -48,13 +48,13 @@ _PROVIDERS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Code:
-    """Where the code is.
+    """Paths of a project's code in the workspace.
 
     Attributes:
         archive: The archive's path in the workspace.
         sha256: The SHA-256 of its bytes.
         bootstrap: The bootstrap's path in the workspace.
-        output: The folder for the output; None for no live output.
+        output: The folder of the live output; None without it.
     """
 
     archive: str
@@ -64,7 +64,7 @@ class Code:
 
 
 def remote_variables(variables: Mapping[str, str], tracking_uri: str) -> dict[str, str]:
-    """Returns the plain variables that the command gets on the driver; nothing secret is among them."""
+    """Returns the command's variables on the driver; none is secret."""
     plain = {name: variables[name] for name in _PASSED_ON if name in variables}
     inside = tracking_uri.partition(":")[0]
     plain["MLFLOW_TRACKING_URI"] = inside if inside.startswith("databricks") else strip_user_info(tracking_uri)
@@ -81,7 +81,7 @@ class SparkJob:
 
 
 def spark_job(request: DatabricksRequest, command: str) -> SparkJob | None:
-    """Returns the project's Spark job by MLflow's rules; None when it is none.
+    """Returns the project's Spark job by MLflow's rules; None if it has none.
 
     Raises:
         BackendError: The entry point's command is not a ``python`` command.
@@ -103,10 +103,10 @@ def spark_job(request: DatabricksRequest, command: str) -> SparkJob | None:
 def job_argument(
     request: DatabricksRequest, config: DatabricksConfig, command: str, code: Code, variables: Mapping[str, str]
 ) -> str:
-    """Returns the JSON text that the bootstrap gets.
+    """Returns the bootstrap's argument as JSON.
 
     Raises:
-        BackendError: It is longer than the Jobs API takes.
+        BackendError: It is longer than the Jobs API accepts.
     """
     environment, spark = driver_environment(request), spark_job(request, command)
     job: dict[str, Any] = {
@@ -125,7 +125,7 @@ def job_argument(
     text = json.dumps(job, sort_keys=True)
     if len(text.encode()) > MAX_ARGUMENT_BYTES:
         raise BackendError(
-            f"The command and its variables have {len(text.encode())} bytes; Databricks takes {MAX_ARGUMENT_BYTES}. Put long "
+            f"The command and its variables have {len(text.encode())} bytes; Databricks accepts {MAX_ARGUMENT_BYTES}. Put long "
             "values into a file of the project.",
             backend=NAME,
         )
@@ -143,7 +143,7 @@ def submission(
     """Returns the body of ``POST /api/2.2/jobs/runs/submit``.
 
     Raises:
-        BackendError: It can't be run so.
+        BackendError: The command or the project does not allow it.
     """
     task: dict[str, Any] = {"task_key": TASK_KEY}
     body: dict[str, Any] = {
@@ -220,13 +220,13 @@ REQUIREMENTS_FILE = ".mlprojects-requirements.txt"
 
 @dataclass(frozen=True)
 class DriverEnvironment:
-    """An environment that is built on the driver.
+    """An environment to build on the driver.
 
     Attributes:
         description: For people to read.
-        job: What the bootstrap is told of it.
+        job: The bootstrap's instructions.
         files: Further files of the archive, by name.
-        warnings: What people should know, such as conda packages that are left out.
+        warnings: Warnings for users, such as conda packages that are skipped.
     """
 
     description: str
@@ -236,12 +236,12 @@ class DriverEnvironment:
 
 
 def driver_environment(request: DatabricksRequest) -> DriverEnvironment | None:
-    """Reads what the driver is to build; None when the command runs in the driver's own Python.
+    """Returns the environment to build on the driver; None for the driver's own Python.
 
-    That it does for a project without an environment file, for a Spark job, and when ``env_manager`` is ``local``.
+    The latter is used without an environment file, for a Spark job, and with ``env_manager`` ``local``.
 
     Raises:
-        EnvironmentBuildError: A file is malformed, names what is not in the project, or the environment manager does not fit.
+        EnvironmentBuildError: A file is malformed, refers to files outside the project, or the environment manager is unsupported.
     """
     project = request.project
     if request.env_manager == "local" or project.databricks_spark_job is not None:
@@ -289,13 +289,13 @@ def _description(spec: PythonSpec, count: int) -> str:
 
 def _key(spec: PythonSpec, build: RequirementSet, run: RequirementSet) -> str | None:
     if any(package.editable for package in (*build.local_packages, *run.local_packages)):
-        # It refers to the unpacked project, which goes when the run ends: the environment can't be kept.
+        # It refers to the unpacked project, which is removed with the run: not cacheable.
         return None
     return digest_text(["python", spec.python or "", "build", *build.facts, "run", *run.facts])
 
 
 def _lines(request: DatabricksRequest, requirements: RequirementSet) -> bytes:
-    """The requirements file for the archive; what it names must be in the project."""
+    """Returns the requirements file for the archive; its files must be in the project."""
     lines = list(requirements.lines)
     flags, paths = requirements.arguments[::2], requirements.arguments[1::2]
     for flag, path in zip(flags, paths, strict=True):
@@ -341,7 +341,7 @@ def _locked(request: DatabricksRequest, lock: Path) -> DriverEnvironment:
 
 
 def _problems(request: DatabricksRequest, problems: tuple[Problem, ...]) -> EnvironmentBuildError:
-    told = "; ".join(str(each) for each in problems)
+    details = "; ".join(str(each) for each in problems)
     return EnvironmentBuildError(
-        f"The environment of project '{request.project.display_name}' can't be built: {told}", manager="uv"
+        f"The environment of project '{request.project.display_name}' can't be built: {details}", manager="uv"
     )

@@ -1,4 +1,4 @@
-"""The project as a content-addressed archive, and its upload."""
+"""Packs a project into a content-addressed archive, uploads it, and removes old uploads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_mlprojects.backends.containers.archive import project_files, write_archive
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, DatabricksRequest
 from prefect_mlprojects.backends.databricks.connection import connect, insist
-from prefect_mlprojects.backends.databricks.storage import FOLDER, NOTES_FOLDER, Storage, read_note, storage_for
+from prefect_mlprojects.backends.databricks.storage import FOLDER, RECORDS_FOLDER, Storage, read_record, storage_for
 from prefect_mlprojects.backends.databricks.task import Code, DriverEnvironment
 from prefect_mlprojects.exceptions import BackendError
 
@@ -34,7 +34,7 @@ class Upload:
 
     Attributes:
         root: The code path.
-        user: The user that the workspace knows the credentials as.
+        user: The workspace's user name of the credentials.
         sha256: The archive's digest; empty if Databricks checks the code out.
         size: The archive's size in bytes.
     """
@@ -47,12 +47,12 @@ class Upload:
 
 @dataclass(frozen=True)
 class Archive:
-    """A project packed up.
+    """A packed project.
 
     Attributes:
         content: The bytes of the gzipped tar archive.
         sha256: Their SHA-256.
-        count: How many files and folders it holds.
+        count: The number of its files and folders.
     """
 
     content: bytes
@@ -61,7 +61,7 @@ class Archive:
 
 
 def pack(request: DatabricksRequest, environment: DriverEnvironment | None) -> Archive:
-    """Packs a project up; the same files give the same bytes.
+    """Packs a project; equal files give equal bytes.
 
     Raises:
         BackendError: A file can't be read.
@@ -75,13 +75,7 @@ def pack(request: DatabricksRequest, environment: DriverEnvironment | None) -> A
 
 
 def code_of(root: str, sha256: str, token: str | None = None) -> Code:
-    """Returns where a project's code is.
-
-    Args:
-        root: The code path.
-        sha256: The SHA-256 of the archive.
-        token: The idempotency token of a run whose output is written there; None for none.
-    """
+    """Returns the paths of a project's code, and of the live output of the run with that idempotency token."""
     version = hashlib.sha256(bootstrap()).hexdigest()[:16]
     return Code(
         archive=f"{root}/{CODE_FOLDER}/{sha256}.tar.gz",
@@ -104,10 +98,7 @@ def upload(
     ask: Callable[[Callable[[], Any]], Any],
     report: Callable[[str], None],
 ) -> bool:
-    """Uploads the archive and the bootstrap, unless they are there.
-
-    Returns:
-        Whether both were there.
+    """Uploads the archive and the bootstrap unless they exist; returns whether both existed.
 
     Raises:
         BackendError: It failed.
@@ -122,53 +113,42 @@ def upload(
 
 
 def check_size(root: str, size: int) -> None:
-    """Makes sure that an archive fits where it is to go.
-
-    Args:
-        root: The code path.
-        size: The archive's bytes.
+    """Checks the archive's size in bytes against the limit of workspace files.
 
     Raises:
-        BackendError: It does not.
+        BackendError: It is too large.
     """
     if root.startswith("/Workspace/") and size > _LARGEST_WORKSPACE_FILE:
         raise BackendError(
-            f"The project packed up has {size >> 20} MB; workspace files have {_LARGEST_WORKSPACE_FILE >> 20} MB at most. Name "
-            "data that is not code in its .dockerignore, or choose a volume as code-path (/Volumes/CATALOG/SCHEMA/VOLUME).",
+            f"The packed project has {size >> 20} MB; workspace files are limited to {_LARGEST_WORKSPACE_FILE >> 20} MB. Exclude "
+            "data in its .dockerignore, or set code-path to a volume (/Volumes/CATALOG/SCHEMA/VOLUME).",
             backend=NAME,
         )
 
 
 def check_unchanged(archive: Archive, sha256: str) -> None:
-    """Makes sure that a project is what it was when its run was prepared.
+    """Checks that a project is unchanged since its run was prepared.
 
     Raises:
         BackendError: It has changed.
     """
     if archive.sha256 != sha256:
         raise BackendError(
-            "The project's uploaded code is gone from the workspace, and its files here have changed since. Run it again.",
+            "The project's uploaded code was removed from the workspace, and its local files have changed since. Run it again.",
             backend=NAME,
         )
 
 
 _SECONDS_A_DAY = 86_400
-_SUBMITTING = 900.0  # Seconds that a run may take from its note to its submission: network trouble is waited out.
-_LONGEST_RUN = 60 * _SECONDS_A_DAY  # Whether another user's run has ended can't be asked; after that it has.
+_SUBMITTING = 900.0  # Seconds that a run may take from its record to its submission, network retries included.
+_LONGEST_RUN = 60 * _SECONDS_A_DAY  # The state of another user's run is not visible; older ones count as ended.
 
 
 def clean_workspace(config: DatabricksConfig, *, days: float, dry_run: bool) -> list[str]:
-    """Removes archives, output and notes that have not been changed for some days, except what a run still needs.
+    """Removes archives, output and records older than `days`, except those that a run still needs.
 
-    That is told by the notes of runs, whoever submitted them, and by the active runs that this user may see.
-
-    Args:
-        config: Names credentials and ``code_path``.
-        days: How old they must be.
-        dry_run: Whether to remove nothing.
-
-    Returns:
-        The paths that went, or would go.
+    Runs are found by their records, whoever submitted them, and by the active runs visible to this user. Returns the removed
+    paths; with `dry_run` nothing is removed.
 
     Raises:
         BackendError: The workspace refused it.
@@ -187,17 +167,17 @@ def _old_paths(client: WorkspaceClient, config: DatabricksConfig, days: float) -
     root = config.code_path or f"/Workspace/Users/{user}/{FOLDER}"
     storage = storage_for(client, root)
     now = time.time()
-    # A run notes its code before it looks whether that is there: what is listed first and not noted afterwards is not needed.
+    # A run writes its record before it checks for its code: a file listed here and in no record read later is not needed.
     candidates = [
         (folder, name)
-        for folder in (CODE_FOLDER, OUTPUT_FOLDER, NOTES_FOLDER)
+        for folder in (CODE_FOLDER, OUTPUT_FOLDER, RECORDS_FOLDER)
         for name, changed in storage.names(f"{root}/{folder}")
         if changed <= now - days * _SECONDS_A_DAY
     ]
     if not candidates:
         return root, []
     active = _active_texts(client)
-    needed = set(_noted(storage, root, user, active, now, max(_SUBMITTING, config.network_timeout)))
+    needed = set(_needed(storage, root, user, active, now, max(_SUBMITTING, config.network_timeout)))
     return root, [
         f"{root}/{folder}/{name}"
         for folder, name in candidates
@@ -206,7 +186,7 @@ def _old_paths(client: WorkspaceClient, config: DatabricksConfig, days: float) -
 
 
 def _active_texts(client: WorkspaceClient) -> list[str]:
-    """What the runs that have not ended were told of the code path: they name their archive and their output."""
+    """Returns the arguments of active runs, which name their archive and their output."""
     runs = client.jobs.list_runs(active_only=True, expand_tasks=True)
     texts = []
     for run in runs:
@@ -217,16 +197,16 @@ def _active_texts(client: WorkspaceClient) -> list[str]:
     return texts
 
 
-def _noted(storage: Storage, root: str, user: str, active: list[str], now: float, submitting: float) -> Iterator[str]:
-    """What the notes of runs that may not have ended ask for, the notes themselves and their output included."""
-    for name, changed in storage.names(f"{root}/{NOTES_FOLDER}"):
-        note = read_note(storage, f"{root}/{NOTES_FOLDER}/{name}")
+def _needed(storage: Storage, root: str, user: str, active: list[str], now: float, submitting: float) -> Iterator[str]:
+    """Yields the files that possibly active runs need, their records and output included."""
+    for name, changed in storage.names(f"{root}/{RECORDS_FOLDER}"):
+        record = read_record(storage, f"{root}/{RECORDS_FOLDER}/{name}")
         token = name.removesuffix(".json")
-        if note is None or note.told:
+        if record is None or record.reported:
             continue
-        mine = note.user == user
-        # One's own runs are all among the active ones, once they are submitted; of others, only the note tells.
+        mine = record.user == user
+        # This user's submitted runs are all in `active`; other users' runs are known by their records only.
         if any(token in text for text in active) or now - changed < (submitting if mine else _LONGEST_RUN):
-            yield f"{NOTES_FOLDER}/{name}"
+            yield f"{RECORDS_FOLDER}/{name}"
             yield f"{OUTPUT_FOLDER}/{token}"
-            yield from (f"{CODE_FOLDER}/{file}" for file in note.files)
+            yield from (f"{CODE_FOLDER}/{file}" for file in record.files)

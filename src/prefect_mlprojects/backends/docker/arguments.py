@@ -1,4 +1,4 @@
-"""Arguments for containers: from MLflow's flags, or a mapping, to what Docker's SDK takes. One table, no silence.
+"""Maps container arguments (MLflow's flags, or a mapping) to the options of Docker's SDK.
 
 ``mlflow run -A name=value`` passes ``--name value`` to ``docker run``
 (https://docs.docker.com/reference/cli/docker/container/run/); the names here are those.
@@ -28,7 +28,7 @@ from prefect_mlprojects.exceptions import ParameterError, Problem
 
 @dataclass
 class ContainerOptions:
-    """What a container is created with.
+    """The options to create a container with.
 
     Attributes:
         create: Keywords of ``APIClient.create_container``.
@@ -47,15 +47,15 @@ _Setter = Callable[[ContainerOptions, Any], None]
 
 
 def parse_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> ContainerOptions:
-    """Reads a call's arguments for the container.
+    """Parses `docker_args`.
 
     Args:
         arguments: Values by name: flags as ``docker run`` has them (without dashes), or ``volumes`` and ``environment`` as lists or
-            mappings. ``image`` is passed over.
+            mappings. ``image`` is ignored.
         environ: This process's variables: ``e=NAME`` copies from them.
 
     Raises:
-        ParameterError: An argument is unknown (the nearest is named) or has a value that it can't have; all of them at once.
+        ParameterError: An argument is unknown (the nearest is named) or has an invalid value; all problems at once.
     """
     options, problems = ContainerOptions(), []
     for name, value in arguments.items():
@@ -68,7 +68,7 @@ def parse_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) ->
             why = _REFUSED.get(key)
             problems.append(
                 Problem(
-                    f"there is no container argument {name!r}" if why is None else f"{name!r} {why}",
+                    f"unknown container argument {name!r}" if why is None else f"{name!r} {why}",
                     parameter=name,
                     fix=f"did you mean {near!r}?" if near and why is None else None,
                 )
@@ -81,22 +81,24 @@ def parse_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) ->
         except (ValueError, TypeError, KeyError) as error:
             problems.append(
                 Problem(
-                    f"the container argument {name!r} can't be {value!r}: {error}", parameter=name, value=str(value)
+                    f"invalid value {value!r} of the container argument {name!r}: {error}",
+                    parameter=name,
+                    value=str(value),
                 )
             )
     if problems:
-        raise ParameterError("The arguments for the container do not fit", problems)
+        raise ParameterError("docker_args are invalid", problems)
     return options
 
 
 _REFUSED: Mapping[str, str] = {
-    "a": "can't be used: a run has all of its container's output",
-    "attach": "can't be used: a run has all of its container's output",
-    "cidfile": "is not needed: the container's id is in the run's log, and its labels tell the run",
+    "a": "can't be used: a run always attaches to all output",
+    "attach": "can't be used: a run always attaches to all output",
+    "cidfile": "is not needed: the container's id is in the run's log, and its labels hold the run's ids",
     "pull": "is a key of the backend configuration: pull: missing, always or never",
-    "q": "can't be used: a run tells what it does",
-    "quiet": "can't be used: a run tells what it does",
-    "sig-proxy": "is not needed: what ends the run ends its container",
+    "q": "can't be used: a run always reports its progress",
+    "quiet": "can't be used: a run always reports its progress",
+    "sig-proxy": "is not needed: stopping the run stops its container",
     "stop-timeout": "is the key grace-period of the backend configuration",
     "rm": "is not needed: the container is removed when it has ended",
     "d": "can't be used: the run waits for its container",
@@ -133,7 +135,7 @@ def _log(field_name: str) -> _Setter:
     return set_it
 
 
-# The command's names for what Docker's SDK calls otherwise
+# Keys of --mount by the names of Docker's SDK
 # (https://docs.docker.com/engine/storage/bind-mounts/#options-for---mount).
 _MOUNT_KEYS = {
     "type": "type",
@@ -189,7 +191,7 @@ def _set_environment_files(options: ContainerOptions, value: Any) -> None:
             found = parse_env_file(path)
         except OSError as error:
             raise ValueError(f"the file can't be read: {error.strerror}") from None
-        # A variable that is given by itself wins, whichever comes first.
+        # --env takes precedence over --env-file, whatever the order.
         options.environment = {**found, **options.environment}
 
 
@@ -217,12 +219,12 @@ def _copy_variables(options: ContainerOptions, environ: Mapping[str, str]) -> No
 
 def _set_volumes(options: ContainerOptions, value: Any) -> None:
     if isinstance(value, Mapping):
-        for place, facts in value.items():
-            if isinstance(facts, Mapping):
-                mode = f":{facts['mode']}" if facts.get("mode") else ""
-                options.volumes.append(f"{place}:{facts['bind']}{mode}")
+        for source, target in value.items():
+            if isinstance(target, Mapping):
+                mode = f":{target['mode']}" if target.get("mode") else ""
+                options.volumes.append(f"{source}:{target['bind']}{mode}")
             else:
-                options.volumes.append(f"{place}:{facts}")
+                options.volumes.append(f"{source}:{target}")
         return
     for text in texts(value):
         if ":" not in text:

@@ -35,7 +35,7 @@ from prefect_mlprojects.types import StopSignal
 
 BACKEND = "local"
 DATA_FOLDER = "/mlflow/projects/data"
-"""Where files and folders of ``path`` parameters are mounted that are not in the project."""
+"""Where files and folders of ``path`` parameters from outside the project are mounted."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
         _options(request)
         if request.env_manager not in (None, "local"):
             raise ParameterError(
-                f"The request for project '{request.project.display_name}' does not fit",
+                f"The run options of project '{request.project.display_name}' contradict each other",
                 [
                     Problem(
-                        f"env_manager {request.env_manager!r} can't be used in a container, whose image is the environment",
+                        f"env_manager {request.env_manager!r} can't be used in a container: its image is the environment",
                         parameter="env_manager",
                         fix="leave it out",
                     )
@@ -82,7 +82,7 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
             )
 
     def map_paths(self, request: BackendRequest[LocalConfig], paths: Mapping[str, str]) -> Mapping[str, str]:
-        """Keeps the place of files in the project; mounts each other one in its own folder.
+        """Maps files of the project to its folder in the container; mounts each other one in a separate folder.
 
         Raises:
             BackendError: The engine can't mount a file, because it is on another machine.
@@ -97,14 +97,14 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
                 mapped[name] = f"{DATA_FOLDER}/{len(mapped)}/{path.name}"
             else:
                 raise BackendError(
-                    f"The parameter '{name}' names {text}, which the Docker engine can't mount, since it is on another machine. "
+                    f"Parameter '{name}': the Docker engine can't mount {text}, since it is on another machine. "
                     "Put the file into the project, or pass a URI.",
                     backend=BACKEND,
                 )
         return mapped
 
     def plan(self, request: BackendRequest[LocalConfig], command: str) -> BackendPlan:
-        """Returns which image would run, and how the project's files get into its container."""
+        """Returns the image, how the project's files get into its container, and its command."""
         files = "built into an image" if request.build_image else f"{request.config.project_files} into {CODE_FOLDER}"
         sections = {
             "image": _image_of(request),
@@ -116,10 +116,10 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
     def prepare(
         self, request: BackendRequest[LocalConfig], report: Report, stop: StopSignal
     ) -> Prepared[LocalConfig, DockerImage]:
-        """Pulls the image if it is missing, and builds one with the project's files if that is requested.
+        """Pulls the image if it is missing, and builds one with the project's files if requested.
 
         Raises:
-            BackendError: The engine can't be reached, the image could not be pulled or built, or it was stopped.
+            BackendError: The engine can't be reached, the image could not be pulled or built, or a stop was requested.
         """
         config, image = request.config, _image_of(request)
         engine = connect(config)
@@ -156,7 +156,7 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
         events: ExecutionEvents,
         stop: StopSignal,
     ) -> Outcome:
-        """Runs the command in a container; returns once it has ended and was removed.
+        """Runs the command in a container; returns once it has exited and was removed.
 
         Raises:
             BackendError: The engine can't be reached.
@@ -178,12 +178,12 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
         except APIError as error:
             return _not_started(error)
         run = ContainerRun(engine, container, tailed, tty=tty)
-        # The guard comes first: a process that is killed right after the start must not leave its container.
+        # The guard starts first: a process killed right after the start must not leave its container.
         with guarded(container, config, grace):
             try:
                 if running is not None:
                     events.report(f"continuing with container {container[:12]}, which is already running")
-                    run.go_on()
+                    run.resume()
                 else:
                     run.start(attach=here)
                     events.report(f"container {container[:12]} of {prepared.image}")
@@ -201,7 +201,7 @@ def _image_of(request: BackendRequest[LocalConfig]) -> str:
 
 
 def _options(request: BackendRequest[LocalConfig]) -> ContainerOptions:
-    """Returns what the project and the request ask for; the request wins."""
+    """Merges the container options of the project and of `docker_args`, which take precedence."""
     options = parse_arguments(request.docker_args or {}, os.environ)
     environment = request.project.environment
     if not isinstance(environment, DockerEnvironment):
@@ -212,7 +212,7 @@ def _options(request: BackendRequest[LocalConfig]) -> ContainerOptions:
         raise ParameterError(
             f"Project '{request.project.display_name}' can't run",
             [
-                Problem(f"its docker_env copies the variable {name}, which is not set here", fix=f"set {name}")
+                Problem(f"its docker_env copies the variable {name}, which is not set", fix=f"set {name}")
                 for name in missing
             ],
         )
@@ -243,18 +243,18 @@ def _create(
 ) -> str:
     request, config = prepared.request, prepared.request.config
     directory = request.working_copy.directory
-    around = container_env(
+    own = container_env(
         reveal_values(command.child_env), os.environ, engine_is_here=here, network=options.host.get("network_mode")
     )
     carried = prepared.value.carries_project
-    volumes = [*around.volumes, *options.volumes, *_mounted_paths(command)]
+    volumes = [*own.volumes, *options.volumes, *_mounted_paths(command)]
     if not carried and config.project_files == "mount":
         volumes.append(f"{directory}:{CODE_FOLDER}")
     host: dict[str, Any] = {"init": True, **options.host}
-    if around.host_network:
+    if own.host_network:
         host["network_mode"] = "host"
-    if around.extra_hosts:
-        host["extra_hosts"] = {**around.extra_hosts, **host.get("extra_hosts", {})}
+    if own.extra_hosts:
+        host["extra_hosts"] = {**own.extra_hosts, **host.get("extra_hosts", {})}
     create: dict[str, Any] = dict(options.create)
     if not carried:
         create["working_dir"] = CODE_FOLDER
@@ -267,9 +267,9 @@ def _create(
             **create,
             "command": shell_command(command.line),
             "environment": {
-                # Docker's init passes a signal on to the whole group, so that the program behind the shell gets it.
+                # Docker's init forwards signals to the process group, so that the shell's child gets them too.
                 "TINI_KILL_PROCESS_GROUP": "1",
-                **around.variables,
+                **own.variables,
                 **options.environment,
             },
             "labels": {**create.get("labels", {}), **labels(command.identity)},
@@ -288,21 +288,21 @@ def _create(
 
 
 def _caller() -> tuple[int, int] | None:
-    """The calling user, where there are such and it is not root already."""
+    """Returns the calling user's ids; None for root, and where users have no ids."""
     if not hasattr(os, "getuid") or os.getuid() == 0:
         return None
     return os.getuid(), os.getgid()
 
 
 def _carries_project(engine: Any, image: str, working_directory: str | None) -> bool:
-    """Tells whether an image's working directory holds an MLproject file: a container that never starts is asked."""
+    """Returns whether an image's working directory holds an MLproject file; looks into a container that never starts."""
     from docker.errors import APIError, NotFound
 
     folder = working_directory or engine.inspect_image(image)["Config"].get("WorkingDir") or "/"
     try:
         probe = engine.create_container(image, command=["true"], entrypoint=[])["Id"]
     except APIError:
-        # The run's own container will tell why there can be none.
+        # Creating the run's container will report the cause.
         return False
     try:
         for name in ("MLproject", "mlproject", "MLPROJECT", "MLProject"):

@@ -1,4 +1,4 @@
-"""What a container needs of this machine: the tracking store, servers on localhost, and the variables that give access to data."""
+"""A container's environment: variables for access to data, mounts of a local tracking store, and its network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.tracking.uris import TRACKING_URI_VARIABLE, is_on_this_machine, sqlite_path
 
-# As MLflow passes them on (mlflow/projects/backend/local.py and docker.py), for what S3, Azure, Google Cloud and Databricks need.
+# The variables that MLflow passes on (mlflow/projects/backend/local.py and docker.py), for S3, Azure and Databricks.
 PASSED_ON = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -58,13 +58,13 @@ _SYSTEM_FOLDERS = (
 
 @dataclass(frozen=True)
 class ContainerEnv:
-    """What a container gets of this machine.
+    """What a container gets from this machine.
 
     Attributes:
         variables: Variables of its environment.
         volumes: Folders, as ``host:container[:mode]``.
         host_network: Whether it shares this machine's network, to reach servers on localhost.
-        extra_hosts: Names that the container knows besides.
+        extra_hosts: Additional host names and their addresses.
     """
 
     variables: Mapping[str, str] = field(repr=False)
@@ -76,7 +76,7 @@ class ContainerEnv:
 def container_env(
     variables: Mapping[str, str], environ: Mapping[str, str], *, engine_is_here: bool, network: str | None
 ) -> ContainerEnv:
-    """Finds out what a container needs.
+    """Returns the environment of a container.
 
     A SQLite or file store's folder is mounted under its own path, so that the tracking URI and the artifact locations in the
     store mean the same inside.
@@ -88,7 +88,7 @@ def container_env(
         network: The network that the caller asked for.
 
     Raises:
-        BackendError: A local store with an engine elsewhere, or in a folder that can't be mounted.
+        BackendError: The store is local and the engine is remote, or its folder can't be mounted.
     """
     result = {name: environ[name] for name in PASSED_ON if environ.get(name)}
     result |= variables
@@ -97,14 +97,14 @@ def container_env(
     for folder in _store_folders(uri):
         if not engine_is_here:
             raise BackendError(
-                f"The tracking store {folder} is on this machine and the Docker engine is not: its containers can't reach it. Set "
-                "MLFLOW_TRACKING_URI to a tracking server.",
+                f"The tracking store {folder} is on this machine, but the Docker engine is remote: its containers can't reach the "
+                "store. Set MLFLOW_TRACKING_URI to a tracking server.",
                 backend="local",
             )
         if str(folder) in _SYSTEM_FOLDERS:
             raise BackendError(
-                f"The tracking store lies in {folder}, which can't be mounted into a container. Set MLFLOW_TRACKING_URI to a "
-                "store in a folder of its own.",
+                f"The tracking store is in {folder}, which can't be mounted into a container. Set MLFLOW_TRACKING_URI to a "
+                "store in another folder.",
                 backend="local",
             )
         volumes.append(f"{folder}:{folder}")
@@ -117,7 +117,7 @@ def container_env(
     if not local or network not in (None, "bridge"):
         return ContainerEnv(result, tuple(volumes))
     if network is None and engine_is_here and os.uname().sysname == "Linux":
-        # The only way to a server that listens on 127.0.0.1.
+        # Only the host's network reaches a server that listens on 127.0.0.1.
         return ContainerEnv(result, tuple(volumes), host_network=True)
     result |= {name: _on_host(result[name]) for name in local}
     return ContainerEnv(result, tuple(volumes), extra_hosts={HOST_NAME: "host-gateway"})
@@ -127,17 +127,17 @@ def _store_folders(uri: str) -> list[Path]:
     database = sqlite_path(uri)
     if database is not None:
         folder = database.absolute().parent
-        # Where MLflow keeps the artifacts of runs in a SQLite store by default: below the folder where the experiment was made.
+        # With a SQLite store MLflow keeps artifacts in ./mlruns of the folder where the experiment was created.
         artifacts = Path.cwd() / "mlruns"
-        return [folder] if artifacts.is_relative_to(folder) else [folder, _made(artifacts)]
+        return [folder] if artifacts.is_relative_to(folder) else [folder, _created(artifacts)]
     parts = urlsplit(uri)
     if parts.scheme == "file":
-        return [_made(Path(unquote(parts.path)))]
+        return [_created(Path(unquote(parts.path)))]
     return []
 
 
-def _made(folder: Path) -> Path:
-    # The engine would make a missing folder itself, and root would own it.
+def _created(folder: Path) -> Path:
+    # The engine would create a missing folder owned by root.
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -24,10 +24,10 @@ from prefect_mlprojects.types import FailureCategory, StopSignal
 
 _logger = logging.getLogger(__name__)
 
-_ASK_AGAIN = 60.0
-"""Seconds after which an engine that says nothing is asked whether it is still there."""
-_PATIENCE = 300.0
-"""Seconds for which an engine may be away (restarted, the network down) before its container is given up."""
+_PING_AFTER = 60.0
+"""Seconds after which a silent engine is pinged."""
+_ENGINE_TIMEOUT = 300.0
+"""Seconds for which an engine may be unreachable (restarted, network down) before its container counts as lost."""
 
 LABEL = "prefect-mlprojects"
 FLOW_RUN_LABEL = f"{LABEL}.flow-run-id"
@@ -37,7 +37,7 @@ ENTRY_POINT_LABEL = f"{LABEL}.entry-point"
 
 
 def labels(identity: RunIdentity) -> dict[str, str]:
-    """Returns the labels by which a run's container is found again."""
+    """Returns the labels that identify a run's container."""
     return {
         FLOW_RUN_LABEL: identity.flow_run_id,
         MLFLOW_RUN_LABEL: identity.mlflow_run_id,
@@ -47,14 +47,14 @@ def labels(identity: RunIdentity) -> dict[str, str]:
 
 
 def find_running(engine: Any, identity: RunIdentity) -> str | None:
-    """Returns the id of the container that runs already for a run; None when there is none."""
+    """Returns the id of a flow run's running container, or None."""
     label = f"{FLOW_RUN_LABEL}={identity.flow_run_id}"
     found = engine.containers(filters={"label": label, "status": "running"})
     return str(found[0]["Id"]) if found else None
 
 
 class ContainerRun:
-    """A container that runs: its start, its end, and why."""
+    """Starts one container, waits for its end and removes it."""
 
     def __init__(self, engine: Any, container_id: str, output: TailedOutput, *, tty: bool) -> None:
         self._engine = engine
@@ -65,14 +65,10 @@ class ContainerRun:
         self._lost: str | None = None
 
     def start(self, *, attach: bool) -> None:
-        """Starts it and begins to read its output.
+        """Starts the container and begins to read its output.
 
-        Args:
-            attach: Whether to attach to it, which brings lines that are not whole yet, too, and needs a connection that does not
-                break: one to an engine on this machine. Otherwise the engine's log of it is read.
-
-        Raises:
-            docker.errors.APIError: The engine refused.
+        Attaching delivers incomplete lines at once, but needs a connection that does not break: an engine on this machine.
+        Otherwise the engine's log is read. Raises ``docker.errors.APIError``.
         """
         if attach:
             self._output.attach()
@@ -80,18 +76,12 @@ class ContainerRun:
         if not attach:
             self._output.follow_log()
 
-    def go_on(self) -> None:
-        """Begins to read the output of a container that runs already, from its start."""
+    def resume(self) -> None:
+        """Begins to read the output of a running container, from its first line."""
         self._output.follow_log()
 
     def wait(self, stop: StopSignal, timeout: float | None, grace: float) -> Outcome:
-        """Waits for its end, and ends it when that is asked for or the timeout passes.
-
-        Args:
-            stop: Asks for the end.
-            timeout: Seconds that it may run; None for no limit.
-            grace: Seconds between asking and killing.
-        """
+        """Waits until the container exits; stops it on a stop request or after `timeout` seconds."""
         wake = threading.Event()
         threading.Thread(target=self._watch, args=(wake,), name="container-end", daemon=True).start()
         forget = stop.on_request(wake.set)
@@ -115,13 +105,13 @@ class ContainerRun:
             return Outcome(
                 "lost",
                 cause=self._lost,
-                advice=f"The container may still be running there: docker rm -f {self._id[:12]}",
+                advice=f"The container may still be running: docker rm -f {self._id[:12]}",
                 output_tail=tail,
             )
         return exited_outcome(explain_end(state), tail)
 
     def end(self, grace: float) -> None:
-        """Asks it to end, waits a grace period, and kills it; one that has ended already is left alone."""
+        """Stops the container: SIGTERM, grace period, SIGKILL. Idempotent."""
         from docker.errors import APIError, NotFound
         from requests.exceptions import RequestException
 
@@ -133,7 +123,7 @@ class ContainerRun:
             _logger.warning("The container %s could not be stopped: %s", self._id[:12], error)
 
     def remove(self) -> None:
-        """Removes it; one that is gone already is left alone."""
+        """Removes the container. Idempotent."""
         from docker.errors import APIError, NotFound
         from requests.exceptions import RequestException
 
@@ -145,27 +135,27 @@ class ContainerRun:
             _logger.warning("The container %s could not be removed: %s", self._id[:12], error)
 
     def _watch(self, wake: threading.Event) -> None:
-        """Waits on the engine, which answers when the container has ended; a connection that breaks is made again."""
+        """Waits until the container exits; reconnects if the connection breaks."""
         from docker.errors import APIError, NotFound
         from requests.exceptions import RequestException
 
         away_since: float | None = None
         while True:
             try:
-                self._engine.wait(self._id, timeout=_ASK_AGAIN)
+                self._engine.wait(self._id, timeout=_PING_AFTER)
             except NotFound:
-                # Somebody removed it.
+                # It was removed by someone else.
                 break
             except (RequestException, APIError, OSError) as error:
                 if self._answers():
-                    # It was only silent: nothing is sent while a container runs, and a dead connection looks the same.
+                    # A running container sends nothing, which looks like a dead connection.
                     away_since = None
                     continue
                 if away_since is None:
                     away_since = time.monotonic()
-                    _logger.warning("The connection to the Docker engine broke (%s); it is made again", error)
-                if time.monotonic() - away_since > _PATIENCE:
-                    self._lost = f"the Docker engine has not answered for {_PATIENCE:g} s"
+                    _logger.warning("The connection to the Docker engine broke (%s); reconnecting", error)
+                if time.monotonic() - away_since > _ENGINE_TIMEOUT:
+                    self._lost = f"the Docker engine has not answered for {_ENGINE_TIMEOUT:g} s"
                     break
                 if self._ended.wait(1):
                     break
@@ -216,7 +206,7 @@ class StartFailure:
     category: FailureCategory
 
 
-# What the engine's message contains, the cause, what to do, the category; the first that fits counts.
+# Substring of the engine's message, cause, advice, category; the first match counts.
 _START_FAILURES: tuple[tuple[str, str, str, FailureCategory], ...] = (
     ("no such image", "the engine has no such image", "Pull or build it, or correct its name.", _IMAGE),
     ("manifest unknown", "the registry has no such image or tag", "Correct the image's name or tag.", _IMAGE),
@@ -258,7 +248,7 @@ _START_FAILURES: tuple[tuple[str, str, str, FailureCategory], ...] = (
         "Leave the name out, or choose another.",
         _INFRASTRUCTURE,
     ),
-    ("unknown runtime", "the engine does not know that runtime", "Correct the runtime.", _INFRASTRUCTURE),
+    ("unknown runtime", "unknown container runtime", "Correct the runtime.", _INFRASTRUCTURE),
     ("network", "the network does not exist or can't be used", "Correct the network.", _INFRASTRUCTURE),
     ("permission denied", "the engine was not permitted to do it", "Look at the engine's message.", _INFRASTRUCTURE),
     ("unable to find user", "the image has no such user", "Correct the user.", _IMAGE),
@@ -268,17 +258,17 @@ _START_FAILURES: tuple[tuple[str, str, str, FailureCategory], ...] = (
 
 
 def explain_start_failure(message: str) -> StartFailure:
-    """Explains the engine's message about a container that could not be created or started."""
+    """Explains the engine's error about a container that could not be created or started. Pure."""
     low = message.lower()
-    words = message.strip().rstrip(".")
+    detail = message.strip().rstrip(".")
     for sign, cause, advice, category in _START_FAILURES:
         if sign in low:
-            return StartFailure(f"{cause} ({words})", advice, category)
-    return StartFailure(f"the engine refused it: {words}", "", _INFRASTRUCTURE)
+            return StartFailure(f"{cause} ({detail})", advice, category)
+    return StartFailure(f"the engine refused it: {detail}", "", _INFRASTRUCTURE)
 
 
 def explain_end(state: Mapping[str, Any]) -> ExitCause:
-    """Explains why a container ended, by ``State`` of the engine's inspection."""
+    """Explains why a container exited, from ``State`` of its inspection. Pure."""
     code = int(state.get("ExitCode") or 0)
     if state.get("OOMKilled"):
         return ExitCause(

@@ -1,4 +1,4 @@
-"""What the values of ``docker run``'s flags mean to Docker's SDK; each raises ``ValueError`` for one that means nothing."""
+"""Parses values of ``docker run``'s flags for Docker's SDK; each function raises ``ValueError`` for an invalid one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def texts(value: Any) -> list[str]:
-    """Returns one text, or each of several."""
+    """Returns the value, or each of a list, as text."""
     return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 def truth(value: Any) -> bool:
-    """Returns whether a flag is on."""
+    """Parses a boolean flag."""
     if isinstance(value, bool):
         return value
     known = {"true": True, "1": True, "false": False, "0": False}
@@ -22,12 +22,12 @@ def truth(value: Any) -> bool:
 
 
 def nano_cpus(value: Any) -> int:
-    """Returns billionths of a CPU."""
+    """Converts CPUs to billionths of a CPU."""
     return int(float(value) * 1_000_000_000)
 
 
 def ulimits(value: Any) -> list[Any]:
-    """Reads ``name=soft[:hard]``."""
+    """Parses ``name=soft[:hard]``."""
     from docker.types import Ulimit
 
     limits = []
@@ -41,7 +41,7 @@ def ulimits(value: Any) -> list[Any]:
 
 
 def gpu_requests(value: Any) -> list[Any]:
-    """Reads ``all``, a number, or ``device=ID[,ID]``."""
+    """Parses ``all``, a number, or ``device=ID[,ID]``."""
     from docker.types import DeviceRequest
 
     text = str(value).strip().strip('"')
@@ -55,7 +55,7 @@ def gpu_requests(value: Any) -> list[Any]:
 
 
 def extra_hosts(value: Any) -> dict[str, str]:
-    """Reads ``name:address``."""
+    """Parses ``name:address``."""
     hosts = {}
     for text in texts(value):
         name, separator, address = text.partition(":")
@@ -66,19 +66,19 @@ def extra_hosts(value: Any) -> dict[str, str]:
 
 
 def tmpfs(value: Any) -> dict[str, str]:
-    """Reads ``folder[:options]``."""
+    """Parses ``folder[:options]``."""
     return {place: mode for place, _, mode in (text.partition(":") for text in texts(value))}
 
 
 def pairs(value: Any) -> dict[str, str]:
-    """Reads ``name=value``, or takes a mapping."""
+    """Parses ``name=value``, or takes a mapping."""
     if isinstance(value, Mapping):
         return {str(name): str(content) for name, content in value.items()}
     return {name: content for name, _, content in (text.partition("=") for text in texts(value))}
 
 
 def device_rates(value: Any) -> list[dict[str, Any]]:
-    """Reads ``device:rate``, the rate with a unit as ``1mb``."""
+    """Parses ``device:rate``, the rate with a unit as ``1mb``."""
     from docker.utils import parse_bytes
 
     rates = []
@@ -91,5 +91,5 @@ def device_rates(value: Any) -> list[dict[str, Any]]:
 
 
 def link_names(value: Any) -> dict[str, str]:
-    """Reads ``container[:alias]``."""
+    """Parses ``container[:alias]``."""
     return {name: alias or name for name, _, alias in (text.partition(":") for text in texts(value))}

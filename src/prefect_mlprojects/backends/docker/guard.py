@@ -1,7 +1,7 @@
-"""Ends a container whose run's process died: a process of its own, which waits for that and does nothing else.
+"""Stops a container if the run's process dies, from a separate guard process.
 
-It is told ``done`` on its standard input when the container has ended; the input's end without that word means that the run's
-process is gone, however it ended. Docker's SDK is imported only then.
+The guard reads ``done`` on its standard input once the container has ended; end of file without it means that the run's process
+died. Docker's SDK is imported only then.
 """
 
 from __future__ import annotations
@@ -23,19 +23,13 @@ _DONE = b"done\n"
 
 @contextlib.contextmanager
 def guarded(container_id: str, config: LocalConfig, grace: float) -> Iterator[None]:
-    """Has the container ended when this process dies within the context.
-
-    Args:
-        container_id: The container.
-        config: The backend's configuration.
-        grace: Seconds between asking and killing.
-    """
-    # By the pipe, since the engine's key may be in it.
+    """Stops the container if this process dies within the context; `grace` is the grace period in seconds."""
+    # Sent by the pipe, since it may hold the engine's key.
     engine = reveal_all({name: value for name, value in dump_config(config).items() if name.startswith("docker-")})
-    facts = {"container": container_id, "grace": grace, "path": sys.path, "engine": engine}
+    job = {"container": container_id, "grace": grace, "path": sys.path, "engine": engine}
     program = (
-        "import json, sys; facts = json.loads(sys.stdin.buffer.readline()); sys.path[:] = facts['path']; "
-        "from prefect_mlprojects.backends.docker.guard import watch; watch(facts)"
+        "import json, sys; job = json.loads(sys.stdin.buffer.readline()); sys.path[:] = job['path']; "
+        "from prefect_mlprojects.backends.docker.guard import watch; watch(job)"
     )
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", program],
@@ -48,7 +42,7 @@ def guarded(container_id: str, config: LocalConfig, grace: float) -> Iterator[No
     assert process.stdin is not None
     try:
         with contextlib.suppress(OSError):
-            process.stdin.write(json.dumps(facts).encode() + b"\n")
+            process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.flush()
         yield
     finally:
@@ -58,21 +52,17 @@ def guarded(container_id: str, config: LocalConfig, grace: float) -> Iterator[No
         process.wait()
 
 
-def watch(facts: dict[str, object]) -> None:
-    """Waits for the end of standard input, and ends the container unless that was announced.
-
-    Args:
-        facts: ``container``, ``grace``, and the configuration's part about the ``engine``.
-    """
+def watch(job: dict[str, object]) -> None:
+    """Waits for end of file on standard input, and stops the container unless ``done`` was read before."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if sys.stdin.buffer.read() == _DONE:
         return
     from prefect_mlprojects.backends.containers.engine import connect
 
-    engine = connect(LocalConfig.model_validate(facts["engine"]))
-    container = str(facts["container"])
+    engine = connect(LocalConfig.model_validate(job["engine"]))
+    container = str(job["container"])
     with contextlib.suppress(Exception):
-        engine.stop(container, timeout=int(float(str(facts["grace"]))))
+        engine.stop(container, timeout=int(float(str(job["grace"]))))
     with contextlib.suppress(Exception):
         engine.remove_container(container, force=True)

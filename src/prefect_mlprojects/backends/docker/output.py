@@ -1,4 +1,4 @@
-"""What a container prints, whole and in order, over connections that may break."""
+"""Reads a container's output in order and without loss, over connections that may break."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _logger = logging.getLogger(__name__)
 
 _HEADER_SIZE = 8
 _STREAMS: dict[int, StreamName] = {1: "stdout", 2: "stderr"}
-_PATIENCE = 60.0
-"""Seconds for which a broken connection is made again after the container's end."""
+_DRAIN_SECONDS = 60.0
+"""Seconds for which a broken connection is retried after the container's exit."""
 
 Piece = tuple[StreamName, bytes]
 
@@ -26,8 +26,8 @@ Piece = tuple[StreamName, bytes]
 class ContainerOutput:
     """Reads a container's output in the background and passes it on.
 
-    A connection that breaks is made again, to the engine's log of the container, of which what was passed on already is left
-    out. What counts are lines and the bytes after the last one: the log holds invalid UTF-8 in other bytes.
+    After a broken connection it reads the engine's log of the container and skips the part that was passed on already. It counts
+    lines and the bytes after the last one, since the log holds invalid UTF-8 as other bytes.
     """
 
     def __init__(self, engine: Any, container_id: str, output: TailedOutput, *, tty: bool) -> None:
@@ -41,24 +41,24 @@ class ContainerOutput:
         self._reader: threading.Thread | None = None
 
     def attach(self) -> None:
-        """Begins to read from a container that is to be started: everything at once, also lines that are not whole yet."""
+        """Attaches to a container before its start; delivers incomplete lines at once."""
         stream = self._engine.attach(self._id, stdout=True, stderr=True, stream=True, logs=True, demux=not self._tty)
         self._begin(self._attached(stream))
 
     def follow_log(self) -> None:
-        """Begins to read the log of a container that was started, from its first line."""
+        """Begins to read the log of a started container, from its first line."""
         self._begin(self._log())
 
     def finish(self) -> None:
-        """Returns when everything was read; to be called when the container has ended."""
+        """Waits until all output was read; called after the container's exit."""
         self._container_ended.set()
         if self._reader is None:
             return
         before = -1
-        # A slow reader of much output is waited for; one that gets nothing more is not.
+        # Waits as long as output keeps coming.
         while self._reader.is_alive() and before != self._pieces:
             before = self._pieces
-            self._reader.join(_PATIENCE)
+            self._reader.join(_DRAIN_SECONDS)
 
     def _begin(self, source: Iterator[Piece]) -> None:
         self._reader = threading.Thread(target=self._read, args=(source,), name="container-output", daemon=True)
@@ -69,7 +69,7 @@ class ContainerOutput:
         from requests.exceptions import RequestException
         from urllib3.exceptions import HTTPError
 
-        left = _PATIENCE
+        left = _DRAIN_SECONDS
         while True:
             try:
                 for name, data in source:
@@ -80,10 +80,10 @@ class ContainerOutput:
                     return
                 error: Exception | None = None
             except (DockerException, RequestException, HTTPError, OSError, ValueError) as broken:
-                # ValueError: the connection was closed under a reader.
+                # ValueError: the connection was closed while it was read.
                 error = broken
             if error is not None and "does not support reading" in str(error):
-                _logger.warning("The engine keeps no log of the container: what it printed meanwhile is lost")
+                _logger.warning("The engine keeps no log of the container: output since the connection broke is lost")
                 return
             if left <= 0:
                 _logger.warning("The container's output could not be read to its end: %s", error)
@@ -107,11 +107,11 @@ class ContainerOutput:
                         yield name, data
 
     def _log(self) -> Iterator[Piece]:
-        """The container's log from its start, and what comes; the frames as the engine's API defines them.
+        """Yields the container's log from its start, and follows it; parses the frames of the engine's API.
 
         https://docs.docker.com/reference/api/engine/version/v1.43/#tag/Container/operation/ContainerAttach
         """
-        # Docker's SDK reads the same, but forgets which stream a frame is of.
+        # Docker's SDK reads the same frames, but drops their stream.
         response = self._engine.get(
             f"{self._engine.base_url}/v{self._engine.api_version}/containers/{self._id}/logs",
             params={"stdout": 1, "stderr": 1, "follow": 1},
@@ -139,7 +139,7 @@ def _exactly(raw: Any, length: int) -> bytes:
 
 
 class _Position:
-    """How far a stream was read: whole lines, and bytes after the last of them."""
+    """How far a stream was read: complete lines, and bytes after the last of them."""
 
     def __init__(self) -> None:
         self.lines = 0
@@ -151,7 +151,7 @@ class _Position:
 
 
 def _unseen(source: Iterator[Piece], seen: dict[StreamName, _Position]) -> Iterator[Piece]:
-    """What of a log was not passed on yet."""
+    """Yields the part of a log that was not passed on yet."""
     lines = {name: position.lines for name, position in seen.items()}
     rest = {name: position.rest for name, position in seen.items()}
     for name, data in source:
