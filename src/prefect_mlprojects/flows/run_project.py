@@ -111,9 +111,21 @@ class _ProjectRun:
         self._checked: CheckedRun | None = None
         self._prepared: AnyPrepared | None = None
         self._announcement: RunAnnouncement | None = None
+        self._result: RunResult | None = None
 
     async def run(self) -> RunResult | State[Any]:
         """Goes through the steps; whatever happens, the MLflow run ends as the flow run does."""
+        try:
+            return await self._run()
+        except BaseException as error:
+            # This process is being terminated, perhaps while the run was finishing.
+            if self._result is None and not isinstance(error, Exception):
+                # MLflow gets the status that Prefect is about to report.
+                with anyio.CancelScope(shield=True):
+                    await self._finish(await self._status_of_teardown(), "The run's process was terminated.")
+            raise
+
+    async def _run(self) -> RunResult | State[Any]:
         try:
             exit_code = await self._steps()
         except (ParameterError, ProjectSpecError) as error:
@@ -122,11 +134,6 @@ class _ProjectRun:
             return await self._ended_by(error)
         except Exception as error:
             await self._finish("FAILED", f"{type(error).__name__}: {error}")
-            raise
-        except BaseException:
-            # This process is being terminated. MLflow gets the status that Prefect is about to report.
-            with anyio.CancelScope(shield=True):
-                await self._finish(await self._status_of_teardown(), "The run's process was terminated.")
             raise
         return await self._finish("FINISHED", "", exit_code=exit_code)
 
@@ -301,13 +308,12 @@ class _ProjectRun:
         if self._announcement is not None:
             announced = asyncio.ensure_future(self._announcement.end(status, message, self._prepared))
         if tracked is not None and not (self._checked and self._checked.backend.tracks_runs):
+            tags = failure_tags(category, cause or message) if category is not None else {}
             try:
-                if category is not None:
-                    tags = failure_tags(category, cause or message)
-                    await asyncio.to_thread(session.tracker.set_tags, tracked, tags)
-                await asyncio.to_thread(session.tracker.finish, tracked, status)
+                # One thread for both: it goes on when this task is cancelled meanwhile.
+                await asyncio.to_thread(session.tracker.finish, tracked, status, tags)
             except TrackingError as problem:
-                get_run_logger().warning("The MLflow run's status could not be set to %s: %s", status, problem)
+                get_run_logger().warning("The MLflow run could not be updated (status %s): %s", status, problem)
         if announced is not None:
             await announced
         if self._checked is not None and self._prepared is not None:
@@ -326,6 +332,7 @@ class _ProjectRun:
             category=category,
             cause=cause,
         )
+        self._result = result
         session.set_result(result)
         return result
 

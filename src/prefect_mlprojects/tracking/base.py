@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, Protocol, TypeAlias
 
 from prefect_mlprojects._support.redaction import redact
@@ -127,8 +128,8 @@ class Tracker(Protocol):
             TrackingError: The store or its artifacts can't be reached or written, or the run is gone.
         """
 
-    def finish(self, run: TrackedRun, status: FinalStatus) -> None:
-        """Gives the run its final status and end time, whatever the project's own code set; calling again is allowed.
+    def finish(self, run: TrackedRun, status: FinalStatus, tags: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Sets the run's final status and end time, whatever the project's own code set, then the tags. Idempotent.
 
         Raises:
             TrackingError: The store could not be reached or written for some seconds. The project's run has ended all

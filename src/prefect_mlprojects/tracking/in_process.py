@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 from prefect_mlprojects._support.redaction import redact
@@ -120,8 +121,12 @@ class InProcessTracker:
             run.tracking_uri, f"keep {name}", lambda _: log_artifact_text(run.tracking_uri, run.run_id, name, text)
         )
 
-    def finish(self, run: TrackedRun, status: FinalStatus) -> None:
-        """Gives the run its final status; see ``Tracker``."""
+    def finish(self, run: TrackedRun, status: FinalStatus, tags: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Sets the run's final status, then the tags; see ``Tracker``."""
+        self._set_status(run, status)
+        self.set_tags(run, tags)
+
+    def _set_status(self, run: TrackedRun, status: FinalStatus) -> None:
         with self._lock:
             if self._finished.get(run.run_id) == status:
                 return

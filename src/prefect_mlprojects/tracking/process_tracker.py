@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import IO, Any, Final
 
 from prefect_mlprojects._support.redaction import redact
@@ -126,12 +127,12 @@ class ProcessTracker:
         except _TrackerProcessGoneError as error:
             self._own_tracker(error).log_text(run, name, text)
 
-    def finish(self, run: TrackedRun, status: FinalStatus) -> None:
-        """Gives the run its final status; see ``Tracker``."""
+    def finish(self, run: TrackedRun, status: FinalStatus, tags: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Sets the run's final status, then the tags; see ``Tracker``."""
         try:
-            self._ask("finish", run=asdict(run), status=status)
+            self._ask("finish", run=asdict(run), status=status, tags=dict(tags))
         except _TrackerProcessGoneError as error:
-            self._own_tracker(error).finish(run, status)
+            self._own_tracker(error).finish(run, status, tags)
 
     def metrics(self, run: TrackedRun) -> Mapping[str, float]:
         """Returns the run's metrics; see ``Tracker``."""

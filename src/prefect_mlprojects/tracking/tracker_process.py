@@ -125,7 +125,7 @@ class _TrackerProcess:
         if message["op"] == "log_text":
             return self._tracker.log_text(run, message["name"], message["text"])
         if message["op"] == "finish":
-            self._tracker.finish(run, message["status"])
+            self._tracker.finish(run, message["status"], message["tags"])
             with self._lock:
                 self._unfinished.pop(run.run_id, None)
             return None

@@ -394,7 +394,7 @@ def test_a_wrong_client_secret_is_told(bench: Bench) -> None:
     bench.program(SHOW)
     credentials = {"host": bench.workspace.host, "client_id": "robot", "client_secret": "guessed"}
 
-    with pytest.raises(BackendError, match="client_id and client_secret") as caught:
+    with pytest.raises(BackendError, match="client_secret is wrong or expired") as caught:
         bench.run({"credentials": credentials, "network-timeout": 1})
 
     assert "guessed" not in caught.value.message

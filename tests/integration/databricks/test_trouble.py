@@ -188,7 +188,7 @@ def test_a_network_that_stays_lost_is_given_up_with_the_run_named(bench: Bench) 
 
     bench.recorder.report = report  # type: ignore[method-assign]
 
-    with pytest.raises(BackendError, match=r"The Databricks run 1000 can't be watched \(it may go on\)"):
+    with pytest.raises(BackendError, match=r"The Databricks run 1000 can't be watched \(it may still be running\)"):
         bench.run({"network-timeout": 2})
 
 

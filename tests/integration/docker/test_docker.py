@@ -186,7 +186,7 @@ def test_build_reuse_and_rebuild(project: Path, capfd: pytest.CaptureFixture[str
         (
             {"docker_args": {"image": "no-such-image:1"}, "backend_config": {"pull": "never"}},
             BackendError,
-            "never to pull",
+            "pull is 'never'",
         ),
         ({"docker_args": {"gpus": "all"}}, RunFailed, "no driver|NVIDIA|could not select"),
         ({"docker_args": {"network": "nowhere"}}, RunFailed, "network"),
@@ -208,7 +208,7 @@ def test_what_does_not_fit(arguments: dict[str, Any], error: type[Exception], wo
 
 def test_a_variable_that_is_not_set(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COPIED")
-    with pytest.raises(ParameterError, match="copies the variable COPIED, which is not set here"):
+    with pytest.raises(ParameterError, match="copies the variable COPIED, which is not set"):
         run(str(project))
 
 
@@ -279,7 +279,7 @@ def test_a_run_that_goes_on(project: Path, engine: Any, containers_of: Container
 def test_a_quiet_container_is_not_given_up(
     project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(containers, "_ASK_AGAIN", 0.5)
+    monkeypatch.setattr(containers, "_PING_AFTER", 0.5)
     run(str(project), "quiet")
     assert capfd.readouterr().out == "at last\n"
 

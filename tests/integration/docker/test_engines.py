@@ -105,11 +105,14 @@ def test_a_local_store_is_out_of_its_reach(elsewhere: Path, tmp_path: Path, monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     mlflow.set_tracking_uri(store)
     config = {"docker-host": (elsewhere / "tcp.address").read_text(), "docker-tls": str(elsewhere / "tls")}
-    with pytest.raises(BackendError, match="is on this machine and the Docker engine is not"):
+    with pytest.raises(BackendError, match="is on this machine, but the Docker engine is remote"):
         run(".", backend_config=config)
     outside = tmp_path / "outside.txt"
     outside.write_text("x")
-    with pytest.raises(BackendError, match=r"'file' names .*outside\.txt, which the Docker engine can't mount"):
+    with pytest.raises(
+        BackendError,
+        match=r"Parameter 'file': the Docker engine can't mount .*outside\.txt, since it is on another machine",
+    ):
         run(".", parameters={"file": str(outside)}, backend_config=config)
 
 

@@ -81,7 +81,7 @@ def parse_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) ->
         except (ValueError, TypeError, KeyError) as error:
             problems.append(
                 Problem(
-                    f"invalid value {value!r} of the container argument {name!r}: {error}",
+                    f"container argument {name!r} can't be {value!r}: {error}",
                     parameter=name,
                     value=str(value),
                 )

@@ -128,12 +128,12 @@ def test_what_databricks_can_not_check_out_is_refused(
 def test_a_command_that_is_too_long_is_refused(tmp_path: Path) -> None:
     call, command = a_call(tmp_path, "entry_points:\n  main: {command: python a.py}\n")
 
-    with pytest.raises(BackendError, match="Databricks takes 9500"):
+    with pytest.raises(BackendError, match="Databricks accepts 9500"):
         planned(call, command + " x" * 5000)
 
 
 def test_an_archive_that_is_too_large_is_told_with_a_way_out() -> None:
-    with pytest.raises(BackendError, match="choose a volume"):
+    with pytest.raises(BackendError, match="set code-path to a volume"):
         check_size("/Workspace/Users/ada/x", (500 << 20) + 1)
 
     check_size("/Workspace/Users/ada/x", 500 << 20)

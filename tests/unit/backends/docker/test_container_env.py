@@ -18,7 +18,7 @@ def test_a_local_store_keeps_its_path(tmp_path: Path, monkeypatch: pytest.Monkey
 
     assert (found.variables["MLFLOW_TRACKING_URI"], found.volumes) == (uri, (f"{tmp_path}:{tmp_path}",))
     assert not found.host_network
-    with pytest.raises(BackendError, match="its containers can't reach it"):
+    with pytest.raises(BackendError, match="its containers can't reach the store"):
         container_env({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=False, network=None)
     with pytest.raises(BackendError, match="can't be mounted"):
         container_env({"MLFLOW_TRACKING_URI": "sqlite:////etc/mlflow.db"}, {}, engine_is_here=True, network=None)
