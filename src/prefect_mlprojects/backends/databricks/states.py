@@ -70,6 +70,11 @@ CODES: MappingProxyType[str, tuple[Status, str, str]] = MappingProxyType(
             "the cluster failed to start or broke",
             "Read the cluster's event log; check its node type, policy and network.",
         ),
+        "CLUSTER_TERMINATED_BY_USER": (
+            "failed",
+            "a user terminated the cluster",
+            "The cluster's event log says who.",
+        ),
         "REPOSITORY_CHECKOUT_FAILED": (
             "not-started",
             "Databricks could not check the repository out",
@@ -156,6 +161,7 @@ CODES: MappingProxyType[str, tuple[Status, str, str]] = MappingProxyType(
 CATEGORIES = MappingProxyType(
     {
         "DRIVER_ERROR": FailureCategory.INFRASTRUCTURE,
+        "CLUSTER_TERMINATED_BY_USER": FailureCategory.INFRASTRUCTURE,
         "STORAGE_ACCESS_ERROR": FailureCategory.INFRASTRUCTURE,
         "INTERNAL_ERROR": FailureCategory.INFRASTRUCTURE,
         "LIBRARY_INSTALLATION_ERROR": FailureCategory.IMAGE,
