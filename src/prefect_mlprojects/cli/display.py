@@ -37,11 +37,19 @@ class StderrOutput:
             return
 
 
+class _Console(Console):
+    """A console on stderr that goes quiet when its reader is gone (`2>&1 | head`)."""
+
+    def on_broken_pipe(self) -> None:
+        """Stops printing; rich would point stdout to the null device and exit."""
+        self.quiet = True
+
+
 class RunDisplay:
     """Shows a run's steps: live on a terminal until the command starts, as plain lines in a pipe."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = _Console(stderr=True, highlight=False, soft_wrap=True)
         self._lock = threading.RLock()
         self._started: dict[str, float] = {}
         self._ended: dict[str, tuple[str, float, str]] = {}

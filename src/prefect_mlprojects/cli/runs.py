@@ -14,8 +14,6 @@ import click
 from prefect_mlprojects.cli.options import json_option, request_from_options, run_options
 
 if TYPE_CHECKING:
-    from prefect.client.orchestration import PrefectClient
-
     from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
     from prefect_mlprojects.runs.request import RunRequest
     from prefect_mlprojects.runs.start import RunSecrets
@@ -241,54 +239,14 @@ def cancel_command(run: str) -> None:
 @click.command("logs")
 @_RUN
 @click.option("-f", "--follow", is_flag=True, help="Keep printing until the run has ended.")
-def logs_command(run: str, follow: bool) -> None:
-    """Print the log of the flow run with the ID RUN."""
+@click.option("-n", "--tail", type=click.IntRange(min=0), metavar="N", help="Print only the last N lines first.")
+@click.option("-t", "--timestamps", is_flag=True, help="Print the time (UTC) before each line.")
+@click.option("--stdout-only", is_flag=True, help="Print only what the project wrote to stdout.")
+def logs_command(run: str, follow: bool, tail: int | None, timestamps: bool, stdout_only: bool) -> None:
+    """Print the log of the flow run with the ID RUN, in order."""
     handle = _attach(run)
+    from prefect_mlprojects.cli.logs import print_logs
     from prefect_mlprojects.server.api import call_api
     from prefect_mlprojects.server.process import resolve_api
 
-    call_api(resolve_api(None).api_url, _print_logs, handle.flow_run_id, follow)
-
-
-async def _print_logs(client: PrefectClient, flow_run_id: str, follow: bool) -> None:
-    from uuid import UUID
-
-    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-    from prefect.client.schemas.sorting import LogSort
-
-    identifier = UUID(flow_run_id)
-    printed: set[Any] = set()
-
-    async def print_stored() -> None:
-        offset = 0
-        while True:
-            page = await client.read_logs(
-                LogFilter(flow_run_id=LogFilterFlowRunId(any_=[identifier])),
-                limit=200,
-                offset=offset,
-                sort=LogSort.TIMESTAMP_ASC,
-            )
-            for log in page:
-                if log.id not in printed:
-                    printed.add(log.id)
-                    click.echo(log.message)
-            offset += len(page)
-            if len(page) < 200:
-                return
-
-    await print_stored()
-    if follow and not _is_final(await client.read_flow_run(identifier)):
-        from prefect.client.schemas.objects import Log
-
-        from prefect_mlprojects.server.compat import subscribe_to_flow_run
-
-        async with subscribe_to_flow_run(identifier) as subscriber:
-            async for item in subscriber:
-                if isinstance(item, Log) and item.id not in printed:
-                    printed.add(item.id)
-                    click.echo(item.message)
-        await print_stored()
-
-
-def _is_final(flow_run: Any) -> bool:
-    return flow_run.state is not None and flow_run.state.is_final()
+    call_api(resolve_api(None).api_url, print_logs, handle.flow_run_id, follow, tail, timestamps, stdout_only)

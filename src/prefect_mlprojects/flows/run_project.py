@@ -51,7 +51,7 @@ from prefect_mlprojects.tasks.execute import Target, execute
 from prefect_mlprojects.tasks.fetch import fetch
 from prefect_mlprojects.tasks.resolve_env import resolve_env
 from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_session
-from prefect_mlprojects.tasks.steps import install_plain_errors
+from prefect_mlprojects.tasks.steps import configure_logging
 from prefect_mlprojects.tasks.validate_params import Invocation, validate_params
 from prefect_mlprojects.tracking import TrackedRun, TrackingRequest, child_variables, failure_tags, resolve_tracking_uri
 from prefect_mlprojects.types import FailureCategory, StopSignal
@@ -60,7 +60,7 @@ _logger = logging.getLogger(__name__)
 
 FLOW_RUN_ID_VARIABLE = "PREFECT_MLPROJECTS_FLOW_RUN_ID"
 
-install_plain_errors()
+configure_logging()
 
 
 @flow(name=FLOW_NAME, persist_result=False, validate_parameters=True)

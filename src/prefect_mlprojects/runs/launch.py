@@ -126,7 +126,8 @@ async def _errors_of(api_url: str, session: RunSession) -> AsyncIterator[None]:
     """Turns errors around the flow run into a result, or re-raises them while no flow run exists."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # A SystemExit (of a logging handler, of the caller's own callbacks) would end the event loop for all runs.
         if isinstance(error, ExecutionException):
             failure = error
         else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 if TYPE_CHECKING:
     from prefect.blocks.core import Block
@@ -56,10 +55,3 @@ def subscribe_to_events(*names: str) -> AbstractAsyncContextManager[Any]:
     from prefect.events.filters import EventFilter, EventNameFilter
 
     return get_events_subscriber(filter=EventFilter(event=EventNameFilter(name=list(names))))
-
-
-def subscribe_to_flow_run(flow_run_id: UUID) -> AbstractAsyncContextManager[Any]:
-    """Opens a subscription to a flow run's logs and events; its iterator ends when the flow run does."""
-    from prefect.events.subscribers import FlowRunSubscriber
-
-    return FlowRunSubscriber(flow_run_id=flow_run_id)

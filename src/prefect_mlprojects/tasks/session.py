@@ -6,6 +6,7 @@ memory. A flow run that a worker starts gets a session with the defaults.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -20,6 +21,8 @@ from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, Tracker
 from prefect_mlprojects.types import FailureCategory, OutputSink, RunStatus, StopSignal, StreamName
+
+_logger = logging.getLogger(__name__)
 
 StepName: TypeAlias = Literal["fetch", "resolve-env", "validate-params", "execute"]
 STEPS: tuple[StepName, ...] = ("fetch", "resolve-env", "validate-params", "execute")
@@ -89,6 +92,25 @@ class TerminalOutput:
             return
 
 
+class _GuardedObserver:
+    """Passes events on to an observer, whose failures never reach the run."""
+
+    def __init__(self, observer: RunObserver) -> None:
+        self._observer = observer
+
+    def step(self, event: StepEvent) -> None:
+        self._call(self._observer.step, event)
+
+    def tracked(self, run: TrackedRun) -> None:
+        self._call(self._observer.tracked, run)
+
+    def _call(self, method: Callable[[Any], None], argument: Any) -> None:
+        try:
+            method(argument)
+        except (Exception, SystemExit) as error:
+            _logger.debug("An observer of the run failed", exc_info=error)
+
+
 @dataclass(frozen=True)
 class RunResult:
     """How a run ended.
@@ -153,6 +175,10 @@ class RunSession:
     result: RunResult | None = field(default=None, init=False)
     begun: bool = field(default=False, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Guards the run against its observer."""
+        self.observer = _GuardedObserver(self.observer)
 
     def set_flow_run_id(self, flow_run_id: str) -> None:
         """Signals that the flow run was created."""

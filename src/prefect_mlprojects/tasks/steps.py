@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
+from rich.console import Console
 
 from prefect_mlprojects._support.progress import send_progress_to
 from prefect_mlprojects.exceptions import ExecutionException
@@ -99,12 +101,20 @@ class PlainErrors(logging.Filter):
         return True
 
 
-def install_plain_errors() -> None:
-    """Puts :class:`PlainErrors` on the loggers of Prefect's engines; idempotent."""
+def configure_logging() -> None:
+    """Puts :class:`PlainErrors` on the loggers of Prefect's engines, and keeps broken pipes from ending runs; idempotent.
+
+    rich exits the process when the reader of its console is gone: a worker that died, or `| head`.
+    """
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(existing, PlainErrors) for existing in logger.filters):
             logger.addFilter(PlainErrors())
+    for name in (None, "prefect"):
+        for handler in logging.getLogger(name).handlers:
+            console = getattr(handler, "console", None)
+            if isinstance(console, Console):
+                console.on_broken_pipe = partial(setattr, console, "quiet", True)  # type: ignore[method-assign]
 
 
 _logger = logging.getLogger(__name__)

@@ -197,3 +197,54 @@ def test_the_live_display_on_a_terminal(greet: str, workspace: Path) -> None:
     text = shown.decode()
     assert "hello world" in text
     assert text.count("✓") >= 4
+
+
+@pytest.mark.parametrize("lines", [0, 2])
+def test_a_run_whose_terminal_is_gone_goes_on(lines: int, greet: str, workspace: Path) -> None:
+    code = "from prefect_mlprojects.cli import main; main()"
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "run", greet, "-e", "lines", *LOCAL], stdout=writer, stderr=writer, cwd=workspace
+    )
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        said = [stream.readline() for _ in range(lines)]
+    assert len(said) == lines
+    assert process.wait(120) == 0
+    from mlflow.tracking import MlflowClient
+
+    (run,) = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).search_runs(["0"])
+    assert run.info.status == "FINISHED"
+
+
+def test_logs_follow_a_run_in_order_to_its_end(mlprojects: Run, workspace: Path) -> None:
+    (workspace / "MLproject").write_text(
+        """
+entry_points:
+  main: {command: "for i in 1 2 3 4 5 6 7 8; do echo out $i; echo err $i >&2; sleep 1; done; echo last"}
+"""
+    )
+    run = mlprojects("run", ".", "--detach", *LOCAL).stdout.strip()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from prefect_mlprojects.cli import main; main()", "logs", "-f", run],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines, early = [], False
+    for line in process.stdout:
+        lines.append(line.rstrip("\n"))
+        if lines[-1] == "out 4":
+            early = mlprojects("status", run).stdout == "RUNNING\n"
+    assert process.wait() == 0
+    assert early
+    program = [line for line in lines if line.startswith(("out", "err", "last"))]
+    assert program == [f"{stream} {number}" for number in range(1, 9) for stream in ("out", "err")] + ["last"]
+    stored = mlprojects("logs", run).stdout.splitlines()
+    assert stored == lines
+    assert stored[-1].startswith("Finished in state")
+
+    assert mlprojects("logs", run, "--stdout-only", "--tail", "2").stdout.splitlines() == ["out 8", "last"]
+    stamped = mlprojects("logs", run, "--stdout-only", "--timestamps").stdout.splitlines()
+    assert stamped == sorted(stamped)
+    assert stamped[0].endswith("Z out 1")

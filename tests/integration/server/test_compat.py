@@ -26,7 +26,6 @@ from prefect_mlprojects.server.compat import (
     run_flow,
     set_parameter_schema,
     subscribe_to_events,
-    subscribe_to_flow_run,
 )
 from prefect_mlprojects.server.process import ServerAddress
 
@@ -193,21 +192,3 @@ def test_events_of_a_flow_run_arrive(call: Call) -> None:
     assert resource == f"prefect.flow-run.{identifier}", (
         "the resource of a flow run's events has another id: a cancellation is noticed by the slow poll only"
     )
-
-
-def test_a_flow_run_s_subscription_ends_with_it(call: Call) -> None:
-    from prefect import flow
-    from prefect.client.orchestration import get_client
-    from prefect.states import Completed, Running
-
-    @flow
-    async def contract() -> None: ...
-
-    async def follow() -> int:
-        async with get_client() as client:
-            created = await client.create_flow_run(contract, state=Running())
-            async with subscribe_to_flow_run(created.id) as items:
-                await client.set_flow_run_state(created.id, Completed(), force=True)
-                return len([item async for item in items])
-
-    assert call(follow) > 0, "FlowRunSubscriber yields nothing: `mlprojects logs --follow` prints nothing"
