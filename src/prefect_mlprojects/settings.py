@@ -73,9 +73,9 @@ def server_directory() -> Path:
     return Path(home).expanduser().absolute() / "mlprojects"
 
 
-def server_port() -> int:
-    """The port that the embedded server prefers (``PREFECT_MLPROJECTS_SERVER_PORT``, default 4200)."""
-    return _read("SERVER_PORT", 4200, _port, "a port number, 1 to 65535")
+def server_port(last: int | None = None) -> int:
+    """The port that the embedded server prefers (``PREFECT_MLPROJECTS_SERVER_PORT``, default: its `last` one, or 4200)."""
+    return _read("SERVER_PORT", last or 4200, _port, "a port number, 1 to 65535")
 
 
 def server_start_timeout() -> float:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
 from prefect_mlprojects.cli.options import click_option, json_option, parse_with, split_pairs
-from prefect_mlprojects.runs.request import options_of
+from prefect_mlprojects.runs.request import OPTIONS, options_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -22,6 +23,7 @@ _DEPLOYMENT_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--rrule", metavar="RULE", help="Schedule by a recurrence rule (RFC 5545)."),
     click.option("--timezone", metavar="NAME", help="Time zone of the schedule. Default: UTC."),
     click.option("--paused", is_flag=True, help="Create the schedule paused."),
+    click.option("--no-schedule", is_flag=True, help="Remove the schedule of an existing deployment."),
     click.option("--tag", "tags", multiple=True, metavar="TAG", help="Tag of the deployment. May be repeated."),
     click.option(
         "--concurrency-limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of concurrent runs."
@@ -39,8 +41,8 @@ def _deployment_options(function: _F) -> _F:
 
 
 def _specify(uri: str, options: dict[str, Any], job_variables: dict[str, Any] | None = None) -> Any:
-    from prefect_mlprojects.deployments.creation import make_schedule
     from prefect_mlprojects.deployments.specification import specify
+    from prefect_mlprojects.deployments.update import make_schedule
 
     timing = [options.pop(name) for name in ("cron", "interval", "rrule", "timezone")]
     return specify(
@@ -87,11 +89,13 @@ def deploy_command(
 ) -> None:
     """Deploy the project at URI: Prefect runs it on a schedule, or from a typed form in its UI.
 
-    Deploying again under the same name updates the deployment and its form.
+    Deploying again under the same name updates the deployment and its form. What is not named stays: schedule, tags, work
+    pool, limit, job variables, and whether it is paused.
     """
     import json
 
     from prefect_mlprojects.deployments.creation import create_deployment
+    from prefect_mlprojects.deployments.update import next_times
 
     deployment = create_deployment(
         _specify(uri, options, job_variables), work_pool, lambda line: click.echo(line, err=True)
@@ -104,18 +108,29 @@ def deploy_command(
                     "name": deployment.full_name,
                     "work_pool": deployment.work_pool,
                     "url": deployment.url,
-                    "schedule": str(deployment.specification.schedule) if deployment.specification.schedule else None,
+                    "schedule": deployment.schedule,
+                    "changes": list(deployment.changes),
                 }
             )
         )
         return
     click.echo(f"Deployed {deployment.full_name} to the work pool '{deployment.work_pool}'")
-    schedule = deployment.specification.schedule
-    if schedule is not None:
-        click.echo(f"  schedule: {schedule}{' (paused)' if deployment.specification.paused else ''}")
+    for change in deployment.changes:
+        click.echo(f"  {change}")
+    if deployment.schedule is not None:
+        click.echo(f"  schedule:               {deployment.schedule}")
+    if deployment.specification.schedule is not None:
+        times = [f"{time:%Y-%m-%d %H:%M %Z}" for time in next_times(deployment.specification.schedule)]
+        click.echo(f"  next times:             {', '.join(times)}")
     if deployment.url:
         click.echo(f"  start it from its form: {deployment.url}")
-    click.echo(f"  start it from here:     prefect deployment run '{deployment.full_name}'")
+    tracking = deployment.specification.options.get("tracking")
+    if tracking:
+        results = f"the tracking server of the block '{tracking}'"
+    else:
+        results = "the worker's MLFLOW_TRACKING_URI; if that is not set, mlflow.db in the folder of `mlprojects worker`"
+    click.echo(f"  MLflow results:         {results}")
+    click.echo(f"  start it from here:     mlprojects start {shlex.quote(deployment.name)}")
     click.echo(f"  a worker for its runs:  mlprojects worker --pool {deployment.work_pool}", err=True)
 
 
@@ -148,12 +163,14 @@ def worker_command(pool: str | None, name: str | None, limit: int | None, once: 
     address = resolve_api(lambda line: click.echo(line, err=True))
     configure_prefect(address.api_url)
 
+    from prefect_mlprojects._support.redaction import redact
     from prefect_mlprojects.deployments.work_pools import (
         HEARTBEAT_SECONDS,
         ensure_work_pool,
         ensure_zombie_automation,
     )
     from prefect_mlprojects.server.api import call_api
+    from prefect_mlprojects.tracking import resolve_tracking_uri
 
     wanted = call_api(address.api_url, ensure_work_pool, pool).name
     call_api(address.api_url, ensure_zombie_automation)
@@ -165,7 +182,85 @@ def worker_command(pool: str | None, name: str | None, limit: int | None, once: 
         arguments.append("--run-once")
     environment = {**os.environ, "PREFECT_API_URL": address.api_url}
     environment.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_SECONDS))
+    # Each flow run starts in a temporary folder, where MLflow's default store would be lost.
+    environment["MLFLOW_TRACKING_URI"] = resolve_tracking_uri()
+    click.echo(f"MLflow results: {redact(environment['MLFLOW_TRACKING_URI'])}", err=True)
     # The worker's terminal shows its own log.
     environment.pop("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", None)
     sys.stdout.flush()
     os.execve(sys.executable, arguments, environment)  # noqa: S606 - the worker replaces this process
+
+
+@click.command("start")
+@click.argument("deployment")
+@click_option(OPTIONS["parameters"], shell_complete=None)
+@click.option("--wait", is_flag=True, help="Wait for the run to end; exit codes as those of `mlprojects wait`.")
+@json_option
+@click.pass_context
+def start_command(
+    context: click.Context, deployment: str, parameters: dict[str, str] | None, wait: bool, as_json: bool
+) -> None:
+    """Start a run of DEPLOYMENT and print its ID: a worker of its work pool executes it."""
+    import json
+
+    _connect()
+    from prefect_mlprojects.cli.runs import exit_code_of_status
+    from prefect_mlprojects.deployments.creation import run_deployment
+
+    run = run_deployment(deployment, parameters=parameters)
+    if as_json:
+        click.echo(json.dumps({"flow_run_id": run.flow_run_id, "flow_run_url": run.url}))
+    else:
+        click.echo(run.flow_run_id)
+        click.echo(f"Flow run: {run.url or run.flow_run_id}", err=True)
+        click.echo(f"Follow it with: mlprojects status|logs|wait|cancel {run.flow_run_id}", err=True)
+    if wait:
+        result = run.result()
+        click.echo(result.message or result.status, err=True)
+        context.exit(exit_code_of_status(result.status))
+
+
+@click.group("deployments")
+def deployments_command() -> None:
+    """List, pause, resume and delete deployments of projects."""
+
+
+@deployments_command.command("list")
+@json_option
+def list_deployments_command(as_json: bool) -> None:
+    """List the deployments of projects on the Prefect server."""
+    import json
+
+    from prefect_mlprojects.deployments.creation import list_deployments
+
+    rows = list_deployments(_connect())
+    if as_json:
+        click.echo(json.dumps(rows))
+    for row in [] if as_json else rows:
+        state = " (paused)" if row["paused"] else ""
+        click.echo(f"{row['name']}{state}  pool: {row['work_pool'] or 'served'}  schedule: {row['schedule'] or 'none'}")
+
+
+def _change_command(name: Literal["pause", "resume", "delete"], done: str, text: str) -> None:
+    @deployments_command.command(name, help=text)
+    @click.argument("deployment")
+    def change(deployment: str) -> None:
+        from prefect_mlprojects.deployments.creation import change_deployment
+
+        change_deployment(_connect(), deployment, name)
+        click.echo(f"{done} {deployment}.")
+
+
+_change_command("pause", "Paused", "Pause DEPLOYMENT: its schedule starts no runs until it is resumed.")
+_change_command("resume", "Resumed", "Resume DEPLOYMENT and its schedules.")
+_change_command("delete", "Deleted", "Delete DEPLOYMENT; its runs stay.")
+
+
+def _connect() -> str:
+    """Returns the Prefect API's address, made that of this process."""
+    from prefect_mlprojects.runs.start import configure_prefect
+    from prefect_mlprojects.server.process import resolve_api
+
+    api_url = resolve_api(lambda line: click.echo(line, err=True)).api_url
+    configure_prefect(api_url)
+    return api_url

@@ -53,7 +53,7 @@ async def _read(client: PrefectClient, flow_run_id: UUID, since: datetime | None
 
     wanted = LogFilter(
         flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]),
-        timestamp=LogFilterTimestamp(after_=since) if since is not None else None,
+        timestamp=LogFilterTimestamp.model_validate({"after_": since}) if since is not None else None,
     )
     offset = 0
     while True:

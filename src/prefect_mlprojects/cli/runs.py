@@ -187,7 +187,8 @@ def _attach(run: str) -> SubmittedRun:
     return SubmittedRun.attach(run)
 
 
-def _exit_code_of_status(status: RunStatus) -> int:
+def exit_code_of_status(status: RunStatus) -> int:
+    """Returns the exit code of a command that waited for a run."""
     from prefect_mlprojects.cli import EXIT_CANCELLED, EXIT_FAILED
 
     return {"FINISHED": 0, "KILLED": EXIT_CANCELLED, "FAILED": EXIT_FAILED}.get(status, 0)
@@ -224,7 +225,7 @@ def wait_command(context: click.Context, run: str, as_json: bool) -> None:
         click.echo(result.status)
         if result.message and result.status != "FINISHED":
             click.echo(result.message, err=True)
-    context.exit(_exit_code_of_status(result.status))
+    context.exit(exit_code_of_status(result.status))
 
 
 @click.command("cancel")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
-from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule, specify
+from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
+from prefect_mlprojects.deployments.update import Update, make_schedule, read_update, schedule_texts
 from prefect_mlprojects.deployments.work_pools import default_job_variables, ensure_work_pool, ensure_zombie_automation
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
@@ -17,6 +19,7 @@ from prefect_mlprojects.runs.request import FLOW_NAME, unknown_options
 from prefect_mlprojects.server.api import call_api, use_api
 from prefect_mlprojects.spec.parameters import type_expectation, typed_value
 from prefect_mlprojects.spec.project import ParameterType
+from prefect_mlprojects.tracking import resolve_tracking_uri
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -35,6 +38,8 @@ class Deployment:
         work_pool: The work pool of its runs.
         url: Its page in Prefect's UI; None when the UI's address is not known.
         specification: What was deployed.
+        changes: What an update changed, and what it kept although it was not named; empty for a new deployment.
+        schedule: Its schedule, as text; None without one.
     """
 
     id: str
@@ -42,6 +47,8 @@ class Deployment:
     work_pool: str
     url: str | None
     specification: DeploymentSpecification = field(repr=False)
+    changes: tuple[str, ...] = ()
+    schedule: str | None = None
 
     @property
     def full_name(self) -> str:
@@ -156,6 +163,7 @@ def deploy(  # noqa: D417 - the run options are listed with run()
     tags: Sequence[str] = (),
     concurrency_limit: int | None = None,
     paused: bool = False,
+    no_schedule: bool = False,
     job_variables: Mapping[str, Any] | None = None,
     announce: Callable[[str], None] | None = None,
     version: str | None = None,
@@ -177,7 +185,8 @@ def deploy(  # noqa: D417 - the run options are listed with run()
 ) -> Deployment:
     """Deploys a project: its runs start from a typed form in Prefect's UI, by a schedule, or by ``Deployment.run``.
 
-    The project is fetched and checked now. Deploying again under the same name updates the deployment and its form.
+    The project is fetched and checked now. Deploying again under the same name updates the deployment and its form; schedule,
+    tags, work pool, limit and job variables that are not named stay, and what was paused stays paused.
 
     The arguments from ``version`` to ``tracking`` are run options, with the meaning that they have for ``run()``: its runs
     use them unless one is started with others. Everything is stored on the Prefect server, so secrets are refused: keep them
@@ -197,6 +206,7 @@ def deploy(  # noqa: D417 - the run options are listed with run()
         tags: Tags of the deployment.
         concurrency_limit: Maximum number of concurrent runs. Default: no limit.
         paused: Create the schedule paused.
+        no_schedule: Remove the schedule of an existing deployment.
         job_variables: Overrides for the work pool's base job template: ``{"image": …}`` on a ``docker`` or ``kubernetes``
             pool, ``{"pip_packages": ["prefect-mlprojects"]}`` on a managed one.
         announce: Receives lines about a server that is being started. Default: they are printed to stderr.
@@ -222,85 +232,40 @@ def create_deployment(
     from prefect_mlprojects.server.process import resolve_api
 
     address = resolve_api(announce)
-    deployment_id, pool = call_api(address.api_url, _create, specification, work_pool)
+    deployment_id, pool, update = call_api(address.api_url, _create, specification, work_pool)
     url = f"{address.ui_url.rstrip('/')}/deployments/deployment/{deployment_id}" if address.ui_url else None
-    return Deployment(deployment_id, specification.name, pool, url, specification)
-
-
-def make_schedule(
-    cron: str | None, interval: float | timedelta | None, rrule: str | None, timezone: str | None
-) -> Schedule | None:
-    """Returns the schedule; None when all arguments are None.
-
-    Raises:
-        ParameterError: More than one is given, a time zone without one, or Prefect does not accept it.
-    """
-    given = [text for text, value in (("cron", cron), ("interval", interval), ("rrule", rrule)) if value is not None]
-    problem = None
-    if len(given) > 1:
-        problem = Problem(f"give only one of {' and '.join(given)}", parameter=given[0])
-    elif timezone is not None and not given:
-        problem = Problem("a time zone needs a schedule", parameter="timezone", fix="give cron, interval or rrule, too")
-    if problem is not None:
-        raise ParameterError("The deployment can't be made", [problem])
-    if not given:
-        return None
-    if isinstance(interval, int | float):
-        interval = timedelta(seconds=interval)
-    schedule = Schedule(cron, interval, rrule, timezone)
-    try:
-        prefect_schedule(schedule)
-    except ValueError as error:
-        details = getattr(error, "errors", None)
-        reason = "; ".join(str(each["msg"]) for each in details()) if callable(details) else str(error)
-        raise ParameterError(
-            "The deployment can't be made",
-            [Problem(f"the schedule {schedule} is not valid: {reason}", parameter=given[0])],
-        ) from None
-    return schedule
-
-
-def prefect_schedule(schedule: Schedule) -> Any:
-    """Returns a schedule as Prefect's type; raises ValueError when Prefect does not accept it."""
-    from prefect.client.schemas.schedules import construct_schedule
-
-    return construct_schedule(
-        cron=schedule.cron, interval=schedule.interval, rrule=schedule.rrule, timezone=schedule.timezone or "UTC"
+    return Deployment(
+        deployment_id, specification.name, pool, url, specification, tuple(update.changes()), update.schedule_text()
     )
 
 
-def prefect_schedules(specification: DeploymentSpecification) -> list[Any]:
-    """Returns a deployment's schedules as Prefect's type."""
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-
-    if specification.schedule is None:
-        return []
-    schedule = prefect_schedule(specification.schedule)
-    return [DeploymentScheduleCreate(schedule=schedule, active=not specification.paused)]
-
-
-async def _create(client: PrefectClient, specification: DeploymentSpecification, pool: str | None) -> tuple[str, str]:
+async def _create(
+    client: PrefectClient, specification: DeploymentSpecification, pool: str | None
+) -> tuple[str, str, Update]:
+    update = await read_update(client, specification)
+    if pool is None and update.existing is not None:
+        pool = update.existing.work_pool_name
     work_pool = await ensure_work_pool(client, pool)
     flow_id = await client.create_flow_from_name(FLOW_NAME)
     deployment_id = await client.create_deployment(
         flow_id,
         specification.name,
         version=specification.version,
-        schedules=prefect_schedules(specification),
-        concurrency_limit=specification.concurrency_limit,
+        schedules=update.schedules,
+        concurrency_limit=update.concurrency_limit,
         parameters=specification.flow_parameters(),
         description=specification.description,
         work_pool_name=work_pool.name,
-        tags=list(specification.tags),
+        tags=update.tags,
         entrypoint=ENTRYPOINT,
         parameter_openapi_schema=dict(specification.schema),
         enforce_parameter_schema=True,
-        paused=specification.paused,
+        paused=update.paused,
         pull_steps=[],
-        job_variables={**default_job_variables(work_pool), **specification.job_variables},
+        job_variables={**default_job_variables(work_pool), **update.job_variables},
     )
     await ensure_zombie_automation(client)
-    return str(deployment_id), work_pool.name
+    return str(deployment_id), work_pool.name, update
 
 
 async def _start(client: PrefectClient, deployment_id: str, full_name: str, parameters: dict[str, Any]) -> str:
@@ -338,27 +303,83 @@ def serve(
     from prefect import serve as serve_deployments
 
     call_api(address.api_url, ensure_zombie_automation)
+    updates = [call_api(address.api_url, read_update, each) for each in specifications]
+    # The runs' processes start in temporary folders, where MLflow's default store would be lost.
+    os.environ.setdefault("MLFLOW_TRACKING_URI", resolve_tracking_uri())
     with use_api(address.api_url):
-        serve_deployments(*[_runner_deployment(each) for each in specifications], limit=limit)
+        serve_deployments(*[_runner_deployment(each) for each in updates], limit=limit)
 
 
-def _runner_deployment(specification: DeploymentSpecification) -> Any:
+def _runner_deployment(update: Update) -> Any:
     from prefect.types.entrypoint import EntrypointType
 
     from prefect_mlprojects.flows.run_project import run_project
     from prefect_mlprojects.server.compat import set_parameter_schema
 
+    specification = update.specification
     deployment: Any = run_project.to_deployment(
         name=specification.name,
-        schedules=prefect_schedules(specification) or None,
-        paused=specification.paused,
-        concurrency_limit=specification.concurrency_limit,
+        schedules=update.schedules or None,
+        paused=update.paused,
+        concurrency_limit=update.concurrency_limit,
         parameters=specification.flow_parameters(),
         description=specification.description,
-        tags=list(specification.tags),
+        tags=update.tags,
         version=specification.version,
         enforce_parameter_schema=True,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     set_parameter_schema(deployment, specification.schema)
     return deployment
+
+
+def list_deployments(api_url: str) -> list[dict[str, Any]]:
+    """Returns name, ID, work pool, schedule and pause of each deployment of projects, by name."""
+
+    async def read(client: PrefectClient) -> list[Any]:
+        from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+
+        found: list[Any] = []
+        while True:
+            page = await client.read_deployments(
+                flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW_NAME])), limit=200, offset=len(found)
+            )
+            found += page
+            if len(page) < 200:
+                return found
+
+    return [
+        {
+            "name": each.name,
+            "id": str(each.id),
+            "work_pool": each.work_pool_name,
+            "schedule": ", ".join(schedule_texts(each.schedules)) or None,
+            "paused": each.paused or bool(each.schedules and not any(one.active for one in each.schedules)),
+        }
+        for each in sorted(call_api(api_url, read), key=lambda each: str(each.name))
+    ]
+
+
+def change_deployment(api_url: str, name: str, action: Literal["pause", "resume", "delete"]) -> None:
+    """Pauses, resumes or deletes a deployment; resuming includes its paused schedules.
+
+    Raises:
+        ParameterError: No deployment of that name exists.
+    """
+    full_name = name if "/" in name else f"{FLOW_NAME}/{name}"
+    found = call_api(api_url, _find, full_name)
+    if found is None:
+        raise ParameterError(
+            f"The deployment {full_name} can't be changed",
+            [Problem("no deployment of that name exists", fix="`mlprojects deployments list` shows all")],
+        )
+
+    async def change(client: PrefectClient) -> None:
+        identifier = UUID(found[0])
+        await getattr(client, f"{action}_deployment")(identifier)
+        if action == "resume":
+            for schedule in await client.read_deployment_schedules(identifier):
+                if not schedule.active:
+                    await client.update_deployment_schedule(identifier, schedule.id, active=True)
+
+    call_api(api_url, change)

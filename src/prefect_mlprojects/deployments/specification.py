@@ -70,6 +70,7 @@ class DeploymentSpecification:
         tags: Its tags.
         schedule: When it runs by itself; None for only on request.
         paused: Whether its schedule is paused.
+        no_schedule: Whether the schedule of an existing deployment is removed.
         concurrency_limit: Maximum number of concurrent runs; None for no limit.
         job_variables: Overrides for the work pool's base job template.
     """
@@ -86,6 +87,7 @@ class DeploymentSpecification:
     tags: tuple[str, ...] = ()
     schedule: Schedule | None = None
     paused: bool = False
+    no_schedule: bool = False
     concurrency_limit: int | None = None
     job_variables: Mapping[str, Any] = field(default_factory=dict)
 
@@ -139,6 +141,7 @@ def specify(
     tags: Sequence[str] = (),
     concurrency_limit: int | None = None,
     paused: bool = False,
+    no_schedule: bool = False,
     job_variables: Mapping[str, Any] | None = None,
     announce: Callable[[str], None] | None = None,
     **options: Any,
@@ -188,6 +191,7 @@ def specify(
         tags=tuple(tags),
         schedule=schedule,
         paused=paused,
+        no_schedule=no_schedule,
         concurrency_limit=concurrency_limit,
         job_variables=dict(job_variables or {}),
     )

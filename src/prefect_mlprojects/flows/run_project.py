@@ -54,6 +54,7 @@ from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_sessi
 from prefect_mlprojects.tasks.steps import configure_logging
 from prefect_mlprojects.tasks.validate_params import Invocation, validate_params
 from prefect_mlprojects.tracking import TrackedRun, TrackingRequest, child_variables, failure_tags, resolve_tracking_uri
+from prefect_mlprojects.tracking.uris import short_lived_default
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
 _logger = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ class _ProjectRun:
         )
         context = RunContext(
             config,
-            tracking_uri or session.tracking_uri or Secret(resolve_tracking_uri()),
+            tracking_uri or session.tracking_uri or self._default_tracking_uri(),
             session.docker_auth,
             credentials,
             session.rebuild_environment,
@@ -219,6 +220,22 @@ class _ProjectRun:
         if isinstance(outcome, State):
             raise RunCancelled(outcome.message or "The run was cancelled.")
         return outcome.exit_code
+
+    def _default_tracking_uri(self) -> Secret:
+        """Returns the tracking URI of this process.
+
+        Raises:
+            TrackingError: This is a deployment's run, and the default store would be removed with its process.
+        """
+        uri = resolve_tracking_uri()
+        if self._flow_run.deployment_id is not None and (why := short_lived_default()):
+            raise TrackingError(
+                f"The results would be lost: no tracking server is set, and the default store {uri} {why}. Set "
+                "MLFLOW_TRACKING_URI for the worker or in the work pool's `env`, deploy with `--tracking BLOCK`, or start "
+                "the worker with `mlprojects worker`.",
+                tracking_uri=uri,
+            )
+        return Secret(uri)
 
     async def _prepare(self, working_copy: WorkingCopy, context: RunContext) -> tuple[CheckedRun, Invocation]:
         """Checks the call; then downloads, builds the environment and starts the MLflow run side by side."""

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.server.database import dependencies
 from prefect.server.database.configurations import AioSqliteConfiguration
-from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, get_current_settings
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from prefect_mlprojects.server.compat import publish_profile
 from prefect_mlprojects.server.database import ERROR_PREFIX, EXIT_CODE, create_database
+from prefect_mlprojects.server.profile import PROFILE
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -93,6 +95,10 @@ def create_app() -> FastAPI:
     if str(url).startswith("sqlite"):
         _create_database_or_exit(str(url))
         dependencies.MODELS_DEPENDENCIES["database_config"] = ImmediateSqliteConfiguration(connection_url=url)
+    try:
+        publish_profile(PROFILE, str(get_current_settings().server.ui.api_url))
+    except (OSError, ValueError) as error:
+        _log(f"the Prefect profile {PROFILE!r} could not be written: {error}")
     from prefect.server.api.server import create_app as create_prefect_app
 
     return create_prefect_app(final=True)

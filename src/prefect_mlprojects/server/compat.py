@@ -7,8 +7,10 @@ these parts of Prefect in all other modules (``banned-api`` in ``pyproject.toml`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +49,48 @@ def client_context() -> AbstractAsyncContextManager[AsyncClientContext]:
     from prefect.context import AsyncClientContext
 
     return AsyncClientContext.get_or_create()
+
+
+async def schedule_dates(schedule: Any, count: int) -> list[datetime]:
+    """Returns the next dates of a schedule of the client, as the server's scheduler computes them.
+
+    Raises:
+        ValueError: It never fires.
+    """
+    from prefect.server.schemas import schedules
+
+    server_schedule = getattr(schedules, type(schedule).__name__).model_validate(schedule.model_dump())
+    dates: list[datetime] = await server_schedule.get_dates(count)
+    return dates
+
+
+def use_api_everywhere(api_url: str) -> None:
+    """Changes the Prefect API of this process, for code that enters no settings of its own."""
+    from prefect import context
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED
+
+    present = context.GLOBAL_SETTINGS_CONTEXT
+    settings = present.settings.copy_with_update(
+        updates={PREFECT_API_URL: api_url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}
+    )
+    context.GLOBAL_SETTINGS_CONTEXT = context.SettingsContext(profile=present.profile, settings=settings)
+
+
+def publish_profile(name: str, api_url: str) -> None:
+    """Names a Prefect API in a profile and makes that the active one, unless the user has chosen another."""
+    from prefect.settings import PREFECT_API_URL, Profile, load_profiles, save_profiles
+
+    profiles = load_profiles(include_defaults=False)
+    active = profiles.active_name
+    chosen = active is not None and active != name and (active != "ephemeral" or active in profiles.names)
+    if chosen or os.environ.get("PREFECT_PROFILE", name) != name:
+        return
+    if name in profiles.names:
+        profiles.update_profile(name, {PREFECT_API_URL: api_url})
+    else:
+        profiles.add_profile(Profile(name=name, settings={PREFECT_API_URL: api_url}))
+    profiles.set_active(name)
+    save_profiles(profiles)
 
 
 def subscribe_to_events(*names: str) -> AbstractAsyncContextManager[Any]:

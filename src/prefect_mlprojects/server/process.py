@@ -23,7 +23,7 @@ from prefect_mlprojects._support.process.tree import process_birth
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import PrefectServerError
 from prefect_mlprojects.server import database
-from prefect_mlprojects.server.profile import configured_api_url, read_setting
+from prefect_mlprojects.server.profile import configured_api_url, publish_in_process, read_setting
 from prefect_mlprojects.settings import server_directory, server_port, server_start_timeout
 
 Announce = Callable[[str], None]
@@ -138,7 +138,7 @@ def ensure_server(announce: Announce | None = None) -> ServerAddress:
     directory = server_directory()
     record = read_record(directory)
     if record is not None and is_alive(record) and answers(record):
-        return record.address()
+        return _published(record.address())
     say = announce or _print_to_stderr
     try:
         with hold_lock(
@@ -147,7 +147,7 @@ def ensure_server(announce: Announce | None = None) -> ServerAddress:
             on_wait=lambda: say("Waiting for the Prefect server that another process is starting …"),
         ):
             record = _wait_for_recorded(directory, say)
-            return record.address() if record is not None else _start(directory, say)
+            return _published(record.address() if record is not None else _start(directory, say))
     except LockTimeoutError:
         raise PrefectServerError(
             f"Another process has been starting the Prefect server in {directory} for too long. See"
@@ -159,6 +159,11 @@ def ensure_server(announce: Announce | None = None) -> ServerAddress:
             f" {error.strerror or str(error) or type(error).__name__}. Set PREFECT_MLPROJECTS_SERVER_DIR (or PREFECT_HOME)"
             " to a writable folder, or PREFECT_API_URL to a running server."
         ) from None
+
+
+def _published(address: ServerAddress) -> ServerAddress:
+    publish_in_process(address.api_url)
+    return address
 
 
 def server_status() -> ServerStatus:
@@ -232,8 +237,11 @@ def _start(directory: Path, say: Announce) -> ServerAddress:
     if uses_proxy(HOST):
         say(f"HTTP_PROXY is set: Prefect's client asks that proxy for {HOST} too, unless NO_PROXY={HOST} is set.")
     log = directory / "server.log"
+    # The port of the last server: its address stands in profiles, links and other processes.
+    last = read_record(directory)
+    port = server_port(last.port if last is not None else None)
     for attempt in range(3):
-        record, process = _spawn(directory, choose_port(HOST, server_port() if attempt == 0 else 0), log, url)
+        record, process = _spawn(directory, choose_port(HOST, port if attempt == 0 else 0), log, url)
         failure = _wait_until_healthy(record, process, server_start_timeout(), say)
         if failure is None:
             write_record(directory, replace(record, ready=True))

@@ -13,14 +13,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+PROFILE = "mlprojects"
+"""The Prefect profile that names the embedded server, for Prefect's own commands and clients."""
+
+_published: set[str] = set()
+
+
+def publish_in_process(api_url: str) -> None:
+    """Makes the embedded server the Prefect API of this process, where nothing else is configured."""
+    if "prefect.settings" in sys.modules and configured_api_url() is None:
+        from prefect_mlprojects.server.compat import use_api_everywhere
+
+        _published.add(api_url)
+        use_api_everywhere(api_url)
+
 
 def configured_api_url() -> str | None:
-    """Returns the API's URL from the environment, a settings file or the active profile; None if it is not set."""
+    """Returns the API's URL from the environment, a settings file or the active profile; None if it is not set.
+
+    The address of the embedded server that we ourselves published, in this process or in the profile, does not count.
+    """
     if "prefect.settings" in sys.modules:
         from prefect.settings import get_current_settings
 
-        return get_current_settings().api.url
+        url = get_current_settings().api.url
+        return None if url in _published or url == _published_in_profile() else url
     return read_setting("PREFECT_API_URL", "api", "url")
+
+
+def _published_in_profile() -> str | None:
+    return (
+        None
+        if os.environ.get("PREFECT_API_URL")
+        else _in(_read_toml(_profiles_path()), "profiles", PROFILE, "PREFECT_API_URL")
+    )
 
 
 def read_setting(variable: str, *keys: str) -> str | None:
@@ -52,7 +78,8 @@ def _from_dotenv(variable: str) -> str | None:
 def _from_profile(variable: str) -> str | None:
     settings = _read_toml(_profiles_path())
     active = os.environ.get("PREFECT_PROFILE") or settings.get("active")
-    return _in(settings, "profiles", str(active), variable) if active else None
+    # The profile of the embedded server is no choice of the user.
+    return _in(settings, "profiles", str(active), variable) if active and active != PROFILE else None
 
 
 def _profiles_path() -> Path:

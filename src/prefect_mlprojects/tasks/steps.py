@@ -110,8 +110,8 @@ def configure_logging() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(existing, PlainErrors) for existing in logger.filters):
             logger.addFilter(PlainErrors())
-    for name in (None, "prefect"):
-        for handler in logging.getLogger(name).handlers:
+    for logger in (logging.getLogger(), logging.getLogger("prefect")):
+        for handler in logger.handlers:
             console = getattr(handler, "console", None)
             if isinstance(console, Console):
                 console.on_broken_pipe = partial(setattr, console, "quiet", True)  # type: ignore[method-assign]

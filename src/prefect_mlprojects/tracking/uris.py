@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +37,20 @@ def resolve_tracking_uri(directory: Path | None = None) -> str:
     directory = Path.cwd() if directory is None else directory
     configured = _set_in_process() or os.environ.get(TRACKING_URI_VARIABLE)
     return absolute_tracking_uri(configured, directory) if configured else _default_tracking_uri(directory)
+
+
+def short_lived_default() -> str:
+    """Returns why the default store of this process is soon removed; empty if it stays, or if one is set.
+
+    Prefect's process worker runs each flow run in a temporary folder, other workers in a container.
+    """
+    if _set_in_process() or os.environ.get(TRACKING_URI_VARIABLE):
+        return ""
+    if Path.cwd().resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
+        return "is in a temporary folder"
+    if "KUBERNETES_SERVICE_HOST" in os.environ or any(map(os.path.exists, ("/.dockerenv", "/run/.containerenv"))):
+        return "is in a container"
+    return ""
 
 
 def absolute_tracking_uri(uri: str, directory: Path) -> str:

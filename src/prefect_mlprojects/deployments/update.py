@@ -1,0 +1,194 @@
+"""What deploying changes of an existing deployment, and its schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule
+from prefect_mlprojects.exceptions import ParameterError, Problem
+from prefect_mlprojects.runs.request import FLOW_NAME
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+
+
+def make_schedule(
+    cron: str | None, interval: float | timedelta | None, rrule: str | None, timezone: str | None
+) -> Schedule | None:
+    """Returns the schedule; None when all arguments are None.
+
+    Raises:
+        ParameterError: More than one is given, a time zone without one, or Prefect does not accept it.
+    """
+    given = [text for text, value in (("cron", cron), ("interval", interval), ("rrule", rrule)) if value is not None]
+    problem = None
+    if len(given) > 1:
+        problem = Problem(f"give only one of {' and '.join(given)}", parameter=given[0])
+    elif timezone is not None and not given:
+        problem = Problem("a time zone needs a schedule", parameter="timezone", fix="give cron, interval or rrule, too")
+    if problem is not None:
+        raise ParameterError("The deployment can't be made", [problem])
+    if not given:
+        return None
+    if isinstance(interval, int | float):
+        interval = timedelta(seconds=interval)
+    if interval is not None and interval <= timedelta():
+        raise ParameterError(
+            "The deployment can't be made",
+            [
+                Problem(
+                    f"the interval must be a positive number of seconds, not {interval.total_seconds():g}",
+                    parameter="interval",
+                )
+            ],
+        )
+    schedule = Schedule(cron, interval, rrule, timezone)
+    try:
+        if not next_times(schedule, 1):
+            raise ValueError("it never fires")
+    except ValueError as error:
+        details = getattr(error, "errors", None)
+        reason = "; ".join(str(each["msg"]) for each in details()) if callable(details) else str(error)
+        raise ParameterError(
+            "The deployment can't be made",
+            [Problem(f"the schedule {schedule} is not valid: {reason}", parameter=given[0])],
+        ) from None
+    return schedule
+
+
+def prefect_schedule(schedule: Schedule) -> Any:
+    """Returns a schedule as Prefect's type; raises ValueError when Prefect does not accept it."""
+    from prefect.client.schemas.schedules import construct_schedule
+
+    return construct_schedule(
+        cron=schedule.cron, interval=schedule.interval, rrule=schedule.rrule, timezone=schedule.timezone or "UTC"
+    )
+
+
+def next_times(schedule: Schedule, count: int = 3) -> list[datetime]:
+    """Returns the next times at which a schedule fires, in its time zone; raises ValueError when Prefect does not accept it."""
+    from prefect_mlprojects._support.event_loop import background_loop
+    from prefect_mlprojects.server.compat import schedule_dates
+
+    return background_loop().run(schedule_dates(prefect_schedule(schedule), count))
+
+
+@dataclass(frozen=True)
+class Update:
+    """A deployment's settings after it is deployed; what is not named stays as the existing deployment has it."""
+
+    specification: DeploymentSpecification
+    existing: Any
+
+    @property
+    def schedules(self) -> list[Any]:
+        """The schedules: the one named, else those that exist."""
+        from prefect.client.schemas.actions import DeploymentScheduleCreate
+
+        specification = self.specification
+        kept = list(self.existing.schedules) if self.existing is not None else []
+        if specification.no_schedule:
+            return []
+        if specification.schedule is None:
+            return [DeploymentScheduleCreate(schedule=each.schedule, active=each.active) for each in kept]
+        # A schedule that an operator paused stays so.
+        active = not specification.paused and (not kept or any(each.active for each in kept))
+        return [DeploymentScheduleCreate(schedule=prefect_schedule(specification.schedule), active=active)]
+
+    @property
+    def paused(self) -> bool:
+        """Whether the deployment is paused."""
+        return self.specification.paused or bool(self.existing is not None and self.existing.paused)
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags."""
+        return list(self.specification.tags or (self.existing.tags if self.existing is not None else ()))
+
+    @property
+    def concurrency_limit(self) -> int | None:
+        """The limit of concurrent runs."""
+        return self.specification.concurrency_limit or _limit_of(self.existing)
+
+    @property
+    def job_variables(self) -> dict[str, Any]:
+        """The overrides of the job template."""
+        return dict(self.specification.job_variables or (self.existing.job_variables if self.existing else None) or {})
+
+    def schedule_text(self) -> str | None:
+        """Returns the schedule, and whether it is paused."""
+        texts = [
+            _schedule_text(each) + ("" if each.active and not self.paused else " (paused)") for each in self.schedules
+        ]
+        return ", ".join(texts) or None
+
+    def changes(self) -> list[str]:
+        """Returns a line for each setting that changed, or was kept without being named."""
+        existing, specification = self.existing, self.specification
+        if existing is None:
+            return []
+        pairs: list[tuple[str, Any, Any, bool]] = [
+            (
+                "schedule",
+                schedule_texts(existing.schedules),
+                schedule_texts(self.schedules),
+                specification.schedule is not None,
+            ),
+            ("tags", sorted(existing.tags), sorted(self.tags), bool(specification.tags)),
+            (
+                "concurrency limit",
+                _limit_of(existing),
+                self.concurrency_limit,
+                specification.concurrency_limit is not None,
+            ),
+            ("version", existing.version, specification.version, True),
+        ]
+        lines = []
+        for name, before, after, named in pairs:
+            if before != after:
+                lines.append(f"{name}: {_shown(before)} -> {_shown(after)}")
+            elif before and not named:
+                lines.append(f"{name} kept: {_shown(before)}")
+        inactive = [each for each in self.schedules if not each.active]
+        if self.paused or inactive:
+            lines.append(f"still paused; resume it with `mlprojects deployments resume {specification.name}`")
+        return lines
+
+
+def _limit_of(deployment: Any) -> int | None:
+    limit = getattr(deployment, "global_concurrency_limit", None)
+    return limit.limit if limit is not None else None
+
+
+def _schedule_text(schedule: Any) -> str:
+    values = schedule.schedule
+    return str(
+        Schedule(
+            getattr(values, "cron", None),
+            getattr(values, "interval", None),
+            getattr(values, "rrule", None),
+            None if values.timezone == "UTC" else values.timezone,
+        )
+    )
+
+
+def schedule_texts(schedules: Sequence[Any]) -> list[str]:
+    """Returns a text for each of Prefect's schedules."""
+    return [_schedule_text(each) for each in schedules]
+
+
+def _shown(value: Any) -> str:
+    return (", ".join(value) if isinstance(value, list) else str(value or "")) or "none"
+
+
+async def read_update(client: PrefectClient, specification: DeploymentSpecification) -> Update:
+    """Reads the deployment that one of this name would update."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        return Update(specification, await client.read_deployment_by_name(f"{FLOW_NAME}/{specification.name}"))
+    except ObjectNotFound:
+        return Update(specification, None)
