@@ -34,19 +34,15 @@ def configured_api_url() -> str | None:
     The address of the embedded server that we ourselves published, in this process or in the profile, does not count.
     """
     if "prefect.settings" in sys.modules:
-        from prefect.settings import get_current_settings
+        from prefect.context import get_settings_context
+        from prefect.settings import PREFECT_API_URL
 
-        url = get_current_settings().api.url
-        return None if url in _published or url == _published_in_profile() else url
+        context = get_settings_context()
+        url = context.settings.api.url
+        of_profile = context.profile.name == PROFILE and context.profile.settings.get(PREFECT_API_URL) == url
+        ours = url in _published or (of_profile and os.environ.get("PREFECT_API_URL") != url)
+        return None if ours else url
     return read_setting("PREFECT_API_URL", "api", "url")
-
-
-def _published_in_profile() -> str | None:
-    return (
-        None
-        if os.environ.get("PREFECT_API_URL")
-        else _in(_read_toml(_profiles_path()), "profiles", PROFILE, "PREFECT_API_URL")
-    )
 
 
 def read_setting(variable: str, *keys: str) -> str | None:

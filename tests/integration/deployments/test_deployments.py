@@ -103,6 +103,82 @@ def test_the_default_pool_is_made(project: Path, call: Call) -> None:
     assert call("read_work_pool", "mlprojects").type == "process"
 
 
+def test_deploying_again_keeps_what_is_not_named(project: Path, call: Call, pool: str) -> None:
+    first = deploy(
+        project, work_pool=pool, cron="0 3 * * *", tags=["nightly"], concurrency_limit=2, parameters={"needed": 1}
+    )
+    assert (first.changes, first.schedule) == ((), "cron 0 3 * * *")
+    call("pause_deployment", UUID(first.id))
+    again = deploy(project)
+    stored = call("read_deployment", UUID(first.id))
+    assert (again.id, stored.work_pool_name, stored.tags, stored.paused) == (first.id, pool, ["nightly"], True)
+    assert [str(each.schedule.cron) for each in stored.schedules] == ["0 3 * * *"]
+    assert stored.global_concurrency_limit.limit == 2
+    assert again.changes[:3] == ("schedule kept: cron 0 3 * * *", "tags kept: nightly", "concurrency limit kept: 2")
+    assert "mlprojects deployments resume" in again.changes[3]
+
+    other = deploy(project, interval=3600, parameters={"needed": 1})
+    assert "schedule: cron 0 3 * * * -> every 1:00:00" in other.changes
+    assert call("read_deployment", UUID(first.id)).paused
+    deploy(project, no_schedule=True)
+    assert call("read_deployment", UUID(first.id)).schedules == []
+
+
+def mlprojects(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "prefect_mlprojects", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+
+def test_the_commands_for_deployments(project: Path, call: Call, pool: str) -> None:
+    made = deploy(project, "sleep", work_pool=pool, cron="0 3 * * *", env_manager="local")
+
+    def listed() -> dict[str, Any]:
+        rows = json.loads(mlprojects("deployments", "list", "--json").stdout)
+        (row,) = [row for row in rows if row["name"] == made.name]
+        return dict(row)
+
+    assert (listed()["work_pool"], listed()["schedule"], listed()["paused"]) == (pool, "cron 0 3 * * *", False)
+    assert mlprojects("deployments", "pause", made.name).stdout == f"Paused {made.name}.\n"
+    assert listed()["paused"]
+    assert mlprojects("deployments", "resume", made.full_name).returncode == 0
+    assert not listed()["paused"]
+    started = mlprojects("start", made.name)
+    assert started.returncode == 0, started.stderr
+    assert str(call("read_flow_run", UUID(started.stdout.strip())).deployment_id) == made.id
+    assert mlprojects("deployments", "delete", made.name).returncode == 0
+    missing = mlprojects("start", made.name)
+    assert missing.returncode == 2
+    assert "no deployment of that name exists" in missing.stderr
+
+
+def test_a_worker_without_a_tracking_uri_keeps_results_in_its_folder(
+    project: Path, pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    made = deploy(project, work_pool=pool, env_manager="local")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    run = made.run({"needed": 1})
+    with started("worker", "--pool", pool, "--once", log=tmp_path / "worker.log") as worker:
+        worker.wait(200)
+    assert run.wait(), (tmp_path / "worker.log").read_text()
+    stored = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(run.run_id)
+    assert stored.data.params["needed"] == "1"
+
+    # Prefect's own worker knows nothing of it: the run is refused instead of losing its results.
+    lost = made.run({"needed": 1})
+    subprocess.run(
+        [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--run-once"], check=True, timeout=200
+    )
+    assert not lost.wait()
+    assert "The results would be lost: no tracking server is set" in lost.result().message
+
+
 def test_a_worker_runs_it(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 

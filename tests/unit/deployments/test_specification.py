@@ -100,7 +100,9 @@ def test_a_git_version_is_followed_or_pinned(project: Path, tmp_path: Path, monk
         ((None, None, None, "Europe/Berlin"), "a time zone needs a schedule"),
         (("nonsense", None, None, None), "the schedule cron nonsense is not valid"),
         (("0 3 * * *", None, None, "Mars/Base"), "is not valid"),
-        ((None, -5, None, None), "is not valid"),
+        ((None, -5, None, None), "must be a positive number of seconds, not -5"),
+        ((None, 0, None, None), "must be a positive number of seconds, not 0"),
+        (("0 2 30 2 *", None, None, None), "is not valid: failed to find next date"),
         ((None, None, "FREQ=SOMETIMES", None), "is not valid"),
     ],
 )
