@@ -26,7 +26,7 @@ from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
-from prefect_mlprojects.spec.parameters import typed_value
+from prefect_mlprojects.spec.parameters import in_project, is_relative_default, typed_value
 from prefect_mlprojects.types import StopSignal
 
 
@@ -169,7 +169,9 @@ def specify(
     try:
         project = load_project(copy.directory)
         found = find_entry_point(project, followed.entry_point)
-        fitting = _fitting_values(found, followed.parameters or {}, complete=schedule is not None and not paused)
+        fitting = _fitting_values(
+            found, followed.parameters or {}, copy.directory, complete=schedule is not None and not paused
+        )
     finally:
         source.remove(copy)
     version = _followed_version(copy, version, pin=pin)
@@ -228,8 +230,22 @@ def _refuse_secret_uri(uri: str) -> None:
         raise ParameterError("The deployment can't be made", [secret_uri_problem(uri)])
 
 
-def _fitting_values(entry_point: EntryPoint, given: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
+def _fitting_values(
+    entry_point: EntryPoint, given: Mapping[str, Any], project: Path, *, complete: bool
+) -> dict[str, Any]:
     """Returns the given values, typed; unless `complete`, required ones may be missing, and the form asks for them."""
+    outside = [
+        Problem(
+            f"the default {parameter.default!r} of the path parameter '{parameter.name}' is not in the project, and a run on a "
+            "worker has another working directory",
+            parameter=parameter.name,
+            fix="put it into the project, or give a URI or an absolute path",
+        )
+        for parameter in entry_point.parameters.values()
+        if given.get(parameter.name) is None and is_relative_default(parameter) and not in_project(project, parameter)
+    ]
+    if outside:
+        raise ParameterError("The deployment can't be made", outside)
     if not complete:
         present = {
             name: parameter
@@ -238,14 +254,22 @@ def _fitting_values(entry_point: EntryPoint, given: Mapping[str, Any], *, comple
         }
         command = entry_point.command if len(present) == len(entry_point.parameters) else "true"
         entry_point = dataclasses.replace(entry_point, parameters=present, command=command)
-    checked = check_parameters(entry_point, given)
+    checked = check_parameters(entry_point, given, project)
     texts = {**checked.declared, **checked.downloads, **checked.extra}
     values: dict[str, Any] = {}
     for name in given:
         if name not in texts:
             continue
         parameter = entry_point.parameters.get(name)
-        values[name] = texts[name] if parameter is None else typed_value(parameter.type, texts[name])
+        if parameter is None:
+            values[name] = texts[name]
+        elif (
+            str(given[name]) == parameter.default and is_relative_default(parameter) and in_project(project, parameter)
+        ):
+            # The folder that the project was fetched to is not that of the runs.
+            values[name] = parameter.default
+        else:
+            values[name] = typed_value(parameter.type, texts[name])
     return values
 
 

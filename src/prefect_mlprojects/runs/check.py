@@ -108,7 +108,7 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
     project = load_project(working_copy.directory)
     entry_point = spark_job_entry_point(project, request.entry_point) if request.backend == "databricks" else None
     entry_point = entry_point or find_entry_point(project, request.entry_point)
-    parameters = check_parameters(entry_point, request.parameters)
+    parameters = check_parameters(entry_point, request.parameters, working_copy.directory)
     backend = select_backend(request.backend, project, request.docker_args)
     config = context.config
     backend_request: AnyRequest = BackendRequest(

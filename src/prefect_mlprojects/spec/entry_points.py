@@ -142,20 +142,17 @@ def command_problems(project: Project, entry_point: EntryPoint) -> tuple[Problem
     return tuple(problems)
 
 
-def quoted_placeholder_warnings(project: Project, entry_point: EntryPoint) -> tuple[Problem, ...]:
-    """Finds placeholders whose values can't always be quoted well, because of where they stand in the command."""
+def unquotable_warnings(project: Project, entry_point: EntryPoint) -> tuple[Problem, ...]:
+    """Finds placeholders where only plain values can be written."""
     line = entry_point.command_line or entry_point.line
     places: dict[str, Problem] = {}
     for placeholder in parse_template(entry_point.command).placeholders:
         parameter = entry_point.parameters.get(placeholder.name)
-        if parameter is None or parameter.type in {"int", "float"} or placeholder.place == "word":
+        if parameter is None or parameter.type in {"int", "float"} or placeholder.place != "unquotable":
             continue
-        if placeholder.place == "unquotable":
-            message = "stands where values can't be quoted; values with other than plain characters are refused"
-        else:
-            message = "stands inside quotes; the program sees values that need quoting with these quotes around them"
         places[placeholder.name] = Problem(
-            f"in the command of entry point {entry_point.name!r}, {{{placeholder.name}}} {message}",
+            f"in the command of entry point {entry_point.name!r}, {{{placeholder.name}}} is where values can't be quoted; values "
+            "with other than plain characters are refused",
             project.file,
             line,
             "values are quoted already: write placeholders as words of their own",
@@ -207,7 +204,7 @@ def lint(
     errors, warnings = list(problems), list(project.warnings)
     for declared in project.entry_points.values():
         errors += command_problems(project, declared)
-        warnings += quoted_placeholder_warnings(project, declared)
+        warnings += unquotable_warnings(project, declared)
     # A call of a file that could not be read would only add follow-up errors.
     if entry_point is not None and not problems:
         try:

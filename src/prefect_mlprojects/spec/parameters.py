@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -47,32 +48,44 @@ class CheckedParameters:
         return dataclasses.replace(self, declared={**self.declared, **local_paths}, downloads=left)
 
 
-def check_parameters(entry_point: EntryPoint, values: Mapping[str, Any] | None) -> CheckedParameters:
+def check_parameters(
+    entry_point: EntryPoint, values: Mapping[str, Any] | None, project: Path | None = None
+) -> CheckedParameters:
     """Checks the values of a call; asks no network.
 
-    A value of None counts as not given. Relative paths are relative to the working directory, as in MLflow. Values become text by
-    ``str``, as in MLflow, and are passed on as they are: nothing is rounded or normalised.
+    A value of None counts as not given. Relative paths are relative to the working directory, as in MLflow, except for a default
+    that exists in the project. Values become text by ``str``, as in MLflow, and are passed on as they are: nothing is rounded or
+    normalised. A default that is no number where one is declared passes with a warning, as it runs under MLflow.
 
     Args:
         entry_point: The entry point.
         values: Values by parameter name: text, numbers, or what else ``str`` makes text of.
+        project: The project's folder; None without one.
 
     Raises:
         ParameterError: Values are missing, not of their type, or can't stand in a command line; all of them at once.
     """
     given = {str(name): str(value) for name, value in (values or {}).items() if value is not None}
     problems: list[Problem] = []
+    warnings: list[Problem] = []
     declared: dict[str, str] = {}
     downloads: dict[str, str] = {}
     for parameter in entry_point.parameters.values():
         text = given.get(parameter.name, parameter.default)
+        if project is not None and text == parameter.default and is_relative_default(parameter):
+            text = in_project(project, parameter) or text
         if text is None:
             problems.append(_missing(parameter, given, entry_point))
             continue
         expected = _expectation(parameter.type, text)
         if expected is not None:
-            problems.append(_ill_typed(parameter, text, expected, is_default=parameter.name not in given))
-            continue
+            is_default = text == parameter.default
+            ill_typed = _ill_typed(parameter, text, expected, is_default=is_default)
+            # Such as "None" or "auto" for a number.
+            passes = is_default and parameter.type in {"int", "float"} and _unusable(parameter.name, text) is None
+            (warnings if passes else problems).append(ill_typed)
+            if not passes:
+                continue
         declared[parameter.name] = text
         if parameter.type == "path":
             local = local_path(text)
@@ -87,8 +100,23 @@ def check_parameters(entry_point: EntryPoint, values: Mapping[str, Any] | None) 
     problems += place_problems(template, known, extra)
     if problems:
         raise ParameterError(f"Parameters of entry point '{entry_point.name}' do not fit", problems)
-    warnings = (*_typo_warnings(entry_point, given), *_quote_warnings(template, known))
-    return CheckedParameters(declared, extra, downloads, warnings)
+    return CheckedParameters(declared, extra, downloads, (*warnings, *_typo_warnings(entry_point, given)))
+
+
+def is_relative_default(parameter: ProjectParameter) -> bool:
+    """Whether a ``path`` parameter's default is a relative local path."""
+    default = parameter.default
+    if parameter.type != "path" or not default or os.path.isabs(default):  # noqa: PTH117 - any text is taken
+        return False
+    parts = _split(default)
+    return parts is not None and not parts.scheme
+
+
+def in_project(project: Path, parameter: ProjectParameter) -> str | None:
+    """Returns the absolute path of a relative default in the project; None if it does not exist there."""
+    path = os.path.normpath(os.path.join(project, parameter.default or ""))  # noqa: PTH118 - any text is taken
+    exists = os.path.exists(path) and Path(path).resolve().is_relative_to(project.resolve())  # noqa: PTH110 - as above
+    return path if exists else None
 
 
 def local_path(text: str) -> str | None:
@@ -200,28 +228,12 @@ def place_problems(
     return tuple(
         Problem(
             f"parameter '{name}' has the value {_shorten(text)!r}, which can't be quoted where it stands in the command "
-            "(in backquotes, a here-document, a comment, arithmetic, a subscript or ${…}, or after a backslash)",
+            "(in backquotes, a here-document, a comment, arithmetic, a subscript or ${…}, or after a backslash or a $)",
             fix="give a value of letters, digits and @%+=:,./- only, or put it elsewhere in the command",
             parameter=name,
             value=_shorten(text),
         )
         for name, text in found.items()
-    )
-
-
-def _quote_warnings(template: CommandTemplate, declared: Mapping[str, str]) -> tuple[Problem, ...]:
-    """Warns of values that the program will see with quotes around them, since their placeholder is in quotes already."""
-    names = {each.name for each in template.placeholders if each.place in {"double-quotes", "single-quotes"}}
-    return tuple(
-        Problem(
-            f"parameter '{name}' stands in quotes in the command, so the program sees its value as {_shorten(text)!r} with "
-            "shell quotes around it",
-            fix=f"take the quotes around {{{name}}} away: values are quoted already",
-            parameter=name,
-            value=_shorten(text),
-        )
-        for name, text in declared.items()
-        if name in names and not is_plain(text)
     )
 
 
@@ -291,6 +303,8 @@ def _type_schema(kind: ParameterType) -> dict[str, Any]:
 
 def typed_value(kind: ParameterType, text: str) -> int | float | str:
     """Returns a value as JSON's type for it, or as text where that would change it (``inf``, very long numbers)."""
+    if type_expectation(kind, text) is not None:
+        return text
     if kind == "int" and abs(whole := int(text)) <= 2**53:
         return whole
     if kind == "float":

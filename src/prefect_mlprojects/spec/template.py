@@ -1,10 +1,10 @@
 """Command templates: where their placeholders stand, and how a value is written there.
 
 Templates are those of ``str.format``, as in MLflow: ``{name}`` is a placeholder, ``{{`` and ``}}`` are braces. A value is quoted
-by ``shlex.quote``, which is enough between words. Where the project's author put a placeholder inside quotes, the quoted text is
-escaped once more for these quotes, else ``--message "{text}"`` would run what ``$(...)`` in a value says. Where no quoting is
-safe (backquotes, here-documents, comments, arithmetic, subscripts, ``${...}``, after a backslash), only values that need none may
-stand. What a command itself does with an argument is beyond this: ``eval``, ``let``, ``bash -c`` and ``[[ x -eq y ]]`` evaluate it.
+by ``shlex.quote``, which is enough between words. Where the project's author put a placeholder inside quotes, the value is
+escaped for these quotes, so that the program gets the value itself. Where no quoting is safe (backquotes, here-documents,
+comments, arithmetic, subscripts, ``${...}``, after a backslash or a ``$``), only values that need none may stand. What a command
+itself does with an argument is beyond this: ``eval``, ``let``, ``bash -c`` and ``[[ x -eq y ]]`` evaluate it.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ def write_value(value: str, place: Place) -> str:
         case "word":
             return quoted
         case "double-quotes":
-            return _DOUBLE_QUOTE_SPECIALS.sub(r"\\\1", quoted)
+            return _DOUBLE_QUOTE_SPECIALS.sub(r"\\\1", value)
         case "single-quotes":
-            return quoted.replace("'", "'\"'\"'")
+            return value.replace("'", "'\"'\"'")
         case "unquotable":
             raise ValueError("no quoting is safe in this place of the command")
         case _:
@@ -142,7 +142,9 @@ class _ShellScanner:
 
     @property
     def place(self) -> Place:
-        if self._heredoc_begins() or self._is_calculated() or (self.escaped and self._top != '"'):
+        # "$" makes what follows an expansion, or $'...', whose escapes end elsewhere.
+        dollar = self._recent.endswith("$") and self._top in {"", "(", '"'}
+        if self._heredoc_begins() or self._is_calculated() or self.escaped or dollar:
             return "unquotable"
         match self._top:
             case "" | "(":

@@ -111,3 +111,22 @@ def test_schedules_that_do_not_fit(
 ) -> None:
     with pytest.raises(ParameterError, match=words):
         make_schedule(*arguments)
+
+
+def test_a_path_default_must_be_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    project.mkdir()
+    elsewhere.mkdir()
+    (project / "MLproject").write_text(
+        "name: data\nentry_points: {main: {parameters: {table: {type: path, default: data.csv}}, command: 'cat {table}'}}\n"
+    )
+    monkeypatch.chdir(elsewhere)
+    # Where the deployment is made says nothing about where it runs.
+    (elsewhere / "data.csv").write_text("1")
+    with pytest.raises(ParameterError, match=r"'data\.csv' of the path parameter 'table' is not in the project"):
+        specify(project)
+    given = specify(project, parameters={"table": "data.csv"})
+    assert given.parameters == {"table": str(elsewhere / "data.csv")}
+    (project / "data.csv").write_text("2")
+    assert specify(project).parameters == {}
+    assert specify(project, parameters={"table": "data.csv"}).parameters == {"table": "data.csv"}

@@ -22,6 +22,7 @@ from prefect_mlprojects.spec import (
     find_entry_point,
     load_project,
 )
+from prefect_mlprojects.spec.parameters import parameters_schema
 
 
 def entry_point(command: str = "echo", **types: str) -> EntryPoint:
@@ -149,3 +150,47 @@ def test_a_value_never_becomes_shell_syntax(first: str, second: str, name: str, 
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     expected = [first, second] + ([] if name in {"first", "second"} else [f"--{name}", extra])
     assert json.loads(done.stdout) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "default"), [("int", "None"), ("int", "auto"), ("int", "1.5"), ("float", "None"), ("float", "")]
+)
+def test_an_author_s_default_that_is_no_number_runs_with_a_warning(kind: str, default: str, tmp_path: Path) -> None:
+    (tmp_path / "MLproject").write_text(
+        f"entry_points:\n  main:\n    parameters: {{x: {{type: {kind}, default: {json.dumps(default)}}}}}\n    command: 'p {{x}}'\n"
+    )
+    main = find_entry_point(load_project(tmp_path), "main")
+    checked = check_parameters(main, {})
+    assert build_command(main, checked) == f"p {shlex.quote(default)}"
+    (warning,) = checked.warnings
+    assert f"parameter 'x' ({kind}) has the default {default!r}" in warning.message
+    # A form gives the default as a value; another text is a caller's mistake.
+    assert check_parameters(main, {"x": default}).declared == {"x": default}
+    with pytest.raises(ParameterError, match="number was expected"):
+        check_parameters(main, {"x": "nothing"})
+    assert parameters_schema(main, {})["properties"]["x"]["default"] == default
+
+
+def test_a_relative_path_default_means_the_project_s_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project / "data", elsewhere):
+        folder.mkdir(parents=True)
+    (project / "data" / "train.csv").write_text("1")
+    (elsewhere / "other.csv").write_text("2")
+    (tmp_path / "outside.csv").write_text("3")
+    monkeypatch.chdir(elsewhere)
+
+    def value(default: str, given: dict[str, str]) -> str:
+        parameter = ProjectParameter("x", "path", "path", default)
+        return check_parameters(EntryPoint("main", "p {x}", {"x": parameter}), given, project).declared["x"]
+
+    inside = str(project / "data" / "train.csv")
+    assert value("data/train.csv", {}) == value("./data/../data/train.csv", {}) == inside
+    assert value("data/train.csv", {"x": "data/train.csv"}) == inside
+    # What the caller names, and a default that the project does not have, are relative to the working directory.
+    assert value("data/train.csv", {"x": "other.csv"}) == value("other.csv", {}) == str(elsewhere / "other.csv")
+    with pytest.raises(ParameterError, match="a file or folder that exists"):
+        value("missing.csv", {})
+    (project / "link").symlink_to(tmp_path / "outside.csv")
+    with pytest.raises(ParameterError, match="a file or folder that exists"):
+        value("link", {})
