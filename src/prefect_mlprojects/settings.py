@@ -11,6 +11,9 @@ from prefect_mlprojects.exceptions import ExecutionException
 
 PREFIX = "PREFECT_MLPROJECTS_"
 
+OWN_VARIABLES = f"{PREFIX}OWN_VARIABLES"
+"""Names the variables that the command line set for itself, separated by blanks; a project's command does not get them."""
+
 _T = TypeVar("_T")
 
 

@@ -12,6 +12,7 @@ import click
 
 from prefect_mlprojects.cli.options import click_option, json_option, parse_with, split_pairs
 from prefect_mlprojects.runs.request import OPTIONS, options_of
+from prefect_mlprojects.settings import OWN_VARIABLES
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -186,7 +187,8 @@ def worker_command(pool: str | None, name: str | None, limit: int | None, once: 
     environment["MLFLOW_TRACKING_URI"] = resolve_tracking_uri()
     click.echo(f"MLflow results: {redact(environment['MLFLOW_TRACKING_URI'])}", err=True)
     # The worker's terminal shows its own log.
-    environment.pop("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", None)
+    for variable in environment.pop(OWN_VARIABLES, "").split():
+        environment.pop(variable, None)
     sys.stdout.flush()
     os.execve(sys.executable, arguments, environment)  # noqa: S606 - the worker replaces this process
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from prefect_mlprojects.types import StreamName
 
 _STEPS = ("fetch", "resolve-env", "validate-params", "execute")
-_MARKS = {"started": "…", "finished": "✓", "failed": "✗"}
-_STYLES = {"started": "cyan", "finished": "green", "failed": "red"}
+_MARKS = {"started": "…", "finished": "✓", "failed": "✗", "cancelled": "■"}
+_STYLES = {"started": "cyan", "finished": "green", "failed": "red", "cancelled": "yellow"}
 
 
 class StderrOutput:
@@ -98,6 +98,10 @@ class RunDisplay:
     def flow_run(self, flow_run_id: str, url: str | None) -> None:
         """Prints the address of the flow run."""
         self._print(Text(f"Flow run: {url or flow_run_id}"))
+
+    def cancelling(self) -> None:
+        """Prints that the run was asked to stop."""
+        self._print(Text("Cancelling …", style="yellow"))
 
     def tracked(self, run: TrackedRun) -> None:
         """Ignores the MLflow run: the summary shows it."""

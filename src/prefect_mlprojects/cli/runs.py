@@ -92,7 +92,8 @@ def _run(
                 _report_start(report, handle)
             from prefect_mlprojects.runs.launch import wait_interruptibly
 
-            result = wait_interruptibly(handle)
+            session.stop.on_request(display.cancelling)
+            result = wait_interruptibly(handle, reraise=False)
         tracked = session.tracked_run
         metrics = tracker.metrics(tracked) if tracked is not None and result.status == "FINISHED" else {}
         display.summary(result, tracked, handle.url, metrics)

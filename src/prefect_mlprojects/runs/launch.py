@@ -161,24 +161,25 @@ async def _pool_place() -> AsyncIterator[None]:
         yield
 
 
-def wait_interruptibly(run: LocalSubmittedRun) -> RunResult:
-    """Waits for a run; Ctrl-C or SIGTERM cancels it, waits for it to end, and is raised again.
+def wait_interruptibly(run: LocalSubmittedRun, *, reraise: bool = True) -> RunResult:
+    """Waits for a run and returns its result; Ctrl-C or SIGTERM cancels it and waits for its end.
 
-    Returns:
-        How it ended.
+    Then the signal takes its usual course, unless `reraise` is False.
     """
-    with _sigterm_stops([run.session]):
+    with _sigterm_stops([run.session], reraise=reraise):
         try:
             return run.result()
         except BaseException as interruption:
             run.session.stop.request(f"it was interrupted ({type(interruption).__name__})")
-            run.result()
-            raise
+            result = run.result()
+            if reraise or not isinstance(interruption, KeyboardInterrupt):
+                raise
+            return result
 
 
 @contextmanager
-def _sigterm_stops(sessions: list[RunSession]) -> Iterator[None]:
-    """While it lasts, SIGTERM stops the runs; the process ends by it afterwards.
+def _sigterm_stops(sessions: list[RunSession], *, reraise: bool = True) -> Iterator[None]:
+    """While it lasts, SIGTERM stops the runs; the process ends by it afterwards, unless `reraise` is False.
 
     Only the main thread may set signal handlers, and a handler set by other code is kept.
     """
@@ -198,7 +199,7 @@ def _sigterm_stops(sessions: list[RunSession]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if received:
+        if received and reraise:
             sys.stdout.flush()
             os.kill(os.getpid(), signal.SIGTERM)
 

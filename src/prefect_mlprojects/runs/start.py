@@ -21,6 +21,7 @@ from prefect_mlprojects.runs.request import (
     RunRequest,
     holds_secret_url,
 )
+from prefect_mlprojects.settings import OWN_VARIABLES
 from prefect_mlprojects.sources import detect_source
 from prefect_mlprojects.types import StopSignal
 
@@ -197,7 +198,11 @@ def _enclosing_api() -> tuple[str, str | None] | None:
 
 def configure_prefect(api_url: str) -> None:
     """Makes ``api_url`` this process's Prefect API and silences Prefect's console lines; call it before importing Prefect."""
+    own = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
     if os.environ.get("PREFECT_API_URL") != api_url:
         os.environ["PREFECT_API_URL"] = api_url
-        os.environ.setdefault("PREFECT_CLIENT_CSRF_SUPPORT_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        own["PREFECT_CLIENT_CSRF_SUPPORT_ENABLED"] = "false"
+    added = {name: value for name, value in own.items() if name not in os.environ}
+    os.environ.update(added)
+    if added:
+        os.environ[OWN_VARIABLES] = " ".join([*os.environ.get(OWN_VARIABLES, "").split(), *added])

@@ -136,7 +136,7 @@ async def execute(
                 tags = {**prepared.tags, FLOW_RUN_ID_TAG: target.identity.flow_run_id}
                 events = _Events(step, asyncio.get_running_loop(), log, tags)
                 outcome = await _in_thread(checked.backend, prepared, command, events, step.stop)
-            step.detail = outcome.cause
+            step.detail, step.cancelled = outcome.cause, outcome.ending == "stopped"
             tracked = step.session.tracked_run
             return _judge(outcome, target, tracked.run_id if tracked is not None else None)
 

@@ -34,13 +34,13 @@ class StepEvent:
 
     Attributes:
         step: Which step.
-        phase: ``started``, ``progress``, ``finished`` or ``failed``.
+        phase: ``started``, ``progress``, ``finished``, ``failed`` or ``cancelled``.
         detail: What to show ("reused", "uv, Python 3.11.7"); may be empty.
         at: When, in seconds of the monotonic clock.
     """
 
     step: StepName
-    phase: Literal["started", "progress", "finished", "failed"]
+    phase: Literal["started", "progress", "finished", "failed", "cancelled"]
     detail: str = ""
     at: float = field(default_factory=time.monotonic)
 

@@ -37,11 +37,13 @@ class Step:
         session: The run's session.
         report: Takes lines about the progress, from any thread: for the flow run's log and the observer.
         detail: What to show when the step has finished.
+        cancelled: Whether a stop request ended it.
     """
 
     session: RunSession
     report: Callable[[str], None]
     detail: str = ""
+    cancelled: bool = False
 
     @property
     def stop(self) -> StopSignal:
@@ -83,11 +85,12 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
             yield step
     except BaseException as error:
         detail = error.message if isinstance(error, ExecutionException) else type(error).__name__
-        session.observer.step(StepEvent(name, "failed", detail))
+        session.observer.step(StepEvent(name, "cancelled" if session.stop.requested else "failed", detail))
         raise
     finally:
         await artifacts.finish()
-    session.observer.step(StepEvent(name, "finished", step.detail))
+    # A command that was stopped ends its step like any other; only the stop tells.
+    session.observer.step(StepEvent(name, "cancelled" if step.cancelled else "finished", step.detail))
 
 
 class PlainErrors(logging.Filter):

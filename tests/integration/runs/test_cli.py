@@ -54,7 +54,8 @@ def test_a_detached_run_is_seen_and_cancelled_by_its_id(mlprojects: Run, greet: 
     assert "Command: echo started; sleep 600" in mlprojects("logs", run).stdout
 
 
-def test_an_interrupt_exits_with_130(greet: str, workspace: Path, tracked: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_exits_with_130_and_the_summary(number: signal.Signals, greet: str, workspace: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "from prefect_mlprojects.cli import main; main()", "run", greet, "-e", "sleep", *LOCAL],
         stdout=subprocess.PIPE,
@@ -63,10 +64,15 @@ def test_an_interrupt_exits_with_130(greet: str, workspace: Path, tracked: Calla
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    marks = [line.split()[0] for line in errors.splitlines() if line[:1] in "✓✗■"]
+    assert marks == ["✓", "✓", "✓", "■"]
+    said = errors[errors.index("Cancelling …") :]
+    for words in ("was cancelled", "flow run    http://", "MLflow run  "):
+        assert words in said
     from mlflow.tracking import MlflowClient
 
     (run,) = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).search_runs(["0"])
@@ -248,3 +254,20 @@ entry_points:
     stamped = mlprojects("logs", run, "--stdout-only", "--timestamps").stdout.splitlines()
     assert stamped == sorted(stamped)
     assert stamped[0].endswith("Z out 1")
+
+
+def test_the_command_line_s_own_settings_do_not_reach_the_project(mlprojects: Run, greet: str) -> None:
+    done = mlprojects("run", greet, "-e", "variables", *LOCAL, env={"MLFLOW_EXPERIMENT_NAME": "of-the-caller"})
+    names = {line.partition("=")[0] for line in done.stdout.splitlines()}
+    assert "PREFECT_API_URL" in names
+    assert not names & {
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL",
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED",
+        "PREFECT_MLPROJECTS_OWN_VARIABLES",
+        # MLflow would let it win over the experiment of the run.
+        "MLFLOW_EXPERIMENT_NAME",
+    }
+    chosen = mlprojects(
+        "run", greet, "-e", "variables", *LOCAL, env={"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR"}
+    )
+    assert "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL=ERROR" in chosen.stdout.splitlines()

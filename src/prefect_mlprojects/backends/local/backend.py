@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 
 from prefect_mlprojects._support.output import TailedOutput
@@ -29,6 +30,7 @@ from prefect_mlprojects.backends.outcome import (
 from prefect_mlprojects.environments.base import EnvironmentManager, PreparedEnvironment
 from prefect_mlprojects.environments.managers import choose_manager, environment_manager, release_environment
 from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.settings import OWN_VARIABLES
 from prefect_mlprojects.types import StopSignal
 
 
@@ -99,7 +101,7 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
             result = run_process(
                 [*environment.command_prefix, bash, "-c", command.line],
                 cwd=directory,
-                env={**environment.variables, **reveal_values(command.child_env)},
+                env=_child_env(environment.variables, reveal_values(command.child_env)),
                 write=tail.write,
                 stop=stop,
                 timeout=command.timeout,
@@ -128,6 +130,15 @@ def _explain_start_failure(error: OSError | ValueError) -> str:
         return "the command line or the environment is too long for the system"
     place = f": {error.filename}" if error.filename else ""
     return f"the command could not be started: {error.strerror or error}{place}"
+
+
+def _child_env(base: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
+    """Returns the command's environment: without our own variables, and without another experiment than the run's."""
+    hidden = {OWN_VARIABLES, *base.get(OWN_VARIABLES, "").split()}
+    if "MLFLOW_EXPERIMENT_ID" in added:
+        # MLflow lets the name win over the id.
+        hidden.add("MLFLOW_EXPERIMENT_NAME")
+    return {**{name: value for name, value in base.items() if name not in hidden}, **added}
 
 
 def _outcome(result: ProcessResult, command: Command, stop: StopSignal, tail: tuple[str, ...]) -> Outcome:
