@@ -84,8 +84,7 @@ def _wait_for_role(cluster: Any, verb: str, resource: str) -> None:
     """Waits until the cluster's authorizer has read the Role: until the account may do something."""
     from kubernetes.client import ApiException, BatchV1Api, CoreV1Api
 
-    from prefect_mlprojects.backends.kubernetes.api import connect
-    from prefect_mlprojects.backends.kubernetes.config import parse_kubernetes_config
+    from prefect_mlprojects.backends.kubernetes.config import connect, parse_kubernetes_config
 
     client = connect(parse_kubernetes_config(cluster.config)).client
     probe = CoreV1Api(client).list_namespaced_pod

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -239,6 +240,7 @@ def test_secrets_that_are_refused(
             {"docker_args": {"image": ENGINE_IMAGE}, "docker_auth": login},
         ),
     }[refused_by]
+    house.environment["DOCKER_HOST"] = os.environ["DOCKER_HOST"]
     config |= {**house.config, "tracking-uri": "http://tracking.invalid"}
     assert not house.search({refused_by: secret}, "fail", backend_config=config, **options)
     assert message in (house.root / "stderr").read_text()
