@@ -139,7 +139,7 @@ def _kubeconfig(house: ClusterHouse, **user: str) -> tuple[dict[str, Any], str]:
     return kubeconfig, token
 
 
-def test_secrets_of_the_configuration(house: ClusterHouse) -> None:
+def test_secrets_of_the_configuration_are_only_in_secrets(house: ClusterHouse) -> None:
     secrets = {name: marker(name) for name in ("tracking", "pods-tracking", "pull", "password")}
     kubeconfig, secrets["token"] = _kubeconfig(house, password=secrets["password"])
     house.environment["MLFLOW_TRACKING_URI"] = house.url(secrets["tracking"])
@@ -159,10 +159,10 @@ def test_secrets_of_the_configuration(house: ClusterHouse) -> None:
     assert not any(secrets[name] in house.in_secrets for name in ("tracking", "token", "password"))
     # The search does find what is stored in the clear.
     seen = leaks({"control": control}, *house.kept, house.objects)
-    assert {"jobs", "pods"} <= {Path(place).name.partition("-")[0] for place in seen}, seen
+    assert {"jobs", "pods"} <= {Path(path).name.partition("-")[0] for path in seen}, seen
 
 
-def test_secrets_of_a_run_that_clones_its_project(house: ClusterHouse, private_repository: str) -> None:
+def test_secrets_of_a_cloned_project_are_only_in_secrets(house: ClusterHouse, private_repository: str) -> None:
     secrets = {"project": TOKEN, **{name: marker(name) for name in ("kube-tracking", "user-password", "user-token")}}
     _, secrets["token"] = _kubeconfig(house)
     house.environment |= {
@@ -190,7 +190,7 @@ def test_secrets_of_a_run_that_clones_its_project(house: ClusterHouse, private_r
     assert secrets["token"] not in house.in_secrets
 
 
-def test_secrets_from_blocks(
+def test_secrets_from_blocks_are_only_in_secrets(
     house: ClusterHouse, private_repository: str, save_block: Callable[[Any, str], None]
 ) -> None:
     secrets = {"project": TOKEN, "tracking": marker("tracking")}
@@ -227,19 +227,20 @@ def test_secrets_from_blocks(
         ("registry", "can't be pushed"),
     ],
 )
-def test_secrets_that_are_refused(
+def test_refused_secrets_are_nowhere(
     refused_by: str, message: str, house: ClusterHouse, registry: tuple[str, dict[str, str] | None]
 ) -> None:
     secret = marker(refused_by)
     login = {"username": "ci", "password": secret, "registry": registry[0]}
-    config, options = {
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "cluster": ({"credentials": {"host": house.cluster.api.configuration.host, "token": secret}}, {}),
         "kubeconfig": ({"kubeconfig": f"users:\n- {secret}: ["}, {}),
         "registry": (
             {**house.cluster.config, "repository-uri": f"{registry[0]}/projects/leaky"},
             {"docker_args": {"image": ENGINE_IMAGE}, "docker_auth": login},
         ),
-    }[refused_by]
+    }
+    config, options = cases[refused_by]
     house.environment["DOCKER_HOST"] = os.environ["DOCKER_HOST"]
     config |= {**house.config, "tracking-uri": "http://tracking.invalid"}
     assert not house.search({refused_by: secret}, "fail", backend_config=config, **options)

@@ -314,7 +314,7 @@ class Watcher:
                 if self._version is None:
                     self._list()
                 if away:
-                    self._report(f"The API server answers again; watching {self._kind} goes on.")
+                    self._report(f"The API server answers again; watching {self._kind} continues.")
                     away = False
                 if self._follow():
                     backoff.reset()

@@ -141,14 +141,8 @@ def parse_kubernetes_config(config: Mapping[str, Any]) -> KubernetesConfig:
     Raises `BackendError` if a key is unknown (the nearest is named), a value has the wrong type, or keys contradict each other.
     """
     parsed = parse_config(KubernetesConfig, config, backend=BACKEND)
-    templates = {"kube-job-template": parsed.kube_job_template, "kube-job-template-path": parsed.kube_job_template_path}
-    connections = {
-        "kubeconfig": parsed.kubeconfig,
-        "in-cluster": parsed.in_cluster or None,
-        "credentials": parsed.credentials,
-    }
-    for keys in (templates, connections):
-        given = [key for key, value in keys.items() if value is not None]
+    for keys in (("kube-job-template", "kube-job-template-path"), ("kubeconfig", "in-cluster", "credentials")):
+        given = [key for key in keys if getattr(parsed, key.replace("-", "_")) not in (None, False)]
         if len(given) > 1:
             raise backend_error(f"The kubernetes backend_config sets more than one of: {', '.join(given)}. Keep one.")
     return parsed

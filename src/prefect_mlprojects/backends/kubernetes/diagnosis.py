@@ -60,7 +60,7 @@ _REDUCE_REQUESTS = (
     "'scheduling-grace' sets how long to wait for one."
 )
 _NODE_LOST = "The node went away while the pod ran. Run it again, or set 'backoff-limit' to let Kubernetes retry."
-_EVICTED = "The node ran out of a resource. Request what the command really needs ('resources')."
+_EVICTED = "The node ran out of a resource. Request as much as the command needs ('resources')."
 
 
 def find_problem(job: Json, pods: Iterable[Json], events: Iterable[Json], container: str) -> Problem | None:
@@ -294,7 +294,7 @@ def _explain_terminated(ended: Json) -> Outcome:
 
 
 def find_blocked_pod(pods: Iterable[Json], container: str) -> tuple[str, Outcome, tuple[str, ...]] | None:
-    """Finds a pod whose project has ended while other containers go on, so that its Job can never complete.
+    """Finds a pod whose project has ended while other containers keep running, so that its Job can never complete.
 
     Returns the pod's name, the project's outcome and the names of the running containers; None if no pod is blocked.
     """

@@ -243,9 +243,8 @@ class JobRun:
         since = self._problem[1] if self._problem is not None and same else time.monotonic()
         self._problem = (problem, since)
         grace = self._grace(problem)
-        self._report_once(
-            self._name, problem.kind, f"Waiting: {problem.cause}. The run fails if this lasts {grace:g} s."
-        )
+        waiting = f"Waiting: {problem.cause}. The run fails if this lasts {grace:g} s."
+        self._report_once(self._name, problem.kind, waiting)
         if time.monotonic() - since < grace:
             return None
         return Outcome("not-started", cause=problem.cause, advice=problem.advice, reason=problem.category)

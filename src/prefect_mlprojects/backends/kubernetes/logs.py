@@ -106,10 +106,9 @@ def _second(stamp: bytes) -> int | None:
 class ContainerLog:
     """Follows the log of one instance of a container, from its first line to its last, in a thread.
 
-    `instance` is how often the container had been restarted when this instance began, `mark` the prefix of each line. `restarts`
-    tells whether the container may be restarted in its pod: the API finds a log by the container's name, so a response may be the
-    next instance's; then each response is checked before it is read. `after` is the log of the previous instance, which is read
-    to its end first.
+    `instance` counts the restarts of the container before this instance; `mark` is the prefix of each line. `restarts` is true if
+    the container may be restarted in its pod: the API finds a log by the container's name, so a response may be the next
+    instance's, and each is checked before it is read. `after` is the log of the previous instance, which is read to its end first.
     """
 
     def __init__(
@@ -282,7 +281,7 @@ class ContainerLog:
 class PodLogs:
     """The logs of the project's container in all pods of a Job; for one thread.
 
-    `several` tells whether the Job runs several pods at once, so that each line is marked with its pod.
+    `several` is true if the Job runs several pods at once, so that each line is marked with its pod.
     """
 
     def __init__(self, cluster: Cluster, container: str, *, several: bool, output: OutputSink, report: Report) -> None:

@@ -308,14 +308,11 @@ def _run_job(job: Mapping[str, Any]) -> RunJob:
     metadata = job["metadata"]
     labels, created = metadata.get("labels") or {}, metadata.get("creationTimestamp") or ""
     heartbeat = (metadata.get("annotations") or {}).get(WATCHED_ANNOTATION) or created
+    unwatched = seconds_since(heartbeat) > _UNWATCHED_SECONDS
     return RunJob(
         metadata["name"],
         metadata["namespace"],
-        "ended"
-        if ENDED_LABEL in labels
-        else "unwatched"
-        if seconds_since(heartbeat) > _UNWATCHED_SECONDS
-        else "watched",
+        "ended" if ENDED_LABEL in labels else "unwatched" if unwatched else "watched",
         final_condition(job) is not None,
         created,
         labels.get(FLOW_RUN_LABEL, ""),
