@@ -51,8 +51,8 @@ class KubernetesCluster(Block):
         """
         from kubernetes.client import VersionApi
 
-        from prefect_mlprojects.backends.kubernetes.api import ApiError, connect
-        from prefect_mlprojects.backends.kubernetes.config import parse_kubernetes_config
+        from prefect_mlprojects.backends.kubernetes.api import ApiError
+        from prefect_mlprojects.backends.kubernetes.config import connect, parse_kubernetes_config
         from prefect_mlprojects.backends.kubernetes.diagnosis import refused
 
         cluster = connect(parse_kubernetes_config({"credentials": self.get_credentials()}))

@@ -45,6 +45,7 @@ from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, RunReques
 from prefect_mlprojects.settings import log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
+from prefect_mlprojects.sources.git.urls import with_url_credentials
 from prefect_mlprojects.spec import find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import schema_changes
 from prefect_mlprojects.tasks.execute import Target, execute
@@ -185,14 +186,14 @@ class _ProjectRun:
         credentials = session.git_credentials or git_credentials_lookup(
             self._client, asyncio.get_running_loop(), call.git_credentials
         )
+        uri = reveal(session.project_uri) if session.project_uri else call.uri
         context = RunContext(
             config,
             tracking_uri or session.tracking_uri or self._default_tracking_uri(),
             session.docker_auth,
-            credentials,
+            with_url_credentials(credentials, uri),
             session.rebuild_environment,
         )
-        uri = reveal(session.project_uri) if session.project_uri else call.uri
         self._source = detect_source(uri, call.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)
         checked, invocation = await self._prepare(self._working_copy, context)

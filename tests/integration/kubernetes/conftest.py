@@ -1,4 +1,4 @@
-"""A namespace of its own for each test, on the double or on a real cluster (``--kube-context``)."""
+"""A new namespace for each test, on the double or on a real cluster (``--kube-context``)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Cluster:
         git_credentials: GitCredentialsLookup | None = None,
         **config: Any,
     ) -> KubernetesRequest:
-        """Returns a call of the project with a configuration."""
+        """Returns a request of the project with a configuration."""
         directory = copy.directory if copy else self.project
         project = load_project(directory)
         entry_point = find_entry_point(project, "main")
@@ -99,7 +99,7 @@ class Cluster:
         return backend.execute(prepared, command_of_run, recorder, stop or StopSignal())
 
     def run_and_stop(self, reason: str) -> Outcome:
-        """Runs a command that would go on for long, and asks for its end as soon as it has begun."""
+        """Runs a command that takes long, and requests its stop once its output has started."""
         stop = StopSignal()
 
         def stop_when_it_runs() -> None:
@@ -130,7 +130,7 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def double(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The double; None when a real cluster is named."""
+    """The double; None if the tests run on a real cluster."""
     if request.config.getoption("--kube-context"):
         yield None
         return
@@ -154,7 +154,7 @@ def cluster(request: pytest.FixtureRequest, double: Any, tmp_path: Path) -> Iter
     namespace = f"mlprojects-{uuid.uuid4().hex[:10]}"
     core = client.CoreV1Api(api)
     core.create_namespace({"metadata": {"name": namespace}})
-    # Before it is there, no pod can be made.
+    # Without it, no pod can be created.
     wait_for(lambda: core.list_namespaced_service_account(namespace).items, "the namespace's service account")
     project = tmp_path / "project"
     project.mkdir()
@@ -185,7 +185,7 @@ def registry(
     need_program: Callable[[str], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> tuple[str, dict[str, str] | None]:
-    """A registry that the nodes pull from, its login, and a Docker engine of the session's own that pushes to it."""
+    """A registry that the nodes pull from, its login, and the session's Docker engine, which pushes to it."""
     given: str | None = request.config.getoption("--kube-registry")
     if cluster.real and not given:
         pytest.skip("--kube-registry is not given: HOST:PORT of a registry that the cluster's nodes pull from")
@@ -196,22 +196,22 @@ def registry(
     folder = Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker"
     folder.mkdir(exist_ok=True)
     with hold_lock(folder / "lock"):
-        address = docker_engine.start_engine(folder)
-        client = docker.APIClient(base_url=address, version="auto")
+        engine = docker_engine.start_engine(folder)
+        client = docker.APIClient(base_url=engine, version="auto")
         if not client.images(ENGINE_IMAGE):
             docker_engine.import_busybox(client, ENGINE_IMAGE)
         client.close()
-        monkeypatch.setenv("DOCKER_HOST", address)
+        monkeypatch.setenv("DOCKER_HOST", engine)
         if given:
             return given, None
         need_program("docker-registry")
-        place = docker_engine.start_registry(folder)
-    return place, {"username": docker_engine.USER, "password": docker_engine.PASSWORD, "registry": place}
+        address = docker_engine.start_registry(folder)
+    return address, {"username": docker_engine.USER, "password": docker_engine.PASSWORD, "registry": address}
 
 
 @pytest.fixture
 def proxy(cluster: Cluster) -> Iterator[FaultProxy]:
-    """A proxy in front of the cluster that breaks what it is told to; the cluster is used through it."""
+    """A proxy in front of the cluster that injects faults; the cluster is used through it."""
     proxy = FaultProxy(cluster.api)
     cluster.config = {"kubeconfig": proxy.kubeconfig()}
     yield proxy

@@ -1,4 +1,4 @@
-"""A process that watches a Job is killed; another goes on for the same flow run, and nothing is submitted twice."""
+"""After the process that watches a Job was killed, another process of the same flow run attaches to the Job."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _read_until(process: subprocess.Popen[str], line: str) -> list[str]:
     return lines
 
 
-def test_a_killed_watcher_s_successor_goes_on(cluster: Any) -> None:
+def test_successor_of_killed_watcher_attaches(cluster: Any) -> None:
     flow_run_id, command = str(uuid.uuid4()), "for i in 1 2 3 4 5 6 7 8; do echo line $i; sleep 1; done"
     first = _start(cluster, flow_run_id, command)
     _read_until(first, "line 2")
@@ -74,13 +74,13 @@ def test_a_killed_watcher_s_successor_goes_on(cluster: Any) -> None:
     assert any(line.startswith("REPORT Found the Job that runs already") for line in lines)
     assert [line for line in lines if line.startswith("line")] == [f"line {each}" for each in range(1, 9)]
     assert len(cluster.jobs) == len(cluster.pods) == 1
-    # Its end was seen: another attempt of the flow run is another Job.
+    # Its end was observed: another attempt of the flow run is another Job.
     assert cluster.run("echo again", flow_run_id).output_tail == ("again",)
     assert len(cluster.jobs) == 2
 
 
 @pytest.mark.parametrize("before", ["create secrets", "patch jobs", "watch pods"])
-def test_one_that_died_while_it_submitted(cluster: Any, proxy: Any, before: str) -> None:
+def test_successor_of_killed_submitter_submits_once(cluster: Any, proxy: Any, before: str) -> None:
     from tests.services.fault_proxy import Fault
 
     flow_run_id = str(uuid.uuid4())
@@ -96,7 +96,7 @@ def test_one_that_died_while_it_submitted(cluster: Any, proxy: Any, before: str)
     assert not proxy.requests.count("create jobs") > 1
 
 
-def test_a_job_that_ended_while_nobody_watched(cluster: Any) -> None:
+def test_job_that_ended_unwatched_reports_its_outcome(cluster: Any) -> None:
     flow_run_id = str(uuid.uuid4())
     first = _start(cluster, flow_run_id, "echo begun; sleep 2; echo oops; exit 5")
     _read_until(first, "begun")
@@ -108,7 +108,7 @@ def test_a_job_that_ended_while_nobody_watched(cluster: Any) -> None:
     assert len(cluster.jobs) == 1
 
 
-def test_jobs_that_nobody_watches_are_found_and_removed(cluster: Any, tmp_path: Path) -> None:
+def test_unwatched_jobs_are_listed_and_cleaned(cluster: Any, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     from prefect_mlprojects.cli.resources import kubernetes_command

@@ -23,7 +23,7 @@ from prefect_mlprojects.types import StopSignal
 from .conftest import ENGINE_IMAGE
 
 
-def test_an_archive_as_large_as_may_be(cluster: Any) -> None:
+def test_archive_of_maximum_size_is_delivered(cluster: Any) -> None:
     (cluster.project / "weights").write_bytes(os.urandom(880_000))
     assert cluster.run("wc -c < weights").output_tail == ("880000",)
     assert any(line.startswith("Code delivery: archive, because it fits") for line in cluster.recorder.reports)
@@ -31,7 +31,7 @@ def test_an_archive_as_large_as_may_be(cluster: Any) -> None:
     assert maps.metadata.owner_references[0].name == cluster.jobs[0].metadata.name
 
 
-def test_a_project_that_is_too_large_is_told_the_ways(cluster: Any) -> None:
+def test_too_large_project_error_lists_the_ways(cluster: Any) -> None:
     (cluster.project / "weights").write_bytes(os.urandom(1_000_000))
     for config in ({}, {"code-delivery": "archive"}):
         with pytest.raises(BackendError) as caught:
@@ -42,7 +42,7 @@ def test_a_project_that_is_too_large_is_told_the_ways(cluster: Any) -> None:
     assert cluster.run("LC_ALL=C ls").output_tail == ("MLproject", "hello ä.txt")
 
 
-def test_files_keep_their_modes_and_links(cluster: Any) -> None:
+def test_archive_keeps_modes_and_links(cluster: Any) -> None:
     script = cluster.project / "deep" / "run me"
     script.parent.mkdir()
     script.write_text("#!/bin/sh\necho ran\n")
@@ -53,7 +53,7 @@ def test_files_keep_their_modes_and_links(cluster: Any) -> None:
     assert outcome.output_tail == ("ran", "long")
 
 
-def test_the_example(cluster: Any) -> None:
+def test_example_project_runs(cluster: Any) -> None:
     folder = Path(__file__).parents[3] / "examples" / "kubernetes"
     copy = WorkingCopy(folder, str(folder), "local", str(folder))
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -64,22 +64,22 @@ def test_the_example(cluster: Any) -> None:
     assert (job.metadata.labels["team"], job.spec.backoff_limit) == ("research", 1)
 
 
-def test_no_code(cluster: Any) -> None:
+def test_delivery_none_delivers_no_code(cluster: Any) -> None:
     outcome = cluster.run("ls /mlflow/projects/code 2>/dev/null; echo done", **{"code-delivery": "none"})
     assert outcome.output_tail == ("done",)
     assert "Code delivery: none, because the configuration asks for it." in cluster.recorder.reports
     assert not [each for each in cluster.core.list_namespaced_config_map(cluster.namespace).items if each.binary_data]
 
 
-def test_an_image_is_built_once_pushed_and_pinned(cluster: Any, registry: tuple[str, dict[str, str] | None]) -> None:
-    place, login = registry
-    options = {"image": ENGINE_IMAGE, "docker_auth": login, "repository-uri": f"{place}/projects/sample"}
+def test_image_is_built_once_pushed_and_pinned(cluster: Any, registry: tuple[str, dict[str, str] | None]) -> None:
+    registry_address, login = registry
+    options = {"image": ENGINE_IMAGE, "docker_auth": login, "repository-uri": f"{registry_address}/projects/sample"}
     outcome = cluster.run("cat hello*; pwd", **options)
     assert outcome.succeeded, (outcome, cluster.recorder.reports)
     assert outcome.output_tail == ("hello", "/mlflow/projects/code")
     assert "Code delivery: image, because 'repository-uri' is set." in cluster.recorder.reports
     (pod,) = cluster.pods
-    assert pod.spec.containers[0].image.startswith(f"{place}/projects/sample@sha256:")
+    assert pod.spec.containers[0].image.startswith(f"{registry_address}/projects/sample@sha256:")
     again = KubernetesBackend().prepare(cluster.call(**options), cluster.recorder.report, StopSignal())
     assert again.reused
     assert again.image == pod.spec.containers[0].image
@@ -91,19 +91,21 @@ def test_an_image_is_built_once_pushed_and_pinned(cluster: Any, registry: tuple[
         assert login["password"] not in str(jobs) + str(cluster.recorder)
 
 
-def test_a_registry_that_refuses(cluster: Any, registry: tuple[str, dict[str, str] | None]) -> None:
-    place, login = registry
+def test_refusing_registry_error_hides_the_password(cluster: Any, registry: tuple[str, dict[str, str] | None]) -> None:
+    registry_address, login = registry
     if login is None:
         pytest.skip("the registry of --kube-registry asks for no password")
     wrong = {**login, "password": "not-the-password"}
     with pytest.raises(BackendError, match="can't be pushed") as caught:
-        cluster.run("true", image=ENGINE_IMAGE, docker_auth=wrong, **{"repository-uri": f"{place}/projects/other"})
+        cluster.run(
+            "true", image=ENGINE_IMAGE, docker_auth=wrong, **{"repository-uri": f"{registry_address}/projects/other"}
+        )
     assert "not-the-password" not in str(caught.value)
 
 
 @pytest.fixture
 def git_project(cluster: Any, host: str, tmp_path: Path) -> Iterator[WorkingCopy]:
-    """A project in a subfolder of a private repository, which a server on this machine gives."""
+    """A project in a subfolder of a private repository on a server of this machine."""
     root = tmp_path / "served"
     work = tmp_path / "work"
     (work / "sub").mkdir(parents=True)
@@ -135,7 +137,7 @@ def git_image(request: pytest.FixtureRequest, cluster: Any) -> str:
     return str(image or cluster.image)
 
 
-def test_the_pod_clones_the_commit(cluster: Any, git_project: WorkingCopy, git_image: str) -> None:
+def test_pod_clones_the_commit(cluster: Any, git_project: WorkingCopy, git_image: str) -> None:
     asked: list[tuple[str, str]] = []
 
     def lookup(url: str, host: str) -> GitCredentials:
@@ -152,7 +154,7 @@ def test_the_pod_clones_the_commit(cluster: Any, git_project: WorkingCopy, git_i
     assert TOKEN not in str(cluster.core.api_client.sanitize_for_serialization([*cluster.jobs, *cluster.pods]))
 
 
-def test_a_repository_that_refuses(cluster: Any, git_project: WorkingCopy, git_image: str) -> None:
+def test_refusing_repository_is_not_started(cluster: Any, git_project: WorkingCopy, git_image: str) -> None:
     config = {"code-delivery": "git", "git-image": git_image}
     outcome = cluster.run("cat text", call=cluster.call(copy=git_project, **config))
     assert outcome.ending == "not-started"
@@ -161,7 +163,7 @@ def test_a_repository_that_refuses(cluster: Any, git_project: WorkingCopy, git_i
     assert any(line.startswith("[mlprojects-clone] fatal:") for line in cluster.recorder.reports)
 
 
-def test_what_can_not_be_cloned(cluster: Any) -> None:
+def test_uncloneable_project_is_refused(cluster: Any) -> None:
     with pytest.raises(BackendError, match=r"not at a git commit.*archive"):
         cluster.run("true", **{"code-delivery": "git"})
     copy = WorkingCopy(cluster.project, "x", "git", "x", "a" * 40, None, "file:///srv/p.git")

@@ -1,4 +1,4 @@
-"""What a run says when the cluster refuses it, can't start it, or ends it."""
+"""The outcome and the message of a run that the cluster refuses, can't start, or ends."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def _other(cluster: Any, name: str, command: str, **fields: Any) -> dict[str, An
 def _quota(cluster: Any, **hard: str) -> None:
     body = {"metadata": {"name": "narrow"}, "spec": {"hard": hard}}
     cluster.core.create_namespaced_resource_quota(cluster.namespace, body)
-    # Before the cluster has counted, it refuses all.
+    # Until the cluster has counted, it refuses every object.
     cluster.wait_for(
         lambda: cluster.core.read_namespaced_resource_quota("narrow", cluster.namespace).status.hard is not None
     )
 
 
 @pytest.mark.parametrize(
-    ("container", "pod", "kind", "words"),
+    ("container", "pod", "kind", "text"),
     [
         (
             {"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "absent", "key": "k"}}}]},
@@ -52,20 +52,20 @@ def _quota(cluster: Any, **hard: str) -> None:
         ({"image": "UPPER CASE"}, {}, "InvalidImageName", "UPPER CASE"),
     ],
 )
-def test_a_pod_that_can_not_start(
-    cluster: Any, container: dict[str, Any], pod: dict[str, Any], kind: str, words: str
+def test_pod_that_can_not_start_names_the_cause(
+    cluster: Any, container: dict[str, Any], pod: dict[str, Any], kind: str, text: str
 ) -> None:
     image = container.get("image")
     template = _template(pod, container)
     outcome = cluster.run("true", image=image, **{"kube-job-template": template, "start-grace": 1})
     assert outcome.ending == "not-started"
     assert kind in outcome.cause
-    assert words in outcome.cause
+    assert text in outcome.cause
     assert outcome.advice
     assert (cluster.pods, cluster.jobs) == ([], [])
 
 
-def test_a_node_selector_that_no_node_has(cluster: Any) -> None:
+def test_unmatched_node_selector_is_not_started(cluster: Any) -> None:
     template = _template({"nodeSelector": {"prefect-mlprojects/nowhere": "x"}})
     outcome = cluster.run("true", **{"kube-job-template": template, "scheduling-grace": 1})
     assert outcome.ending == "not-started"
@@ -73,7 +73,7 @@ def test_a_node_selector_that_no_node_has(cluster: Any) -> None:
     assert "nodeSelector" in outcome.advice
 
 
-def test_out_of_memory(cluster: Any) -> None:
+def test_out_of_memory_names_the_limit(cluster: Any) -> None:
     command = """python3 -c 'import time; x = b"x" * (600 << 20); time.sleep(60)'"""
     outcome = cluster.run(command, resources={"limits": {"memory": "64Mi"}})
     assert (outcome.ending, outcome.exit_code, outcome.signal) == ("exited", 137, 9)
@@ -81,7 +81,7 @@ def test_out_of_memory(cluster: Any) -> None:
     assert "limit" in outcome.advice
 
 
-def test_a_quota_of_pods(cluster: Any) -> None:
+def test_pod_quota_is_not_started(cluster: Any) -> None:
     _quota(cluster, pods="0")
     outcome = cluster.run("true", **{"scheduling-grace": 1})
     assert outcome.ending == "not-started"
@@ -89,39 +89,39 @@ def test_a_quota_of_pods(cluster: Any) -> None:
     assert cluster.jobs == []
 
 
-def test_a_quota_of_jobs(cluster: Any) -> None:
+def test_job_quota_is_refused(cluster: Any) -> None:
     _quota(cluster, **{"count/jobs.batch": "0"})
     with pytest.raises(BackendError, match=r"refuses to create jobs.*exceeded quota: narrow") as caught:
         cluster.run("true")
     assert "quota" in caught.value.message
 
 
-def test_an_account_that_does_not_exist(cluster: Any) -> None:
+def test_missing_service_account_is_not_started(cluster: Any) -> None:
     outcome = cluster.run("true", **{"service-account": "nobody", "start-grace": 1})
     assert outcome.ending == "not-started"
     assert 'serviceaccount "nobody" not found' in outcome.cause
     assert cluster.jobs == []
 
 
-def test_a_manifest_that_contradicts_itself(cluster: Any) -> None:
+def test_invalid_manifest_is_refused(cluster: Any) -> None:
     resources = {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}
     with pytest.raises(BackendError, match=r"manifest invalid .*memory limit"):
         cluster.run("true", resources=resources)
     assert cluster.jobs == []
 
 
-def test_a_namespace_that_does_not_exist(cluster: Any) -> None:
+def test_missing_namespace_is_refused(cluster: Any) -> None:
     with pytest.raises(BackendError, match="nowhere-at-all"):
         cluster.run("true", namespace="nowhere-at-all")
 
 
-def test_kubernetes_own_deadline(cluster: Any) -> None:
+def test_deadline_of_the_job_is_a_timeout(cluster: Any) -> None:
     outcome = cluster.run("sleep 1000", timeout=None, call=cluster.call(timeout=3))
     assert outcome.ending == "timed-out"
     assert "3 s (DeadlineExceeded)" in outcome.cause
 
 
-def test_an_init_container_that_fails(cluster: Any) -> None:
+def test_failed_init_container_is_not_started(cluster: Any) -> None:
     template = _template({"initContainers": [_other(cluster, "first", "echo no such model; exit 7")]})
     outcome = cluster.run("true", **{"kube-job-template": template})
     assert outcome.ending == "not-started"
@@ -130,14 +130,14 @@ def test_an_init_container_that_fails(cluster: Any) -> None:
     assert "[first] no such model" in cluster.recorder.reports
 
 
-def test_a_sidecar_ends_with_the_project(cluster: Any) -> None:
+def test_sidecar_ends_with_the_project(cluster: Any) -> None:
     sidecar = _other(cluster, "side", "while true; do sleep 1; done", restartPolicy="Always")
     outcome = cluster.run("echo done", **{"kube-job-template": _template({"initContainers": [sidecar]})})
     assert outcome.succeeded
     assert outcome.output_tail == ("done",)
 
 
-def test_a_neighbour_that_does_not_end(cluster: Any) -> None:
+def test_neighbour_that_keeps_running_is_deleted(cluster: Any) -> None:
     template = _template({"containers": [_other(cluster, "neighbour", "sleep 1000")]})
     outcome = cluster.run("echo done; exit 3", **{"kube-job-template": template, "start-grace": 2})
     assert (outcome.ending, outcome.exit_code, outcome.output_tail) == ("exited", 3, ("done",))
@@ -145,7 +145,7 @@ def test_a_neighbour_that_does_not_end(cluster: Any) -> None:
     assert cluster.jobs == []
 
 
-def test_somebody_deletes_the_job(cluster: Any) -> None:
+def test_job_deleted_by_another_client_fails(cluster: Any) -> None:
     def delete() -> None:
         cluster.wait_for(lambda: b"begun" in cluster.recorder.data)
         cluster.batch.delete_namespaced_job(
@@ -160,7 +160,7 @@ def test_somebody_deletes_the_job(cluster: Any) -> None:
     assert "was deleted while it ran" in outcome.cause
 
 
-def test_a_user_without_rights_in_a_container_that_is_read_only(cluster: Any) -> None:
+def test_unprivileged_read_only_container_succeeds(cluster: Any) -> None:
     context = {"runAsUser": 65534, "runAsNonRoot": True, "readOnlyRootFilesystem": True}
     template = _template({}, {"securityContext": {**context, "allowPrivilegeEscalation": False}})
     outcome = cluster.run("cat hello*; echo made > file; cat file", **{"kube-job-template": template})
@@ -168,12 +168,12 @@ def test_a_user_without_rights_in_a_container_that_is_read_only(cluster: Any) ->
     assert outcome.output_tail == ("hello", "made")
 
 
-def test_a_job_that_is_removed_as_soon_as_it_has_finished(cluster: Any) -> None:
+def test_job_removed_when_finished_succeeds(cluster: Any) -> None:
     outcome = cluster.run("echo short", **{"ttl-seconds-after-finished": 0})
     assert outcome.succeeded, outcome
 
 
-def test_a_container_that_is_restarted_in_its_pod(cluster: Any) -> None:
+def test_restarted_container_output_is_complete(cluster: Any) -> None:
     template = _template({"restartPolicy": "OnFailure", "volumes": [{"name": "kept", "emptyDir": {}}]})
     project = template["spec"]["template"]["spec"]["containers"][0]
     project["volumeMounts"] = [{"name": "kept", "mountPath": "/kept"}]

@@ -49,7 +49,7 @@ def project(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """A project; the working directory; runs are tracked by http, and pods are told how to reach that."""
+    """A project in the working directory, and the addresses of the tracking server for runs and for pods."""
     folder: Path = cluster.project
     (folder / "MLproject").write_text(_PROJECT)
     (folder / "train.py").write_text(_TRAIN)
@@ -76,7 +76,7 @@ def _run(cluster: Any, entry_point: str = "main", **options: Any) -> Any:
     return prefect_mlprojects.run(".", entry_point, backend="kubernetes", **options)
 
 
-def test_a_run_on_pods(cluster: Any, project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_run_on_pods_is_tracked(cluster: Any, project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     submitted = _run(cluster, parameters={"word": "it's $HOME"})
     assert submitted.get_status() == "FINISHED"
     assert "says it's $HOME" in capfd.readouterr().out.splitlines()
@@ -90,7 +90,7 @@ def test_a_run_on_pods(cluster: Any, project: Path, capfd: pytest.CaptureFixture
     assert submitted.flow_run_id in job.metadata.annotations["prefect-mlprojects/flow-run-url"]
 
 
-def test_a_command_that_fails(cluster: Any, project: Path) -> None:
+def test_failing_command_is_tracked_as_failed(cluster: Any, project: Path) -> None:
     with pytest.raises(ExecutionException, match="exit code 3") as caught:
         _run(cluster, "fail")
     assert "going down" in str(caught.value)
@@ -98,7 +98,7 @@ def test_a_command_that_fails(cluster: Any, project: Path) -> None:
     assert _tracked(job.metadata.labels["prefect-mlprojects/mlflow-run-id"]).info.status == "FAILED"
 
 
-def test_cancel(cluster: Any, project: Path) -> None:
+def test_cancel_removes_the_pods(cluster: Any, project: Path) -> None:
     submitted = _run(cluster, "sleep", synchronous=False)
     cluster.wait_for(lambda: any(pod.status.phase == "Running" for pod in cluster.pods))
     submitted.cancel()
@@ -108,7 +108,7 @@ def test_cancel(cluster: Any, project: Path) -> None:
     assert _tracked(submitted.run_id).info.status == "KILLED"
 
 
-def test_a_store_that_pods_can_not_reach(cluster: Any, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_store_is_refused(cluster: Any, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBE_MLFLOW_TRACKING_URI")
     with pytest.raises(ExecutionException, match=r"of this machine alone.*KUBE_MLFLOW_TRACKING_URI"):
         _run(cluster)
@@ -116,28 +116,28 @@ def test_a_store_that_pods_can_not_reach(cluster: Any, project: Path, monkeypatc
 
 
 def _kubeconfig(api: Any) -> dict[str, Any]:
-    """A kubeconfig that names no files, with the way in of a client."""
+    """Returns a kubeconfig with the connection of a client, and with contents instead of paths."""
     settings = api.configuration
 
     def read(path: str | None) -> str:
         return base64.b64encode(Path(path).read_bytes()).decode() if path else ""
 
-    place = {"server": settings.host, "certificate-authority-data": read(settings.ssl_ca_cert)}
+    server = {"server": settings.host, "certificate-authority-data": read(settings.ssl_ca_cert)}
     user = {"client-certificate-data": read(settings.cert_file), "client-key-data": read(settings.key_file)}
     login = settings.auth_settings().get("BearerToken")
     if login is not None:
         user["token"] = login["value"].removeprefix("Bearer ")
-    return make_kubeconfig(place, user)
+    return make_kubeconfig(server, user)
 
 
-def test_blocks(cluster: Any, project: Path, save_block: Callable[[Any, str], None]) -> None:
+def test_blocks_connect_to_the_cluster(cluster: Any, project: Path, save_block: Callable[[Any, str], None]) -> None:
     from prefect_mlprojects.blocks import KubernetesCluster, KubernetesJobDefaults
 
     name = cluster.namespace
     save_block(KubernetesCluster(kubeconfig=SecretStr(yaml.safe_dump(_kubeconfig(cluster.api)))), name)
     config = {"namespace": cluster.namespace, "termination-grace": 2}
     save_block(KubernetesJobDefaults(config=config, credentials=name), name)
-    # What the pod is to reach stands in the block only: nothing may be refused before it was read.
+    # The tracking URI for pods is in the block only: the request may not be refused before the block was read.
     submitted = _run(cluster, backend_config=f"kubernetes-backend/{name}")
     assert submitted.get_status() == "FINISHED"
     submitted = _run(cluster, backend_config={**config, "credentials": name})
@@ -155,7 +155,7 @@ def _mlprojects(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_line(cluster: Any, project: Path) -> None:
+def test_command_line_plans_and_runs(cluster: Any, project: Path) -> None:
     options = [".", "--backend", "kubernetes", "--backend-config", json.dumps(cluster.config)]
     options += ["--docker-args", f"image={cluster.image}"]
     planned = _mlprojects("plan", *options, "-P", "word=there")

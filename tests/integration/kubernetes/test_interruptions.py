@@ -1,4 +1,4 @@
-"""What a run survives: lost connections, expired watches, an overloaded server, answers that never came."""
+"""A run survives lost connections, expired watches, an overloaded server and lost answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _CASES = {
 
 
 @pytest.mark.parametrize("name", _CASES)
-def test_a_run_survives(cluster: Any, proxy: Any, name: str) -> None:
+def test_run_survives_faults(cluster: Any, proxy: Any, name: str) -> None:
     own = [proxy.add(fault) for fault in _CASES[name]]
     outcome = cluster.run(_SLOW_COUNT)
     assert outcome.succeeded, outcome
@@ -50,7 +50,7 @@ def test_a_run_survives(cluster: Any, proxy: Any, name: str) -> None:
     assert all(fault.hits for fault in own), own
 
 
-def test_many_lines_survive_many_cuts(cluster: Any, proxy: Any) -> None:
+def test_many_lines_survive_cut_logs(cluster: Any, proxy: Any) -> None:
     for size in (10_000, 3_333, 50_001, 1, 77_777):
         proxy.add(Fault("get pods/log", cut_after=size))
     assert cluster.run("seq 20000; sleep 2; seq 20001 30000").succeeded
@@ -64,7 +64,7 @@ def test_equal_lines_are_neither_lost_nor_repeated(cluster: Any, proxy: Any) -> 
     assert _lines(cluster) == ["same"] * 200
 
 
-def test_a_pod_that_is_tried_again_has_its_own_lines(cluster: Any, proxy: Any) -> None:
+def test_lines_of_retried_pod_are_marked(cluster: Any, proxy: Any) -> None:
     proxy.add(Fault("get pods/log", cut_after=90, times=2))
     outcome = cluster.run("echo one; sleep 1; echo two; exit 4", **{"backoff-limit": 1})
     assert (outcome.ending, outcome.exit_code) == ("exited", 4)
@@ -76,7 +76,7 @@ def test_a_pod_that_is_tried_again_has_its_own_lines(cluster: Any, proxy: Any) -
     assert first.metadata.name != second.metadata.name
 
 
-def test_a_stop_while_the_server_is_overloaded(cluster: Any, proxy: Any) -> None:
+def test_stop_on_overloaded_server_removes_the_job(cluster: Any, proxy: Any) -> None:
     proxy.add(Fault("delete jobs", status=503, times=2))
     proxy.add(Fault("delete jobs", lose_answer=True))
     proxy.add(Fault("list pods", status=429, headers={"Retry-After": "1"}))

@@ -1,4 +1,4 @@
-"""The Role in examples/kubernetes/role.yaml is enough, and the least: without any of its verbs a run says which one is missing."""
+"""The Role in examples/kubernetes/role.yaml is sufficient and minimal: without any of its verbs a run names the missing one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _rules_without(verb: str, resource: str) -> list[dict[str, Any]]:
 
 
 def _become(cluster: Any, rules: list[dict[str, Any]]) -> None:
-    """Lets the backend use the cluster as a service account that a Role with these rules is bound to."""
+    """Makes the backend use the cluster as a service account that a Role with these rules is bound to."""
     core, rbac, namespace = cluster.core, cluster.rbac, cluster.namespace
     core.create_namespaced_service_account(namespace, {"metadata": {"name": "runner"}})
     rbac.create_namespaced_role(namespace, {"metadata": {"name": "runner"}, "rules": rules})
@@ -71,21 +71,20 @@ def _run_and_stop(cluster: Any, *, refused: str | None = None) -> str:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        said = cluster.run("echo begun; sleep 1000", stop=stop).cause
+        message = cluster.run("echo begun; sleep 1000", stop=stop).cause
     except BackendError as error:
-        said = error.message
+        message = error.message
     finally:
         stop.request("over")
         thread.join()
-    return "\n".join([*recorder.reports, said])
+    return "\n".join([*recorder.reports, message])
 
 
 def _wait_for_role(cluster: Any, verb: str, resource: str) -> None:
-    """Waits until the cluster's authorizer has read the Role: until the account may do something."""
+    """Waits until the cluster's authorizer has read the Role: the account gets its first permission then."""
     from kubernetes.client import ApiException, BatchV1Api, CoreV1Api
 
-    from prefect_mlprojects.backends.kubernetes.api import connect
-    from prefect_mlprojects.backends.kubernetes.config import parse_kubernetes_config
+    from prefect_mlprojects.backends.kubernetes.config import connect, parse_kubernetes_config
 
     client = connect(parse_kubernetes_config(cluster.config)).client
     probe = CoreV1Api(client).list_namespaced_pod
@@ -105,26 +104,26 @@ def _wait_for_role(cluster: Any, verb: str, resource: str) -> None:
     client.close()
 
 
-def test_the_role_is_enough(cluster: Any) -> None:
+def test_role_is_sufficient(cluster: Any) -> None:
     _become(cluster, _ROLE["rules"])
     _wait_for_role(cluster, "", "")
     assert cluster.run("cat hello*").output_tail == ("hello",)
     cluster.recorder.data = b""
-    said = _run_and_stop(cluster)
-    assert said.endswith("enough")
-    assert "no permission" not in said.lower()
+    messages = _run_and_stop(cluster)
+    assert messages.endswith("enough")
+    assert "no permission" not in messages.lower()
     assert [job.metadata.labels for job in cluster.jobs if job.status.succeeded is None] == []
 
 
 @pytest.mark.parametrize(("verb", "resource"), _GRANTED)
-def test_each_verb_of_the_role_is_needed(cluster: Any, verb: str, resource: str) -> None:
+def test_role_without_a_verb_names_it(cluster: Any, verb: str, resource: str) -> None:
     _become(cluster, _rules_without(verb, resource))
     _wait_for_role(cluster, verb, resource)
     refused = f"no permission to {verb} {resource} in namespace {cluster.namespace}"
-    # Watches begin beside the command, which may be faster; without its log nothing shows that it runs.
+    # Watches start concurrently with the command, which may be faster; without its log nothing shows that it runs.
     early = verb == "watch" or resource == "pods/log"
-    said = _run_and_stop(cluster, refused=refused if early else None)
-    assert refused in said.lower()
+    messages = _run_and_stop(cluster, refused=refused if early else None)
+    assert refused in messages.lower()
     if (verb, resource) != ("delete", "jobs"):
-        # What could not be started or watched was not left.
+        # A Job that could not be started or watched was deleted.
         cluster.wait_for(lambda: not cluster.jobs and not cluster.pods)

@@ -22,7 +22,7 @@ from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.server.process import ServerAddress
 
 
-def test_a_kubernetes_pool(
+def test_kubernetes_work_pool_runs_a_deployment(
     cluster: Any,
     double: Any,
     tmp_path: Path,

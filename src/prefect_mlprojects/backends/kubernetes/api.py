@@ -1,21 +1,19 @@
-"""The Kubernetes API: the client from the configuration, and requests as plain JSON with retries and typed errors."""
+"""The Kubernetes API: requests as plain JSON with retries and typed errors, streams, and watches that survive interruptions."""
 
 from __future__ import annotations
 
 import json
-import os
+import queue
 import socket
-import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects._support.retry import retry
-from prefect_mlprojects._support.secrets import reveal, reveal_all
-from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig, backend_error
+from prefect_mlprojects._support.retry import Backoff, retry
+from prefect_mlprojects.backends.contract import Report
 from prefect_mlprojects.types import StopSignal
 
 if TYPE_CHECKING:
@@ -25,11 +23,15 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
 RETRY_SECONDS = 90.0
 """How long a request is retried while the server is unreachable or overloaded."""
+_WATCH_SECONDS = 290
+"""How long the server keeps a watch open; servers and proxies close them after five minutes or later."""
+_UNAUTHORIZED_SECONDS = 300.0
+"""How long a watch retries 401: a token may be renewed meanwhile."""
 
 NO_ANSWER = 0
 """The status of an `ApiError` when no answer came."""
+BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE = 400, 401, 403, 404, 409, 410
 _TRANSIENT_STATUSES = frozenset({NO_ANSWER, 429, 500, 502, 503, 504})
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 @dataclass
@@ -40,9 +42,7 @@ class ApiError(Exception):
         action: Verb and resource as RBAC names them, such as ``create jobs``.
         status: The HTTP status, or `NO_ANSWER`.
         reason: Kubernetes' reason, such as ``Forbidden`` or ``Invalid``.
-        message: The server's message.
         retry_after: Seconds after which the server asks for a retry, if it does.
-        namespace: The namespace of the request.
     """
 
     action: str
@@ -57,7 +57,7 @@ class ApiError(Exception):
 
     @property
     def transient(self) -> bool:
-        """Whether a retry may succeed."""
+        """True if a retry may succeed."""
         return self.status in _TRANSIENT_STATUSES
 
 
@@ -83,19 +83,10 @@ class Cluster:
         on_retry: Callable[[Any, float], None] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Sends an idempotent request and returns the JSON body.
+        """Sends an idempotent request and returns the JSON body; a stop request ends the retries.
 
-        Args:
-            action: Verb and resource, for messages.
-            function: A method of `batch` or `core`.
-            arguments: Its arguments.
-            stop: Ends the retries; the last error is raised then.
-            retry_seconds: How long to retry.
-            on_retry: Called with the error and the delay in seconds before each retry.
-            options: Its keyword arguments.
-
-        Raises:
-            ApiError: The server refused it, or the retries were used up.
+        `action` names the request in errors, `function` is a method of `batch` or `core`, `on_retry` receives the error and the
+        delay in seconds before each retry. Raises `ApiError` if the server refused it or the retries were used up.
         """
         return retry(
             lambda: self._request(action, function, *arguments, **options),
@@ -118,33 +109,32 @@ class Cluster:
         return answer
 
     def list_pods(self, **options: Any) -> list[dict[str, Any]]:
-        """Returns the pods that a selector matches.
+        """Returns the pods that a selector matches, or raises `ApiError`."""
+        return self.call("list pods", self.core.list_namespaced_pod, self.namespace, **options).get("items") or []
 
-        Raises:
-            ApiError: The server refused it.
-        """
-        answer = self.call("list pods", self.core.list_namespaced_pod, self.namespace, **options)
-        return answer.get("items") or []
+    def list_jobs(self, **options: Any) -> list[dict[str, Any]]:
+        """Returns the Jobs that a selector matches, or raises `ApiError`."""
+        return self.call("list jobs", self.batch.list_namespaced_job, self.namespace, **options).get("items") or []
+
+    def delete_job(self, name: str, uid: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
+        """Deletes a Job after its pods and Secrets, or raises `ApiError`; no-op if it is gone or was replaced by another Job."""
+        options = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
+        body, delete = {"apiVersion": "v1", "kind": "DeleteOptions", **options}, self.batch.delete_namespaced_job
+        try:
+            self.call("delete jobs", delete, name, self.namespace, body=body, retry_seconds=retry_seconds)
+        except ApiError as error:
+            if error.status not in (NOT_FOUND, CONFLICT):
+                raise
 
     def open(self, action: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Stream:
-        """Opens a stream (a watch or a followed log), without retries.
-
-        Raises:
-            ApiError: The server refused it.
-        """
+        """Opens a stream (a watch or a followed log) without retries, or raises `ApiError`."""
         with _translated_errors(action, self.namespace):
             return Stream(function(*arguments, _preload_content=False, **options), action, self.namespace)
 
     def open_log(self, pod: str, query: Mapping[str, str], *, read_timeout: float) -> Stream:
-        """Opens a container's log; the client's own method lacks ``sinceTime``.
+        """Opens a container's log, or raises `ApiError`; the client's own method lacks ``sinceTime``.
 
-        Args:
-            pod: The pod's name.
-            query: The query parameters of the API (``container``, ``follow``, ``sinceTime`` ...).
-            read_timeout: Seconds without a byte after which the connection counts as lost.
-
-        Raises:
-            ApiError: The server refused it.
+        After `read_timeout` seconds without a byte the connection counts as lost.
         """
 
         def read(**options: Any) -> Any:
@@ -171,13 +161,23 @@ class Stream:
         self._namespace = namespace
 
     def chunks(self) -> Iterator[bytes]:
-        """Yields bytes as they arrive, until the server closes the stream.
-
-        Raises:
-            ApiError: The connection was lost.
-        """
+        """Yields bytes as they arrive, until the server closes the stream; raises `ApiError` if the connection is lost."""
         with _translated_errors(self._action, self._namespace):
             yield from self._response.stream(65536)
+
+    def json_lines(self) -> Iterator[dict[str, Any]]:
+        """Yields the JSON objects of a watch, one per line; raises `ApiError` if the stream broke off."""
+        buffered = b""
+        for chunk in self.chunks():
+            *lines, buffered = (buffered + chunk).split(b"\n")
+            for line in filter(bytes.strip, lines):
+                event = None
+                with suppress(ValueError):
+                    event = json.loads(line)
+                if not isinstance(event, dict):
+                    # A proxy's error text; the watch resumes from the last version.
+                    raise ApiError("watch", NO_ANSWER, "", "the stream broke off")
+                yield event
 
     def abort(self) -> None:
         """Shuts the socket down, which ends a reader in another thread at once."""
@@ -194,6 +194,33 @@ class Stream:
         self._response.close()
 
 
+class StreamSlot:
+    """Holds the stream that one thread reads, so that another thread can abort it; `stop` ends the reading."""
+
+    def __init__(self) -> None:
+        self.stop = StopSignal()
+        self._stream: Stream | None = None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def reading(self, stream: Stream) -> Iterator[Stream]:
+        """Holds a stream while it is read, and closes it."""
+        with self._lock:
+            self._stream = stream
+        try:
+            yield stream
+        finally:
+            with self._lock:
+                self._stream = None
+            stream.close()
+
+    def abort(self) -> None:
+        """Aborts the stream that is being read, if any."""
+        with self._lock:
+            if self._stream is not None:
+                self._stream.abort()
+
+
 @contextmanager
 def _translated_errors(action: str, namespace: str) -> Iterator[None]:
     from kubernetes.client import ApiException
@@ -205,8 +232,7 @@ def _translated_errors(action: str, namespace: str) -> Iterator[None]:
         raise _api_error(action, error, namespace) from None
     except (HTTPError, OSError, ValueError) as error:
         # ValueError: urllib3 raises it for a read on an aborted response, json for a truncated body.
-        text = f"{type(error).__name__}: {error}"
-        raise ApiError(action, NO_ANSWER, "", text, namespace=namespace) from None
+        raise ApiError(action, NO_ANSWER, "", f"{type(error).__name__}: {error}", namespace=namespace) from None
 
 
 def _api_error(action: str, error: Any, namespace: str) -> ApiError:
@@ -223,137 +249,143 @@ def _api_error(action: str, error: Any, namespace: str) -> ApiError:
     return ApiError(action, status, body.get("reason") or "", message, retry_after, namespace)
 
 
-def connect(config: KubernetesConfig, namespace: str | None = None) -> Cluster:
-    """Returns the cluster that the configuration names; sends no request.
+Kind: TypeAlias = Literal["jobs", "pods", "events", "stop"]
+"""What a change is about; ``stop`` wakes the reader of the queue."""
 
-    Precedence as in MLflow and kubectl: the configuration, then ``KUBECONFIG`` or ``~/.kube/config``, then the service account of
-    the pod that this process runs in.
 
-    Args:
-        config: The configuration.
-        namespace: The namespace if the configuration names none. Default: the context's, else ``default``.
+@dataclass(frozen=True)
+class Change:
+    """A new state of the watched objects: all `items` by name, or the `error` for which the watcher gave up.
 
-    Raises:
-        BackendError: The context or file does not exist, or nothing names a cluster.
+    `about` is the name of the object that events are about.
     """
-    from kubernetes.config.config_exception import ConfigException
 
-    try:
-        client, context_namespace, name = _connect(config)
-    except ConfigException as error:
-        raise backend_error(
-            f"The Kubernetes cluster can't be reached: {redact(str(error)).rstrip('.')}. Check 'kube-context' and "
-            "'kubeconfig' of the backend configuration, or the variable KUBECONFIG."
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        # The client fails in many ways on a malformed kubeconfig; its messages may quote secrets.
-        raise backend_error(
-            f"The kubeconfig can't be used ({type(error).__name__}). Check it with 'kubectl config view'."
-        ) from None
-    return Cluster(client, config.namespace or namespace or context_namespace or "default", name)
+    kind: Kind
+    items: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    error: ApiError | None = None
+    about: str = ""
 
 
-def _connect(config: KubernetesConfig) -> tuple[ApiClient, str | None, str]:
-    if isinstance(config.credentials, str):
-        raise backend_error(
-            f"The Kubernetes cluster block {config.credentials!r} ('credentials') was not loaded: pass its name to a run or "
-            "deployment of the flow."
+class Watcher:
+    """Keeps the state of some objects up to date in a thread: a list, then a watch from its version on.
+
+    A watch that ends, breaks or is refused with 429 or 5xx resumes from the last version; after 410 (version expired) it starts
+    with a list again, so no object is missed. Each state is put into the queue `changes`. `function` is the client's method that
+    lists the objects, `query` its selectors; `report` receives a line whenever the server becomes unreachable.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        function: Callable[..., Any],
+        cluster: Cluster,
+        query: Mapping[str, Any],
+        changes: queue.SimpleQueue[Change],
+        report: Report,
+        about: str = "",
+    ) -> None:
+        self._kind = kind
+        self._about = about
+        self._function = function
+        self._cluster = cluster
+        self._query = query
+        self._changes = changes
+        self._report = report
+        self._slot = StreamSlot()
+        self._items: dict[str, dict[str, Any]] = {}
+        self._version: str | None = None
+        self._thread = threading.Thread(target=self._run, name=f"mlprojects-watch-{kind}", daemon=True)
+        self._thread.start()
+
+    def request_stop(self) -> None:
+        """Requests the end and returns at once."""
+        self._slot.stop.request("done")
+        self._slot.abort()
+
+    def stop(self) -> None:
+        """Requests the end and waits for the thread; idempotent."""
+        self.request_stop()
+        self._thread.join()
+
+    def _run(self) -> None:
+        backoff, away, unauthorized_since, stop = Backoff(), False, 0.0, self._slot.stop
+        while not stop.requested:
+            try:
+                if self._version is None:
+                    self._list()
+                if away:
+                    self._report(f"The API server answers again; watching {self._kind} continues.")
+                    away = False
+                if self._follow():
+                    backoff.reset()
+                unauthorized_since = 0.0
+                # Avoids a tight loop if the server ends watches at once.
+                stop.wait(backoff.next())
+            except ApiError as error:
+                if error.status == UNAUTHORIZED:
+                    unauthorized_since = unauthorized_since or time.monotonic()
+                    final = time.monotonic() - unauthorized_since > _UNAUTHORIZED_SECONDS
+                else:
+                    final, unauthorized_since = not error.transient and error.status != GONE, 0.0
+                if final:
+                    self._changes.put(Change(self._kind, error=error, about=self._about))
+                    return
+                if error.status == GONE:
+                    self._version = None
+                delay = backoff.next(error.retry_after)
+                if not away and error.status != GONE and (error.status != NO_ANSWER or delay > 2):
+                    away = True
+                    if not stop.requested:
+                        status = f"status {error.status}" if error.status else error.message
+                        self._report(f"Watching {self._kind} was interrupted ({status}); retrying.")
+                stop.wait(delay)
+
+    def _list(self) -> None:
+        action, namespace = f"list {self._kind}", self._cluster.namespace
+        answer = self._cluster.call(action, self._function, namespace, stop=self._slot.stop, **self._query)
+        self._items = {each["metadata"]["name"]: each for each in answer.get("items") or []}
+        self._version = (answer.get("metadata") or {}).get("resourceVersion")
+        self._put()
+
+    def _put(self) -> None:
+        self._changes.put(Change(self._kind, dict(self._items), about=self._about))
+
+    def _follow(self) -> bool:
+        """Reads one watch to its end; returns whether any event came."""
+        stream = self._cluster.open(
+            f"watch {self._kind}",
+            self._function,
+            self._cluster.namespace,
+            watch=True,
+            resource_version=self._version,
+            allow_watch_bookmarks=True,
+            timeout_seconds=_WATCH_SECONDS,
+            _request_timeout=(CONNECT_SECONDS, _WATCH_SECONDS + 30.0),
+            **self._query,
         )
-    secrets = config.secrets
-    if secrets.host:
-        return _connect_with_token(config)
-    kubeconfig = config.kubeconfig if config.kubeconfig is not None else secrets.kubeconfig
-    context = config.kube_context or secrets.context
-    if kubeconfig is not None:
-        return _connect_with_kubeconfig(reveal_all(kubeconfig), context)
-    in_pod = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
-    if config.in_cluster or (config.in_cluster is None and not context and not _has_kubeconfig() and in_pod):
-        return _connect_in_pod()
-    return _connect_with_kubeconfig(None, context)
+        came = False
+        with self._slot.reading(stream):
+            if self._slot.stop.requested:
+                return came
+            for event in stream.json_lines():
+                came = True
+                self._apply(event)
+                if self._slot.stop.wait(0):
+                    break
+        return came
 
-
-def _has_kubeconfig() -> bool:
-    paths = os.environ.get("KUBECONFIG", "") or "~/.kube/config"
-    return any(Path(path).expanduser().exists() for path in paths.split(os.pathsep) if path)
-
-
-def _connect_in_pod() -> tuple[ApiClient, str | None, str]:
-    from kubernetes import client, config
-
-    settings = _settings()
-    config.load_incluster_config(client_configuration=settings)
-    namespace = _NAMESPACE_FILE.read_text(encoding="utf-8").strip() if _NAMESPACE_FILE.exists() else None
-    return client.ApiClient(settings), namespace, "the cluster of this pod"
-
-
-def _connect_with_kubeconfig(content: str | None, context: str | None) -> tuple[ApiClient, str | None, str]:
-    from kubernetes import client, config
-    from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
-
-    mapping, path = _kubeconfig_source(content)
-    settings = _settings()
-    if mapping is not None:
-        config.load_kube_config_from_dict(mapping, context=context, client_configuration=settings, persist_config=False)
-        contexts, active = mapping.get("contexts") or [], mapping.get("current-context")
-    else:
-        # The library reads KUBECONFIG on import, which may have been before it was set.
-        file = path or os.environ.get("KUBECONFIG") or KUBE_CONFIG_DEFAULT_LOCATION
-        config.load_kube_config(config_file=file, context=context, client_configuration=settings, persist_config=False)
-        contexts, current = config.list_kube_config_contexts(config_file=file)
-        active = current["name"] if current else None
-    name = context or active or ""
-    entry: dict[str, Any] = next((each for each in contexts if each.get("name") == name), {})
-    return client.ApiClient(settings), (entry.get("context") or {}).get("namespace"), f"the cluster of context '{name}'"
-
-
-def _kubeconfig_source(content: str | None) -> tuple[dict[str, Any] | None, str | None]:
-    """Returns the mapping of a kubeconfig given as text, or the path of one given as path."""
-    if content is None:
-        return None, None
-    if "\n" not in content and not content.lstrip().startswith("{"):
-        path = Path(content).expanduser()
-        if not path.is_file():
-            raise backend_error(f"The kubeconfig {path} ('kubeconfig') does not exist.")
-        return None, str(path)
-    import yaml
-
-    try:
-        loaded = yaml.safe_load(content)
-    except yaml.YAMLError:
-        loaded = None
-    if not isinstance(loaded, dict):
-        # The text is not quoted: it contains secrets.
-        raise backend_error("The text of 'kubeconfig' is not a kubeconfig: it is not a YAML mapping.")
-    return loaded, None
-
-
-def _connect_with_token(config: KubernetesConfig) -> tuple[ApiClient, str | None, str]:
-    from kubernetes import client
-
-    secrets, settings = config.secrets, _settings()
-    assert secrets.host is not None
-    settings.host = secrets.host.rstrip("/")
-    settings.verify_ssl = secrets.verify_tls
-    if secrets.token is not None:
-        settings.api_key = {"authorization": f"Bearer {reveal(secrets.token)}"}
-    name = f"the cluster at {redact(settings.host)}"
-    if not secrets.certificate_authority:
-        return client.ApiClient(settings), None, name
-    with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False) as file:
-        file.write(secrets.certificate_authority)
-    settings.ssl_ca_cert = file.name
-    api_client = client.ApiClient(settings)
-    # The connection pool opens the file on each connect, so it is kept until the process exits, as the library keeps its own.
-    import atexit
-
-    atexit.register(Path(file.name).unlink, missing_ok=True)
-    return api_client, None, name
-
-
-def _settings() -> Any:
-    from kubernetes import client
-
-    settings = client.Configuration()
-    # `Cluster.call` retries; urllib3's own retries would sleep as long as the server asks and can't be stopped.
-    settings.retries = False
-    return settings
+    def _apply(self, event: Mapping[str, Any]) -> None:
+        kind, body = event.get("type"), event.get("object") or {}
+        if kind == "ERROR":
+            message = body.get("message") or "the watch failed"
+            status, reason = int(body.get("code") or 0), body.get("reason") or ""
+            raise ApiError(f"watch {self._kind}", status, reason, message, namespace=self._cluster.namespace)
+        metadata = body.get("metadata") or {}
+        self._version = metadata.get("resourceVersion") or self._version
+        if kind == "BOOKMARK" or "name" not in metadata:
+            return
+        if kind == "DELETED":
+            self._items.pop(metadata["name"], None)
+        else:
+            self._items[metadata["name"]] = body
+        self._put()

@@ -6,12 +6,16 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from prefect_mlprojects import settings
-from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
+from prefect_mlprojects.backends.containers.archive import project_files
+from prefect_mlprojects.backends.containers.config import LocalConfig
+from prefect_mlprojects.backends.containers.engine import connect as connect_engine
+from prefect_mlprojects.backends.containers.image import build_project_image, ensure_image, push_image
 from prefect_mlprojects.backends.contract import (
     Backend,
     BackendPlan,
@@ -21,60 +25,49 @@ from prefect_mlprojects.backends.contract import (
     Report,
     RunIdentity,
 )
-from prefect_mlprojects.backends.kubernetes.api import ApiError, Cluster, connect
+from prefect_mlprojects.backends.kubernetes.api import ApiError, Cluster
 from prefect_mlprojects.backends.kubernetes.config import (
     BACKEND,
     DeliveryName,
     KubernetesConfig,
     KubernetesRequest,
     backend_error,
+    connect,
     load_template,
     parse_kubernetes_config,
     template_namespace,
     template_pod,
 )
-from prefect_mlprojects.backends.kubernetes.delivery import (
-    base_image,
-    find_checkout,
-    find_delivery,
-    map_project_paths,
-    no_image,
-    pack_project,
-    push_project_image,
-    with_credentials,
-)
 from prefect_mlprojects.backends.kubernetes.diagnosis import refused
-from prefect_mlprojects.backends.kubernetes.execution import JobRun, Limits
+from prefect_mlprojects.backends.kubernetes.execution import JobRun
 from prefect_mlprojects.backends.kubernetes.job import (
-    DELIVERY_ANNOTATION,
-    ENTRY_POINT_ANNOTATION,
-    FLOW_RUN_URL_ANNOTATION,
-    MLFLOW_RUN_URL_ANNOTATION,
     PLAIN_VARIABLES,
-    PROJECT_ANNOTATION,
-    SOURCE_ANNOTATION,
+    PREFIX,
     JobRequest,
     build_job,
     job_name,
+    no_image,
     project_container,
     run_labels,
 )
-from prefect_mlprojects.backends.kubernetes.submission import Submitter
-from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
-from prefect_mlprojects.spec.project import DockerEnvironment
-from prefect_mlprojects.tracking.uris import (
-    EXPERIMENT_ID_VARIABLE,
-    TRACKING_URI_VARIABLE,
-    is_on_this_machine,
-    run_page,
+from prefect_mlprojects.backends.kubernetes.submission import (
+    Submitter,
+    find_checkout,
+    find_delivery,
+    pack_project,
+    with_credentials,
 )
+from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
+from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.spec.project import DockerEnvironment
+from prefect_mlprojects.tracking.uris import EXPERIMENT_ID_VARIABLE, TRACKING_URI_VARIABLE, is_on_this_machine, run_page
 from prefect_mlprojects.types import BackendConfig, StopSignal
 
 JOB_TAG = "mlprojects.kubernetes.job"
 NAMESPACE_TAG = "mlprojects.kubernetes.namespace"
 KUBE_TRACKING_URI_VARIABLE = "KUBE_MLFLOW_TRACKING_URI"
 """MLflow's variable for the tracking URI that pods use."""
-
+_ENGINE_SECONDS = 600
 _DEADLINE_SLACK_SECONDS = 60
 """How much later than this process Kubernetes enforces the time-out, for when the watching process has died."""
 _TRACKING_CREDENTIALS = (
@@ -92,7 +85,7 @@ _Prepared: TypeAlias = Prepared[KubernetesConfig, DeliveryName]
 
 
 class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
-    """Runs a project's command as a Job."""
+    """Runs a project's command as a Job; see `Backend` for its methods."""
 
     name = BACKEND
     config_model = KubernetesConfig
@@ -100,11 +93,7 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
     downloads_paths = False
 
     def parse_config(self, config: BackendConfig) -> KubernetesConfig:
-        """Returns a configuration as its model.
-
-        Raises:
-            BackendError: A key is unknown (the nearest is named), a value has the wrong type, or keys contradict each other.
-        """
+        """Returns a configuration as its model; also refuses keys that contradict each other."""
         return parse_kubernetes_config(config)
 
     def environment_kind(self, request: KubernetesRequest) -> str:
@@ -113,46 +102,51 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         return "docker"
 
     def check(self, request: KubernetesRequest) -> None:
-        """Checks a request before anything is built or submitted.
-
-        Raises:
-            BackendError: No image is named, the code can't be delivered, or a pod can't reach the tracking store.
-        """
-        template = load_template(request.config, request.working_copy.directory)
-        _check_docker_args(request)
+        """Raises `BackendError` if no image is named, the code can't be delivered, or a pod can't reach the tracking store."""
+        others = sorted(set(request.docker_args or {}) - {"image"})
+        if others:
+            raise backend_error(
+                f"docker_args {', '.join(map(repr, others))} apply to a Docker engine only. For a pod, use 'resources' or the "
+                "job template of the backend configuration."
+            )
         _check_tracking(request)
-        delivery = find_delivery(request).delivery
-        if delivery == "image":
-            base_image(request)
-        else:
-            _image(request, template)
-        build_job(_job_request(request, template, delivery, name="check", image="check"))
+        jobs = _JobRequests(request, find_delivery(request).delivery)
+        build_job(jobs.make(name="check", image=jobs.image()))
 
     def map_paths(self, request: KubernetesRequest, paths: Mapping[str, str]) -> Mapping[str, str]:
-        """Returns paths relative to the project's folder.
-
-        Raises:
-            BackendError: A path is not part of the project that is delivered to the pod.
-        """
-        return map_project_paths(request, find_delivery(request).delivery, paths)
+        """Returns paths relative to the project's folder; raises `BackendError` for one that is not delivered to the pod."""
+        directory, delivered = request.working_copy.directory, None
+        if find_delivery(request).delivery in ("archive", "image"):
+            delivered = {file.name for file in project_files(directory, backend=BACKEND)}
+        advice = (
+            "Declare the parameter as 'uri' and open it in the project's code, or mount a volume in the job template and pass "
+            "its path as a 'string'."
+        )
+        mapped: dict[str, str] = {}
+        for name, value in paths.items():
+            unreachable = f"The pod can't be given parameter {name!r}: {value}"
+            if "://" in value or not value.startswith("/"):
+                raise backend_error(f"{unreachable} is not part of the project. {advice}")
+            if not Path(value).is_relative_to(directory):
+                raise backend_error(f"{unreachable} is not inside the project {directory}. {advice}")
+            mapped[name] = inside = Path(value).relative_to(directory).as_posix()
+            if delivered is not None and inside != "." and inside not in delivered:
+                raise backend_error(
+                    f"{unreachable} is excluded from what is delivered. Include it with '!{inside}' in the project's "
+                    ".dockerignore."
+                )
+        return mapped
 
     def plan(self, request: KubernetesRequest, command: str) -> BackendPlan:
-        """Returns the code delivery and the Job as YAML, without secrets.
-
-        Raises:
-            BackendError: The request can't work.
-        """
+        """Returns the code delivery and the Job as YAML, without secrets."""
         import yaml
 
-        template = load_template(request.config, request.working_copy.directory)
         choice = find_delivery(request)
-        image = _image(request, template) if choice.delivery != "image" else f"{request.config.repository_uri}@DIGEST"
+        jobs = _JobRequests(request, choice.delivery)
+        image = jobs.image() if choice.delivery != "image" else f"{request.config.repository_uri}@DIGEST"
         identity = RunIdentity("FLOW-RUN-ID", "MLFLOW-RUN-ID", request.project.display_name, request.entry_point.name)
         variables = {name: name for name in sorted(PLAIN_VARIABLES)}
-        job_request = _job_request(
-            request,
-            template,
-            choice.delivery,
+        job_request = jobs.make(
             name=job_name(identity),
             labels=run_labels(identity, 1),
             child_env=_pod_env(request, {**variables, TRACKING_URI_VARIABLE: ""}, lambda _: None),
@@ -167,35 +161,23 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         return BackendPlan("docker", sections=sections)
 
     def prepare(self, request: KubernetesRequest, report: Report, stop: StopSignal) -> _Prepared:
-        """Chooses how the code gets to the pod; builds and pushes the image if the code is delivered in it.
-
-        Raises:
-            BackendError: The code can't be delivered, or the image could not be built or pushed.
-        """
+        """Chooses how the code gets to the pod; builds and pushes the image if the code is delivered in it."""
         choice = find_delivery(request)
         report(f"Code delivery: {choice.delivery}, because {choice.reason}.")
         if choice.delivery == "image":
-            pushed = push_project_image(request, report, stop)
-            tags = {"mlflow.docker.image.uri": pushed.reference, "mlflow.docker.image.id": pushed.digest}
-            description = f"image {pushed.reference}"
-            return Prepared(request, choice.delivery, description, pushed.reused, pushed.reference, tags)
-        image = _image(request, load_template(request.config, request.working_copy.directory))
+            return _push_project_image(request, report, stop)
+        image = _JobRequests(request, choice.delivery).image()
         description = f"image {image}, code by {choice.delivery}"
         return Prepared(request, choice.delivery, description, True, image, {"mlflow.docker.image.uri": image})
 
     def execute(self, prepared: _Prepared, command: Command, events: ExecutionEvents, stop: StopSignal) -> Outcome:
-        """Submits the Job, or finds the one that an earlier process submitted for this flow run, and watches it until it ends.
-
-        Raises:
-            BackendError: The cluster can't be reached or refused the Job.
-        """
+        """Submits the Job, or finds the one that an earlier process submitted for this flow run, and watches it until it ends."""
         if stop.requested:
             return stopped_outcome(stop)
-        request = prepared.request
-        template = load_template(request.config, request.working_copy.directory)
-        cluster = connect(request.config, template_namespace(template))
+        jobs = _JobRequests(prepared.request, prepared.value)
+        cluster = connect(prepared.request.config, template_namespace(jobs.template))
         try:
-            return _run_job(cluster, prepared, command, template, events, stop)
+            return _run_job(cluster, jobs, prepared.image, command, events, stop)
         except ApiError as error:
             if stop.wait(0):
                 return stopped_outcome(stop)
@@ -204,39 +186,54 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
             cluster.client.close()
 
 
+def _push_project_image(request: KubernetesRequest, report: Report, stop: StopSignal) -> _Prepared:
+    """Builds the project's image on the Docker engine, unless its files are unchanged, and pushes it."""
+    if not request.image:
+        raise no_image()
+    login = reveal_all(request.docker_auth) or None
+    try:
+        engine = connect_engine(LocalConfig(), backend=BACKEND, timeout=_ENGINE_SECONDS)
+    except BackendError as error:
+        raise backend_error(
+            f"'code-delivery: image' needs a Docker engine to build with. {error.message} 'code-delivery: archive' and 'git' "
+            "need none."
+        ) from None
+    base, repository, copy = request.image, request.config.repository_uri, request.working_copy
+    try:
+        base_id, _ = ensure_image(engine, base, pull="missing", auth=login, backend=BACKEND, report=report, stop=stop)
+        built = build_project_image(engine, base, base_id, copy, repository, backend=BACKEND, report=report, stop=stop)
+        image = push_image(engine, built.name, auth=login, backend=BACKEND, report=report, stop=stop)
+    finally:
+        engine.close()
+    tags = {"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image.rpartition("@")[2]}
+    return Prepared(request, "image", f"image {image}", built.reused, image, tags)
+
+
 def _run_job(
-    cluster: Cluster,
-    prepared: _Prepared,
-    command: Command,
-    template: Mapping[str, Any] | None,
-    events: ExecutionEvents,
-    stop: StopSignal,
+    cluster: Cluster, jobs: _JobRequests, image: str | None, command: Command, events: ExecutionEvents, stop: StopSignal
 ) -> Outcome:
-    request, identity, delivery = prepared.request, command.identity, prepared.value
+    request, delivery, identity = jobs.request, jobs.delivery, command.identity
     child_env = reveal_values(command.child_env)
     pod_env = _pod_env(request, child_env, events.report)
-    git_credentials = request.git_credentials if delivery == "git" else None
+    annotations = {
+        "project-name": identity.project,
+        "entry-point-name": identity.entry_point,
+        "source": request.working_copy.source_name,
+        "code-delivery": delivery,
+        **_links(identity, request, child_env),
+    }
 
     def make_request(name: str, attempt: int) -> JobRequest:
-        return _job_request(
-            request,
-            template,
-            delivery,
+        return jobs.make(
             name=name,
             namespace=cluster.namespace,
             labels=run_labels(identity, attempt),
-            annotations={
-                PROJECT_ANNOTATION: identity.project,
-                ENTRY_POINT_ANNOTATION: identity.entry_point,
-                SOURCE_ANNOTATION: request.working_copy.source_name,
-                DELIVERY_ANNOTATION: delivery,
-                **_link_annotations(identity, request, child_env),
-            },
+            annotations={f"{PREFIX}/{key}": value for key, value in annotations.items()},
             child_env=pod_env,
-            image=prepared.image,
+            image=image,
             command=command.line,
-            timeout=command.timeout,
-            git_credentials=git_credentials,
+            checkout=with_credentials(jobs.checkout, request.git_credentials) if jobs.checkout else None,
+            deadline=None if command.timeout is None else math.ceil(command.timeout) + _DEADLINE_SLACK_SECONDS,
         )
 
     def make_archive() -> bytes | None:
@@ -247,62 +244,41 @@ def _run_job(
     verb = "Found the Job that runs already:" if submission.attached else "Submitted Job"
     events.report(f"{verb} {name} in namespace {cluster.namespace} of {cluster.name}.")
     events.tag({JOB_TAG: name, NAMESPACE_TAG: cluster.namespace})
-    limits = Limits(request.config.start_grace, request.config.scheduling_grace, command.timeout)
-    return JobRun(cluster, submission, limits, TailedOutput(events), events, stop).follow()
+    return JobRun(cluster, submission, request.config, command.timeout, events, stop).follow()
 
 
-def _check_docker_args(request: KubernetesRequest) -> None:
-    others = sorted(set(request.docker_args or {}) - {"image"})
-    if others:
-        raise backend_error(
-            f"docker_args {', '.join(map(repr, others))} apply to a Docker engine only. For a pod, use 'resources' or the job "
-            "template of the backend configuration."
+class _JobRequests:
+    """Makes the inputs of a request's Job; reads the job template and finds the commit to clone once."""
+
+    def __init__(self, request: KubernetesRequest, delivery: DeliveryName) -> None:
+        self.request = request
+        self.delivery = delivery
+        self.template = load_template(request.config, request.working_copy.directory)
+        self.checkout = find_checkout(request.working_copy) if delivery == "git" else None
+
+    def image(self) -> str:
+        """Returns the image of ``docker_args``, else of ``docker_env``, else of the template's container."""
+        pod = {} if self.delivery == "image" else template_pod(self.template)
+        image = self.request.image or (project_container(pod).get("image") if pod.get("containers") else None)
+        if not image:
+            raise no_image()
+        return str(image)
+
+    def make(self, *, image: str | None, command: str = "", namespace: str | None = None, **fields: Any) -> JobRequest:
+        """Returns the Job's inputs; `fields` are further ones of `JobRequest`."""
+        request, config, environment = self.request, self.request.config, self.request.project.environment
+        return JobRequest(
+            namespace=namespace or config.namespace or template_namespace(self.template) or "default",
+            image=image,
+            command=command,
+            delivery=self.delivery,
+            config=config,
+            template=self.template,
+            volumes=environment.volumes if isinstance(environment, DockerEnvironment) else (),
+            registry_auth=reveal_all(request.docker_auth),
+            termination_grace=math.ceil(settings.grace_period()),
+            **{"checkout": self.checkout, **fields},
         )
-
-
-def _image(request: KubernetesRequest, template: Mapping[str, Any] | None) -> str:
-    """Returns the image of ``docker_args``, else of ``docker_env``, else of the template's container."""
-    pod = template_pod(template)
-    image = request.image or (project_container(pod).get("image") if pod.get("containers") else None)
-    if not image:
-        raise no_image()
-    return str(image)
-
-
-def _job_request(
-    request: KubernetesRequest,
-    template: Mapping[str, Any] | None,
-    delivery: DeliveryName,
-    *,
-    name: str,
-    image: str | None,
-    namespace: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    annotations: Mapping[str, str] | None = None,
-    child_env: Mapping[str, str] | None = None,
-    command: str = "",
-    timeout: float | None = None,
-    git_credentials: Any = None,
-) -> JobRequest:
-    config, environment = request.config, request.project.environment
-    checkout = find_checkout(request.working_copy) if delivery == "git" else None
-    return JobRequest(
-        name=name,
-        namespace=namespace or config.namespace or template_namespace(template) or "default",
-        image=image,
-        command=command,
-        delivery=delivery,
-        config=config,
-        template=template,
-        labels=labels or {},
-        annotations=annotations or {},
-        child_env=child_env or {},
-        volumes=environment.volumes if isinstance(environment, DockerEnvironment) else (),
-        checkout=with_credentials(checkout, git_credentials) if checkout is not None else None,
-        registry_auth=reveal_all(request.docker_auth),
-        deadline=None if timeout is None else math.ceil(timeout) + _DEADLINE_SLACK_SECONDS,
-        termination_grace=math.ceil(settings.grace_period()),
-    )
 
 
 def _pod_tracking_uri(config: KubernetesConfig) -> str | None:
@@ -324,12 +300,11 @@ def _pod_env(request: KubernetesRequest, child_env: Mapping[str, str], report: R
     """Returns the environment of the project's container; the values may be secret."""
     pod_env = {name: os.environ[name] for name in _TRACKING_CREDENTIALS if os.environ.get(name)}
     environment = request.project.environment
-    if isinstance(environment, DockerEnvironment):
-        for name, value in environment.environment:
-            if value is None and name not in os.environ:
-                report(f"Warning: docker_env copies the variable {name} from this machine, where it is not set.")
-                continue
-            pod_env[name] = os.environ[name] if value is None else value
+    for name, value in environment.environment if isinstance(environment, DockerEnvironment) else ():
+        if value is None and name not in os.environ:
+            report(f"Warning: docker_env copies the variable {name} from this machine, where it is not set.")
+            continue
+        pod_env[name] = os.environ[name] if value is None else value
     pod_env |= child_env
     # In the pod, this address would be the pod itself.
     if is_on_this_machine(pod_env.get("PREFECT_API_URL", "http://elsewhere")):
@@ -345,16 +320,14 @@ def _pod_env(request: KubernetesRequest, child_env: Mapping[str, str], report: R
     return pod_env
 
 
-def _link_annotations(
-    identity: RunIdentity, request: KubernetesRequest, child_env: Mapping[str, str]
-) -> dict[str, str]:
-    """Returns annotations with the pages of the flow run and the MLflow run, as far as they are known."""
+def _links(identity: RunIdentity, request: KubernetesRequest, child_env: Mapping[str, str]) -> dict[str, str]:
+    """Returns the pages of the flow run and the MLflow run for annotations, as far as they are known."""
     links: dict[str, str] = {}
     api = child_env.get("PREFECT_API_URL", "").rstrip("/")
     # Prefect Cloud serves its pages under another host than its API.
     if api.endswith("/api"):
-        links[FLOW_RUN_URL_ANNOTATION] = f"{redact(api.removesuffix('/api'))}/runs/flow-run/{identity.flow_run_id}"
+        links["flow-run-url"] = f"{redact(api.removesuffix('/api'))}/runs/flow-run/{identity.flow_run_id}"
     page, _ = run_page(reveal(request.tracking_uri), child_env.get(EXPERIMENT_ID_VARIABLE, ""), identity.mlflow_run_id)
     if page:
-        links[MLFLOW_RUN_URL_ANNOTATION] = page
+        links["mlflow-run-url"] = page
     return links

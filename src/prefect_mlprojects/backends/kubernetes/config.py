@@ -1,21 +1,26 @@
-"""The Kubernetes backend's configuration and job template, as users write them."""
+"""The Kubernetes backend's configuration and job template, as users write them, and the connection that it names."""
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from prefect_mlprojects._support.redaction import holds_secret
-from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects._support.redaction import holds_secret, redact
+from prefect_mlprojects._support.secrets import Secret, reveal, reveal_all
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.contract import BackendRequest
+from prefect_mlprojects.backends.kubernetes.api import Cluster
 from prefect_mlprojects.exceptions import BackendError
 
 BACKEND = "kubernetes"
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 DeliveryName: TypeAlias = Literal["image", "archive", "git", "none"]
 """How a project's code gets into its pod."""
@@ -47,109 +52,79 @@ def _as_resources(value: Any) -> Any:
     return value
 
 
-_Quantities: TypeAlias = Annotated[dict[str, str], BeforeValidator(_as_quantities)]
-
-
 def _as_kubeconfig(value: Any) -> Any:
     """Returns a kubeconfig's content as a secret, its path as it is."""
     if isinstance(value, Mapping):
         return Secret(json.dumps(value))
-    if isinstance(value, str) and ("\n" in value or value.lstrip().startswith("{")):
-        return Secret(value)
-    return value
+    return Secret(value) if isinstance(value, str) and _is_content(value) else value
+
+
+def _is_content(kubeconfig: str) -> bool:
+    return "\n" in kubeconfig or kubeconfig.lstrip().startswith("{")
 
 
 def _hide_user_info(value: Any) -> Any:
     return Secret(value) if isinstance(value, str) and holds_secret(value) else value
 
 
-class Resources(BaseModel):
-    """Resources of the project's container, as Kubernetes quantities: ``{"cpu": "2", "memory": "4Gi"}``."""
+_Quantities: TypeAlias = Annotated[dict[str, str], BeforeValidator(_as_quantities)]
+_Kubeconfig: TypeAlias = Annotated[str | Secret | None, BeforeValidator(_as_kubeconfig)]
+_TrackingUri: TypeAlias = Annotated[str | Secret | None, BeforeValidator(_hide_user_info)]
 
-    model_config = ConfigDict(extra="forbid")
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        populate_by_name=True,
+        hide_input_in_errors=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+    )
+
+
+class Resources(_Model):
+    """Resources of the project's container, as Kubernetes quantities: ``{"cpu": "2", "memory": "4Gi"}``."""
 
     requests: _Quantities = Field(default_factory=dict)
     limits: _Quantities = Field(default_factory=dict)
 
 
-class Credentials(BaseModel):
-    """Connection and credentials of a cluster, as a Kubernetes cluster block holds them.
+class Credentials(_Model):
+    """Connection and credentials of a cluster, as the block `KubernetesCluster` documents them."""
 
-    Attributes:
-        kubeconfig: A kubeconfig as text or mapping.
-        context: A context of `kubeconfig`. Default: its current context.
-        host: URL of the API server, instead of a kubeconfig.
-        token: Bearer token for `host`.
-        certificate_authority: Certificate authority of `host`, PEM.
-        verify_tls: Whether the certificate of `host` is verified.
-    """
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)
-
-    kubeconfig: Annotated[str | Secret | None, BeforeValidator(_as_kubeconfig)] = Field(default=None, repr=False)
+    kubeconfig: _Kubeconfig = Field(default=None, repr=False)
     context: str | None = None
     host: str | None = None
     token: Secret | None = None
-    certificate_authority: str | None = Field(default=None, alias="certificate-authority")
-    verify_tls: bool = Field(default=True, alias="verify-tls")
+    certificate_authority: str | None = None
+    verify_tls: bool = True
 
 
-class KubernetesConfig(BaseModel):
-    """The backend's configuration; the first three keys are MLflow's.
+class KubernetesConfig(_Model):
+    """The backend's configuration; the first three keys are MLflow's, and docs/kubernetes.md documents all of them."""
 
-    Attributes:
-        kube_context: Context of the kubeconfig. Default: its current context.
-        kube_job_template_path: Path of a YAML or JSON file with a ``batch/v1`` Job.
-        repository_uri: Image repository to push to, without a tag.
-        kube_job_template: The Job itself, instead of a file.
-        kubeconfig: Path, text or mapping of a kubeconfig.
-        in_cluster: Whether to use the pod's service account. Default: if no kubeconfig exists.
-        credentials: Name of a Kubernetes cluster block, or its content.
-        namespace: Namespace of the Job.
-        image_pull_secrets: Names of Secrets in that namespace for pulling images.
-        code_delivery: How the project's code gets into the pod. Default: what fits.
-        git_image: Image that clones the repository; it must contain ``git`` and ``sh``.
-        ttl_seconds_after_finished: Seconds after which Kubernetes deletes the finished Job.
-        backoff_limit: How often Kubernetes retries a failed pod.
-        timeout: Time limit of the Job in seconds, enforced by Kubernetes.
-        resources: Resources of the project's container.
-        service_account: Service account of the pod.
-        tracking_uri: Tracking URI for the pod. Default: ``KUBE_MLFLOW_TRACKING_URI``, else the run's.
-        allow_host_paths: Whether ``docker_env`` volumes become hostPath volumes.
-        start_grace: Seconds for which a pod may fail to start (image, configuration) before the run fails.
-        scheduling_grace: Seconds for which a pod may wait for a node.
-        termination_grace: Seconds between SIGTERM and SIGKILL.
-    """
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)
-
-    kube_context: str | None = Field(default=None, alias="kube-context")
-    kube_job_template_path: str | None = Field(default=None, alias="kube-job-template-path")
-    repository_uri: str | None = Field(default=None, alias="repository-uri")
-    kube_job_template: dict[str, Any] | None = Field(default=None, alias="kube-job-template")
-    kubeconfig: Annotated[str | Secret | None, BeforeValidator(_as_kubeconfig)] = Field(default=None, repr=False)
-    in_cluster: bool | None = Field(default=None, alias="in-cluster")
+    kube_context: str | None = None
+    kube_job_template_path: str | None = None
+    repository_uri: str | None = None
+    kube_job_template: dict[str, Any] | None = None
+    kubeconfig: _Kubeconfig = Field(default=None, repr=False)
+    in_cluster: bool | None = None
     credentials: str | Credentials | None = Field(default=None, repr=False)
+    """The name of a Kubernetes cluster block, or its content."""
     namespace: str | None = None
-    image_pull_secrets: Annotated[list[str], BeforeValidator(_as_list)] = Field(
-        default_factory=list, alias="image-pull-secrets"
-    )
-    code_delivery: DeliveryName | None = Field(default=None, alias="code-delivery")
-    git_image: str = Field(default="alpine/git:2.47.2", alias="git-image")
-    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, alias="ttl-seconds-after-finished")
-    backoff_limit: int | None = Field(default=None, ge=0, alias="backoff-limit")
+    image_pull_secrets: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    code_delivery: DeliveryName | None = None
+    git_image: str = "alpine/git:2.47.2"
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0)
+    backoff_limit: int | None = Field(default=None, ge=0)
     timeout: int | None = Field(default=None, ge=1)
+    """Seconds, enforced by Kubernetes."""
     resources: Annotated[Resources | None, BeforeValidator(_as_resources)] = None
-    service_account: str | None = Field(
-        default=None, alias="service-account", validation_alias=AliasChoices("service-account", "service_account")
-    )
-    tracking_uri: Annotated[str | Secret | None, BeforeValidator(_hide_user_info)] = Field(
-        default=None, alias="tracking-uri", repr=False
-    )
-    allow_host_paths: bool = Field(default=False, alias="allow-host-paths")
-    start_grace: float = Field(default=60.0, ge=0, allow_inf_nan=False, alias="start-grace")
-    scheduling_grace: float = Field(default=600.0, ge=0, allow_inf_nan=False, alias="scheduling-grace")
-    termination_grace: int | None = Field(default=None, ge=0, alias="termination-grace")
+    service_account: str | None = None
+    tracking_uri: _TrackingUri = Field(default=None, repr=False)
+    allow_host_paths: bool = False
+    start_grace: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    scheduling_grace: float = Field(default=600.0, ge=0, allow_inf_nan=False)
+    termination_grace: int | None = Field(default=None, ge=0)
 
     @property
     def secrets(self) -> Credentials:
@@ -163,21 +138,11 @@ KubernetesRequest: TypeAlias = BackendRequest[KubernetesConfig]
 def parse_kubernetes_config(config: Mapping[str, Any]) -> KubernetesConfig:
     """Returns the configuration as its model.
 
-    Raises:
-        BackendError: A key is unknown (the nearest is named), a value has the wrong type, or keys contradict each other.
+    Raises `BackendError` if a key is unknown (the nearest is named), a value has the wrong type, or keys contradict each other.
     """
     parsed = parse_config(KubernetesConfig, config, backend=BACKEND)
-    connections = {
-        "kubeconfig": parsed.kubeconfig is not None,
-        "in-cluster": bool(parsed.in_cluster),
-        "credentials": parsed.credentials is not None,
-    }
-    templates = {
-        "kube-job-template": parsed.kube_job_template is not None,
-        "kube-job-template-path": parsed.kube_job_template_path is not None,
-    }
-    for keys in (templates, connections):
-        given = [key for key, is_set in keys.items() if is_set]
+    for keys in (("kube-job-template", "kube-job-template-path"), ("kubeconfig", "in-cluster", "credentials")):
+        given = [key for key in keys if getattr(parsed, key.replace("-", "_")) not in (None, False)]
         if len(given) > 1:
             raise backend_error(f"The kubernetes backend_config sets more than one of: {', '.join(given)}. Keep one.")
     return parsed
@@ -186,10 +151,8 @@ def parse_kubernetes_config(config: Mapping[str, Any]) -> KubernetesConfig:
 def load_template(config: KubernetesConfig, directory: Path) -> dict[str, Any] | None:
     """Returns the user's Job template, or None.
 
-    A relative path is resolved against the working directory, then against the project's `directory`.
-
-    Raises:
-        BackendError: The file can't be read or does not contain exactly one Job.
+    A relative path is resolved against the working directory, then against the project's `directory`. Raises `BackendError` if
+    the file can't be read or does not contain exactly one Job.
     """
     if config.kube_job_template is not None:
         return _checked(config.kube_job_template, "'kube-job-template'")
@@ -221,12 +184,12 @@ def _checked(template: Any, what: str) -> dict[str, Any]:
     kind, version = template.get("kind", "Job"), template.get("apiVersion", "batch/v1")
     if (kind, version) != ("Job", "batch/v1"):
         raise backend_error(f"{what} must be a Job of batch/v1, not a {kind} of {version}.")
-    for path in (("metadata",), ("spec",), ("spec", "template"), ("spec", "template", "spec")):
+    for path in ("metadata", "spec", "spec.template", "spec.template.spec"):
         value: Any = template
-        for key in path:
+        for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None and not isinstance(value, dict):
-            raise backend_error(f"{what}: {'.'.join(path)} must be a mapping.")
+            raise backend_error(f"{what}: {path} must be a mapping.")
     containers = template_pod(template).get("containers") or []
     if not isinstance(containers, list) or not all(isinstance(each, dict) for each in containers):
         raise backend_error(f"{what}: spec.template.spec.containers must be a list of mappings.")
@@ -243,3 +206,108 @@ def template_namespace(template: Mapping[str, Any] | None) -> str | None:
     """Returns the namespace that a job template names, if any."""
     namespace = ((template or {}).get("metadata") or {}).get("namespace")
     return namespace if isinstance(namespace, str) else None
+
+
+def connect(config: KubernetesConfig, namespace: str | None = None) -> Cluster:
+    """Returns the cluster that the configuration names; sends no request.
+
+    Precedence as in MLflow and kubectl: the configuration, then ``KUBECONFIG`` or ``~/.kube/config``, then the service account of
+    the pod that this process runs in. The namespace is the configuration's, else `namespace`, else the context's, else ``default``.
+    Raises `BackendError` if the context or file does not exist, or nothing names a cluster.
+    """
+    from kubernetes import client
+    from kubernetes.config.config_exception import ConfigException
+
+    settings = client.Configuration()
+    # `Cluster.call` retries; urllib3's own retries would sleep as long as the server asks and can't be stopped.
+    settings.retries = False
+    try:
+        context_namespace, name = _load_connection(config, settings)
+        api_client = client.ApiClient(settings)
+    except ConfigException as error:
+        raise backend_error(
+            f"The Kubernetes cluster can't be reached: {redact(str(error)).rstrip('.')}. Check 'kube-context' and "
+            "'kubeconfig' of the backend configuration, or the variable KUBECONFIG."
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # The client fails in many ways on a malformed kubeconfig; its messages may quote secrets.
+        raise backend_error(
+            f"The kubeconfig can't be used ({type(error).__name__}). Check it with 'kubectl config view'."
+        ) from None
+    return Cluster(api_client, config.namespace or namespace or context_namespace or "default", name)
+
+
+def _load_connection(config: KubernetesConfig, settings: Any) -> tuple[str | None, str]:
+    """Sets the client's settings; returns the namespace that belongs to the connection and the cluster's name in messages."""
+    if isinstance(config.credentials, str):
+        raise backend_error(
+            f"The Kubernetes cluster block {config.credentials!r} ('credentials') was not loaded: pass its name to a run or "
+            "deployment of the flow."
+        )
+    secrets = config.secrets
+    if secrets.host:
+        return _load_token(secrets, secrets.host, settings)
+    kubeconfig = config.kubeconfig if config.kubeconfig is not None else secrets.kubeconfig
+    context = config.kube_context or secrets.context
+    in_cluster = config.in_cluster
+    if in_cluster is None and kubeconfig is None and not context:
+        paths = (os.environ.get("KUBECONFIG", "") or "~/.kube/config").split(os.pathsep)
+        exists = any(Path(path).expanduser().exists() for path in paths if path)
+        in_cluster = not exists and bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+    if kubeconfig is None and in_cluster:
+        from kubernetes.config import load_incluster_config
+
+        load_incluster_config(client_configuration=settings)
+        namespace = _NAMESPACE_FILE.read_text(encoding="utf-8").strip() if _NAMESPACE_FILE.exists() else None
+        return namespace, "the cluster of this pod"
+    return _load_kubeconfig(reveal_all(kubeconfig), context, settings)
+
+
+def _load_kubeconfig(kubeconfig: str | None, context: str | None, settings: Any) -> tuple[str | None, str]:
+    from kubernetes import config
+    from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
+
+    options = {"context": context, "client_configuration": settings, "persist_config": False}
+    if kubeconfig is not None and _is_content(kubeconfig):
+        mapping = _parse_kubeconfig(kubeconfig)
+        config.load_kube_config_from_dict(mapping, **options)
+        contexts, active = mapping.get("contexts") or [], mapping.get("current-context")
+    else:
+        path = Path(kubeconfig).expanduser() if kubeconfig is not None else None
+        if path is not None and not path.is_file():
+            raise backend_error(f"The kubeconfig {path} ('kubeconfig') does not exist.")
+        # The library reads KUBECONFIG on import, which may have been before it was set.
+        file = str(path) if path else os.environ.get("KUBECONFIG") or KUBE_CONFIG_DEFAULT_LOCATION
+        config.load_kube_config(config_file=file, **options)
+        contexts, current = config.list_kube_config_contexts(config_file=file)
+        active = current["name"] if current else None
+    name = context or active or ""
+    entry: dict[str, Any] = next((each for each in contexts if each.get("name") == name), {})
+    return (entry.get("context") or {}).get("namespace"), f"the cluster of context '{name}'"
+
+
+def _parse_kubeconfig(text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError:
+        loaded = None
+    if not isinstance(loaded, dict):
+        # The text is not quoted: it contains secrets.
+        raise backend_error("The text of 'kubeconfig' is not a kubeconfig: it is not a YAML mapping.")
+    return loaded
+
+
+def _load_token(secrets: Credentials, host: str, settings: Any) -> tuple[None, str]:
+    settings.host = host.rstrip("/")
+    settings.verify_ssl = secrets.verify_tls
+    if secrets.token is not None:
+        settings.api_key = {"authorization": f"Bearer {reveal(secrets.token)}"}
+    if secrets.certificate_authority:
+        with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False) as file:
+            file.write(secrets.certificate_authority)
+        settings.ssl_ca_cert = file.name
+        # The connection pool opens the file on each connect, so it is kept until the process exits, as the library keeps its own.
+        atexit.register(Path(file.name).unlink, missing_ok=True)
+    return None, f"the cluster at {redact(settings.host)}"

@@ -8,65 +8,49 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.backends.kubernetes.api import NO_ANSWER, ApiError
+from prefect_mlprojects.backends.kubernetes.api import NO_ANSWER, UNAUTHORIZED, ApiError
 from prefect_mlprojects.backends.kubernetes.config import backend_error
-from prefect_mlprojects.backends.kubernetes.delivery import CLONE_CONTAINER, UNPACK_FAILED_CODE
+from prefect_mlprojects.backends.kubernetes.job import CLONE_CONTAINER, UNPACK_FAILED_CODE
 from prefect_mlprojects.backends.outcome import Outcome, exited_outcome, explain_exit
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import FailureCategory
 
 Json: TypeAlias = Mapping[str, Any]
-Grace: TypeAlias = Literal["start", "scheduling"]
-"""Which limit of the configuration applies to a problem: ``start-grace`` or ``scheduling-grace``."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """A condition that keeps a Job from running; it may be transient.
 
-    Attributes:
-        kind: Kubernetes' name, such as ``ImagePullBackOff``.
-        cause: What is wrong.
-        advice: What to do.
-        category: The category of a run that fails because of it.
-        grace: How long it may last.
+    `kind` is Kubernetes' name, such as ``ImagePullBackOff``; `grace` selects the configuration's limit for how long it may last:
+    ``start-grace`` or ``scheduling-grace``.
     """
 
     kind: str
     cause: str
     advice: str
     category: FailureCategory = FailureCategory.INFRASTRUCTURE
-    grace: Grace = "start"
+    grace: Literal["start", "scheduling"] = "start"
 
 
 _CHECK_IMAGE = "Check the image's name and tag, that the nodes can reach its registry, and 'image-pull-secrets'."
-_CHECK_REFERENCES = "The pod refers to a ConfigMap, Secret or key that does not exist: check the job template."
-_WAITING: Mapping[str, tuple[str, FailureCategory]] = {
-    "ImagePullBackOff": (_CHECK_IMAGE, FailureCategory.IMAGE),
-    "ErrImagePull": (_CHECK_IMAGE, FailureCategory.IMAGE),
-    "ImageInspectError": (_CHECK_IMAGE, FailureCategory.IMAGE),
-    "RegistryUnavailable": (_CHECK_IMAGE, FailureCategory.IMAGE),
-    "InvalidImageName": (
-        "Check the image's name: [registry/]name[:tag][@digest], in lower case.",
-        FailureCategory.IMAGE,
-    ),
-    "ErrImageNeverPull": (
-        "The node does not have the image and imagePullPolicy is Never: load it, or change the policy.",
-        FailureCategory.IMAGE,
-    ),
+# The advice by the reason for which a container waits: those that concern its image, and the others.
+_WAITING_IMAGE = {
+    **dict.fromkeys(("ImagePullBackOff", "ErrImagePull", "ImageInspectError", "RegistryUnavailable"), _CHECK_IMAGE),
+    "InvalidImageName": "Check the image's name: [registry/]name[:tag][@digest], in lower case.",
+    "ErrImageNeverPull": "The node does not have the image and imagePullPolicy is Never: load it, or change the policy.",
     "RunContainerError": (
-        "The node could not start the container: check that its image contains 'sh' and that its mounts exist.",
-        FailureCategory.IMAGE,
+        "The node could not start the container: check that its image contains 'sh' and that its mounts exist."
     ),
-    "CreateContainerConfigError": (_CHECK_REFERENCES, FailureCategory.INFRASTRUCTURE),
+}
+_WAITING_OTHER = {
+    "CreateContainerConfigError": (
+        "The pod refers to a ConfigMap, Secret or key that does not exist: check the job template."
+    ),
     "CreateContainerError": (
-        "The node could not create the container: check the job template's mounts and security context.",
-        FailureCategory.INFRASTRUCTURE,
+        "The node could not create the container: check the job template's mounts and security context."
     ),
-    "CrashLoopBackOff": (
-        "A container of the pod exits repeatedly: see its log with 'kubectl logs --previous'.",
-        FailureCategory.INFRASTRUCTURE,
-    ),
+    "CrashLoopBackOff": "A container of the pod exits repeatedly: see its log with 'kubectl logs --previous'.",
 }
 _RAISE_MEMORY = (
     "It exceeded its memory limit: raise it ('resources: {limits: {memory: ...}}'), or let the command use less memory."
@@ -76,35 +60,25 @@ _REDUCE_REQUESTS = (
     "'scheduling-grace' sets how long to wait for one."
 )
 _NODE_LOST = "The node went away while the pod ran. Run it again, or set 'backoff-limit' to let Kubernetes retry."
-_EVICTED = "The node ran out of a resource. Request what the command really needs ('resources')."
-_MOUNT_FAILURES = ("FailedMount", "FailedAttachVolume")
-_MOUNTED = ("Pulling", "Pulled", "Created", "Started")
+_EVICTED = "The node ran out of a resource. Request as much as the command needs ('resources')."
 
 
 def find_problem(job: Json, pods: Iterable[Json], events: Iterable[Json], container: str) -> Problem | None:
     """Returns what keeps an unfinished Job from running, or None.
 
-    Args:
-        job: The Job.
-        pods: Its pods.
-        events: The events about the Job and its pods.
-        container: The name of the project's container.
+    `events` are those about the Job and its pods, `container` is the name of the project's container.
     """
     pods, events = list(pods), list(events)
-    for pod in pods:
-        problem = _pod_problem(pod, events, container)
-        if problem is not None:
-            return problem
     if not pods and not (job.get("status") or {}).get("active"):
         return _creation_problem(job, events)
-    return None
+    return next(filter(None, (_pod_problem(pod, events, container) for pod in pods)), None)
 
 
 def _pod_problem(pod: Json, events: list[Json], container: str) -> Problem | None:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     if status.get("phase") in ("Succeeded", "Failed"):
         return None
-    if status.get("reason") == "NodeLost" or _node_unreachable(status):
+    if status.get("reason") == "NodeLost" or "DeletionByTaintManager" in _disruptions(status):
         node = (pod.get("spec") or {}).get("nodeName", "?")
         cause = f"node {node} of pod {name} does not answer"
         return Problem("NodeLost", cause, _NODE_LOST, FailureCategory.PREEMPTED, "scheduling")
@@ -118,23 +92,31 @@ def _pod_problem(pod: Json, events: list[Json], container: str) -> Problem | Non
     if _has_run(status, container):
         # Neighbours don't end the run, and the Job's backoffLimit bounds the restarts of the project's container.
         return None
-    for each in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-        waiting = (each.get("state") or {}).get("waiting") or {}
-        kind = waiting.get("reason", "")
-        if kind not in _WAITING:
-            continue
-        if kind == "CrashLoopBackOff" and not _is_sidecar(pod, str(each.get("name"))):
-            # The Job's backoffLimit bounds the restarts of all others.
-            continue
-        advice, category = _WAITING[kind]
-        image = f" (image {each.get('image')})" if advice is _CHECK_IMAGE and each.get("image") else ""
-        message = _appended(waiting.get("message") or _event_message(name, events, ("Failed",)))
-        cause = f"container {each.get('name')} of pod {name} can't start: {kind}{image}{message}"
-        return Problem(kind, redact(cause), advice, category)
-    if status.get("phase") == "Pending" and (message := _event_message(name, events, _MOUNT_FAILURES, _MOUNTED)):
+    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    waiting = next(filter(None, (_waiting_problem(pod, each, events) for each in containers)), None)
+    if waiting is not None:
+        return waiting
+    mounted = ("Pulling", "Pulled", "Created", "Started")
+    message = _event_message(name, events, ("FailedMount", "FailedAttachVolume"), mounted)
+    if status.get("phase") == "Pending" and message:
         advice = "Check the volumes of the job template: a ConfigMap, Secret or claim that they name may be missing."
         return Problem("FailedMount", f"a volume of pod {name} can't be mounted{_appended(message)}", advice)
     return None
+
+
+def _waiting_problem(pod: Json, container: Json, events: list[Json]) -> Problem | None:
+    name, waiting = container.get("name"), (container.get("state") or {}).get("waiting") or {}
+    kind = waiting.get("reason", "")
+    advice = _WAITING_IMAGE.get(kind) or _WAITING_OTHER.get(kind)
+    # The Job's backoffLimit bounds the restarts of all containers except sidecars.
+    if advice is None or (kind == "CrashLoopBackOff" and not _is_sidecar(pod, str(name))):
+        return None
+    pod_name = pod["metadata"]["name"]
+    image = f" (image {container.get('image')})" if advice is _CHECK_IMAGE and container.get("image") else ""
+    message = _appended(waiting.get("message") or _event_message(pod_name, events, ("Failed",)))
+    cause = f"container {name} of pod {pod_name} can't start: {kind}{image}{message}"
+    category = FailureCategory.IMAGE if kind in _WAITING_IMAGE else FailureCategory.INFRASTRUCTURE
+    return Problem(kind, redact(cause), advice, category)
 
 
 def _has_run(status: Json, container: str) -> bool:
@@ -150,13 +132,13 @@ def _is_sidecar(pod: Json, name: str) -> bool:
     return any(each.get("name") == name and each.get("restartPolicy") == "Always" for each in containers)
 
 
-def _node_unreachable(status: Json) -> bool:
-    return any(each.get("reason") == "DeletionByTaintManager" for each in _disruption_targets(status))
-
-
-def _disruption_targets(status: Json) -> list[Json]:
-    conditions = status.get("conditions") or []
-    return [each for each in conditions if each.get("type") == "DisruptionTarget" and each.get("status") == "True"]
+def _disruptions(status: Json) -> dict[str, str]:
+    """Returns the messages of a pod's disruptions by their reasons."""
+    return {
+        str(each.get("reason")): each.get("message") or ""
+        for each in status.get("conditions") or []
+        if each.get("type") == "DisruptionTarget" and each.get("status") == "True"
+    }
 
 
 def _appended(message: str) -> str:
@@ -194,28 +176,16 @@ def _creation_problem(job: Json, events: list[Json]) -> Problem | None:
     return Problem("FailedCreate", cause, advice)
 
 
-def job_finished(job: Json) -> bool:
-    """Returns whether a Job has its final condition."""
-    return _final_condition(job) is not None
-
-
-def _final_condition(job: Json) -> Json | None:
-    for condition in (job.get("status") or {}).get("conditions") or []:
-        if condition.get("type") in ("Complete", "Failed") and condition.get("status") == "True":
-            result: Json = condition
-            return result
-    return None
+def final_condition(job: Json) -> Json | None:
+    """Returns the condition ``Complete`` or ``Failed`` of a finished Job, None before."""
+    conditions: list[Json] = (job.get("status") or {}).get("conditions") or []
+    final = (each for each in conditions if each.get("type") in ("Complete", "Failed") and each.get("status") == "True")
+    return next(final, None)
 
 
 def explain_end(job: Json, pods: Iterable[Json], container: str) -> Outcome:
-    """Returns the outcome of a finished Job.
-
-    Args:
-        job: The Job, with its final condition.
-        pods: Its pods, as far as they still exist or were seen.
-        container: The name of the project's container.
-    """
-    condition = _final_condition(job) or {}
+    """Returns the outcome of a finished Job, from its pods as far as they still exist or were seen."""
+    condition = final_condition(job) or {}
     if condition.get("type") == "Complete":
         return Outcome("exited", 0, cause="exit code 0")
     if condition.get("reason") == "DeadlineExceeded":
@@ -249,16 +219,7 @@ def explain_pod(pod: Json, container: str) -> Outcome | None:
         return disrupted
     failed = _failed_init_container(status)
     if failed is not None:
-        init, ended = failed
-        advice = f"See its log: kubectl logs {name} -c {init}."
-        if init == CLONE_CONTAINER:
-            advice = (
-                "The repository could not be cloned; check its URL, that the commit was pushed, and the git-credentials "
-                f"block. {advice}"
-            )
-        reason = f" ({ended['reason']})" if ended.get("reason") not in (None, "", "Error", "Completed") else ""
-        detail = f"exit code {ended.get('exitCode')}{reason}{_appended(ended.get('message') or '')}"
-        return Outcome("not-started", cause=f"init container {init} of pod {name} failed: {detail}", advice=advice)
+        return _explain_init_container(name, *failed)
     for each in status.get("containerStatuses") or []:
         # A pod deleted during its last restart keeps waiting for it: its end is in lastState.
         final = (each.get("state") or {}).get("terminated") or (each.get("lastState") or {}).get("terminated")
@@ -268,6 +229,18 @@ def explain_pod(pod: Json, container: str) -> Outcome | None:
         message = status.get("message") or status.get("reason") or "no reason given"
         return Outcome("not-started", cause=f"pod {name} failed: {message}")
     return None
+
+
+def _explain_init_container(pod: str, container: str, ended: Json) -> Outcome:
+    advice = f"See its log: kubectl logs {pod} -c {container}."
+    if container == CLONE_CONTAINER:
+        advice = (
+            "The repository could not be cloned; check its URL, that the commit was pushed, and the git-credentials "
+            f"block. {advice}"
+        )
+    reason = f" ({ended['reason']})" if ended.get("reason") not in (None, "", "Error", "Completed") else ""
+    detail = f"exit code {ended.get('exitCode')}{reason}{_appended(ended.get('message') or '')}"
+    return Outcome("not-started", cause=f"init container {container} of pod {pod} failed: {detail}", advice=advice)
 
 
 def failed_init_container(pods: Iterable[Json]) -> tuple[str, str] | None:
@@ -295,9 +268,9 @@ def _disruption(name: str, status: Json) -> Outcome | None:
         cause, advice = f"pod {name} was evicted (Evicted){message}", _EVICTED
     elif reason == "NodeLost":
         cause, advice = f"the node of pod {name} was lost (NodeLost){message}", _NODE_LOST
-    elif status.get("phase") == "Failed" and (targets := _disruption_targets(status)):
-        kind = targets[0].get("reason")
-        cause = f"the cluster ended pod {name}: {kind}{_appended(targets[0].get('message') or '')}"
+    elif status.get("phase") == "Failed" and (disruptions := _disruptions(status)):
+        kind, message = next(iter(disruptions.items()))
+        cause = f"the cluster ended pod {name}: {kind}{_appended(message)}"
         lost = kind in ("DeletionByTaintManager", "DeletionByPodGC")
         advice = _NODE_LOST if lost else "The cluster preempted the pod. Run it again, or raise its priority."
     else:
@@ -321,10 +294,9 @@ def _explain_terminated(ended: Json) -> Outcome:
 
 
 def find_blocked_pod(pods: Iterable[Json], container: str) -> tuple[str, Outcome, tuple[str, ...]] | None:
-    """Finds a pod whose project has ended while other containers go on, so that its Job can never complete.
+    """Finds a pod whose project has ended while other containers keep running, so that its Job can never complete.
 
-    Returns:
-        The pod's name, the project's outcome and the names of the running containers; None if no pod is blocked.
+    Returns the pod's name, the project's outcome and the names of the running containers; None if no pod is blocked.
     """
     for pod in pods:
         status = pod.get("status") or {}
@@ -343,35 +315,29 @@ def explain_refusal(error: ApiError, cluster: str) -> tuple[str, str]:
     verb, _, resource = error.action.partition(" ")
     where = f" in namespace {error.namespace}" if error.namespace else ""
     message = redact(" ".join(error.message.split()))[:800]
+    action, advice = f"{error.action}{where}", ""
     if error.status == NO_ANSWER:
-        return (
-            f"{cluster} does not answer ({error.action}): {message}",
-            "Check 'kube-context' and that the API server can be reached from here: kubectl cluster-info.",
-        )
-    if error.status == 401:
-        return (
-            f"authentication failed at {cluster}: {message}",
-            "The credentials are missing or have expired: sign in again.",
-        )
+        cause = f"{cluster} does not answer ({error.action})"
+        advice = "Check 'kube-context' and that the API server can be reached from here: kubectl cluster-info."
+    elif error.status == UNAUTHORIZED:
+        cause = f"authentication failed at {cluster}"
+        advice = "The credentials are missing or have expired: sign in again."
     # The authorizer's message; admission plugins have their own.
-    if error.status == 403 and re.search(r'User ".*" cannot \w+ resource', message):
-        return (
-            f"no permission to {verb} {resource}{where}: {message}",
-            f"Have a Role with the verb '{verb}' on '{resource}' bound; docs/kubernetes.md lists all that are needed.",
+    elif error.status == 403 and re.search(r'User ".*" cannot \w+ resource', message):
+        cause = f"no permission to {verb} {resource}{where}"
+        advice = (
+            f"Have a Role with the verb '{verb}' on '{resource}' bound; docs/kubernetes.md lists all that are needed."
         )
-    if error.status == 403:
-        return f"{cluster} refuses to {error.action}{where}: {message}", "A quota or an admission rule refuses it."
-    if error.status in (400, 422):
-        return (
-            f"{cluster} finds the manifest invalid ({error.action}{where}): {message}",
-            "Correct the job template or the backend configuration; 'mlprojects plan' prints the manifest.",
-        )
-    if error.status == 404:
-        return (
-            f"{cluster} has no such object ({error.action}{where}): {message}",
-            "Check 'namespace' of the configuration.",
-        )
-    return f"{cluster} answered {error.status} to {error.action}{where}: {message}", ""
+    elif error.status == 403:
+        cause, advice = f"{cluster} refuses to {action}", "A quota or an admission rule refuses it."
+    elif error.status in (400, 422):
+        cause = f"{cluster} finds the manifest invalid ({action})"
+        advice = "Correct the job template or the backend configuration; 'mlprojects plan' prints the manifest."
+    elif error.status == 404:
+        cause, advice = f"{cluster} has no such object ({action})", "Check 'namespace' of the configuration."
+    else:
+        cause = f"{cluster} answered {error.status} to {action}"
+    return f"{cause}: {message}", advice
 
 
 def refused(error: ApiError, cluster: str) -> BackendError:

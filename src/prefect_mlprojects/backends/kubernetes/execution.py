@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects.backends.contract import ExecutionEvents
-from prefect_mlprojects.backends.kubernetes.api import ApiError, Cluster
+from prefect_mlprojects.backends.contract import ExecutionEvents, Report
+from prefect_mlprojects.backends.kubernetes.api import FORBIDDEN, NOT_FOUND, ApiError, Change, Cluster, Watcher
+from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig
 from prefect_mlprojects.backends.kubernetes.diagnosis import (
     Problem,
     explain_end,
     explain_pod,
     explain_refusal,
     failed_init_container,
+    final_condition,
     find_blocked_pod,
     find_problem,
-    job_finished,
 )
 from prefect_mlprojects.backends.kubernetes.job import (
     ATTEMPT_LABEL,
@@ -31,50 +31,80 @@ from prefect_mlprojects.backends.kubernetes.job import (
     project_container,
 )
 from prefect_mlprojects.backends.kubernetes.logs import PodLogs
-from prefect_mlprojects.backends.kubernetes.submission import (
-    HEARTBEAT_SECONDS,
-    Submission,
-    delete_job,
-    parse_time,
-    timestamp,
-    wait_until_gone,
-)
-from prefect_mlprojects.backends.kubernetes.watch import Change, EventWatch, Watcher
+from prefect_mlprojects.backends.kubernetes.submission import HEARTBEAT_SECONDS, Submission, seconds_since, timestamp
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome, timed_out_outcome
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
 _REMOVAL_SECONDS = 60.0
 """How long the cluster may take to remove a pod beyond its grace period."""
+_MAX_EVENT_WATCHES = 5
+"""How many objects' events are watched, a connection each; many pods have the same problem."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Time limits in seconds.
+class EventWatch:
+    """Watches the events about a Job and its pending pods: only they explain why a pod is not created or not mounted.
 
-    Attributes:
-        start: For a pod that fails to start.
-        scheduling: For a pod that waits for a node.
-        timeout: For the whole run, from the Job's creation; None: no limit.
+    Without permission to read events, diagnoses are less detailed. Changes about events, which are put into `changes`, are to be
+    passed to `apply`. For one thread.
     """
 
-    start: float
-    scheduling: float
-    timeout: float | None
+    def __init__(self, cluster: Cluster, changes: queue.SimpleQueue[Change], report: Report) -> None:
+        self._cluster = cluster
+        self._changes = changes
+        self._report = report
+        self._refused = False
+        self._watchers: dict[str, Watcher] = {}
+        self._ended: list[Watcher] = []
+        self._known: dict[str, Mapping[str, dict[str, Any]]] = {}
 
-    def grace(self, problem: Problem) -> float:
-        """How long a problem may last."""
-        return self.start if problem.grace == "start" else self.scheduling
+    @property
+    def known(self) -> list[dict[str, Any]]:
+        """All events seen about the watched objects."""
+        return [event for events in self._known.values() for event in events.values()]
+
+    def watch(self, names: Iterable[str]) -> None:
+        """Watches the events about these objects instead of the previous ones."""
+        wanted = [] if self._refused else list(names)[:_MAX_EVENT_WATCHES]
+        for name in self._watchers.keys() - set(wanted):
+            watcher = self._watchers.pop(name)
+            watcher.request_stop()
+            self._ended.append(watcher)
+            self._known.pop(name, None)
+        list_events = self._cluster.core.list_namespaced_event
+        for name in wanted:
+            if name not in self._watchers:
+                query = {"field_selector": f"involvedObject.name={name}"}
+                # The watchers of the Job and its pods report the same interruptions.
+                self._watchers[name] = Watcher(
+                    "events", list_events, self._cluster, query, self._changes, lambda _: None, about=name
+                )
+
+    def apply(self, change: Change) -> None:
+        """Applies a change about events."""
+        if change.error is None:
+            if change.about in self._watchers:
+                self._known[change.about] = change.items
+        elif not self._refused:
+            self._refused = True
+            self._report(explain_refusal(change.error, self._cluster.name)[0] + "; continuing without events.")
+            self.watch(())
+
+    def stop(self) -> None:
+        """Stops all watchers and waits for them."""
+        self.watch(())
+        for watcher in self._ended:
+            watcher.stop()
 
 
 class JobRun:
-    """One Job while it is watched; for one call of `follow`."""
+    """One Job while it is watched; for one call of `follow`. `timeout` is in seconds since the Job's creation."""
 
     def __init__(
         self,
         cluster: Cluster,
         submission: Submission,
-        limits: Limits,
-        output: TailedOutput,
+        config: KubernetesConfig,
+        timeout: float | None,
         events: ExecutionEvents,
         stop: StopSignal,
     ) -> None:
@@ -84,8 +114,8 @@ class JobRun:
         self._name: str = job["metadata"]["name"]
         self._uid: str = job["metadata"]["uid"]
         self._selector = ",".join(f"{key}={job['metadata']['labels'][key]}" for key in (FLOW_RUN_LABEL, ATTEMPT_LABEL))
-        self._limits = limits
-        self._output = output
+        self._config = config
+        self._timeout = timeout
         self._events = events
         self._stop = stop
         pod_spec = job["spec"]["template"]["spec"]
@@ -96,37 +126,37 @@ class JobRun:
         self._changes: queue.SimpleQueue[Change] = queue.SimpleQueue()
         self._pods: dict[str, dict[str, Any]] = {}
         self._seen: dict[str, dict[str, Any]] = {}
-        self._logs = PodLogs(cluster, self._container, several=several, output=output, report=events.report)
+        """The last state of every pod that ever was in `_pods`."""
+        self._output = TailedOutput(events)
+        self._logs = PodLogs(cluster, self._container, several=several, output=self._output, report=events.report)
         self._event_watch = EventWatch(cluster, self._changes, events.report)
         self._reported: set[tuple[str, str]] = set()
         self._problem: tuple[Problem, float] | None = None
         self._blocked_since: float | None = None
         self._next_heartbeat = 0.0
-        # Only a Job that was found has an age: the clocks of this machine and the cluster may differ.
-        age = _age(job) if submission.attached else 0.0
-        self._deadline = None if limits.timeout is None else time.monotonic() + limits.timeout - age
+        # Only a Job that was found has an age: the clocks of this machine and the cluster may differ, and its timestamp has whole
+        # seconds, so that a new Job may look a second old.
+        age = seconds_since(job["metadata"].get("creationTimestamp") or timestamp())
+        started = time.monotonic() - (age if submission.attached and age > 2 else 0.0)
+        self._deadline = None if timeout is None else started + timeout
 
     def follow(self) -> Outcome:
         """Returns once the Job has ended and its log was read; a Job that was cancelled is gone with its pods by then.
 
-        Raises:
-            ApiError: The API server refuses access to the Job or its pods; the Job was deleted then, if that was permitted.
+        Raises `ApiError` if the server refuses access to the Job or its pods; the Job was deleted then, if that was permitted.
         """
-        batch, core = self._cluster.batch, self._cluster.core
+        cluster, changes, report = self._cluster, self._changes, self._events.report
         job_query, pod_query = {"field_selector": f"metadata.name={self._name}"}, {"label_selector": self._selector}
-        changes, report = self._changes, self._events.report
+        forget = self._stop.on_request(lambda: changes.put(Change("stop")))
         watchers = [
-            Watcher("jobs", batch.list_namespaced_job, self._cluster, job_query, changes, report),
-            Watcher("pods", core.list_namespaced_pod, self._cluster, pod_query, changes, report),
+            Watcher("jobs", cluster.batch.list_namespaced_job, cluster, job_query, changes, report),
+            Watcher("pods", cluster.core.list_namespaced_pod, cluster, pod_query, changes, report),
         ]
-        forget = self._stop.on_request(lambda: self._changes.put(Change("stop")))
-        for watcher in watchers:
-            watcher.start()
         try:
             outcome = self._follow()
         except ApiError as error:
             if not error.transient:
-                self._delete(Outcome("not-started", cause=explain_refusal(error, self._cluster.name)[0]))
+                self._delete(Outcome("not-started", cause=explain_refusal(error, cluster.name)[0]))
             raise
         finally:
             forget()
@@ -142,9 +172,9 @@ class JobRun:
         while True:
             if self._stop.requested:
                 return self._delete(stopped_outcome(self._stop))
-            if self._limits.timeout is not None and self._deadline is not None and time.monotonic() >= self._deadline:
-                return self._delete(timed_out_outcome(self._limits.timeout))
-            if job_finished(self._job):
+            if self._timeout is not None and self._deadline is not None and time.monotonic() >= self._deadline:
+                return self._delete(timed_out_outcome(self._timeout))
+            if final_condition(self._job) is not None:
                 return self._finish()
             failure = self._check_problems() or self._check_blocked()
             if failure is not None:
@@ -159,15 +189,12 @@ class JobRun:
                 return outcome
 
     def _seconds_to_wait(self) -> float:
-        times = [self._next_heartbeat]
-        if self._deadline is not None:
-            times.append(self._deadline)
+        times = [self._next_heartbeat, self._deadline]
         if self._problem is not None:
-            problem, since = self._problem
-            times.append(since + self._limits.grace(problem))
+            times.append(self._problem[1] + self._grace(self._problem[0]))
         if self._blocked_since is not None:
-            times.append(self._blocked_since + self._limits.start)
-        return max(0.0, min(times) - time.monotonic())
+            times.append(self._blocked_since + self._config.start_grace)
+        return max(0.0, min(each for each in times if each is not None) - time.monotonic())
 
     def _apply(self, change: Change) -> Outcome | None:
         """Applies a watcher's change; returns the outcome if the Job was deleted."""
@@ -200,23 +227,25 @@ class JobRun:
             self._reported.add((name, what))
             self._events.report(line)
 
+    def _grace(self, problem: Problem) -> float:
+        return self._config.start_grace if problem.grace == "start" else self._config.scheduling_grace
+
     def _check_problems(self) -> Outcome | None:
         """Returns the outcome of a run whose problem outlasted its limit."""
         pending = [name for name, pod in self._pods.items() if (pod.get("status") or {}).get("phase") == "Pending"]
         # Only events explain a missing pod or volume; all else is in a pod's status.
         self._event_watch.watch([*pending, self._name] if pending or not self._pods else ())
         problem = find_problem(self._job, self._pods.values(), self._event_watch.known, self._container)
-        moment = time.monotonic()
         if problem is None:
             self._problem = None
             return None
         same = self._problem is not None and self._problem[0].grace == problem.grace
-        since = self._problem[1] if self._problem is not None and same else moment
+        since = self._problem[1] if self._problem is not None and same else time.monotonic()
         self._problem = (problem, since)
-        grace = self._limits.grace(problem)
+        grace = self._grace(problem)
         waiting = f"Waiting: {problem.cause}. The run fails if this lasts {grace:g} s."
         self._report_once(self._name, problem.kind, waiting)
-        if moment - since < grace:
+        if time.monotonic() - since < grace:
             return None
         return Outcome("not-started", cause=problem.cause, advice=problem.advice, reason=problem.category)
 
@@ -229,21 +258,19 @@ class JobRun:
         pod, outcome, others = found
         if self._blocked_since is None:
             self._blocked_since = time.monotonic()
-        if time.monotonic() - self._blocked_since < self._limits.start:
+        if time.monotonic() - self._blocked_since < self._config.start_grace:
             return None
         self._events.report(
-            f"The project ended in pod {pod}, but {', '.join(others)} kept running for {self._limits.start:g} s, so the Job "
+            f"The project ended in pod {pod}, but {', '.join(others)} kept running for {self._config.start_grace:g} s, so the Job "
             "would never end: it is deleted. Make it a sidecar, which Kubernetes ends by itself: an init container with "
             "restartPolicy: Always."
         )
         return outcome
 
     def _heartbeat(self) -> None:
-        moment = time.monotonic()
-        if moment < self._next_heartbeat:
-            return
-        self._next_heartbeat = moment + HEARTBEAT_SECONDS
-        self._patch({"annotations": {WATCHED_ANNOTATION: timestamp()}}, retry_seconds=0.0)
+        if time.monotonic() >= self._next_heartbeat:
+            self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+            self._patch({"annotations": {WATCHED_ANNOTATION: timestamp()}}, retry_seconds=0.0)
 
     def _patch(self, metadata: dict[str, Any], retry_seconds: float) -> None:
         patch, body = self._cluster.batch.patch_namespaced_job, {"metadata": {"uid": self._uid, **metadata}}
@@ -251,7 +278,7 @@ class JobRun:
         try:
             self._cluster.call("patch jobs", patch, self._name, namespace, body=body, retry_seconds=retry_seconds)
         except ApiError as error:
-            if error.status == 403:
+            if error.status == FORBIDDEN:
                 cause, advice = explain_refusal(error, self._cluster.name)
                 self._report_once(self._name, "patch", f"Warning: {cause}. {advice}")
 
@@ -259,14 +286,12 @@ class JobRun:
         """Returns the outcome of a Job that was not deleted by this run."""
         self._logs.expect_removal()
         self._logs.finish()
-        if job_finished(self._job):
+        if final_condition(self._job) is not None:
             return explain_end(self._job, self._seen.values(), self._container)
         outcomes = [explain_pod(pod, self._container) for pod in self._seen.values()]
         succeeded = next((each for each in outcomes if each is not None and each.exit_code == 0), None)
-        if succeeded is not None:
-            # With ttlSecondsAfterFinished: 0, the Job may be gone before its final state was observed.
-            return succeeded
-        return Outcome(
+        # With ttlSecondsAfterFinished: 0, the Job may be gone before its final state was observed.
+        return succeeded or Outcome(
             "exited",
             cause=f"the Job {self._name} was deleted while it ran, and not by this run",
             advice="Another client deleted it, or its namespace; 'kubectl get events' may show which.",
@@ -295,7 +320,7 @@ class JobRun:
                 self._events.report(f"Warning: {explain_refusal(error, self._cluster.name)[0]}.")
                 return
             self._apply_pods({pod["metadata"]["name"]: pod for pod in pods})
-            running = [pod for pod in pods if pod.get("status", {}).get("phase") in ("Running", "Pending")]
+            running = any(pod.get("status", {}).get("phase") in ("Running", "Pending") for pod in pods)
             if not running or time.monotonic() >= deadline:
                 return
             time.sleep(backoff.next())
@@ -305,11 +330,10 @@ class JobRun:
         self._events.report(f"Deleting Job {self._name}: {outcome.cause}.")
         self._logs.expect_removal()
         try:
-            delete_job(self._cluster, self._name, self._uid)
-            remaining = wait_until_gone(self._cluster, self._name, self._uid, self._selector, self._removal_seconds)
+            self._cluster.delete_job(self._name, self._uid)
+            remaining = self._wait_until_gone()
         except ApiError as error:
-            cause, _ = explain_refusal(error, self._cluster.name)
-            remaining = (f"Job {self._name} ({cause})",)
+            remaining = [f"Job {self._name} ({explain_refusal(error, self._cluster.name)[0]})"]
         self._logs.finish()
         if not remaining:
             return outcome
@@ -320,12 +344,24 @@ class JobRun:
             advice=f"{outcome.advice} Delete it: {command}".strip(),
         )
 
+    def _wait_until_gone(self) -> list[str]:
+        """Waits until the Job and its pods are gone; returns what still exists at the time-out."""
+        deadline, backoff = time.monotonic() + self._removal_seconds, Backoff(longest=2.0)
+        while (remaining := self._remaining()) and time.monotonic() < deadline:
+            time.sleep(min(backoff.next(), max(0.0, deadline - time.monotonic())))
+        return remaining
 
-def _age(job: Mapping[str, Any]) -> float:
-    """Returns the seconds since the Job's creation; a negative age, from different clocks, counts as 0."""
-    text = job["metadata"].get("creationTimestamp")
-    if not text:
-        return 0.0
-    age = (datetime.now(timezone.utc) - parse_time(text)).total_seconds()
-    # The timestamp has whole seconds: a new Job may look a second old.
-    return age if age > 2 else 0.0
+    def _remaining(self) -> list[str]:
+        """Returns each pod that exists with its node, else the Job if it exists."""
+        pods = self._cluster.list_pods(label_selector=self._selector)
+        if pods:
+            nodes = {pod["metadata"]["name"]: (pod.get("spec") or {}).get("nodeName") or "?" for pod in pods}
+            return [f"pod {name} on node {node}" for name, node in nodes.items()]
+        read, namespace = self._cluster.batch.read_namespaced_job, self._cluster.namespace
+        try:
+            job = self._cluster.call("get jobs", read, self._name, namespace)
+        except ApiError as error:
+            if error.status == NOT_FOUND:
+                return []
+            raise
+        return [f"Job {self._name}"] if job["metadata"].get("uid") == self._uid else []

@@ -1,4 +1,4 @@
-"""Builds the Job of a run from the user's template, or a restrictive default; names and labels. Pure.
+"""Builds a run's Job and the objects that it owns: names, labels, manifests, and the scripts that deliver the code. Pure.
 
 The format is ``batch/v1`` Job (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/), the rules for names
 and labels are those of https://kubernetes.io/docs/concepts/overview/working-with-objects/names/ and .../labels/.
@@ -6,8 +6,10 @@ and labels are those of https://kubernetes.io/docs/concepts/overview/working-wit
 
 from __future__ import annotations
 
+import base64
 import copy
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,15 +18,7 @@ from typing import Any
 from prefect_mlprojects.backends.containers.image import CODE_FOLDER, RUN_BY_SHELL
 from prefect_mlprojects.backends.contract import RunIdentity
 from prefect_mlprojects.backends.kubernetes.config import DeliveryName, KubernetesConfig, backend_error
-from prefect_mlprojects.backends.kubernetes.delivery import (
-    ARCHIVE_DIRECTORY,
-    CLONE_CONTAINER,
-    CLONE_SCRIPT,
-    REPOSITORY_FOLDER,
-    UNPACK_SCRIPT,
-    GitCheckout,
-    no_image,
-)
+from prefect_mlprojects.exceptions import BackendError
 
 PREFIX = "prefect-mlprojects"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
@@ -35,28 +29,67 @@ ENTRY_POINT_LABEL = f"{PREFIX}/entry-point"
 ATTEMPT_LABEL = f"{PREFIX}/attempt"
 ENDED_LABEL = f"{PREFIX}/ended"
 """Set once the Job's end was observed; a Job with this label is never attached to again."""
-
 PREPARING_ANNOTATION = f"{PREFIX}/preparing"
 """Set while the Job is suspended because its Secret and ConfigMap are still being created."""
 WATCHED_ANNOTATION = f"{PREFIX}/watched-at"
 """The heartbeat of the process that watches the Job, RFC 3339."""
-PROJECT_ANNOTATION = f"{PREFIX}/project-name"
-ENTRY_POINT_ANNOTATION = f"{PREFIX}/entry-point-name"
-SOURCE_ANNOTATION = f"{PREFIX}/source"
-DELIVERY_ANNOTATION = f"{PREFIX}/code-delivery"
-FLOW_RUN_URL_ANNOTATION = f"{PREFIX}/flow-run-url"
-MLFLOW_RUN_URL_ANNOTATION = f"{PREFIX}/mlflow-run-url"
 
-# A Job's name becomes a label of its pods (63 characters), whose names append "-xxxxx"; the rest is for the Secrets' suffixes.
+# A Job's name becomes a label of its pods (63 characters), whose names append "-xxxxx"; the rest is for the suffixes of the
+# Secrets and the ConfigMap.
 _MAX_NAME = 52
-
-CONTAINER_NAME = "project"
-DEFAULT_TTL_SECONDS = 86_400
+_VARIABLES_SUFFIX, _LOGIN_SUFFIX, _ARCHIVE_SUFFIX = "-env", "-pull", "-code"
+_CONTAINER_NAME = "project"
+_DEFAULT_TTL_SECONDS = 86_400
 PLAIN_VARIABLES = frozenset({"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID"})
 """Variables whose values may be in the Job's spec; all others go into the Secret, as they may be secret."""
-
 _CODE_VOLUME = "mlprojects-code"
-_ARCHIVE_VOLUME = "mlprojects-archive"
+_ARCHIVE_DIRECTORY = "/mlflow/projects/archive"
+_ARCHIVE_FILE = "project.tar.gz"
+CLONE_CONTAINER = "mlprojects-clone"
+_REPOSITORY_FOLDER = ".repository"
+"""The repository's folder in the volume that becomes the project's folder."""
+_NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+UNPACK_FAILED_CODE = 120
+"""The exit code of `_UNPACK_SCRIPT` when it fails."""
+# tar's -o: files belong to the user who unpacks them; busybox and GNU tar both have it, but share no long option.
+_UNPACK_SCRIPT = f"""fail() {{ echo "mlprojects: the project could not be unpacked: $1" >&2; exit {UNPACK_FAILED_CODE}; }}
+command -v tar >/dev/null 2>&1 || fail "the image has no tar"
+command -v gzip >/dev/null 2>&1 || fail "the image has no gzip"
+mkdir -p {CODE_FOLDER} && cd {CODE_FOLDER} || fail "{CODE_FOLDER} can't be used"
+gzip -dc {_ARCHIVE_DIRECTORY}/{_ARCHIVE_FILE} | tar -xf - -o -p || fail "tar failed"
+"""
+
+GIT_TOKEN = "MLPROJECTS_GIT_TOKEN"  # noqa: S105 - the name of a variable
+GIT_USERNAME = "MLPROJECTS_GIT_USERNAME"
+GIT_SSH_KEY = "MLPROJECTS_GIT_SSH_KEY"
+GIT_KNOWN_HOSTS = "MLPROJECTS_GIT_KNOWN_HOSTS"
+_CLONE_SCRIPT = f"""set -eu
+export HOME=/tmp GIT_TERMINAL_PROMPT=0
+if [ -n "${{{GIT_SSH_KEY}:-}}" ]; then
+  (umask 077; printf '%s\\n' "${GIT_SSH_KEY}" > /tmp/mlprojects-key)
+  options="-o BatchMode=yes -o ConnectTimeout=30 -o IdentitiesOnly=yes -i /tmp/mlprojects-key"
+  if [ -n "${{{GIT_KNOWN_HOSTS}:-}}" ]; then
+    printf '%s\\n' "${GIT_KNOWN_HOSTS}" > /tmp/mlprojects-hosts
+    options="$options -o UserKnownHostsFile=/tmp/mlprojects-hosts -o StrictHostKeyChecking=yes"
+  else
+    options="$options -o UserKnownHostsFile=/tmp/mlprojects-hosts -o StrictHostKeyChecking=accept-new"
+  fi
+  export GIT_SSH_COMMAND="ssh $options"
+fi
+umask 000
+git init -q "$1/{_REPOSITORY_FOLDER}"
+cd "$1/{_REPOSITORY_FOLDER}"
+if [ -n "${{{GIT_TOKEN}:-}}" ]; then
+  helper='!f() {{ test "$1" = get && printf "username=%s\\npassword=%s\\n" "${GIT_USERNAME}" "${GIT_TOKEN}"; }}; f'
+  origin=$(printf '%s' "$2" | sed 's|^\\([a-z]*://[^/]*\\).*|\\1|')
+  git config "credential.$origin.helper" "$helper"
+fi
+git remote add origin "$2"
+git fetch -q --depth 1 origin "$3" || git fetch -q origin "+refs/heads/*:refs/remotes/origin/*" "+refs/tags/*:refs/tags/*"
+git -c advice.detachedHead=false checkout -q "$3"
+"""
+"""A script for ``sh``: clones the commit ``$3`` of the repository ``$2`` into the folder ``$1``."""
 
 
 def _slug(text: str) -> str:
@@ -90,25 +123,24 @@ def run_labels(identity: RunIdentity, attempt: int) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class JobRequest:
-    """The inputs of a Job's manifest.
+class GitCheckout:
+    """A commit for an init container to clone; `child_env` holds the repository's credentials.
 
-    Attributes:
-        name: The Job's name; the names of its Secrets and ConfigMap are derived from it.
-        namespace: The namespace.
-        image: The image; None if the template names it.
-        command: The shell command line.
-        delivery: How the code gets to the pod.
-        config: The configuration.
-        template: The user's Job.
-        labels: Labels of the Job and its pods.
-        annotations: Annotations of the Job.
-        child_env: The command's environment; the values may be secret.
-        volumes: Host paths to mount, in Docker's notation.
-        checkout: The commit to clone, for ``git``.
-        registry_auth: ``username``, ``password`` and ``registry`` for pulling the image.
-        deadline: Time limit in seconds, enforced by Kubernetes; None: no limit.
-        termination_grace: Seconds between SIGTERM and SIGKILL.
+    `url` has no user-info, `commit` is the full SHA, `subdirectory` is the project's folder, empty for the repository's top.
+    """
+
+    url: str
+    commit: str
+    subdirectory: str = ""
+    child_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """The inputs of a Job's manifest; the names of its Secrets and its ConfigMap are derived from `name`.
+
+    `image` is None if the template names it. The values of `child_env` may be secret. `volumes` are host paths to mount, in
+    Docker's notation, `registry_auth` is ``docker_auth``. `deadline` (None: no limit) and `termination_grace` are seconds.
     """
 
     name: str
@@ -127,40 +159,39 @@ class JobRequest:
     deadline: int | None = None
     termination_grace: int = 10
 
-    @property
-    def variables_secret(self) -> str:
-        """Name of the Secret with the variables."""
-        return f"{self.name}-env"
 
-    @property
-    def registry_secret(self) -> str:
-        """Name of the Secret with the registry login."""
-        return f"{self.name}-pull"
-
-    @property
-    def archive_map(self) -> str:
-        """Name of the ConfigMap with the project."""
-        return f"{self.name}-code"
+def no_image() -> BackendError:
+    """Returns the error for a request that names no image."""
+    return backend_error(
+        "No image is named for the Kubernetes pod: pass docker_args={'image': 'name:tag'}, write 'docker_env: {image: ...}' "
+        "into the MLproject file, or set the image of the job template's container."
+    )
 
 
 def build_job(request: JobRequest) -> dict[str, Any]:
     """Returns the Job's manifest: plain JSON without secrets.
 
     The template is kept, except for the command, the variables, the mounts and (if another is named) the image of the project's
-    container; the configuration takes precedence over the template.
-
-    Raises:
-        BackendError: No image is named, a volume can't be mounted, or the template contradicts the request.
+    container; the configuration takes precedence over the template. Raises `BackendError` if no image is named, a volume can't be
+    mounted, or the template contradicts the request.
     """
     job: dict[str, Any] = copy.deepcopy(dict(request.template or {}))
     job["apiVersion"], job["kind"] = "batch/v1", "Job"
     job.pop("status", None)
-    _set_metadata(job, request)
-    spec = _child(job, "spec")
-    _set_job_spec(spec, request)
+    metadata = _child(job, "metadata")
+    for key in ("generateName", "uid", "resourceVersion", "creationTimestamp", "managedFields", "ownerReferences"):
+        metadata.pop(key, None)
+    metadata["name"], metadata["namespace"] = request.name, request.namespace
+    _update(metadata, "labels", request.labels)
+    _update(metadata, "annotations", request.annotations)
+    spec, config = _child(job, "spec"), request.config
+    _resolve(spec, "backoffLimit", config.backoff_limit, 0)
+    _resolve(spec, "ttlSecondsAfterFinished", config.ttl_seconds_after_finished, _DEFAULT_TTL_SECONDS)
+    deadline = config.timeout if config.timeout is not None else request.deadline
+    if deadline is not None:
+        spec["activeDeadlineSeconds"] = deadline
     template = _child(spec, "template")
-    metadata = _child(template, "metadata")
-    metadata["labels"] = {**(metadata.get("labels") or {}), **request.labels}
+    _update(_child(template, "metadata"), "labels", request.labels)
     pod = _child(template, "spec")
     _set_pod_spec(pod, request)
     _set_container(project_container(pod), pod, request)
@@ -170,7 +201,7 @@ def build_job(request: JobRequest) -> dict[str, Any]:
 def project_container(pod_spec: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the container that runs the project: the one named ``project``, else the first."""
     containers: list[dict[str, Any]] = pod_spec["containers"]
-    return next((each for each in containers if each.get("name") == CONTAINER_NAME), containers[0])
+    return next((each for each in containers if each.get("name") == _CONTAINER_NAME), containers[0])
 
 
 def _child(parent: dict[str, Any], key: str) -> dict[str, Any]:
@@ -180,22 +211,8 @@ def _child(parent: dict[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
-def _set_metadata(job: dict[str, Any], request: JobRequest) -> None:
-    metadata = _child(job, "metadata")
-    for key in ("generateName", "uid", "resourceVersion", "creationTimestamp", "managedFields", "ownerReferences"):
-        metadata.pop(key, None)
-    metadata["name"], metadata["namespace"] = request.name, request.namespace
-    metadata["labels"] = {**(metadata.get("labels") or {}), **request.labels}
-    metadata["annotations"] = {**(metadata.get("annotations") or {}), **request.annotations}
-
-
-def _set_job_spec(spec: dict[str, Any], request: JobRequest) -> None:
-    config = request.config
-    _resolve(spec, "backoffLimit", config.backoff_limit, 0)
-    _resolve(spec, "ttlSecondsAfterFinished", config.ttl_seconds_after_finished, DEFAULT_TTL_SECONDS)
-    deadline = config.timeout if config.timeout is not None else request.deadline
-    if deadline is not None:
-        spec["activeDeadlineSeconds"] = deadline
+def _update(parent: dict[str, Any], key: str, values: Mapping[str, Any]) -> None:
+    parent[key] = {**(parent.get(key) or {}), **values}
 
 
 def _resolve(spec: dict[str, Any], key: str, configured: object, default: object) -> None:
@@ -218,17 +235,17 @@ def _set_pod_spec(pod: dict[str, Any], request: JobRequest) -> None:
         pod.setdefault("automountServiceAccountToken", config.service_account is not None)
         pod.setdefault("securityContext", {"seccompProfile": {"type": "RuntimeDefault"}})
     if not pod.get("containers"):
-        pod["containers"] = [{"name": CONTAINER_NAME}]
+        pod["containers"] = [{"name": _CONTAINER_NAME}]
     secrets = [{"name": name} for name in config.image_pull_secrets]
     if request.registry_auth:
-        secrets.append({"name": request.registry_secret})
+        secrets.append({"name": request.name + _LOGIN_SUFFIX})
     if secrets:
         present = list(pod.get("imagePullSecrets") or [])
         pod["imagePullSecrets"] = present + [each for each in secrets if each not in present]
 
 
 def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobRequest) -> None:
-    container.setdefault("name", CONTAINER_NAME)
+    container.setdefault("name", _CONTAINER_NAME)
     if request.image is not None:
         container["image"] = request.image
     elif not container.get("image"):
@@ -236,27 +253,25 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
     if request.template is None:
         # As with Docker: an image that the node has is used, whatever its tag.
         container["imagePullPolicy"] = "IfNotPresent"
-        container["securityContext"] = {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        }
-    resources = request.config.resources
-    if resources is not None:
-        merged = _child(container, "resources")
-        for kind, wanted in (("requests", resources.requests), ("limits", resources.limits)):
+        container["securityContext"] = copy.deepcopy(_NO_PRIVILEGES)
+    if request.config.resources is not None:
+        for kind, wanted in request.config.resources:
             if wanted:
-                merged[kind] = {**(merged.get(kind) or {}), **wanted}
-    prelude = UNPACK_SCRIPT + RUN_BY_SHELL if request.delivery == "archive" else RUN_BY_SHELL
+                _update(_child(container, "resources"), kind, wanted)
+    prelude = _UNPACK_SCRIPT + RUN_BY_SHELL if request.delivery == "archive" else RUN_BY_SHELL
     container["command"] = ["sh", "-c", escape_expansion(prelude), "mlprojects"]
     container["args"] = [escape_expansion(request.command)]
-    if request.delivery in ("archive", "image", "git"):
+    if request.delivery != "none":
         container["workingDir"] = CODE_FOLDER
-    env = _container_env(request)
+    env = [
+        {"name": name, "value": escape_expansion(value)} if name in PLAIN_VARIABLES else _secret_variable(name, request)
+        for name, value in sorted(request.child_env.items())
+    ]
     names = {each["name"] for each in env}
     container["env"] = env + [each for each in container.get("env") or [] if each.get("name") not in names]
     if request.delivery == "archive":
-        archive = {"configMap": {"name": request.archive_map, "defaultMode": 0o444}}
-        _mount(pod, container, _ARCHIVE_VOLUME, archive, ARCHIVE_DIRECTORY, read_only=True)
+        archive = {"configMap": {"name": request.name + _ARCHIVE_SUFFIX, "defaultMode": 0o444}}
+        _mount(pod, container, "mlprojects-archive", archive, _ARCHIVE_DIRECTORY, readOnly=True)
         _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_FOLDER)
     elif request.delivery == "git":
         _add_clone(pod, container, request)
@@ -269,58 +284,39 @@ def escape_expansion(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def _container_env(request: JobRequest) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "value": escape_expansion(value)} if name in PLAIN_VARIABLES else _secret_variable(name, request)
-        for name, value in sorted(request.child_env.items())
-    ]
-
-
 def _secret_variable(name: str, request: JobRequest) -> dict[str, Any]:
-    return {"name": name, "valueFrom": {"secretKeyRef": {"name": request.variables_secret, "key": name}}}
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": request.name + _VARIABLES_SUFFIX, "key": name}}}
 
 
 def _mount(
-    pod: dict[str, Any],
-    container: dict[str, Any],
-    name: str,
-    source: Mapping[str, Any],
-    path: str,
-    *,
-    read_only: bool = False,
-    sub_path: str = "",
+    pod: dict[str, Any], container: dict[str, Any], name: str, source: Mapping[str, Any], path: str, **options: object
 ) -> None:
     volumes = list(pod.get("volumes") or [])
     if not any(each.get("name") == name for each in volumes):
         volumes.append({"name": name, **source})
     pod["volumes"] = volumes
-    mount: dict[str, Any] = {"name": name, "mountPath": path}
-    if read_only:
-        mount["readOnly"] = True
-    if sub_path:
-        mount["subPath"] = sub_path
     mounts = list(container.get("volumeMounts") or [])
     if any(each.get("mountPath", "").rstrip("/") == path for each in mounts):
         raise backend_error(
             f"The job template mounts a volume at {path}, the folder of the project's code; mount it elsewhere, or use "
             "'code-delivery: none'."
         )
-    container["volumeMounts"] = [*mounts, mount]
+    container["volumeMounts"] = [*mounts, {"name": name, "mountPath": path, **options}]
 
 
 def _add_clone(pod: dict[str, Any], container: dict[str, Any], request: JobRequest) -> None:
     checkout = request.checkout
     assert checkout is not None
-    below = "/".join(filter(None, (REPOSITORY_FOLDER, checkout.subdirectory.strip("/"))))
-    _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_FOLDER, sub_path=below)
+    below = "/".join(filter(None, (_REPOSITORY_FOLDER, checkout.subdirectory.strip("/"))))
+    _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_FOLDER, subPath=below)
     clone: dict[str, Any] = {
         "name": CLONE_CONTAINER,
         "image": request.config.git_image,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["sh", "-c", escape_expansion(CLONE_SCRIPT), "mlprojects"],
+        "command": ["sh", "-c", escape_expansion(_CLONE_SCRIPT), "mlprojects"],
         "args": [escape_expansion(each) for each in (CODE_FOLDER, checkout.url, checkout.commit)],
         "volumeMounts": [{"name": _CODE_VOLUME, "mountPath": CODE_FOLDER}],
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "securityContext": copy.deepcopy(_NO_PRIVILEGES),
     }
     if checkout.child_env:
         clone["env"] = [_secret_variable(name, request) for name in sorted(checkout.child_env)]
@@ -342,6 +338,50 @@ def _mount_host_path(
         raise backend_error(
             f"The volume {volume!r} of docker_env can't become a hostPath: both of its paths must be absolute."
         )
-    source = {"hostPath": {"path": host}}
-    read_only = "ro" in mode.split(",")
-    _mount(pod, container, f"mlprojects-host-{index}", source, path.rstrip("/") or "/", read_only=read_only)
+    options = {"readOnly": True} if "ro" in mode.split(",") else {}
+    _mount(pod, container, f"mlprojects-host-{index}", {"hostPath": {"path": host}}, path.rstrip("/") or "/", **options)
+
+
+def build_dependents(
+    request: JobRequest, archive: bytes | None, owner: Mapping[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Returns the kinds and manifests of the Secrets and the ConfigMap that the Job `owner` owns."""
+    reference = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "name": owner["metadata"]["name"],
+        "uid": owner["metadata"]["uid"],
+        "blockOwnerDeletion": False,
+        "controller": True,
+    }
+    dependents: list[tuple[str, dict[str, Any]]] = []
+
+    def add(kind: str, name: str, **content: Any) -> None:
+        labels = {**request.labels, MANAGED_BY_LABEL: PREFIX}
+        metadata = {"name": name, "namespace": request.namespace, "labels": labels, "ownerReferences": [reference]}
+        dependents.append((kind, {"apiVersion": "v1", "kind": kind, "metadata": metadata, **content}))
+
+    variables = {name: value for name, value in request.child_env.items() if name not in PLAIN_VARIABLES}
+    if request.checkout is not None:
+        variables |= request.checkout.child_env
+    if variables:
+        data = {name: _base64(value.encode()) for name, value in variables.items()}
+        add("Secret", request.name + _VARIABLES_SUFFIX, type="Opaque", data=data)
+    if request.registry_auth:
+        login = {".dockerconfigjson": _base64(_docker_config(request.registry_auth).encode())}
+        add("Secret", request.name + _LOGIN_SUFFIX, type="kubernetes.io/dockerconfigjson", data=login)
+    if archive is not None:
+        add("ConfigMap", request.name + _ARCHIVE_SUFFIX, binaryData={_ARCHIVE_FILE: _base64(archive)})
+    return dependents
+
+
+def _docker_config(auth: Mapping[str, Any]) -> str:
+    """Returns ``docker_auth`` as the text of Docker's ``config.json``; secret."""
+    username, password = str(auth.get("username", "")), str(auth.get("password", ""))
+    registry = str(auth.get("registry") or auth.get("serveraddress") or "https://index.docker.io/v1/")
+    login = {"username": username, "password": password, "auth": _base64(f"{username}:{password}".encode())}
+    return json.dumps({"auths": {registry: login}})
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from datetime import datetime, timezone
 from typing import Any
 
 from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.backends.contract import Report
-from prefect_mlprojects.backends.kubernetes.api import ApiError, Cluster, Stream
+from prefect_mlprojects.backends.kubernetes.api import (
+    BAD_REQUEST,
+    NOT_FOUND,
+    UNAUTHORIZED,
+    ApiError,
+    Cluster,
+    StreamSlot,
+)
 from prefect_mlprojects.backends.kubernetes.diagnosis import explain_refusal
-from prefect_mlprojects.types import OutputSink, StopSignal
+from prefect_mlprojects.types import OutputSink
 
 _SILENT_SECONDS = 60.0
 """Seconds without a byte after which to reconnect: a silent program and a dead connection look the same."""
@@ -29,9 +37,6 @@ _NO_LOG_SECONDS = 10.0
 _ABANDON_SECONDS = 2.0
 _STATUS_SECONDS = 1.0
 """How long a pod's new status may take from its node to the API server."""
-_NOT_FOUND = 404
-_BAD_REQUEST = 400
-_UNAUTHORIZED = 401
 
 
 class LineFilter:
@@ -41,13 +46,12 @@ class LineFilter:
     reconnect the server sends the last seconds again: their lines are counted, and dropped as often as they came before. Times may
     be slightly out of order, since the node stamps stdout and stderr independently; hence more than one second is kept.
 
-    Args:
-        remark: Receives lines that are not the log's: messages of the node, such as "unable to retrieve container logs for ...".
+    `remark` receives lines that are not the log's: messages of the node, such as "unable to retrieve container logs for ...".
     """
 
-    def __init__(self, remark: Callable[[str], None] | None = None) -> None:
+    def __init__(self, remark: Callable[[str], None] = lambda _: None) -> None:
         self._remark = remark
-        self._kept: OrderedDict[int, Counter[bytes]] = OrderedDict()
+        self._kept: dict[int, Counter[bytes]] = {}
         self._expected: Counter[bytes] = Counter()
         self._partial = b""
 
@@ -61,9 +65,7 @@ class LineFilter:
     def reconnect(self) -> None:
         """Prepares for reading again from `since`; a partial line will be sent again."""
         self._partial = b""
-        self._expected = Counter()
-        for lines in self._kept.values():
-            self._expected.update(lines)
+        self._expected = sum(self._kept.values(), Counter())
 
     def feed(self, data: bytes) -> list[bytes]:
         """Takes the next bytes; returns the new lines, without their times, with their newlines."""
@@ -83,20 +85,16 @@ class LineFilter:
         stamp, _, text = line.partition(b" ")
         second = _second(stamp)
         if second is None:
-            if self._remark is not None:
-                self._remark(line.decode("utf-8", "replace"))
+            self._remark(line.decode("utf-8", "replace"))
             return None
-        if second not in self._kept:
-            self._kept[second] = Counter()
-            for old in sorted(self._kept)[:-_KEPT_SECONDS]:
-                del self._kept[old]
-        if second in self._kept:
-            self._kept[second][line] += 1
+        self._kept.setdefault(second, Counter())[line] += 1
+        for old in sorted(self._kept)[:-_KEPT_SECONDS]:
+            del self._kept[old]
         return text
 
 
 def _second(stamp: bytes) -> int | None:
-    """Parses ``2026-11-23T10:00:00.123456789Z``, or with an offset, to whole seconds since the epoch."""
+    """Parses ``2026-11-23T10:00:00.123456789Z``, or with an offset, to seconds since the epoch, rounded down."""
     try:
         text = stamp.decode("ascii")
         zone = "+00:00" if text.endswith("Z") else text[-6:]
@@ -108,17 +106,9 @@ def _second(stamp: bytes) -> int | None:
 class ContainerLog:
     """Follows the log of one instance of a container, from its first line to its last, in a thread.
 
-    Args:
-        cluster: The cluster.
-        pod: The pod's name.
-        container: The container's name.
-        instance: How often the container had been restarted when this instance began.
-        output: Receives the lines.
-        mark: Prefix of each line.
-        report: Receives warnings.
-        restarts: Whether the container may be restarted in its pod. The API finds a log by the container's name, so a response
-            may be the next instance's; then each response is checked before it is read.
-        after: The log of the previous instance, which is read to its end first.
+    `instance` counts the restarts of the container before this instance; `mark` is the prefix of each line. `restarts` is true if
+    the container may be restarted in its pod: the API finds a log by the container's name, so a response may be the next
+    instance's, and each is checked before it is read. `after` is the log of the previous instance, which is read to its end first.
     """
 
     def __init__(
@@ -131,8 +121,8 @@ class ContainerLog:
         mark: str,
         report: Report,
         *,
-        restarts: bool = False,
-        after: ContainerLog | None = None,
+        restarts: bool,
+        after: ContainerLog | None,
     ) -> None:
         self._cluster = cluster
         self._after = after
@@ -144,14 +134,14 @@ class ContainerLog:
         self._report = report
         self._instance = instance
         self._restarts = instance
-        self._removal_expected = False
+        self.removal_expected = False
+        """True once the pod is being removed: the loss of its log is not reported then."""
         self._ended = threading.Event()
         self._changed = threading.Event()
-        self._stop = StopSignal()
+        self._slot = StreamSlot()
+        self._stop = self._slot.stop
         self._remarks: set[str] = set()
         self._filter = LineFilter(self._report_remark)
-        self._stream: Stream | None = None
-        self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"mlprojects-log-{pod}", daemon=True)
         self._thread.start()
@@ -167,7 +157,7 @@ class ContainerLog:
         self._thread.join(_FOLLOW_SECONDS)
         if self._thread.is_alive():
             # A dead connection would be noticed late; the rest of the log is read on a new one.
-            self._abort()
+            self._slot.abort()
         self._thread.join(_LOG_SECONDS)
         return not self._thread.is_alive()
 
@@ -176,27 +166,15 @@ class ContainerLog:
         with self._writing:
             self._stop.request("abandoned")
         self._changed.set()
-        self._abort()
+        self._slot.abort()
         # A node sends nothing, not even headers, before a program's first line. Such a wait can't be interrupted, but its
         # result is not written any more.
         self._thread.join(_ABANDON_SECONDS)
-
-    def expect_removal(self) -> None:
-        """Marks the pod as being removed: the loss of its log is not reported then."""
-        self._removal_expected = True
-
-    def _abort(self) -> None:
-        with self._lock:
-            if self._stream is not None:
-                self._stream.abort()
 
     def _run(self) -> None:
         if self._after is not None:
             self._after._thread.join()
             self._after = None
-        self._read_to_end()
-
-    def _read_to_end(self) -> None:
         backoff = Backoff()
         waited, gone = 0.0, False
         while not self._stop.requested and not gone and not self._overtaken():
@@ -205,8 +183,7 @@ class ContainerLog:
                 restarts = self._restarts
                 came = self._read(follow=not last)
                 if last and restarts == self._restarts:
-                    for line in self._filter.close():
-                        self._write([line])
+                    self._write(self._filter.close())
                     return
                 waited = 0.0
                 if came:
@@ -214,26 +191,30 @@ class ContainerLog:
                 # The connection may have ended before the container did, or the pod's new status has not arrived yet.
                 self._wait(backoff.next())
             except ApiError as error:
-                if error.status == _NOT_FOUND:
+                # The node may have removed the log of the previous instance.
+                previous = error.status == BAD_REQUEST and last and self._restarts > self._instance
+                if error.status == NOT_FOUND or previous:
                     gone = True
-                elif error.status == _BAD_REQUEST and last and self._restarts > self._instance:
-                    # The node has removed the previous instance's log.
-                    gone = True
-                elif error.status == _BAD_REQUEST and last and waited > _NO_LOG_SECONDS:
+                    continue
+                if error.status == BAD_REQUEST and last and waited > _NO_LOG_SECONDS:
                     return
-                elif not error.transient and error.status not in (_BAD_REQUEST, _UNAUTHORIZED):
-                    cause, advice = explain_refusal(error, self._cluster.name)
-                    self._report(f"The log of pod {self._pod} can't be read: {cause}. {advice}")
+                delay = backoff.next(error.retry_after)
+                waited += delay
+                if self._is_final(error, expired=last and waited > _ERROR_SECONDS):
                     return
-                else:
-                    delay = backoff.next(error.retry_after)
-                    waited += delay
-                    if last and waited > _ERROR_SECONDS:
-                        self._report(f"The end of the log of pod {self._pod} can't be read: {error.message}")
-                        return
-                    self._wait(delay)
-        if gone and not self._removal_expected:
+                self._wait(delay)
+        if gone and not self.removal_expected:
             self._report(f"The log of pod {self._pod} ended early: the pod was removed.")
+
+    def _is_final(self, error: ApiError, *, expired: bool) -> bool:
+        """Returns whether reading ends with an error, and reports it if so."""
+        if not error.transient and error.status not in (BAD_REQUEST, UNAUTHORIZED):
+            cause, advice = explain_refusal(error, self._cluster.name)
+            self._report(f"The log of pod {self._pod} can't be read: {cause}. {advice}")
+            return True
+        if expired:
+            self._report(f"The end of the log of pod {self._pod} can't be read: {error.message}")
+        return expired
 
     def _wait(self, seconds: float) -> None:
         """Waits for some seconds, or until the container ends."""
@@ -243,6 +224,7 @@ class ContainerLog:
             self._stop.wait(seconds)
 
     def _read(self, *, follow: bool) -> bool:
+        """Reads one response to its end; returns whether it had new lines."""
         query = {"container": self._container, "timestamps": "true"}
         if self._restarts > self._instance:
             query["previous"] = "true"
@@ -250,12 +232,9 @@ class ContainerLog:
             query["follow"] = "true"
         if self._filter.since is not None:
             query["sinceTime"] = self._filter.since
-        stream = self._cluster.open_log(self._pod, query, read_timeout=_SILENT_SECONDS)
-        with self._lock:
-            self._stream = stream
-        self._filter.reconnect()
         came = False
-        try:
+        with self._slot.reading(self._cluster.open_log(self._pod, query, read_timeout=_SILENT_SECONDS)) as stream:
+            self._filter.reconnect()
             if self._stop.requested or (self._may_restart and self._was_restarted()):
                 return came
             for chunk in stream.chunks():
@@ -264,10 +243,6 @@ class ContainerLog:
                 self._write(lines)
                 if self._stop.wait(0):
                     break
-        finally:
-            with self._lock:
-                self._stream = None
-            stream.close()
         return came
 
     def _overtaken(self) -> bool:
@@ -306,12 +281,7 @@ class ContainerLog:
 class PodLogs:
     """The logs of the project's container in all pods of a Job; for one thread.
 
-    Args:
-        cluster: The cluster.
-        container: The container's name.
-        several: Whether the Job runs several pods at once, so that each line is marked with its pod.
-        output: Receives the lines.
-        report: Receives progress and warnings.
+    `several` is true if the Job runs several pods at once, so that each line is marked with its pod.
     """
 
     def __init__(self, cluster: Cluster, container: str, *, several: bool, output: OutputSink, report: Report) -> None:
@@ -337,10 +307,10 @@ class PodLogs:
         for (log_pod, log_instance), log in self._logs.items():
             if log_pod == pod and log_instance < instance:
                 log.container_ended(instance)
-        crashed = "waiting" in state and (status.get("lastState") or {}).get("terminated")
-        if "running" in state or "terminated" in state or crashed:
+        ended = "terminated" in state or ("waiting" in state and (status.get("lastState") or {}).get("terminated"))
+        if "running" in state or ended:
             self._follow(pod, instance, marked=marked, restarts=restarts)
-        if "terminated" in state or crashed:
+        if ended:
             self._logs[pod, instance].container_ended(instance)
 
     def _follow(self, pod: str, instance: int, *, marked: bool, restarts: bool) -> None:
@@ -349,9 +319,8 @@ class PodLogs:
         restart = f" (restart {instance})" if instance else ""
         self._report(f"Pod {pod} runs the project{restart}.")
         # The first pod's lines need no mark: others follow only if it fails.
-        others = any(name != pod for name, _ in self._logs)
-        mark = f"[{pod}] " if marked or others else ""
-        previous = max((number for name, number in self._logs if name == pod), default=None)
+        mark = f"[{pod}] " if marked or any(name != pod for name, _ in self._logs) else ""
+        previous = max((number for name, number in self._logs if name == pod), default=-1)
         self._logs[pod, instance] = ContainerLog(
             self._cluster,
             pod,
@@ -361,13 +330,13 @@ class PodLogs:
             mark,
             self._report,
             restarts=restarts,
-            after=None if previous is None else self._logs[pod, previous],
+            after=self._logs.get((pod, previous)),
         )
 
     def expect_removal(self) -> None:
         """Marks the pods as being removed: the loss of their logs is not reported then."""
         for log in self._logs.values():
-            log.expect_removal()
+            log.removal_expected = True
 
     def finish(self) -> None:
         """Reads all logs to their ends; the containers have ended."""
@@ -385,11 +354,8 @@ class PodLogs:
         """Reports the last lines of another container's log."""
         query = {"container": container, "tailLines": str(_TAIL_LINES)}
         try:
-            stream = self._cluster.open_log(pod, query, read_timeout=10.0)
-            try:
+            with closing(self._cluster.open_log(pod, query, read_timeout=10.0)) as stream:
                 text = b"".join(stream.chunks()).decode("utf-8", "replace")
-            finally:
-                stream.close()
         except ApiError as error:
             self._report(f"The log of container {container} can't be read: {error.message}")
             return

@@ -1,49 +1,189 @@
-"""Creates, finds, lists and deletes the Jobs of runs, with the Secrets and ConfigMaps that they own."""
+"""Submits a run: chooses how its code gets to the pod, and creates, finds, lists and deletes its Job."""
 
 from __future__ import annotations
 
-import base64
 import copy
-import json
-import time
+import io
+import tarfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from typing import Any, Literal
 
-from prefect_mlprojects._support.retry import Backoff
+from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
 from prefect_mlprojects.backends.contract import Report, RunIdentity
-from prefect_mlprojects.backends.kubernetes.api import RETRY_SECONDS, ApiError, Cluster, connect
-from prefect_mlprojects.backends.kubernetes.config import parse_kubernetes_config
-from prefect_mlprojects.backends.kubernetes.delivery import ARCHIVE_FILE
-from prefect_mlprojects.backends.kubernetes.diagnosis import job_finished, refused
+from prefect_mlprojects.backends.kubernetes.api import CONFLICT, ApiError, Cluster
+from prefect_mlprojects.backends.kubernetes.config import (
+    BACKEND,
+    DeliveryName,
+    KubernetesRequest,
+    backend_error,
+    connect,
+    parse_kubernetes_config,
+)
+from prefect_mlprojects.backends.kubernetes.diagnosis import final_condition, refused
 from prefect_mlprojects.backends.kubernetes.job import (
     ATTEMPT_LABEL,
     ENDED_LABEL,
     FLOW_RUN_LABEL,
+    GIT_KNOWN_HOSTS,
+    GIT_SSH_KEY,
+    GIT_TOKEN,
+    GIT_USERNAME,
     MANAGED_BY_LABEL,
     MLFLOW_RUN_LABEL,
-    PLAIN_VARIABLES,
     PREFIX,
     PREPARING_ANNOTATION,
     WATCHED_ANNOTATION,
+    GitCheckout,
     JobRequest,
+    build_dependents,
     build_job,
     job_name,
     label_value,
 )
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendError, FetchError
+from prefect_mlprojects.sources.base import WorkingCopy
+from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
+from prefect_mlprojects.sources.git.urls import parse_git_url
 from prefect_mlprojects.types import StopSignal
 
-JobState: TypeAlias = Literal["watched", "unwatched", "ended"]
-_Kind: TypeAlias = Literal["Secret", "ConfigMap"]
-
+ARCHIVE_LIMIT = 900_000
+"""The largest archive in bytes: the API server accepts ConfigMaps of up to 1 MiB."""
 HEARTBEAT_SECONDS = 30.0
 _UNWATCHED_SECONDS = 4 * HEARTBEAT_SECONDS
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-_NOT_FOUND = 404
-_CONFLICT = 409
+_WAYS = (
+    "Ways for the code to get to the pod: 'code-delivery: image' with 'repository-uri' (an image is built and pushed), "
+    "'archive' (needs no registry, up to 900 kB), 'git' (the pod clones the commit), or 'none' (the image holds the project)."
+)
+_TRIM = "List what the pod does not need in the project's .dockerignore."
+_NO_GIT = "'code-delivery: git' can't work:"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way of delivery, and why it was chosen, for messages."""
+
+    delivery: DeliveryName
+    reason: str
+
+
+def choose_delivery(
+    requested: DeliveryName | None, *, repository_uri: str | None, build_image: bool, archive_size: int | None
+) -> Choice:
+    """Chooses how the code gets to the pod. Pure.
+
+    `archive_size` is the size of the project's archive in bytes; None if it exceeds `ARCHIVE_LIMIT`. Raises `BackendError` if no
+    way is possible, or the options contradict each other; the message lists the ways.
+    """
+    if build_image and requested not in (None, "image"):
+        raise backend_error(f"build_image=True contradicts 'code-delivery: {requested}'. {_WAYS}")
+    if (build_image or requested == "image") and not repository_uri:
+        option = "build_image=True" if build_image else "'code-delivery: image'"
+        raise backend_error(
+            f"{option} needs 'repository-uri': a registry that the cluster's nodes can pull from. {_WAYS}"
+        )
+    limit = f"{ARCHIVE_LIMIT // 1000} kB"
+    if requested == "archive" and archive_size is None:
+        raise backend_error(f"The project's archive exceeds {limit}, compressed. {_TRIM} {_WAYS}")
+    if requested is not None:
+        return Choice(requested, "the configuration asks for it")
+    if repository_uri:
+        return Choice("image", "build_image=True" if build_image else "'repository-uri' is set")
+    if archive_size is None:
+        raise backend_error(
+            f"The project is too large for an archive of {limit}, and no 'repository-uri' is set. {_TRIM} {_WAYS}"
+        )
+    fits = f"it fits: {archive_size:,} bytes of at most {ARCHIVE_LIMIT:,}, and no 'repository-uri' is set"
+    return Choice("archive", fits)
+
+
+def find_delivery(request: KubernetesRequest) -> Choice:
+    """Chooses how a request's code gets to the pod; reads the project's files, sends no request.
+
+    Raises `BackendError` if no way is possible, or the project does not meet the requirements of the way.
+    """
+    config = request.config
+    without_image = config.code_delivery is None and not config.repository_uri and not request.build_image
+    packs = config.code_delivery == "archive" or without_image
+    archive = pack_project(request.working_copy.directory) if packs else None
+    choice = choose_delivery(
+        config.code_delivery,
+        repository_uri=config.repository_uri,
+        build_image=request.build_image,
+        archive_size=None if archive is None else len(archive),
+    )
+    if choice.delivery == "git":
+        find_checkout(request.working_copy)
+    return choice
+
+
+def pack_project(directory: Path) -> bytes | None:
+    """Returns the project as a compressed archive; None if it exceeds `ARCHIVE_LIMIT`."""
+    packed = io.BytesIO()
+    files = project_files(directory, backend=BACKEND)
+    for piece in iterate_archive(files, compressed=True, tar_format=tarfile.GNU_FORMAT, backend=BACKEND):
+        packed.write(piece)
+        if packed.tell() > ARCHIVE_LIMIT:
+            return None
+    return packed.getvalue()
+
+
+def find_checkout(working_copy: WorkingCopy) -> GitCheckout:
+    """Returns the commit that an init container has to clone, without credentials.
+
+    Raises `BackendError` if the project is not at a commit, its repository has no remote, or files differ from the commit.
+    """
+    commit, remote = working_copy.commit, working_copy.repository_url
+    if commit is None or remote is None:
+        missing = "is not at a git commit" if commit is None else "is in a git repository without a remote"
+        raise backend_error(f"{_NO_GIT} the project {working_copy.uri} {missing}. {_WAYS}")
+    try:
+        address = parse_git_url(remote)
+    except FetchError as error:
+        raise backend_error(f"{_NO_GIT} {error} {_WAYS}") from None
+    if address is None or address.scheme == "file":
+        raise backend_error(
+            f"{_NO_GIT} the repository's remote {remote} is a folder of this machine, which a pod can't clone. {_WAYS}"
+        )
+    if working_copy.dirty:
+        raise backend_error(
+            f"'code-delivery: git' would run commit {commit[:12]}, but the project's files differ from it. Commit and "
+            "push them, or use 'archive' or 'image'."
+        )
+    return GitCheckout(address.url, commit, working_copy.source_name.partition("#")[2])
+
+
+def with_credentials(checkout: GitCheckout, lookup: GitCredentialsLookup | None) -> GitCheckout:
+    """Returns a checkout with the credentials that `lookup` has for its repository's host; `lookup` blocks."""
+    address = parse_git_url(checkout.url)
+    credentials = lookup(checkout.url, address.host) if lookup is not None and address is not None else None
+    if credentials is None or address is None:
+        return checkout
+    child_env: dict[str, str] = {}
+    if address.scheme in ("http", "https") and credentials.token is not None:
+        child_env |= {GIT_TOKEN: credentials.token, GIT_USERNAME: credentials.username or "git"}
+    if address.scheme == "ssh" and credentials.ssh_private_key is not None:
+        child_env[GIT_SSH_KEY] = credentials.ssh_private_key.strip()
+        if credentials.known_hosts is not None:
+            child_env[GIT_KNOWN_HOSTS] = credentials.known_hosts.strip()
+    return replace(checkout, child_env=child_env)
+
+
+def timestamp() -> str:
+    """Returns the current time in Kubernetes' format."""
+    return datetime.now(timezone.utc).strftime(_TIME_FORMAT)
+
+
+def seconds_since(text: str) -> float:
+    """Returns the seconds since a time in Kubernetes' format; any other text counts as the epoch."""
+    moment = datetime.fromtimestamp(0, timezone.utc)
+    with suppress(ValueError):
+        moment = datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=timezone.utc)
+    return (datetime.now(timezone.utc) - moment).total_seconds()
 
 
 @dataclass(frozen=True)
@@ -52,19 +192,6 @@ class Submission:
 
     job: dict[str, Any]
     attached: bool
-
-
-def timestamp() -> str:
-    """Returns the current time in Kubernetes' format."""
-    return datetime.now(timezone.utc).strftime(_TIME_FORMAT)
-
-
-def parse_time(text: str) -> datetime:
-    """Parses a time in Kubernetes' format; returns the epoch for any other text."""
-    try:
-        return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=timezone.utc)
-    except ValueError:
-        return datetime.fromtimestamp(0, timezone.utc)
 
 
 class Submitter:
@@ -83,31 +210,22 @@ class Submitter:
 
         The Job is created suspended, then the Secrets and the ConfigMap that it owns, then it is started: after a failure in
         between, deleting the Job removes everything, and a later call continues. Its name is derived from the flow run, so two
-        callers can't both create it.
-
-        Args:
-            make_request: Returns the Job's inputs for a name and an attempt (from 1).
-            make_archive: Returns the project's archive, if it is delivered as one.
-
-        Raises:
-            ApiError: The API server refused a request.
-            BackendError: The Job can't be built.
+        callers can't both create it. `make_request` takes the Job's name and the attempt (from 1). Raises `ApiError` if the server
+        refuses a request, `BackendError` if the Job can't be built.
         """
-        identity, batch = self._identity, self._cluster.batch
-        selector = f"{MANAGED_BY_LABEL}={PREFIX},{FLOW_RUN_LABEL}={label_value(identity.flow_run_id)}"
-        answer = self._call("list jobs", batch.list_namespaced_job, self._cluster.namespace, label_selector=selector)
-        jobs: list[dict[str, Any]] = sorted(answer.get("items") or [], key=_attempt)
+        selector = f"{MANAGED_BY_LABEL}={PREFIX},{FLOW_RUN_LABEL}={label_value(self._identity.flow_run_id)}"
+        jobs = sorted(self._cluster.list_jobs(label_selector=selector, **self._retries()), key=_attempt)
         unfinished = [
             job
             for job in jobs
             if ENDED_LABEL not in job["metadata"].get("labels", {}) and not job["metadata"].get("deletionTimestamp")
         ]
         if unfinished:
-            job, attached, attempt = unfinished[-1], True, _attempt(unfinished[-1])
-            request = make_request(job["metadata"]["name"], attempt)
+            job, attached = unfinished[-1], True
+            request = make_request(job["metadata"]["name"], _attempt(job))
         else:
             attempt = max(map(_attempt, jobs), default=0) + 1
-            request = make_request(job_name(identity, attempt), attempt)
+            request = make_request(job_name(self._identity, attempt), attempt)
             job, attached = self._create(request)
         if PREPARING_ANNOTATION in (job["metadata"].get("annotations") or {}):
             try:
@@ -115,16 +233,19 @@ class Submitter:
             except (ApiError, BackendError):
                 # A suspended Job never ends, so nothing would remove it.
                 with suppress(ApiError):
-                    delete_job(self._cluster, request.name, job["metadata"]["uid"], retry_seconds=10.0)
+                    self._cluster.delete_job(request.name, job["metadata"]["uid"], retry_seconds=10.0)
                 raise
         return Submission(job, attached)
 
-    def _call(self, action: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+    def _retries(self) -> dict[str, Any]:
         def on_retry(error: ApiError, delay: float) -> None:
             answer = error.status or error.message
             self._report(f"The API server answered {answer} to {error.action}; retrying in {delay:.1f} s.")
 
-        return self._cluster.call(action, function, *arguments, stop=self._stop, on_retry=on_retry, **options)
+        return {"stop": self._stop, "on_retry": on_retry}
+
+    def _call(self, action: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+        return self._cluster.call(action, function, *arguments, **self._retries(), **options)
 
     def _create(self, request: JobRequest) -> tuple[dict[str, Any], bool]:
         job = build_job(request)
@@ -140,7 +261,7 @@ class Submitter:
             self._call("create jobs", create, namespace, dry_run="All", **options)
             return self._call("create jobs", create, namespace, **options), False
         except ApiError as error:
-            if error.status != _CONFLICT or error.reason != "AlreadyExists":
+            if error.status != CONFLICT or error.reason != "AlreadyExists":
                 raise
         # An earlier request of ours whose answer was lost, or another process that runs the same flow run.
         return self._call("get jobs", batch.read_namespaced_job, request.name, namespace), True
@@ -154,9 +275,8 @@ class Submitter:
             except ApiError as error:
                 if error.reason != "AlreadyExists":
                     raise
-        patch: dict[str, Any] = {
-            "metadata": {"uid": job["metadata"]["uid"], "annotations": {PREPARING_ANNOTATION: None}}
-        }
+        metadata = {"uid": job["metadata"]["uid"], "annotations": {PREPARING_ANNOTATION: None}}
+        patch: dict[str, Any] = {"metadata": metadata}
         if job["metadata"]["annotations"][PREPARING_ANNOTATION] != "keep-suspended":
             patch["spec"] = {"suspend": False}
         return self._call("patch jobs", self._cluster.batch.patch_namespaced_job, request.name, namespace, body=patch)
@@ -167,119 +287,16 @@ def _attempt(job: dict[str, Any]) -> int:
     return int(label) if label.isdigit() else 1
 
 
-def build_dependents(
-    request: JobRequest, archive: bytes | None, owner: Mapping[str, Any]
-) -> list[tuple[_Kind, dict[str, Any]]]:
-    """Returns the manifests of the Secrets and the ConfigMap that the Job `owner` owns. Pure."""
-    reference = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "name": owner["metadata"]["name"],
-        "uid": owner["metadata"]["uid"],
-        "blockOwnerDeletion": False,
-        "controller": True,
-    }
-    dependents: list[tuple[_Kind, dict[str, Any]]] = []
-
-    def add(kind: _Kind, name: str, **content: Any) -> None:
-        labels = {**request.labels, MANAGED_BY_LABEL: PREFIX}
-        metadata = {"name": name, "namespace": request.namespace, "labels": labels, "ownerReferences": [reference]}
-        dependents.append((kind, {"apiVersion": "v1", "kind": kind, "metadata": metadata, **content}))
-
-    variables = {name: value for name, value in request.child_env.items() if name not in PLAIN_VARIABLES}
-    if request.checkout is not None:
-        variables |= request.checkout.child_env
-    if variables:
-        data = {name: _base64(value.encode()) for name, value in variables.items()}
-        add("Secret", request.variables_secret, type="Opaque", data=data)
-    if request.registry_auth:
-        login = {".dockerconfigjson": _base64(_docker_config(request.registry_auth).encode())}
-        add("Secret", request.registry_secret, type="kubernetes.io/dockerconfigjson", data=login)
-    if archive is not None:
-        add("ConfigMap", request.archive_map, binaryData={ARCHIVE_FILE: _base64(archive)})
-    return dependents
-
-
-def _docker_config(auth: Mapping[str, Any]) -> str:
-    """Returns ``docker_auth`` as the text of Docker's ``config.json``; secret."""
-    username, password = str(auth.get("username", "")), str(auth.get("password", ""))
-    registry = str(auth.get("registry") or auth.get("serveraddress") or "https://index.docker.io/v1/")
-    login = {"username": username, "password": password, "auth": _base64(f"{username}:{password}".encode())}
-    return json.dumps({"auths": {registry: login}})
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def delete_job(cluster: Cluster, name: str, uid: str | None = None, *, retry_seconds: float = RETRY_SECONDS) -> None:
-    """Deletes a Job after its pods and Secrets; no-op if it is gone or was replaced by a Job with another `uid`.
-
-    Raises:
-        ApiError: The API server refused it.
-    """
-    body: dict[str, object] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
-    if uid is not None:
-        body["preconditions"] = {"uid": uid}
-    delete = cluster.batch.delete_namespaced_job
-    try:
-        cluster.call("delete jobs", delete, name, cluster.namespace, body=body, retry_seconds=retry_seconds)
-    except ApiError as error:
-        if error.status not in (_NOT_FOUND, _CONFLICT):
-            raise
-
-
-def wait_until_gone(cluster: Cluster, name: str, uid: str, selector: str, seconds: float) -> tuple[str, ...]:
-    """Waits until a Job and the pods that `selector` matches are gone, `seconds` at most.
-
-    Returns:
-        What still exists: each pod with its node, else the Job; empty when all is gone.
-
-    Raises:
-        ApiError: The API server refused a request.
-    """
-    deadline, backoff = time.monotonic() + seconds, Backoff(longest=2.0)
-    while True:
-        remaining = _remaining(cluster, name, uid, selector)
-        if not remaining or time.monotonic() >= deadline:
-            return remaining
-        time.sleep(min(backoff.next(), max(0.0, deadline - time.monotonic())))
-
-
-def _remaining(cluster: Cluster, name: str, uid: str, selector: str) -> tuple[str, ...]:
-    pods = tuple(
-        f"pod {pod['metadata']['name']} on node {(pod.get('spec') or {}).get('nodeName') or '?'}"
-        for pod in cluster.list_pods(label_selector=selector)
-    )
-    if pods:
-        return pods
-    try:
-        job = cluster.call("get jobs", cluster.batch.read_namespaced_job, name, cluster.namespace)
-    except ApiError as error:
-        if error.status == _NOT_FOUND:
-            return ()
-        raise
-    return (f"Job {name}",) if job["metadata"].get("uid") == uid else ()
-
-
 @dataclass(frozen=True)
 class RunJob:
     """A run's Job on a cluster.
 
-    Attributes:
-        name: Name of the Job.
-        namespace: Its namespace.
-        state: ``watched`` while a process watches it, ``unwatched`` if that process is gone, ``ended`` once its end was observed.
-        finished: Whether it has finished.
-        created: Time of creation, RFC 3339.
-        flow_run_id: ID of the flow run.
-        mlflow_run_id: ID of the MLflow run.
-        uid: Kubernetes' uid of the Job.
+    Its state is ``watched`` while a process watches it, ``unwatched`` if that process is gone, ``ended`` once its end was observed.
     """
 
     name: str
     namespace: str
-    state: JobState
+    state: Literal["watched", "unwatched", "ended"]
     finished: bool
     created: str
     flow_run_id: str
@@ -287,18 +304,16 @@ class RunJob:
     uid: str
 
 
-def _run_job(job: Mapping[str, Any], moment: datetime) -> RunJob:
+def _run_job(job: Mapping[str, Any]) -> RunJob:
     metadata = job["metadata"]
     labels, created = metadata.get("labels") or {}, metadata.get("creationTimestamp") or ""
     heartbeat = (metadata.get("annotations") or {}).get(WATCHED_ANNOTATION) or created
-    state: JobState = "ended" if ENDED_LABEL in labels else "watched"
-    if state == "watched" and (moment - parse_time(heartbeat)).total_seconds() > _UNWATCHED_SECONDS:
-        state = "unwatched"
+    unwatched = seconds_since(heartbeat) > _UNWATCHED_SECONDS
     return RunJob(
         metadata["name"],
         metadata["namespace"],
-        state,
-        job_finished(job),
+        "ended" if ENDED_LABEL in labels else "unwatched" if unwatched else "watched",
+        final_condition(job) is not None,
         created,
         labels.get(FLOW_RUN_LABEL, ""),
         labels.get(MLFLOW_RUN_LABEL, ""),
@@ -307,45 +322,22 @@ def _run_job(job: Mapping[str, Any], moment: datetime) -> RunJob:
 
 
 class RunJobs:
-    """The Jobs of runs in a namespace, for ``mlprojects kubernetes``.
-
-    Args:
-        config: The backend's configuration, for the connection.
-
-    Raises:
-        BackendError: The configuration names no usable cluster.
-    """
+    """The Jobs of runs in a namespace, for ``mlprojects kubernetes``; all methods raise `BackendError`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._cluster = connect(parse_kubernetes_config(config))
 
     def list(self) -> list[RunJob]:
-        """Returns the Jobs, the oldest first.
-
-        Raises:
-            BackendError: The API server refused it.
-        """
-        cluster, selector = self._cluster, f"{MANAGED_BY_LABEL}={PREFIX}"
+        """Returns the Jobs, the oldest first."""
         try:
-            answer = cluster.call(
-                "list jobs",
-                cluster.batch.list_namespaced_job,
-                cluster.namespace,
-                label_selector=selector,
-                retry_seconds=15.0,
-            )
+            jobs = self._cluster.list_jobs(label_selector=f"{MANAGED_BY_LABEL}={PREFIX}", retry_seconds=15.0)
         except ApiError as error:
-            raise refused(error, cluster.name) from None
-        moment = datetime.now(timezone.utc)
-        return sorted((_run_job(job, moment) for job in answer.get("items") or []), key=lambda job: job.created)
+            raise refused(error, self._cluster.name) from None
+        return sorted(map(_run_job, jobs), key=lambda job: job.created)
 
     def delete(self, job: RunJob) -> None:
-        """Deletes a Job with its pods and Secrets.
-
-        Raises:
-            BackendError: The API server refused it.
-        """
+        """Deletes a Job with its pods and Secrets."""
         try:
-            delete_job(self._cluster, job.name, job.uid)
+            self._cluster.delete_job(job.name, job.uid)
         except ApiError as error:
             raise refused(error, self._cluster.name) from None

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import FetchError
-from prefect_mlprojects.sources.git.credentials import GitCredentials
+from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
 
 GIT_SCHEMES = ("https", "http", "ssh", "git", "file")
 """The transports that are used; git's own ``ext::`` and other remote helpers run any program."""
@@ -93,6 +93,23 @@ def parse_git_url(text: str) -> GitUrl | None:
         token = None if parts.password is None else unquote(parts.password)
         return GitUrl(url, GitCredentials(user, token, hosts=(netloc.lower(),)))
     return GitUrl(url)
+
+
+def with_url_credentials(lookup: GitCredentialsLookup, uri: str) -> GitCredentialsLookup:
+    """Returns a lookup that answers with the user name and password in a project's URI for the URI's host.
+
+    Raises:
+        FetchError: The URI is malformed.
+    """
+    address = parse_git_url(uri.partition("#")[0])
+    if address is None or address.credentials is None or address.credentials.token is None:
+        return lookup
+    own = address.credentials
+
+    def lookup_with_own(url: str, host: str) -> GitCredentials | None:
+        return own if own.fits(host) else lookup(url, host)
+
+    return lookup_with_own
 
 
 def resolve_submodule_url(parent: GitUrl, text: str) -> GitUrl | None:

@@ -1,4 +1,4 @@
-"""The pure parts: names, manifests, the choice of a delivery, the log filter, diagnoses."""
+"""The pure functions: names, manifests, the choice of a delivery, the log filter, diagnoses."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from prefect_mlprojects.backends.configuration import dump_config
 from prefect_mlprojects.backends.contract import RunIdentity
 from prefect_mlprojects.backends.kubernetes.api import ApiError
 from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig, parse_kubernetes_config
-from prefect_mlprojects.backends.kubernetes.delivery import choose_delivery
 from prefect_mlprojects.backends.kubernetes.diagnosis import explain_end, explain_refusal, find_problem
 from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job, job_name
 from prefect_mlprojects.backends.kubernetes.logs import LineFilter
+from prefect_mlprojects.backends.kubernetes.submission import choose_delivery
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.tracking.uris import is_on_this_machine
 
 
 @pytest.mark.parametrize("project", ["Größe & Co", "9lives", "", "x" * 300, "-a-", "日本"])
-def test_names_are_labels(project: str) -> None:
+def test_job_name_of_any_project_is_a_label(project: str) -> None:
     name = job_name(RunIdentity("flow", "run", project, "main"))
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
     assert len(name) <= 52
@@ -30,7 +30,7 @@ def test_names_are_labels(project: str) -> None:
     assert name != job_name(RunIdentity("flow", "run", project, "main"), 2)
 
 
-def test_a_template_is_kept() -> None:
+def test_build_job_keeps_the_template() -> None:
     template = {
         "spec": {
             "backoffLimit": 4,
@@ -65,7 +65,7 @@ def test_a_template_is_kept() -> None:
     assert "hidden" not in str(job)
 
 
-def test_the_choice_of_a_delivery() -> None:
+def test_choose_delivery_follows_the_options() -> None:
     def choose(requested: Any = None, uri: str | None = None, build: bool = False, size: int | None = 1) -> str:
         return choose_delivery(requested, repository_uri=uri, build_image=build, archive_size=size).delivery
 
@@ -81,7 +81,7 @@ def test_the_choice_of_a_delivery() -> None:
             choose(**wrong)
 
 
-def test_lines_that_come_again_are_taken_once() -> None:
+def test_line_filter_after_reconnect_drops_repeated_lines() -> None:
     lines = LineFilter()
     one = b"2026-01-01T00:00:01.000000001Z a\n2026-01-01T00:00:01.000000001Z a\n2026-01-01T00:00:02.5Z b\n"
     assert lines.feed(one + b"2026-01-01T00:00:02.6Z cut o") == [b"a\n", b"a\n", b"b\n"]
@@ -106,7 +106,7 @@ def _job(reason: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("job", "pod", "ending", "words"),
+    ("job", "pod", "ending", "text"),
     [
         (_job("BackoffLimitExceeded"), _ended(3, "Error"), "exited", "exit code 3"),
         (_job("BackoffLimitExceeded"), _ended(137, "OOMKilled"), "exited", "OOMKilled"),
@@ -115,13 +115,13 @@ def _job(reason: str) -> dict[str, Any]:
         (_job("BackoffLimitExceeded"), _pod(phase="Failed", reason="NodeLost"), "not-started", "NodeLost"),
     ],
 )
-def test_ends(job: Any, pod: Any, ending: str, words: str) -> None:
+def test_explain_end_returns_ending_and_cause(job: Any, pod: Any, ending: str, text: str) -> None:
     found = explain_end(job, [pod], "project")
     assert found.ending == ending
-    assert words in found.cause
+    assert text in found.cause
 
 
-def test_troubles() -> None:
+def test_find_problem_returns_its_kind() -> None:
     job = {"metadata": {"name": "j"}, "status": {}}
     unschedulable = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes"}
     waiting = {"name": "project", "state": {"waiting": {"reason": "CreateContainerConfigError", "message": "secret x"}}}
@@ -140,14 +140,14 @@ def test_troubles() -> None:
     ]
 
 
-def test_a_missing_permission_names_verb_and_resource() -> None:
+def test_explain_refusal_missing_permission_names_verb_and_resource() -> None:
     refusal = ApiError("create jobs", 403, "Forbidden", 'User "u" cannot create resource "jobs"', namespace="ns")
     cause, advice = explain_refusal(refusal, "the cluster")
     assert "no permission to create jobs in namespace ns" in cause
     assert "'create' on 'jobs'" in advice
 
 
-def test_the_page_lists_every_key_and_every_permission() -> None:
+def test_docs_list_every_key_and_permission() -> None:
     root = Path(__file__).parents[4]
     page = (root / "docs" / "kubernetes.md").read_text()
     rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `")]
@@ -164,16 +164,16 @@ def _event(reason: str, second: int) -> dict[str, Any]:
     return {"reason": reason, "involvedObject": {"name": "p"}, "message": "m", "lastTimestamp": time}
 
 
-def test_a_mount_that_failed_and_then_did_not() -> None:
+def test_find_problem_resolved_mount_failure_is_none() -> None:
     job, pod = {"metadata": {"name": "j"}, "status": {}}, _pod(phase="Pending")
     failed = [_event("Scheduled", 1), _event("FailedMount", 1)]
     assert getattr(find_problem(job, [pod], failed, "project"), "kind", None) == "FailedMount"
-    # The volume came later, and a large image is being pulled: that may take its time.
+    # The volume was mounted later, and a large image is being pulled, which may take long.
     assert find_problem(job, [pod], [*failed, _event("Pulling", 1)], "project") is None
     assert find_problem(job, [pod], [*failed, _event("Pulling", 2), _event("FailedMount", 3)], "project") is not None
 
 
-def test_the_trouble_of_a_neighbour_is_not_the_project_s() -> None:
+def test_find_problem_crashing_neighbour_is_none_unless_sidecar() -> None:
     job = {"metadata": {"name": "j"}, "status": {}}
     crash = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 3}
     running = {"name": "project", "state": {"running": {}}}
@@ -191,14 +191,14 @@ def test_the_trouble_of_a_neighbour_is_not_the_project_s() -> None:
     assert getattr(find_problem(job, [held_up], [], "project"), "kind", None) == "CrashLoopBackOff"
 
 
-def test_what_is_no_line_of_the_log_is_not_the_project_s_output() -> None:
+def test_line_filter_node_message_is_a_remark() -> None:
     remarks: list[str] = []
     lines = LineFilter(remarks.append)
     assert lines.feed(b"2026-01-01T00:00:01Z a\nunable to retrieve container logs for containerd://1\n") == [b"a\n"]
     assert remarks == ["unable to retrieve container logs for containerd://1"]
 
 
-def test_configuration() -> None:
+def test_parse_config_unknown_key_names_the_nearest() -> None:
     parsed = parse_kubernetes_config({"kube-context": "c", "resources": {"cpu": 2}})
     assert parse_kubernetes_config(dump_config(parsed)) == parsed
     assert parsed.resources is not None
@@ -217,5 +217,5 @@ def test_configuration() -> None:
         ("databricks", False),
     ],
 )
-def test_local_stores(uri: str, local: bool) -> None:
+def test_is_on_this_machine_by_tracking_uri(uri: str, local: bool) -> None:
     assert is_on_this_machine(uri) is local
