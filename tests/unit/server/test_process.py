@@ -39,26 +39,26 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_a_process_is_its_own_and_no_other_of_its_pid() -> None:
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    record = record_of(process.pid)
-    recycled = replace(record, birth="earlier")
-    assert (is_alive(record), is_alive(recycled)) == (True, False)
-    stop_process(recycled)
-    assert process.poll() is None, "another process was ended"
-    stop_process(record)
-    assert process.wait() != 0
-    assert not is_alive(record)
-    stop_process(record)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        record = record_of(process.pid)
+        recycled = replace(record, birth="earlier")
+        assert (is_alive(record), is_alive(recycled)) == (True, False)
+        stop_process(recycled)
+        assert process.poll() is None, "another process was ended"
+        stop_process(record)
+        assert process.wait() != 0
+        assert not is_alive(record)
+        stop_process(record)
 
 
 def test_a_process_that_ignores_being_asked_is_killed() -> None:
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); input()"
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    record = record_of(process.pid)
-    stop_process(record, timeout=0.5)
-    assert not is_alive(record)
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        record = record_of(process.pid)
+        stop_process(record, timeout=0.5)
+        assert not is_alive(record)
 
 
 @contextmanager

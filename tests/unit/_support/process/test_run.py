@@ -236,12 +236,11 @@ def test_kill_9_of_the_owner_ends_the_tree(kill_the_guard_first: bool) -> None:
             "run.guard._process.kill(); run.guard._process.wait()\n"
             "run_process([",
         )
-    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None
-    pids = [int(owner.stdout.readline()) for _ in range(2)]
-    assert all(is_alive(pid) for pid in pids)
-    owner.kill()
-    owner.wait()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pids = [int(owner.stdout.readline()) for _ in range(2)]
+        assert all(is_alive(pid) for pid in pids)
+        owner.kill()
     wait_for(lambda: not any(is_alive(pid) for pid in pids), "the end of the process tree", 30)
 
 
@@ -258,12 +257,11 @@ run_process(["bash", "-c", "sleep 1000 & echo $!; wait"], cwd=None, env=dict(os.
 
 
 def test_kill_9_of_an_owner_that_forked_ends_the_tree() -> None:
-    owner = subprocess.Popen([sys.executable, "-c", FORKED_OWNER], stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None
-    pid, forked = int(owner.stdout.readline()), int(owner.stdout.readline())
-    try:
+    with subprocess.Popen([sys.executable, "-c", FORKED_OWNER], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pid, forked = int(owner.stdout.readline()), int(owner.stdout.readline())
         owner.kill()
-        owner.wait()
+    try:
         wait_for(lambda: not is_alive(pid), "the end of the process", 30)
         assert is_alive(forked)
     finally:
