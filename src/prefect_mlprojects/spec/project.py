@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,8 +164,44 @@ def parse_docker_environment(
         fix = 'write ["/host/path:/container/path"]'
         problems.append(document.problem(message, "docker_env", "volumes", fix=fix))
         volumes = []
+    for volume in volumes:
+        try:
+            expand_volume(volume, Path.cwd())
+        except ValueError as error:
+            message = f"volume {volume!r} of 'docker_env' can't be used: {error}"
+            fix = "only $(pwd), $PWD (the project's folder) and $HOME are expanded; write an absolute path"
+            problems.append(document.problem(message, "docker_env", "volumes", fix=fix))
     variables = _variables(value.get("environment") or [], document, problems)
     return DockerEnvironment(image, tuple(volumes), variables), problems, unknown
+
+
+_EXPANSION = re.compile(r"\$\(pwd\)|`pwd`|\$\{(\w+)\}|\$(\w+)")
+
+
+def expand_volume(volume: str, directory: Path) -> str:
+    """Returns a volume of ``docker_env`` as Docker takes it: ``$(pwd)``, ``$PWD`` and relative paths mean `directory`.
+
+    ``mlflow run`` hands volumes to a shell. Here nothing is executed, so that ``$HOME`` is the only other variable.
+
+    Raises:
+        ValueError: Something else would have to be expanded.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2] or "PWD"
+        if name not in {"PWD", "HOME"}:
+            raise ValueError(f"{match[0]} is not expanded")
+        return str(directory if name == "PWD" else Path.home())
+
+    source, colon, target = volume.partition(":")
+    source = _EXPANSION.sub(value, source)
+    if "$" in source + target or "`" in source + target:
+        raise ValueError("it needs a shell")
+    if source.startswith("~"):
+        source = str(Path(source).expanduser())
+    elif source.startswith(".") or "/" in source:
+        source = os.path.normpath(directory / source)
+    return f"{source}{colon}{target}"
 
 
 def _variables(entries: Any, document: YamlDocument, problems: list[Problem]) -> tuple[tuple[str, str | None], ...]:

@@ -65,6 +65,13 @@ def test_a_subdirectory(remote: Remote, fetch: Fetch) -> None:
         fetch(f"{remote.uri}#../..")
 
 
+def test_an_address_reaches_git_as_it_is_written(remote: Remote, fetch: Fetch, cache: Path) -> None:
+    """``insteadOf`` is compared with what the user wrote."""
+    settings = Path(os.environ["GIT_CONFIG_GLOBAL"])
+    settings.write_text(f'[url "{remote.root.as_uri()}/"]\n\tinsteadOf = git@nowhere.invalid:team/\n')
+    assert text_of(fetch("git@nowhere.invalid:team/project.git")) == "three"
+
+
 def test_over_the_git_protocol(git_daemon: str, remote: Remote, fetch: Fetch) -> None:
     for version, expected in (
         (None, "three"),

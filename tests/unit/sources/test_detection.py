@@ -169,6 +169,8 @@ def test_git_repositories_elsewhere(uri: str, url: str, subdirectory: str, tmp_p
 
     assert isinstance(source, GitSource)
     assert (source.url.url, source.subdirectory, source.version) == (url, subdirectory, "v1")
+    # ssh://host/path is another folder than host:path, which is relative to the user's home there.
+    assert source.url.address == (uri if uri.startswith("git@") else url)
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/project.zip", "https://example.com/project.zip?x=1#sub"])

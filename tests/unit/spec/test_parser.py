@@ -16,6 +16,7 @@ from prefect_mlprojects.spec import (
     lint,
     load_project,
 )
+from prefect_mlprojects.spec.project import expand_volume
 
 
 def write(folder: Path, text: str, name: str = "MLproject") -> Path:
@@ -90,6 +91,9 @@ def test_a_folder_without_a_file(tmp_path: Path) -> None:
         ("docker_env: x\n", 1, "'docker_env' must be a mapping"),
         ("docker_env: {volumes: []}\n", 1, "needs an 'image'"),
         ("docker_env:\n  image: a\n  volumes: [{a: b}]\n", 3, "'volumes' of 'docker_env'"),
+        ("docker_env:\n  image: a\n  volumes: ['$DATA/x:/x']\n", 3, "$DATA is not expanded"),
+        ("docker_env:\n  image: a\n  volumes: ['$(id):/x']\n", 3, "it needs a shell"),
+        ("docker_env:\n  image: a\n  volumes: ['/x:/$HOME']\n", 3, "it needs a shell"),
         ("docker_env:\n  image: a\n  environment:\n    - [a, b, c]\n", 4, "name or a pair"),
         ("databricks_spark_job: {}\n", 1, "needs a 'python_file'"),
         ("name: \x00\n", 1, "not valid YAML"),
@@ -145,3 +149,24 @@ def test_an_unknown_key_of_docker_env_is_warned_of(tmp_path: Path) -> None:
     project = load_project(write(tmp_path, "docker_env: {image: a, imgae: b}\n"))
     (warning,) = project.warnings
     assert (warning.line, warning.fix) == (1, "did you mean 'image'?")
+
+
+@pytest.mark.parametrize(
+    ("volume", "expected"),
+    [
+        ("$(pwd)/data:/data:ro", "/project/data:/data:ro"),
+        ("${PWD}:/code", "/project:/code"),
+        ("$PWD/a b:/b", "/project/a b:/b"),
+        ("`pwd`/out:/out", "/project/out:/out"),
+        ("./data:/data", "/project/data:/data"),
+        ("../shared:/s", "/shared:/s"),
+        ("data/raw:/raw", "/project/data/raw:/raw"),
+        ("$HOME/.aws:/root/.aws", "/home/me/.aws:/root/.aws"),
+        ("~/x:/x", "/home/me/x:/x"),
+        ("named:/data", "named:/data"),
+        ("/abs:/abs", "/abs:/abs"),
+    ],
+)
+def test_volumes_are_expanded_without_a_shell(volume: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand_volume(volume, Path("/project")) == expected

@@ -30,7 +30,7 @@ from prefect_mlprojects.backends.docker.guard import guarded
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError, ParameterError, Problem
 from prefect_mlprojects.settings import grace_period
-from prefect_mlprojects.spec.project import DockerEnvironment
+from prefect_mlprojects.spec.project import DockerEnvironment, expand_volume
 from prefect_mlprojects.types import StopSignal
 
 BACKEND = "local"
@@ -219,8 +219,9 @@ def _options(request: BackendRequest[LocalConfig]) -> ContainerOptions:
     variables = {name: os.environ.get(name, "") if value is None else value for name, value in environment.environment}
     options.environment = {**variables, **options.environment}
     taken = {volume.split(":")[1] for volume in options.volumes if ":" in volume}
+    named = [expand_volume(volume, request.working_copy.directory) for volume in environment.volumes]
     options.volumes = [
-        *(volume for volume in environment.volumes if volume.split(":")[1:2] and volume.split(":")[1] not in taken),
+        *(volume for volume in named if volume.split(":")[1:2] and volume.split(":")[1] not in taken),
         *options.volumes,
     ]
     return options

@@ -54,7 +54,7 @@ class CachedRepository:
         self._git = git
         self._report = report
         name = re.sub(r"[^A-Za-z0-9._-]", "-", url.url.rstrip("/").rpartition("/")[2].removesuffix(".git"))[:40]
-        key = hashlib.sha256(url.url.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        key = hashlib.sha256(url.address.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self.directory = cache_directory() / "repositories" / f"{name.lstrip('.-') or 'repository'}-{key}.git"
 
     def fetch_version(self, version: str | None) -> ResolvedVersion:
@@ -124,7 +124,7 @@ class CachedRepository:
         else:
             names = [f"refs/heads/{version}", f"refs/tags/{version}"]
         patterns = [pattern for name in names for pattern in (name, f"{name}^{{}}")]
-        answer = self._git.run("ls-remote", "--symref", "--", self._url.url, *patterns)
+        answer = self._git.run("ls-remote", "--symref", "--", self._url.address, *patterns)
         if not answer.succeeded:
             raise self._error("can't be fetched", self._explain(answer))
         found, default = _parse_references(answer.lines)
@@ -146,7 +146,7 @@ class CachedRepository:
     def _nearest(self, version: str) -> str:
         from prefect_mlprojects._support.text import nearest
 
-        answer = self._git.run("ls-remote", "--heads", "--tags", "--refs", "--", self._url.url)
+        answer = self._git.run("ls-remote", "--heads", "--tags", "--refs", "--", self._url.address)
         names = [ref.split("/", 2)[2] for ref in _parse_references(answer.lines)[0] if ref.count("/") >= 2]
         near = nearest(version, names)
         if near:
@@ -222,7 +222,7 @@ class CachedRepository:
             "--no-auto-maintenance",
             *options,
         ]
-        return self._git_in_cache(*command, "--", self._url.url, *refspecs, report=self._report)
+        return self._git_in_cache(*command, "--", self._url.address, *refspecs, report=self._report)
 
     def _finish_fetch(self, answer: GitAnswer, commit: str) -> None:
         if not answer.succeeded:

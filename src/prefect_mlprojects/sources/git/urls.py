@@ -22,12 +22,19 @@ class GitUrl:
     """A repository's address.
 
     Attributes:
-        url: What git is given: an absolute URL; it holds no user name and password (but ``ssh://user@``).
+        url: An absolute URL without user name and password (but ``ssh://user@``).
+        scp: The address as it was written, if it has the form ``user@host:path``; git is given this one.
         credentials: The user name and password that stood in an http(s) URL; None without.
     """
 
     url: str
     credentials: GitCredentials | None = None
+    scp: str | None = None
+
+    @property
+    def address(self) -> str:
+        """What git is given; ``host:path`` is relative to the user's home there, and ``insteadOf`` matches it as written."""
+        return self.scp or self.url
 
     @property
     def scheme(self) -> str:
@@ -62,7 +69,8 @@ def parse_git_url(text: str) -> GitUrl | None:
     if scp is not None and "://" not in text:
         path = scp["path"]
         _refuse_option(text, scp["user"], scp["host"], path)
-        return GitUrl(f"ssh://{scp['user']}@{scp['host']}/{path if path.startswith('~') else path.lstrip('/')}")
+        url = f"ssh://{scp['user']}@{scp['host']}/{path if path.startswith('~') else path.lstrip('/')}"
+        return GitUrl(url, scp=text)
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower().removeprefix("git+")
     if not separator or scheme not in GIT_SCHEMES:
@@ -127,6 +135,10 @@ def resolve_submodule_url(parent: GitUrl, text: str) -> GitUrl | None:
     """
     if not text.startswith(("./", "../")):
         return parse_git_url(text)
+    if parent.scp is not None:
+        place, _, path = parent.scp.partition(":") if "[" not in parent.scp else parent.scp.partition("]:")
+        separator = "]:" if "[" in parent.scp else ":"
+        return parse_git_url(f"{place}{separator}{posixpath.normpath(posixpath.join(path, text))}")
     parts = urlsplit(parent.url)
     path = posixpath.normpath(posixpath.join(parts.path, text))
     return GitUrl(urlunsplit(parts._replace(path=path)), parent.credentials)
