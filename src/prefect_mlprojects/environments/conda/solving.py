@@ -1,4 +1,4 @@
-"""Solves and installs conda environments in this process, with py-rattler."""
+"""Solves and installs conda environments in this process with py-rattler, and writes their lock files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -18,12 +19,14 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import rattler
 from rattler.exceptions import GatewayError, SolverError
 from rattler.install import InstallerReporter
+from rattler.lock import LockChannel, LockPlatform
 
-from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.environments.cache import disk_full_message, stopped_error
+from prefect_mlprojects._support.files import write_private
+from prefect_mlprojects.environments.building import Build
+from prefect_mlprojects.environments.cache import stopped_error
+from prefect_mlprojects.environments.conda import CondaSpecification
 from prefect_mlprojects.environments.conda.configuration import CondaConfiguration, public_url, split_channel
-from prefect_mlprojects.environments.conda.specification import CondaRecipe, describe_problems, spec_problems
-from prefect_mlprojects.exceptions import EnvironmentBuildError
+from prefect_mlprojects.environments.python.files import redact_urls
 from prefect_mlprojects.types import StopSignal
 
 _T = TypeVar("_T")
