@@ -22,11 +22,23 @@ from prefect_mlprojects.types import StopSignal
 
 # The variables by which Python, and tools such as uv, pip and cmake, find their environment.
 _ENVIRONMENT_MARKERS = frozenset(
-    """
-    PYTHONHOME PYTHONPATH PYTHONEXECUTABLE __PYVENV_LAUNCHER__ VIRTUAL_ENV VIRTUAL_ENV_PROMPT CONDA_DEFAULT_ENV
-    CONDA_PROMPT_MODIFIER CONDA_SHLVL PYENV_VERSION PYENV_VIRTUAL_ENV PIPENV_ACTIVE POETRY_ACTIVE UV_PROJECT_ENVIRONMENT
-    UV_RUN_RECURSION_DEPTH
-    """.split()
+    [
+        "PYTHONHOME",
+        "PYTHONPATH",
+        "PYTHONEXECUTABLE",
+        "__PYVENV_LAUNCHER__",
+        "VIRTUAL_ENV",
+        "VIRTUAL_ENV_PROMPT",
+        "CONDA_DEFAULT_ENV",
+        "CONDA_PROMPT_MODIFIER",
+        "CONDA_SHLVL",
+        "PYENV_VERSION",
+        "PYENV_VIRTUAL_ENV",
+        "PIPENV_ACTIVE",
+        "POETRY_ACTIVE",
+        "UV_PROJECT_ENVIRONMENT",
+        "UV_RUN_RECURSION_DEPTH",
+    ]
 )
 CONDA_STATE_FILE = "conda-meta/state"
 """The file in an environment in which conda keeps the ``variables:`` of its conda.yaml."""

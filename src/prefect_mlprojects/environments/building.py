@@ -96,7 +96,7 @@ class CachingManager(ABC, Generic[SpecificationT]):
     def specify(self, project: Project, cache: Path) -> SpecificationT:
         """Reads the environment specification; raises an ``EnvironmentBuildError`` if it is malformed."""
 
-    def check(self, specification: SpecificationT) -> None:  # noqa: B027 - most specifications are checked when read
+    def check(self, specification: SpecificationT) -> None:
         """Checks a specification before its first build; raises an ``EnvironmentBuildError``."""
 
     @abstractmethod
@@ -193,7 +193,12 @@ class CachingManager(ABC, Generic[SpecificationT]):
                     manager=self.name,
                 )
             record = EnvironmentRecord(
-                key, int(location.name), self.name, specification.describe(version), version, project=project.display_name
+                key,
+                int(location.name),
+                self.name,
+                specification.describe(version),
+                version,
+                project=project.display_name,
             )
             with cache_errors(cache.root, self.name):
                 return cache.complete(record)

@@ -35,7 +35,9 @@ _VALUES = (
 )
 _OLD_NAMES = {"whitelist_channels": "allowlist_channels", "add_pip": "add_pip_as_python_dependency"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
-_BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "y"), True) | dict.fromkeys(("false", "no", "off", "0", "n", ""), False)
+_BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "y"), True) | dict.fromkeys(
+    ("false", "no", "off", "0", "n", ""), False
+)
 
 
 @dataclass(frozen=True)

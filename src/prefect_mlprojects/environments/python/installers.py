@@ -31,26 +31,66 @@ if TYPE_CHECKING:
 
 # Settings that would install something else, or into another folder than the environment.
 _MISLEADING = frozenset(
-    """
-    PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_PYTHON PIP_DRY_RUN PIP_REQUIREMENT PIP_EDITABLE
-    UV_SYSTEM_PYTHON UV_PYTHON UV_PROJECT UV_PROJECT_ENVIRONMENT UV_WORKING_DIR UV_WORKING_DIRECTORY UV_TARGET UV_PREFIX
-    UV_NO_SYNC UV_FROZEN UV_LOCKED UV_ISOLATED UV_DRY_RUN UV_ENV_FILE UV_VENV_SEED UV_VENV_CLEAR UV_VENV_RELOCATABLE
-    UV_NO_EDITABLE VIRTUALENV_PYTHON VIRTUALENV_SYSTEM_SITE_PACKAGES VIRTUALENV_CLEAR
-    """.split()
+    [
+        "PIP_TARGET",
+        "PIP_PREFIX",
+        "PIP_ROOT",
+        "PIP_USER",
+        "PIP_PYTHON",
+        "PIP_DRY_RUN",
+        "PIP_REQUIREMENT",
+        "PIP_EDITABLE",
+        "UV_SYSTEM_PYTHON",
+        "UV_PYTHON",
+        "UV_PROJECT",
+        "UV_PROJECT_ENVIRONMENT",
+        "UV_WORKING_DIR",
+        "UV_WORKING_DIRECTORY",
+        "UV_TARGET",
+        "UV_PREFIX",
+        "UV_NO_SYNC",
+        "UV_FROZEN",
+        "UV_LOCKED",
+        "UV_ISOLATED",
+        "UV_DRY_RUN",
+        "UV_ENV_FILE",
+        "UV_VENV_SEED",
+        "UV_VENV_CLEAR",
+        "UV_VENV_RELOCATABLE",
+        "UV_NO_EDITABLE",
+        "VIRTUALENV_PYTHON",
+        "VIRTUALENV_SYSTEM_SITE_PACKAGES",
+        "VIRTUALENV_CLEAR",
+    ]
 )
 
 # Settings that determine which packages are chosen or how they are built, and so belong to the cache key. Addresses of
 # indexes don't: they hold passwords, and a mirror has the same packages.
 _KEY_SETTINGS = tuple(
-    """
-    PIP_PRE PIP_NO_BINARY PIP_ONLY_BINARY PIP_NO_DEPS PIP_NO_BUILD_ISOLATION
-    UV_PRERELEASE UV_RESOLUTION UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_NO_SOURCES UV_TORCH_BACKEND
-    """.split()
+    [
+        "PIP_PRE",
+        "PIP_NO_BINARY",
+        "PIP_ONLY_BINARY",
+        "PIP_NO_DEPS",
+        "PIP_NO_BUILD_ISOLATION",
+        "UV_PRERELEASE",
+        "UV_RESOLUTION",
+        "UV_EXCLUDE_NEWER",
+        "UV_NO_BINARY",
+        "UV_NO_BUILD",
+        "UV_NO_SOURCES",
+        "UV_TORCH_BACKEND",
+    ]
 )
 _KEY_FILES = ("PIP_CONSTRAINT", "UV_CONSTRAINT", "UV_OVERRIDE")
-_UV_INDEX_SETTINGS = (
-    "UV_DEFAULT_INDEX UV_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS UV_CONFIG_FILE".split()
-)
+_UV_INDEX_SETTINGS = [
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX",
+    "UV_INDEX_URL",
+    "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS",
+    "UV_CONFIG_FILE",
+]
 
 
 def build_variables(environ: Mapping[str, str], activated: Mapping[str, str]) -> dict[str, str]:
@@ -283,7 +323,9 @@ def install_with_uv(build: Build, name: str, requirements: RequirementSet, activ
     installer = [uv_executable(), "pip", "install", "--color", "never", "--python", _python(build)]
     # uv reuses the wheel of a local folder until its pyproject.toml, setup.py or setup.cfg changes.
     names = [package.name for package in requirements.local_packages if not package.editable]
-    rebuilt = ["--reinstall"] if None in names else [text for name in names for text in ("--reinstall-package", name or "")]
+    rebuilt = (
+        ["--reinstall"] if None in names else [text for name in names for text in ("--reinstall-package", name or "")]
+    )
     _install(build, name, requirements, [*installer, *uv_arguments(os.environ), *rebuilt], activated)
 
 

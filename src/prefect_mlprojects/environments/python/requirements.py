@@ -17,10 +17,44 @@ _LARGE_FILE = 16 * 1024 * 1024
 """Bytes from which on size and modification time stand for a file's content."""
 
 _SOURCE_SUFFIXES = frozenset(
-    ".py .pyi .pyx .pxd .pxi .c .cc .cpp .cxx .h .hh .hpp .cu .cuh .rs .f .f90 .f95 .toml .cfg .cmake .in .build".split()
+    [
+        ".py",
+        ".pyi",
+        ".pyx",
+        ".pxd",
+        ".pxi",
+        ".c",
+        ".cc",
+        ".cpp",
+        ".cxx",
+        ".h",
+        ".hh",
+        ".hpp",
+        ".cu",
+        ".cuh",
+        ".rs",
+        ".f",
+        ".f90",
+        ".f95",
+        ".toml",
+        ".cfg",
+        ".cmake",
+        ".in",
+        ".build",
+    ]
 )
 _METADATA_FILES = frozenset(
-    "pyproject.toml setup.py setup.cfg MANIFEST.in VERSION version.txt README.md README.rst CMakeLists.txt".split()
+    [
+        "pyproject.toml",
+        "setup.py",
+        "setup.cfg",
+        "MANIFEST.in",
+        "VERSION",
+        "version.txt",
+        "README.md",
+        "README.rst",
+        "CMakeLists.txt",
+    ]
 )
 # Folders without source: made by tools, or by the runs themselves. A run that writes into its project must not cause
 # another build in the next run.

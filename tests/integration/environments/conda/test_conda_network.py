@@ -82,7 +82,7 @@ def test_a_channel_with_a_password_in_its_url(workshop: Any, conda: Any, server:
     server.password = "user:geheim"
     project = workshop.project({"conda.yaml": conda.yaml([f"http://user:geheim@{server.place}/channel"], "data")})
     environment = workshop.prepare(project, "conda")
-    lock = Path(environment.facts["lock"]).read_text()
+    lock = environment.lock_file.read_text()
     assert f"http://{server.place}/channel/noarch/data-1.0-0.conda" in lock
     assert "geheim" not in lock + "".join(workshop.lines)
     assert any(line.startswith("Downloading data") for line in workshop.lines)
@@ -99,7 +99,7 @@ def test_a_token_in_the_url(workshop: Any, conda: Any, server: ChannelServer) ->
     server.token = "tk-1234"
     project = workshop.project({"conda.yaml": conda.yaml([f"http://{server.place}/t/tk-1234/channel"], "data")})
     environment = workshop.prepare(project, "conda")
-    lock = Path(environment.facts["lock"]).read_text()
+    lock = environment.lock_file.read_text()
     assert f"http://{server.place}/channel/noarch/data-1.0-0.conda" in lock
     assert "tk-1234" not in lock + "".join(workshop.lines)
     kept = [file for file in workshop.cache.rglob("*") if file.is_file() and b"tk-1234" in file.read_bytes()]
