@@ -62,7 +62,7 @@ class _Solving:
         self._warn_of_certificates()
         try:
             client = _make_client(configuration, credentials)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the library's errors have no common type
             # `from None` here and below: the library's own text may hold passwords of URLs.
             raise build.failure(f"conda's network settings are invalid: {_error_text(error)}") from None
         folder = _package_cache(build.cache)
@@ -92,7 +92,7 @@ class _Solving:
                 client=client,
                 reporter=_Progress(build.report, len(records)),  # type: ignore[abstract]  # its bodies are defaults
             )
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the library's errors have no common type
             raise build.failure(f"a package could not be installed: {_error_text(error)}") from None
         return tuple(records)
 
@@ -134,7 +134,7 @@ class _Solving:
         strict, disabled = rattler.ChannelPriority.Strict, rattler.ChannelPriority.Disabled
         try:
             virtual = rattler.VirtualPackage.detect(rattler.VirtualPackageOverrides.from_env())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the library's errors have no common type
             raise failure(f"this machine's virtual packages can't be detected: {_error_text(error)}") from None
         # Conda's flexible priority takes from another channel only what the first does not have.
         orders = {"strict": [strict], "disabled": [disabled], "flexible": [strict, disabled]}

@@ -66,21 +66,10 @@ _MISLEADING = frozenset(
 
 # Settings that determine which packages are chosen or how they are built, and so belong to the cache key. Addresses of
 # indexes don't: they hold passwords, and a mirror has the same packages.
-_KEY_SETTINGS = tuple(
-    [
-        "PIP_PRE",
-        "PIP_NO_BINARY",
-        "PIP_ONLY_BINARY",
-        "PIP_NO_DEPS",
-        "PIP_NO_BUILD_ISOLATION",
-        "UV_PRERELEASE",
-        "UV_RESOLUTION",
-        "UV_EXCLUDE_NEWER",
-        "UV_NO_BINARY",
-        "UV_NO_BUILD",
-        "UV_NO_SOURCES",
-        "UV_TORCH_BACKEND",
-    ]
+_KEY_SETTINGS = (
+    *("PIP_PRE", "PIP_NO_BINARY", "PIP_ONLY_BINARY", "PIP_NO_DEPS", "PIP_NO_BUILD_ISOLATION"),
+    *("UV_PRERELEASE", "UV_RESOLUTION", "UV_EXCLUDE_NEWER", "UV_NO_BINARY"),
+    *("UV_NO_BUILD", "UV_NO_SOURCES", "UV_TORCH_BACKEND"),
 )
 _KEY_FILES = ("PIP_CONSTRAINT", "UV_CONSTRAINT", "UV_OVERRIDE")
 _UV_INDEX_SETTINGS = [

@@ -6,12 +6,15 @@ import base64
 import functools
 import http.server
 import json
+import logging
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.environments.exposure import exposed_files
 
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
@@ -104,6 +107,24 @@ def test_a_token_in_the_url(workshop: Any, conda: Any, server: ChannelServer) ->
     assert "tk-1234" not in lock + "".join(workshop.lines)
     kept = [file for file in workshop.cache.rglob("*") if file.is_file() and b"tk-1234" in file.read_bytes()]
     assert kept == []
+
+
+def test_a_token_that_stays_in_the_url_is_private(
+    workshop: Any, conda: Any, server: ChannelServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.token = "api/t/m4rker"
+    url = f"http://{server.place}/t/api/t/m4rker/channel"
+    project = workshop.project({"conda.yaml": conda.yaml([url], f"'{url}::data'")})
+    environment = workshop.prepare(project, "conda")
+    assert exposed_files(workshop.cache, "m4rker") == []
+    assert environment.plan.location.parent.stat().st_mode & 0o077 == 0
+    assert any(line.startswith("Solving for http") for line in workshop.lines)
+    server.token = "other"
+    with pytest.raises(EnvironmentBuildError) as caught:
+        workshop.prepare(project, "conda", rebuild=True)
+    shown = [*workshop.lines, *traceback.format_exception(caught.value), caplog.text, repr(environment.plan)]
+    assert "m4rker" not in "\n".join(shown)
 
 
 def test_credentials_from_rattlers_file(
