@@ -21,7 +21,7 @@ from prefect_mlprojects.types import EnvironmentManagerName
 
 MARKER = "m4rker-geheim"
 PLAN_ERRORS = [
-    ("python_env.yaml", f"dependencies: ['six=1 @http//u:{MARKER}@h', 'a b http://u:{MARKER}@h/x']\n"),
+    ("python_env.yaml", f"dependencies: ['./none --config-settings=i=http://u:{MARKER}@h/x']\n"),
     ("python_env.yaml", f"dependencies: http://u:{MARKER}@h/x\n"),
     ("python_env.yaml", f"dependencies: [demo @ file://u:{MARKER}@h/none]\n"),
     ("conda.yaml", f"channels: https://u:{MARKER}@h/x\n"),

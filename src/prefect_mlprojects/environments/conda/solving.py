@@ -281,22 +281,22 @@ def take_credentials(urls: Iterable[str]) -> ChannelAccess:
     clean: dict[str, str] = {}
     credentials: dict[str, Mapping[str, Any]] = {}
     for url in urls:
-        parts = urlsplit(url)
-        token = _TOKEN_PATH.match(parts.path)
-        if parts.scheme not in ("http", "https") or not parts.hostname or (parts.username and token):
+        split = urlsplit(url)
+        token = _TOKEN_PATH.match(split.path)
+        if split.scheme not in ("http", "https") or not split.hostname or (split.username and token):
             continue
         found: Mapping[str, Any]
-        if parts.username:
-            password = unquote(parts.password or "")
-            found = {"BasicHTTP": {"username": unquote(parts.username), "password": password}}
-            parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+        if split.username:
+            password = unquote(split.password or "")
+            found = {"BasicHTTP": {"username": unquote(split.username), "password": password}}
+            split = split._replace(netloc=split.netloc.rpartition("@")[2])
         elif token is not None:
             found = {"CondaToken": token["token"]}
-            parts = parts._replace(path=token["rest"] or "")
+            split = split._replace(path=token["rest"] or "")
         else:
             continue
-        if credentials.setdefault(parts.hostname or "", found) == found:
-            clean[url] = urlunsplit(parts)
+        if credentials.setdefault(split.hostname or "", found) == found:
+            clean[url] = urlunsplit(split)
     return ChannelAccess(clean, credentials)
 
 

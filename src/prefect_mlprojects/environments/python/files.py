@@ -33,13 +33,14 @@ _CONDA_BUILD_PACKAGE = re.compile(
 )
 _CONDA_PYTHON = re.compile(r"^(?:[\w.-]+::)?python(?![\w.-])\s*(?P<rest>.*)$")
 _SINGLE_VERSION = re.compile(r"^(?P<operator><=|>=|==|!=|=|<|>|~=)?\s*(?P<version>\d+(?:\.\d+)*)(?:\.?\*)?(?:=.*)?$")
-_TOKEN = re.compile(r"(://[^\s'\"]*?/t/)[^/:\s'\"]+")
+_URL = re.compile(r"://[^\s'\"]+")
+_TOKEN = re.compile(r"/t/[^/:]+")
 _LOCAL_SOURCES = ("editable", "directory", "virtual", "path")
 
 
 def redact_urls(text: str) -> str:
     """Redacts passwords, secret query values and channel tokens (``/t/<token>``) in the URLs of a text."""
-    return _TOKEN.sub(r"\1***", redact(text))
+    return _URL.sub(lambda match: _TOKEN.sub("/t/***", match[0]), redact(text))
 
 
 @dataclass(frozen=True)
