@@ -66,7 +66,9 @@ class _Solving:
             # `from None` here and below: the library's own text may hold passwords of URLs.
             raise build.failure(f"conda's network settings are invalid: {_error_text(error)}") from None
         folder = _package_cache(build.cache)
-        if self.specification.private:
+        urls = map(self.access.url, self.specification.channels)
+        if folder.is_relative_to(build.cache) and any(redact_urls(url) != url for url in urls):
+            # The library writes URLs to its cache, here with a secret that `take_credentials` had to leave in.
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
         gateway = rattler.Gateway(
