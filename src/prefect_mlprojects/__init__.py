@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefect_mlprojects.backends.contract import Backend
     from prefect_mlprojects.deployments import Deployment, deploy
-    from prefect_mlprojects.environments.base import EnvironmentManager
+    from prefect_mlprojects.environments import EnvironmentManager
     from prefect_mlprojects.exceptions import ExecutionException
     from prefect_mlprojects.flows.run_project import run_project
     from prefect_mlprojects.projects import run
@@ -25,7 +25,7 @@ _HOMES = {
     "BackendConfig": "types",
     "Deployment": "deployments",
     "DockerArgs": "types",
-    "EnvironmentManager": "environments.base",
+    "EnvironmentManager": "environments",
     "ExecutionException": "exceptions",
     "FailureCategory": "types",
     "LocalSubmittedRun": "submitted_run",

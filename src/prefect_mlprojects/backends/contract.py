@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.outcome import Outcome
-from prefect_mlprojects.environments.base import EnvironmentPlan
+from prefect_mlprojects.environments import EnvironmentPlan
 from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.spec import CheckedParameters, EntryPoint, Project
 from prefect_mlprojects.spec.project import DockerEnvironment

@@ -1,4 +1,4 @@
-"""The variables of a program in an environment: the environment activated, and nothing of the one that runs this package."""
+"""Activates environments: the variables of a command in one, without traces of the environment that runs this package."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from prefect_mlprojects.environments.cache import stopped_error
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
-# What tells a Python, or a tool such as uv, pip or cmake, which environment it is in.
+# The variables by which Python, and tools such as uv, pip and cmake, find their environment.
 _ENVIRONMENT_MARKERS = frozenset(
-    (
+    [
         "PYTHONHOME",
         "PYTHONPATH",
         "PYTHONEXECUTABLE",
@@ -38,27 +38,20 @@ _ENVIRONMENT_MARKERS = frozenset(
         "POETRY_ACTIVE",
         "UV_PROJECT_ENVIRONMENT",
         "UV_RUN_RECURSION_DEPTH",
-    )
+    ]
 )
 CONDA_STATE_FILE = "conda-meta/state"
-"""Where conda keeps the variables of an environment (``variables:`` of its file)."""
+"""The file in an environment in which conda keeps the ``variables:`` of its conda.yaml."""
 
 _CONDA_PREFIX = re.compile(r"^CONDA_PREFIX(_\d+)?$")
 
-# Prefect's own variables for the process of a flow run; a flow that the project starts is not that flow run.
+# Prefect's own variables for a flow run's process; a flow that the project starts is another flow run.
 _INTERNAL_PREFIX = "PREFECT__"
 _LAUNCHER_MARKER = "__PYVENV_LAUNCHER__"
 
 
 def local_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a program that runs in the caller's own environment.
-
-    As with ``mlflow run --env-manager local``, it is the environment of the shell that counts: ``python`` is what PATH
-    says.
-
-    Returns:
-        The same without what is internal to this process.
-    """
+    """Returns the variables of a command in the caller's own environment: `environ` without this process's internals."""
     return {
         name: value
         for name, value in environ.items()
@@ -67,17 +60,10 @@ def local_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None) -> dict[str, str]:
-    """The variables of this process without what tells of the environment that runs it.
+    """Returns `environ` without traces of the environment in `own_prefix` and of those that the caller has activated.
 
-    That environment, and the one that the caller's shell has activated, are taken off PATH: else their ``pip`` or
-    ``mlflow`` would be found where the new environment has none, and work on the wrong one.
-
-    Args:
-        environ: The environment variables of this process.
-        own_prefix: The environment that runs this package, or None when none does.
-
-    Returns:
-        The variables; PATH is always among them.
+    They are removed from PATH too: otherwise a command would find their ``pip`` or ``mlflow`` where the new environment
+    has none. PATH is always in the result.
     """
     variables = {
         name: value
@@ -98,24 +84,18 @@ def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None
 
 
 def activated_variables(environ: Mapping[str, str], location: Path, own_prefix: Path | None = None) -> dict[str, str]:
-    """The variables of a program that runs in a virtual environment, as its ``activate`` script would set them.
+    """Returns the variables of a command in a virtual environment, as its ``activate`` script would set them.
 
-    Args:
-        environ: The environment variables of this process.
-        location: The virtual environment's folder.
-        own_prefix: The environment that runs this package, or None when none does.
-
-    Returns:
-        The whole environment of the program, without anything of the environment that runs this package.
+    `own_prefix` is the environment that runs this package, if any; nothing of it is passed on.
     """
     variables = environment_without_ours(environ, own_prefix)
-    variables["PATH"] = prepend_to_path(location / "bin", variables["PATH"])
+    variables["PATH"] = _prepend_to_path(location / "bin", variables["PATH"])
     variables["VIRTUAL_ENV"] = str(location)
     return variables
 
 
 def variables_of_conda(prefix: Path) -> dict[str, str]:
-    """The variables that a conda environment sets without scripts: those of its packages, then its own."""
+    """Returns the variables that a conda environment sets without scripts: its packages', then its own."""
     found: dict[str, str] = {}
     try:
         files = sorted((prefix / "etc/conda/env_vars.d").glob("*.json"))
@@ -135,64 +115,45 @@ def _read_json(file: Path) -> dict[str, object]:
     return data if isinstance(data, dict) else {}
 
 
-def prepend_to_path(folder: Path, path: str) -> str:
-    """Puts a folder before a PATH.
-
-    Args:
-        folder: The folder.
-        path: The PATH; it may be empty.
-    """
+def _prepend_to_path(folder: Path, path: str) -> str:
     return f"{folder}{os.pathsep}{path}" if path else str(folder)
 
 
 def own_environment() -> Path | None:
-    """The virtual or conda environment that runs this process, or None when it is not run by one."""
+    """Returns the virtual or conda environment that runs this process, if any."""
     if sys.prefix != sys.base_prefix:
         return Path(sys.prefix)
     return Path(sys.prefix) if Path(sys.prefix, "conda-meta").is_dir() else None
 
 
-_UNSET = "***unset***"  # conda's word for a variable to remove
-# What a shell changes by itself.
-_SHELLS_OWN = frozenset(("_", "PWD", "OLDPWD", "SHLVL", "BASH_EXECUTION_STRING", COOKIE_VARIABLE))
+_UNSET = "***unset***"  # conda's value for a variable to remove
+_SHELL_VARIABLES = frozenset(("_", "PWD", "OLDPWD", "SHLVL", "BASH_EXECUTION_STRING", COOKIE_VARIABLE))
 _SCRIPT = """\
 mlprojects_python=$0 mlprojects_dump=$1 mlprojects_out=$2
 shift 2
 for mlprojects_script in "$@"; do . "$mlprojects_script"; done
 exec "$mlprojects_python" -I -S -c "$mlprojects_dump" "$mlprojects_out"
 """
-# Our own Python writes the variables: no shell can tell them from what is only printed.
+# Our own Python writes the variables to a file: scripts may print to stdout.
 _DUMP = "import os, sys; open(sys.argv[1], 'wb').write(b'\\0'.join(k + b'=' + v for k, v in os.environb.items()))"
 
 
 def conda_variables(
     environ: Mapping[str, str], location: Path, own_prefix: Path | None, report: Callable[[str], None], stop: StopSignal
 ) -> dict[str, str]:
-    """The variables of a program that runs in a conda environment.
+    """Returns the variables of a command in a conda environment; activation scripts print to `report`.
 
-    The environment that the caller has activated is deactivated first, and nothing is left of the one that runs this
-    package.
-
-    Args:
-        environ: The environment variables of this process.
-        location: The environment's folder.
-        own_prefix: The environment that runs this package, or None when none does.
-        report: Takes what activation scripts print.
-        stop: Asks for the end.
-
-    Returns:
-        The whole environment of the program.
+    The environment that the caller has activated is deactivated first. Nothing of the environment in `own_prefix`, which
+    runs this package, is passed on.
 
     Raises:
-        EnvironmentBuildError: An activation script ended the shell, or there is no bash.
+        EnvironmentBuildError: An activation script exited the shell, bash is missing, or a stop was requested.
     """
     active = environ.get("CONDA_PREFIX")
     variables = environment_without_ours(environ, own_prefix)
-    scripts: list[Path] = []
-    if active:
-        scripts += reversed(_scripts(Path(active), "deactivate.d"))
+    scripts = _scripts(Path(active), "deactivate.d")[::-1] if active else []
     variables |= {
-        "PATH": prepend_to_path(location / "bin", variables["PATH"]),
+        "PATH": _prepend_to_path(location / "bin", variables["PATH"]),
         "CONDA_PREFIX": str(location),
         "CONDA_DEFAULT_ENV": str(location),
         "CONDA_SHLVL": "1",
@@ -208,11 +169,7 @@ def conda_variables(
 
 
 def write_state(location: Path, variables: Mapping[str, str]) -> None:
-    """Keeps an environment file's ``variables:`` in the environment, where conda keeps them.
-
-    Raises:
-        OSError: They can't be written.
-    """
+    """Writes the ``variables:`` of a conda.yaml to the environment, where conda keeps them."""
     if variables:
         file = location / CONDA_STATE_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -252,15 +209,15 @@ def _after_scripts(
     if result.exit_code != 0 or not data:
         tail = tuple(redact(line) for line in result.output_tail)
         names = ", ".join(script.name for script in scripts)
-        said = "\nThey said last:\n" + "\n".join(f"  {line}" for line in tail) if tail else ""
+        output = "\nLast output:\n" + "\n".join(f"  {line}" for line in tail) if tail else ""
         raise EnvironmentBuildError(
             f"The conda environment in {location} can't be activated: its activation scripts ({names}) ended the shell "
-            f"(exit code {result.exit_code}).{said}",
+            f"(exit code {result.exit_code}).{output}",
             manager="conda",
             output_tail=tail,
         )
     after = dict(os.fsdecode(item).partition("=")[::2] for item in data.split(b"\0"))
-    for name in _SHELLS_OWN:
+    for name in _SHELL_VARIABLES:
         after.pop(name, None)
         if name in variables:
             after[name] = variables[name]

@@ -1,17 +1,17 @@
-"""The cache of built environments: one folder for each content key, complete or not there at all.
+"""The cache of prepared environments: one folder for each cache key, complete or absent.
 
 Layout below ``<cache directory>/environments``::
 
-    <key>/environment.json   which build is the current one; written last, at once, so that it never names half a build
-    <key>/<number>/          a build. Environments can't be moved (their scripts hold absolute paths), so each is made
-                             where it stays, and a new build never touches an older one that a run may be using
-    <key>/<number>.*         what belongs to a build and is not in it, such as the lock of a conda environment
-    <key>/used               its time of change is the time of the last use
-    .locks/<key>.lock        held while a build is made, or the folder removed
+    <key>/environment.json   names the current build; written last, by an atomic rename, so it never names a partial one
+    <key>/<number>/          a build. Environments can't be moved (their scripts hold absolute paths), so each is built
+                             in its final folder, and a new build never touches an older one that a run may be using
+    <key>/<number>.*         files that belong to a build and are not in it, such as the lock of a conda environment
+    <key>/used               its modification time is the time of the last use
+    .locks/<key>.lock        held during a build and a removal
     .locks/<key>.<n>.use     held, shared, by every process that uses build n
 
-Locks are the operating system's, so they end with the process that holds them, however it ends. Lock files are never
-removed, since another process may be about to lock the file that would be removed.
+Locks are the operating system's, so they end with the process that holds them. Lock files are never removed: another
+process may be about to lock them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from prefect_mlprojects._support.files import disk_usage, remove_tree, write_atomically
@@ -33,7 +33,7 @@ from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
 FORMAT = 1
-"""The version of this layout; environments of another one are not seen."""
+"""The version of this layout; environments of another one are ignored."""
 
 _RECORD = "environment.json"
 _USED = "used"
@@ -42,17 +42,10 @@ _REMOVED_PREFIX = ".removed-"
 
 @dataclass(frozen=True)
 class EnvironmentRecord:
-    """What the cache knows of a complete environment.
+    """The cache's record of a complete environment: times in seconds since the epoch, size in bytes.
 
-    Attributes:
-        key: The content hash that names it.
-        build: The number of the build that is used.
-        manager: The environment manager that made it.
-        description: For people to read.
-        python_version: Its Python's version; empty for a conda environment without one.
-        created: When the build ended, seconds since the epoch.
-        size: Bytes it takes on the disk.
-        facts: What else is worth knowing, such as the project it was made for.
+    ``python_version`` is empty for a conda environment without Python; ``project`` is the project it was built for, and
+    others may use it too.
     """
 
     key: str
@@ -60,13 +53,13 @@ class EnvironmentRecord:
     manager: str
     description: str
     python_version: str
-    created: float
-    size: int
-    facts: Mapping[str, str] = field(default_factory=dict)
+    created: float = field(default_factory=time.time)
+    size: int = 0
+    project: str = ""
 
 
 class EnvironmentCache:
-    """The built environments below one folder; safe to use from many threads and processes."""
+    """The prepared environments below one folder; safe to use from many threads and processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -74,16 +67,16 @@ class EnvironmentCache:
         self._locks = self.folder / ".locks"
 
     def find(self, key: str) -> EnvironmentRecord | None:
-        """The complete environment of a key, or None; reads one small file and looks for its Python."""
+        """Returns the complete environment of a key, or None; reads one small file and checks that its Python exists."""
         record = self.read(key)
         if record is None:
             return None
         # A conda environment may have no Python; it always has this folder.
-        sign = "bin/python" if record.python_version else "conda-meta"
-        return record if (self.location(record) / sign).exists() else None
+        required = "bin/python" if record.python_version else "conda-meta"
+        return record if (self.location(record) / required).exists() else None
 
     def read(self, key: str) -> EnvironmentRecord | None:
-        """What is recorded of a key, whether or not its Python still works."""
+        """Returns the record of a key, whether or not its Python still exists."""
         try:
             data = json.loads((self.folder / key / _RECORD).read_text(encoding="utf-8"))
             if data.pop("format") != FORMAT or data.get("key") != key:
@@ -93,29 +86,19 @@ class EnvironmentCache:
             return None
 
     def location(self, record: EnvironmentRecord) -> Path:
-        """The folder of an environment."""
+        """Returns the folder of an environment."""
         return self.folder / record.key / str(record.build)
 
     def next_location(self, key: str) -> Path:
-        """Where the next build of a key will lie."""
+        """Returns the folder of the next build of a key."""
         return self.folder / key / str(max(self._builds(key), default=0) + 1)
 
     def use(self, key: str, token: str) -> EnvironmentRecord | None:
-        """Finds the complete environment of a key and keeps it from being removed.
-
-        It is kept until the token is released, or this process ends.
-
-        Args:
-            key: The content hash.
-            token: Names the use; pass it to ``release_pin``.
-
-        Returns:
-            The environment; None when there is none, and then nothing is kept.
-        """
+        """Finds the environment of a key and protects it from removal until `release_pin(token)` or process exit."""
         record = self.find(key)
         while record is not None:
-            pin(self._use_file(key, record.build), token)
-            # Another process may have removed or replaced it before the lock was ours.
+            _pins.add(self._use_file(key, record.build), token)
+            # Another process may have removed or replaced it before this one held the lock.
             again = self.find(key)
             if again == record:
                 with contextlib.suppress(OSError):
@@ -126,7 +109,7 @@ class EnvironmentCache:
         return None
 
     def last_used(self, key: str) -> float | None:
-        """When an environment was last used, seconds since the epoch; None when that is not known."""
+        """Returns the time of an environment's last use in seconds since the epoch; None if unknown."""
         try:
             return (self.folder / key / _USED).stat().st_mtime
         except OSError:
@@ -134,13 +117,10 @@ class EnvironmentCache:
 
     @contextlib.contextmanager
     def lock(self, key: str, manager: str, report: Callable[[str], None], stop: StopSignal) -> Iterator[None]:
-        """Keeps other processes and threads from building or removing an environment.
-
-        Yields:
-            When it is this caller's turn.
+        """Excludes other builds and removals of an environment during the block.
 
         Raises:
-            EnvironmentBuildError: The cache can't be written, or the waiting was stopped.
+            EnvironmentBuildError: The cache can't be written, or a stop was requested while waiting.
         """
         holder = self._locks / f"{key}.builder"
 
@@ -148,7 +128,7 @@ class EnvironmentCache:
             report(f"Waiting for {_describe_holder(holder)}, which is building this environment")
 
         with contextlib.ExitStack() as held:
-            # Errors of the cache are told as such; what happens in the body is the caller's.
+            # Only the lock's own errors are converted; the block's pass.
             with cache_errors(self.root, manager):
                 try:
                     held.enter_context(hold_lock(self._locks / f"{key}.lock", stop, on_wait))
@@ -162,50 +142,36 @@ class EnvironmentCache:
                 with contextlib.suppress(OSError):
                     holder.unlink()
 
-    def begin(self, key: str) -> Path:
-        """Removes what dead builds left and returns the folder for a new build; call it with the lock held.
+    def begin(self, key: str, *, private: bool = False) -> Path:
+        """Removes partial builds and returns the folder for a new one, which does not exist; needs the key's lock.
 
-        Returns:
-            A folder that is not there yet; its parent is.
-
-        Raises:
-            OSError: The cache can't be written.
+        `private` closes the key's folder to other users, since installers may write passwords of URLs into it.
         """
-        (self.folder / key).mkdir(parents=True, exist_ok=True)
+        folder = self.folder / key
+        folder.mkdir(parents=True, exist_ok=True)
+        if private:
+            folder.chmod(0o700)
         location = self.next_location(key)
         self._remove_stale_builds(key, self.read(key))
         return location
 
     def complete(self, record: EnvironmentRecord) -> EnvironmentRecord:
-        """Makes a build the one that is used; call it with the lock held, when nothing is left to do.
-
-        Returns:
-            The record as written.
-
-        Raises:
-            OSError: It can't be written; the environment stays unused.
-        """
-        location = self.location(record)
-        data = {**asdict(record), "format": FORMAT, "size": disk_usage(location)}
+        """Makes a finished build the current one and returns the record as written; needs the key's lock."""
+        record = replace(record, size=disk_usage(self.location(record)))
         (self.folder / record.key / _USED).touch()
-        write_atomically(self.folder / record.key / _RECORD, json.dumps(data, indent=1))
+        text = json.dumps({**asdict(record), "format": FORMAT}, indent=1)
+        write_atomically(self.folder / record.key / _RECORD, text)
         self._remove_stale_builds(record.key, record)
-        del data["format"]
-        return EnvironmentRecord(**data)
+        return record
 
     def abandon(self, key: str, location: Path) -> None:
-        """Removes a build that failed; call it with the lock held.
-
-        Args:
-            key: The content hash.
-            location: What ``begin`` returned.
-        """
+        """Removes a failed build; needs the key's lock."""
         _remove_build(location)
         with contextlib.suppress(OSError):
             (self.folder / key).rmdir()
 
     def list_keys(self) -> tuple[str, ...]:
-        """The keys that have a folder, complete or not."""
+        """Returns the keys that have a folder, complete or not."""
         try:
             entries = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
         except OSError:
@@ -213,16 +179,12 @@ class EnvironmentCache:
         return tuple(name for name in entries if not name.startswith("."))
 
     def in_use(self, key: str) -> bool:
-        """Whether a live process uses any build of a key."""
+        """Returns whether a live process uses any build of a key."""
         with self._unused_builds(key, self._builds(key)) as unused:
             return len(unused) < len(self._builds(key))
 
     def remove(self, key: str) -> bool:
-        """Removes everything of a key, unless it is in use or being built.
-
-        Returns:
-            Whether it is gone.
-        """
+        """Removes all builds of a key unless it is in use or being built; returns whether it is gone."""
         try:
             self._locks.mkdir(parents=True, exist_ok=True)
             lock = try_lock(self._locks / f"{key}.lock")
@@ -230,30 +192,28 @@ class EnvironmentCache:
             return False
         if lock is None:
             return False
+        # An atomic rename for other processes; deleting the tree may take a while.
+        removed = self.folder / f"{_REMOVED_PREFIX}{uuid.uuid4().hex}"
         try:
             builds = self._builds(key)
             with self._unused_builds(key, builds) as unused:
                 if len(unused) < len(builds):
                     return False
-                # Gone in one step for everyone else; taking it to pieces may take a while.
-                grave = self.folder / f"{_REMOVED_PREFIX}{uuid.uuid4().hex}"
-                try:
-                    (self.folder / key).rename(grave)
-                except FileNotFoundError:
-                    return True
-                except OSError:
-                    return False
+                (self.folder / key).rename(removed)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
         finally:
             lock.release()
-        remove_tree(grave)
+        remove_tree(removed)
         return True
 
-    def remove_graves(self) -> None:
-        """Removes what an interrupted removal left."""
+    def remove_partial_removals(self) -> None:
+        """Deletes the folders that interrupted removals left."""
         with contextlib.suppress(OSError):
-            for entry in list(os.scandir(self.folder)):
-                if entry.name.startswith(_REMOVED_PREFIX):
-                    remove_tree(Path(entry.path))
+            for folder in list(self.folder.glob(f"{_REMOVED_PREFIX}*")):
+                remove_tree(folder)
 
     def _use_file(self, key: str, build: int) -> Path:
         return self._locks / f"{key}.{build}.use"
@@ -266,7 +226,7 @@ class EnvironmentCache:
 
     @contextlib.contextmanager
     def _unused_builds(self, key: str, builds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        """Locks, for the time of the block, those builds that no process uses, so that none can begin to."""
+        """Locks the builds that no process uses during the block, so that none can begin to use them."""
         locks: dict[int, Lock] = {}
         try:
             for build in builds:
@@ -301,13 +261,8 @@ def _describe_holder(file: Path) -> str:
     return "another run of this process" if pid == os.getpid() else f"another process ({pid})"
 
 
-def now() -> float:
-    """The time, seconds since the epoch."""
-    return time.time()
-
-
 class _Pins:
-    """The builds that this process uses; the lock file of each stays open while anyone needs it."""
+    """The builds that this process uses; each one's lock file stays open while it has a user."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -338,53 +293,36 @@ class _Pins:
 _pins = _Pins()
 
 
-def pin(file: Path, token: str) -> None:
-    """Holds a lock file, shared with others that do, until the token is released or this process ends."""
-    _pins.add(file, token)
-
-
 def release_pin(token: str) -> None:
-    """Tells that a run no longer uses its environment; doing so twice, or with an unknown token, does nothing.
-
-    Args:
-        token: What ``pin`` was given.
-    """
+    """Ends the use of an environment. Idempotent; unknown tokens are ignored."""
     _pins.remove(token)
 
 
 def stopped_error(manager: str, stop: StopSignal) -> EnvironmentBuildError:
-    """The error of a build that was told to end."""
+    """The error of a build that a stop request interrupted."""
     reason = f" ({stop.reason})" if stop.reason else ""
     return EnvironmentBuildError(f"The building of the environment was stopped{reason}.", manager=manager)
 
 
 @contextlib.contextmanager
 def cache_errors(root: Path, manager: str) -> Iterator[None]:
-    """Turns the operating system's errors on the cache into ones that say what to do.
-
-    Raises:
-        EnvironmentBuildError: In place of an ``OSError``.
-    """
+    """Converts an ``OSError`` on the cache to an ``EnvironmentBuildError`` with advice."""
     try:
         yield
     except OSError as error:
-        raise EnvironmentBuildError(describe_cache_error(error, root), manager=manager) from error
-
-
-def describe_cache_error(error: OSError, root: Path) -> str:
-    """What an operating system's error on the cache means and what to do."""
-    setting = "the environment variable PREFECT_MLPROJECTS_CACHE_DIR"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full_message(root)
-    place = f" ({error.filename})" if error.filename and str(error.filename) != str(root) else ""
-    return (
-        f"The cache folder {root} can't be written: {error.strerror or error}{place}. "
-        f"Make it writable, or name another folder in {setting}."
-    )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = disk_full_message(root)
+        else:
+            file = f" ({error.filename})" if error.filename and str(error.filename) != str(root) else ""
+            message = (
+                f"The cache folder {root} can't be written: {error.strerror or error}{file}. Make it writable, or name "
+                "another folder in the environment variable PREFECT_MLPROJECTS_CACHE_DIR."
+            )
+        raise EnvironmentBuildError(message, manager=manager) from error
 
 
 def disk_full_message(root: Path) -> str:
-    """The message for a full disk."""
+    """Returns the message for a full disk."""
     return (
         f"The disk is full: the environment does not fit below {root}. Free some space ('mlprojects env prune' removes "
         "environments), or name a folder on another disk in the environment variable PREFECT_MLPROJECTS_CACHE_DIR."

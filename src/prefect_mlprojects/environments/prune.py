@@ -1,7 +1,8 @@
-"""Lists the cached environments and removes those that are no longer wanted (``mlprojects env list|path|prune``)."""
+"""Lists the cached environments and removes those that are no longer needed (``mlprojects env list|path|prune``)."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,26 +10,16 @@ from pathlib import Path
 
 from prefect_mlprojects import settings
 from prefect_mlprojects._support.files import disk_usage
-from prefect_mlprojects.environments.cache import EnvironmentCache, now
+from prefect_mlprojects.environments.cache import EnvironmentCache
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 
 
 @dataclass(frozen=True)
 class CachedEnvironment:
-    """An environment in the cache.
+    """An environment in the cache; that of an interrupted build is not `complete` and has no manager, project and times.
 
-    Attributes:
-        key: The content hash that names it.
-        manager: The environment manager that made it; empty for an incomplete one.
-        description: For people to read ("uv, Python 3.11.7, 3 requirements").
-        project: The project that it was made for first; others may use it too.
-        python_version: Its Python's version.
-        location: Its folder.
-        created: When it was made, seconds since the epoch; 0 for an incomplete one.
-        last_used: When a run last began to use it, seconds since the epoch; 0 for an incomplete one.
-        size: Bytes it takes on the disk.
-        in_use: Whether a live process uses it.
-        complete: Whether it can be used; an interrupted build can't.
+    Times are seconds since the epoch, the size is in bytes. ``project`` is the project that it was built for; others may
+    use it too. ``in_use`` says whether a live process uses it.
     """
 
     key: str
@@ -46,49 +37,29 @@ class CachedEnvironment:
 
 @dataclass(frozen=True)
 class PruneResult:
-    """What a removal did.
-
-    Attributes:
-        removed: The environments that are gone, or would be.
-        kept: Those that were to go but are in use, or being built.
-        freed: Bytes of the removed ones.
-    """
+    """The environments that were removed (or would be), and selected ones that were kept: in use, or being built."""
 
     removed: tuple[CachedEnvironment, ...]
     kept: tuple[CachedEnvironment, ...]
 
     @property
     def freed(self) -> int:
-        """Bytes of the removed ones."""
+        """The removed ones' size in bytes."""
         return sum(environment.size for environment in self.removed)
 
 
 def list_environments(cache_directory: Path | None = None) -> tuple[CachedEnvironment, ...]:
-    """Lists the environments in the cache, the most recently used first.
-
-    Args:
-        cache_directory: The cache directory; None for the one the settings name.
-
-    Returns:
-        Every environment, interrupted builds included.
-    """
+    """Returns the environments in the cache, interrupted builds included, the most recently used first."""
     cache = _cache(cache_directory)
     found = [_describe(cache, key) for key in cache.list_keys()]
     return tuple(sorted(found, key=lambda environment: environment.last_used, reverse=True))
 
 
 def find_environment(prefix: str, cache_directory: Path | None = None) -> CachedEnvironment:
-    """Finds the one environment whose key begins so.
-
-    Args:
-        prefix: The beginning of its key.
-        cache_directory: The cache directory; None for the one the settings name.
-
-    Returns:
-        The environment.
+    """Returns the environment whose key starts with `prefix`.
 
     Raises:
-        EnvironmentBuildError: There is none, or more than one.
+        EnvironmentBuildError: None or several match.
     """
     cache = _cache(cache_directory)
     keys = [key for key in cache.list_keys() if prefix and key.startswith(prefix)]
@@ -102,15 +73,7 @@ def find_environment(prefix: str, cache_directory: Path | None = None) -> Cached
 
 
 def remove_environment(key: str, cache_directory: Path | None = None) -> bool:
-    """Removes one environment, unless a run uses it or builds it.
-
-    Args:
-        key: Its whole key.
-        cache_directory: The cache directory; None for the one the settings name.
-
-    Returns:
-        Whether it is gone.
-    """
+    """Removes an environment unless it is in use or being built; returns whether it is gone."""
     return _cache(cache_directory).remove(key)
 
 
@@ -123,25 +86,14 @@ def prune_environments(
     dry_run: bool = False,
     cache_directory: Path | None = None,
 ) -> PruneResult:
-    """Removes environments from the cache; what interrupted builds and removals left goes in any case.
+    """Removes the environments that `select_environments` selects, except those in use or being built.
 
-    One that a run uses or builds is never removed.
-
-    Args:
-        older_than: Removes those made longer ago than this.
-        unused: Removes those that no run has used for longer than this.
-        max_size: Removes the least recently used until the rest takes at most so many bytes.
-        everything: Removes all.
-        dry_run: Removes nothing and tells what would go.
-        cache_directory: The cache directory; None for the one the settings name.
-
-    Returns:
-        What is gone and what had to stay.
+    Interrupted builds and removals are cleaned up in any case. `dry_run` removes nothing.
     """
     cache = _cache(cache_directory)
-    chosen = select_environments(
+    selected = select_environments(
         list_environments(cache.root),
-        now(),
+        time.time(),
         older_than=older_than,
         unused=unused,
         max_size=max_size,
@@ -149,35 +101,32 @@ def prune_environments(
     )
     removed: list[CachedEnvironment] = []
     kept: list[CachedEnvironment] = []
-    for environment in chosen:
+    for environment in selected:
         gone = not environment.in_use if dry_run else cache.remove(environment.key)
         (removed if gone else kept).append(environment)
     if not dry_run:
-        cache.remove_graves()
+        cache.remove_partial_removals()
     return PruneResult(tuple(removed), tuple(kept))
 
 
 def select_environments(
     environments: Iterable[CachedEnvironment],
-    at: float,
+    now: float,
     *,
     older_than: timedelta | None = None,
     unused: timedelta | None = None,
     max_size: int | None = None,
     everything: bool = False,
 ) -> tuple[CachedEnvironment, ...]:
-    """Chooses what to remove; see ``prune_environments``.
+    """Selects environments to remove, the least recently used first.
 
     Args:
-        environments: What there is.
-        at: The time now, seconds since the epoch.
-        older_than: Chooses those made longer ago than this.
-        unused: Chooses those that no run has used for longer than this.
-        max_size: Chooses the least recently used until the rest takes at most so many bytes.
-        everything: Chooses all.
-
-    Returns:
-        The chosen ones, the least recently used first.
+        environments: The environments in the cache.
+        now: The time, seconds since the epoch.
+        older_than: Selects those built longer ago.
+        unused: Selects those that no run has used for longer.
+        max_size: Selects the least recently used until the rest takes at most this many bytes.
+        everything: Selects all.
     """
     ordered = sorted(environments, key=lambda environment: environment.last_used)
     chosen = {
@@ -185,8 +134,8 @@ def select_environments(
         for environment in ordered
         if everything
         or not environment.complete
-        or (older_than is not None and at - environment.created > older_than.total_seconds())
-        or (unused is not None and not environment.in_use and at - environment.last_used > unused.total_seconds())
+        or (older_than is not None and now - environment.created > older_than.total_seconds())
+        or (unused is not None and not environment.in_use and now - environment.last_used > unused.total_seconds())
     }
     if max_size is not None:
         total = sum(environment.size for environment in ordered if environment.key not in chosen)
@@ -204,32 +153,21 @@ def _cache(cache_directory: Path | None) -> EnvironmentCache:
 
 
 def _describe(cache: EnvironmentCache, key: str) -> CachedEnvironment:
-    record = cache.find(key)
+    record, in_use = cache.find(key), cache.in_use(key)
     if record is None:
         folder = cache.folder / key
-        return CachedEnvironment(
-            key,
-            "",
-            "incomplete",
-            "",
-            "",
-            folder,
-            0.0,
-            0.0,
-            disk_usage(folder),
-            in_use=cache.in_use(key),
-            complete=False,
-        )
+        size = disk_usage(folder)
+        return CachedEnvironment(key, "", "incomplete", "", "", folder, 0.0, 0.0, size, in_use, complete=False)
     return CachedEnvironment(
         key,
         record.manager,
         record.description,
-        record.facts.get("project", ""),
+        record.project,
         record.python_version,
         cache.location(record),
         record.created,
         cache.last_used(key) or record.created,
         record.size,
-        in_use=cache.in_use(key),
+        in_use,
         complete=True,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from uv import find_uv_bin
 
-from prefect_mlprojects.environments.base import PreparedEnvironment
+from prefect_mlprojects.environments import PreparedEnvironment
 from prefect_mlprojects.environments.managers import environment_manager, release_environment
 from prefect_mlprojects.spec.project import (
     CondaEnvironment,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prefect_mlprojects.environments.base import PreparedEnvironment
+from prefect_mlprojects.environments import PreparedEnvironment
 from prefect_mlprojects.environments.managers import environment_manager
 from prefect_mlprojects.environments.prune import list_environments, prune_environments
 from prefect_mlprojects.environments.python.installers import downloadable_version
@@ -278,7 +278,7 @@ def test_a_locked_project_is_installed_from_its_lock(workshop: Any, kit: Any) ->
 
 
 def test_a_lock_that_does_not_fit_its_project_gives_uvs_words(workshop: Any) -> None:
-    project = workshop.project({"pyproject.toml": "[project]\nname = 'demo'\n", "uv.lock": "version = 1\nnonsense\n"})
+    project = workshop.project({"pyproject.toml": "[project]\nname = 'demo'\n", "uv.lock": "version = 1\n"})
     with pytest.raises(EnvironmentBuildError, match=r"uv failed installing what uv.lock says"):
         workshop.prepare(project)
     assert workshop.leftovers() == []

@@ -21,9 +21,7 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 
 def record(location: Path, key: str = KEY) -> EnvironmentRecord:
-    return EnvironmentRecord(
-        key, int(location.name), "uv", "uv, Python 3.11.7", "3.11.7", 1000.0, 0, {"project": "demo"}
-    )
+    return EnvironmentRecord(key, int(location.name), "uv", "uv, Python 3.11.7", "3.11.7", 1000.0, 0, "demo")
 
 
 def fill(location: Path) -> None:
@@ -88,7 +86,7 @@ def test_a_record_that_was_copied_to_another_key_is_not_believed(cache: Environm
     assert cache.find("f" * 32) is None
 
 
-def test_a_record_with_facts_of_a_later_version_is_not_an_error(cache: EnvironmentCache) -> None:
+def test_a_record_with_fields_of_a_later_version_is_not_an_error(cache: EnvironmentCache) -> None:
     build(cache)
     path = cache.folder / KEY / "environment.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "new": 1}))

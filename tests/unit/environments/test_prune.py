@@ -70,7 +70,7 @@ def make(root: Path, key: str, used: float) -> None:
         location = cache.begin(key)
         (location / "bin").mkdir(parents=True)
         (location / "bin" / "python").symlink_to(sys.executable)
-        cache.complete(EnvironmentRecord(key, 1, "uv", f"uv for {key}", "3.11.7", used, 0, {"project": "demo"}))
+        cache.complete(EnvironmentRecord(key, 1, "uv", f"uv for {key}", "3.11.7", used, 0, "demo"))
     os.utime(root / "environments" / key / "used", (used, used))
 
 

@@ -291,7 +291,7 @@ def _key(spec: PythonSpec, build: RequirementSet, run: RequirementSet) -> str | 
     if any(package.editable for package in (*build.local_packages, *run.local_packages)):
         # It refers to the unpacked project, which is removed with the run: not cacheable.
         return None
-    return digest_text(["python", spec.python or "", "build", *build.facts, "run", *run.facts])
+    return digest_text(["python", spec.python or "", "build", *build.key_inputs, "run", *run.key_inputs])
 
 
 def _lines(request: DatabricksRequest, requirements: RequirementSet) -> bytes:

@@ -27,7 +27,7 @@ from prefect_mlprojects.backends.outcome import (
     stopped_outcome,
     timed_out_outcome,
 )
-from prefect_mlprojects.environments.base import EnvironmentManager, PreparedEnvironment
+from prefect_mlprojects.environments import EnvironmentManager, PreparedEnvironment
 from prefect_mlprojects.environments.managers import choose_manager, environment_manager, release_environment
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.settings import OWN_VARIABLES

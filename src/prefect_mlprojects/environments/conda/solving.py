@@ -1,4 +1,4 @@
-"""Solves and installs conda environments in this process, with py-rattler."""
+"""Solves and installs conda environments in this process with py-rattler, and writes their lock files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -18,137 +19,132 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import rattler
 from rattler.exceptions import GatewayError, SolverError
 from rattler.install import InstallerReporter
+from rattler.lock import LockChannel, LockPlatform
 
-from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.environments.cache import disk_full_message, stopped_error
+from prefect_mlprojects._support.files import write_private
+from prefect_mlprojects.environments.building import Build
+from prefect_mlprojects.environments.cache import stopped_error
+from prefect_mlprojects.environments.conda import CondaSpecification
 from prefect_mlprojects.environments.conda.configuration import CondaConfiguration, public_url, split_channel
-from prefect_mlprojects.environments.conda.specification import CondaRecipe, describe_problems, spec_problems
-from prefect_mlprojects.exceptions import EnvironmentBuildError
+from prefect_mlprojects.environments.python.files import redact_urls
 from prefect_mlprojects.types import StopSignal
 
 _T = TypeVar("_T")
 _REPORT_SECONDS = 2.0
-_DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
+_URL = re.compile(r"(?:https?|s3|gcs|oci|file)://[^\s'\"]+")
+
+
+def install_conda_packages(build: Build, specification: CondaSpecification) -> tuple[rattler.RepoDataRecord, ...]:
+    """Solves and installs; returns the installed packages.
+
+    Raises:
+        EnvironmentBuildError: A channel can't be reached (the message names it), no set of packages fits (it has the
+            solver's explanation), a package can't be installed, or a stop was requested.
+    """
+    access = take_credentials(specification.channels)
+    with credentials_file(access, os.environ) as credentials:
+        return _run_until_stopped(lambda: _Solving(build, specification, access).run(credentials), build.stop)
 
 
 @dataclass(frozen=True)
-class CondaBuild:
-    """One build under way.
+class _Solving:
+    build: Build
+    specification: CondaSpecification
+    access: ChannelAccess
 
-    Attributes:
-        recipe: What is built.
-        location: Where it is made.
-        cache_directory: Our cache directory; downloaded packages are kept below it.
-        report: Takes lines about the progress.
-        stop: Asks for the end.
-    """
-
-    recipe: CondaRecipe
-    location: Path
-    cache_directory: Path
-    report: Callable[[str], None]
-    stop: StopSignal
-
-    def run(self) -> tuple[rattler.RepoDataRecord, ...]:
-        """Solves and installs.
-
-        Returns:
-            What was installed.
-
-        Raises:
-            EnvironmentBuildError: A channel could not be reached, there is no solution, a package could not be
-                installed, or a stop was requested.
-        """
-        problems = spec_problems(self.recipe.specs, self.recipe.file)
-        if problems:
-            raise EnvironmentBuildError(describe_problems(self.recipe.project, problems), manager="conda")
-        access = take_credentials(self.recipe.channels)
-        with credentials_file(access, os.environ) as credentials:
-            return _run_until_stopped(lambda: self._build(access, credentials), self.stop)
-
-    async def _build(self, access: ChannelAccess, credentials: str | None) -> tuple[rattler.RepoDataRecord, ...]:
-        configuration = self.recipe.configuration
+    async def run(self, credentials: str | None) -> tuple[rattler.RepoDataRecord, ...]:
+        configuration, build = self.specification.configuration, self.build
         try:
             platform = rattler.Subdir(configuration.subdir)
         except Exception as error:
-            raise self.failure(f"conda's setting subdir is {configuration.subdir!r}, which is no platform") from error
+            cause = f"conda's setting subdir is {configuration.subdir!r}, which is no platform"
+            raise build.failure(cause) from error
         self._warn_of_certificates()
-        client = _make_client(configuration, credentials)
-        folder = package_cache(self.cache_directory)
-        action = "force-cache-only" if configuration.offline else "cache-or-fetch"
+        try:
+            client = _make_client(configuration, credentials)
+        except Exception as error:  # noqa: BLE001 - the library's errors have no common type
+            # `from None` here and below: the library's own text may hold passwords of URLs.
+            raise build.failure(f"conda's network settings are invalid: {_error_text(error)}") from None
+        folder = _package_cache(build.cache)
+        urls = map(self.access.url, self.specification.channels)
+        if folder.is_relative_to(build.cache) and any(redact_urls(url) != url for url in urls):
+            # The library writes URLs to its cache, here with a secret that `take_credentials` had to leave in.
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
         gateway = rattler.Gateway(
             cache_dir=folder / "repodata",
-            default_config=rattler.SourceConfig(cache_action=action),  # type: ignore[arg-type]
+            default_config=rattler.SourceConfig(
+                cache_action="force-cache-only" if configuration.offline else "cache-or-fetch"
+            ),
             client=client,
         )
         platforms = [platform, rattler.Subdir("noarch")]
-        has_pip = await self._reach_channels(gateway, platforms, access)
+        has_pip = await self._fetch_channels(gateway, platforms)
         add_pip = has_pip and configuration.add_pip_as_python_dependency
-        records = await self._solve(gateway, platforms, access, add_pip=add_pip)
-        self.report(f"Installing {len(records)} conda packages")
+        records = await self._solve(gateway, platforms, add_pip=add_pip)
+        build.report(f"Installing {len(records)} conda packages")
         try:
             await rattler.install(
                 records,
-                self.location,
+                build.location,
                 cache_dir=folder / "pkgs",
                 platform=platform,
                 execute_link_scripts=True,  # as conda does
                 show_progress=False,
                 client=client,
-                reporter=_Progress(self.report, len(records)),  # type: ignore[abstract]  # its bodies are defaults
+                reporter=_Progress(build.report, len(records)),  # type: ignore[abstract]  # its bodies are defaults
             )
-        except Exception as error:
-            raise self.failure(f"a package could not be installed: {words(error)}") from error
+        except Exception as error:  # noqa: BLE001 - the library's errors have no common type
+            raise build.failure(f"a package could not be installed: {_error_text(error)}") from None
         return tuple(records)
 
     def _warn_of_certificates(self) -> None:
-        """The library takes a file of certificates from the environment only, which this process must not change."""
-        file = self.recipe.configuration.ssl_verify
+        """Warns because the library reads a certificates file from a variable only, which we must not change."""
+        file = self.specification.configuration.ssl_verify
         if isinstance(file, str) and os.environ.get("SSL_CERT_FILE") != file:
-            self.report(
+            self.build.report(
                 f"Warning: conda's setting ssl_verify names {file}; set the environment variable SSL_CERT_FILE to it as "
                 "well, else the machine's own certificates are used"
             )
 
-    async def _reach_channels(
-        self, gateway: rattler.Gateway, platforms: list[rattler.Subdir], access: ChannelAccess
-    ) -> bool:
-        """Fetches what each channel has, so that one that can't be reached is named; tells whether any has pip."""
+    async def _fetch_channels(self, gateway: rattler.Gateway, platforms: list[rattler.Subdir]) -> bool:
+        """Fetches each channel's index, so that an unreachable one is named; returns whether any has pip."""
         found = False
-        for url in self.recipe.channels:
-            self.report(f"Asking the channel {public_url(url)}")
+        for url in self.specification.channels:
+            self.build.report(f"Asking the channel {public_url(url)}")
             try:
-                channel = rattler.Channel(access.url(url))
+                channel = rattler.Channel(self.access.url(url))
                 packages = await gateway.query([channel], platforms, ["pip"], recursive=False)
             except GatewayError as error:
                 advice = (
                     "Conda's setting offline is on, and this machine has no copy of its index."
-                    if self.recipe.configuration.offline
+                    if self.specification.configuration.offline
                     else "Is its address right, and can this machine reach it?"
                 )
-                raise self.failure(
-                    f"the channel {public_url(url)} can't be reached. {advice}\nIt said: {words(error)}"
-                ) from error
+                raise self.build.failure(
+                    f"the channel {public_url(url)} can't be reached. {advice}\nIt said: {_error_text(error)}"
+                ) from None
             found = found or any(packages)
         return found
 
     async def _solve(
-        self, gateway: rattler.Gateway, platforms: list[rattler.Subdir], access: ChannelAccess, *, add_pip: bool
+        self, gateway: rattler.Gateway, platforms: list[rattler.Subdir], *, add_pip: bool
     ) -> list[rattler.RepoDataRecord]:
-        self.report(f"Solving for {', '.join(spec.text for spec in self.recipe.specs) or 'nothing'}")
-        priority = self.recipe.configuration.channel_priority
+        specification, failure = self.specification, self.build.failure
+        listed = ", ".join(redact_urls(spec.text) for spec in specification.specs)
+        self.build.report(f"Solving for {listed or 'nothing'}")
         strict, disabled = rattler.ChannelPriority.Strict, rattler.ChannelPriority.Disabled
         try:
             virtual = rattler.VirtualPackage.detect(rattler.VirtualPackageOverrides.from_env())
-        except Exception as error:
-            raise self.failure(f"this machine's virtual packages can't be told: {words(error)}") from error
-        # Conda's flexible priority takes from another channel only what can't be had from the first.
-        orders = {"strict": [strict], "disabled": [disabled], "flexible": [strict, disabled]}[priority]
-        for order in orders:
+        except Exception as error:  # noqa: BLE001 - the library's errors have no common type
+            raise failure(f"this machine's virtual packages can't be detected: {_error_text(error)}") from None
+        # Conda's flexible priority takes from another channel only what the first does not have.
+        orders = {"strict": [strict], "disabled": [disabled], "flexible": [strict, disabled]}
+        for order in (chosen := orders[specification.configuration.channel_priority]):
             try:
                 return await rattler.solve(
-                    [rattler.Channel(access.url(url)) for url in self.recipe.channels],
-                    [rattler.MatchSpec(_with_channel(spec.match, access)) for spec in self.recipe.specs],
+                    [rattler.Channel(self.access.url(url)) for url in specification.channels],
+                    [rattler.MatchSpec(_with_channel(spec.match, self.access)) for spec in specification.specs],
                     gateway=gateway,
                     platforms=platforms,
                     virtual_packages=virtual,
@@ -156,47 +152,31 @@ class CondaBuild:
                     add_pip_as_python_dependency=add_pip,
                 )
             except SolverError as error:
-                if order is orders[-1]:
-                    channels = ", ".join(public_url(url) for url in self.recipe.channels)
-                    raise self.failure(
-                        f"no set of packages fits {self.recipe.file.file} in the channels {channels}.\n{_block(error)}"
-                    ) from error
+                if order is chosen[-1]:
+                    channels = ", ".join(public_url(url) for url in specification.channels)
+                    lines = [line for line in redact_urls(str(error)).strip().splitlines() if line.strip()]
+                    explanation = "\n".join(f"  {line}" for line in lines)
+                    raise failure(
+                        f"no set of packages fits {specification.file.file} in the channels {channels}.\n{explanation}"
+                    ) from None
             except GatewayError as error:
-                raise self.failure(f"a channel could not be read: {words(error)}") from error
+                raise failure(f"a channel could not be read: {_error_text(error)}") from None
         raise AssertionError("the last order returns or raises")
 
-    def failure(self, what: str) -> EnvironmentBuildError:
-        """The error of this build."""
-        message = f"The conda environment of project '{self.recipe.project.display_name}' can't be built: {what}"
-        if any(sign in what for sign in _DISK_FULL):
-            message += "\n" + disk_full_message(self.cache_directory)
-        return EnvironmentBuildError(message, manager="conda", output_tail=what.splitlines()[-10:])
 
-
-def package_cache(cache_directory: Path) -> Path:
-    """Where conda packages and indexes are kept once they were downloaded (``RATTLER_CACHE_DIR``, else our cache)."""
+def _package_cache(cache: Path) -> Path:
+    """Returns the folder of downloaded packages and indexes (``RATTLER_CACHE_DIR``, else in our cache)."""
     named = os.environ.get("RATTLER_CACHE_DIR", "").strip()
-    return Path(named).expanduser() if named else cache_directory / "conda"
+    return Path(named).expanduser() if named else cache / "conda"
 
 
-def python_version_of(records: tuple[rattler.RepoDataRecord, ...]) -> str:
-    """The version of the Python among packages; empty when there is none."""
-    return next((str(record.version) for record in records if record.name.normalized == "python"), "")
-
-
-def words(error: BaseException) -> str:
-    """What an error of the library says, without secrets, in one line."""
-    return public_url(redact(" ".join(str(error).split()))) or type(error).__name__
+def _error_text(error: BaseException) -> str:
+    return redact_urls(" ".join(str(error).split())) or type(error).__name__
 
 
 def _with_channel(match: str, access: ChannelAccess) -> str:
     channel, rest = split_channel(match)
     return match if channel is None else f"{access.url(channel)}::{rest}"
-
-
-def _block(error: BaseException) -> str:
-    lines = [line for line in redact(str(error)).strip().splitlines() if line.strip()]
-    return "\n".join(f"  {line}" for line in lines)
 
 
 def _run_until_stopped(make: Callable[[], Awaitable[_T]], stop: StopSignal) -> _T:
@@ -222,7 +202,7 @@ def _run_until_stopped(make: Callable[[], Awaitable[_T]], stop: StopSignal) -> _
 
 
 def _make_client(configuration: CondaConfiguration, credentials: str | None) -> rattler.Client:
-    """A client with conda's network settings; rattler itself finds credentials: RATTLER_AUTH_FILE, keyring, netrc."""
+    """Creates a client with conda's network settings; rattler itself reads RATTLER_AUTH_FILE, keyring and netrc."""
     lines = []
     if configuration.ssl_verify is False:
         lines.append("tls-no-verify = true")
@@ -245,7 +225,7 @@ def _make_client(configuration: CondaConfiguration, credentials: str | None) -> 
 
 
 class _Progress(InstallerReporter):
-    """Tells what is downloaded and how far the installation is; called from the library's threads."""
+    """Reports downloads and the progress of the installation; called from the library's threads."""
 
     def __init__(self, report: Callable[[str], None], total: int) -> None:
         self._report = report
@@ -284,59 +264,49 @@ _TOKEN_PATH = re.compile(r"^/t/(?P<token>[^/]+)(?P<rest>/.*)?$")
 
 @dataclass(frozen=True)
 class ChannelAccess:
-    """Channels without the credentials that their URLs had.
-
-    Attributes:
-        urls: The URL to use, by the one that was given; those that need no other are left out.
-        credentials: What to present to each host, in the format of rattler's credentials file.
-    """
+    """The channels' URLs without credentials, by the original ones, and the credentials of each host for rattler."""
 
     urls: Mapping[str, str] = field(default_factory=dict, repr=False)
     credentials: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     def url(self, given: str) -> str:
-        """The URL to use."""
+        """Returns the URL to use instead of a channel's."""
         return self.urls.get(given, given)
 
 
 def take_credentials(urls: Iterable[str]) -> ChannelAccess:
-    """Takes user names, passwords and tokens out of URLs.
+    """Removes user names, passwords and tokens from URLs.
 
-    A host can be given one credential only: a URL with another one, and one whose token does not stand first in its
-    path, stay as they are.
+    A host has one credential only: a URL with another one, and one whose token is not first in its path, stay as they
+    are.
     """
     clean: dict[str, str] = {}
     credentials: dict[str, Mapping[str, Any]] = {}
     for url in urls:
-        parts = urlsplit(url)
-        token = _TOKEN_PATH.match(parts.path)
-        if parts.scheme not in ("http", "https") or not parts.hostname or (parts.username and token):
+        split = urlsplit(url)
+        token = _TOKEN_PATH.match(split.path)
+        if split.scheme not in ("http", "https") or not split.hostname or (split.username and token):
             continue
         found: Mapping[str, Any]
-        if parts.username:
-            password = unquote(parts.password or "")
-            found = {"BasicHTTP": {"username": unquote(parts.username), "password": password}}
-            parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+        if split.username:
+            password = unquote(split.password or "")
+            found = {"BasicHTTP": {"username": unquote(split.username), "password": password}}
+            split = split._replace(netloc=split.netloc.rpartition("@")[2])
         elif token is not None:
             found = {"CondaToken": token["token"]}
-            parts = parts._replace(path=token["rest"] or "")
+            split = split._replace(path=token["rest"] or "")
         else:
             continue
-        if credentials.setdefault(parts.hostname or "", found) == found:
-            clean[url] = urlunsplit(parts)
+        if credentials.setdefault(split.hostname or "", found) == found:
+            clean[url] = urlunsplit(split)
     return ChannelAccess(clean, credentials)
 
 
 @contextlib.contextmanager
 def credentials_file(access: ChannelAccess, environ: Mapping[str, str]) -> Iterator[str | None]:
-    """A file with credentials for rattler, which only this user can read and which is gone after the block.
+    """Writes credentials to a temporary file for rattler that only this user can read, and yields its path.
 
-    Args:
-        access: What the channels' URLs had.
-        environ: The environment variables; ``RATTLER_AUTH_FILE`` names a file of the user, which counts as well.
-
-    Yields:
-        The file's path; the user's own when there is nothing to add to it, None without any.
+    It includes the content of the user's own file (``RATTLER_AUTH_FILE``), whose path is yielded if nothing is added.
     """
     named = environ.get("RATTLER_AUTH_FILE") or None
     if not access.credentials:
@@ -348,6 +318,39 @@ def credentials_file(access: ChannelAccess, environ: Mapping[str, str]) -> Itera
             known = json.loads(Path(named).read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(prefix="mlprojects-conda-") as folder:
         file = Path(folder, "credentials.json")
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
-            json.dump({**known, **access.credentials}, out)
+        write_private(file, json.dumps({**known, **access.credentials}))
         yield str(file)
+
+
+def write_lock(file: Path, specification: CondaSpecification, records: tuple[rattler.RepoDataRecord, ...]) -> None:
+    """Writes the installed conda packages, their URLs and hashes, without passwords and tokens.
+
+    Pixi and ``rattler`` read the format (https://docs.rs/rattler_lock).
+    """
+    platform = LockPlatform(specification.configuration.subdir)
+    lock = rattler.LockFile([platform])
+    lock.set_channels("default", [LockChannel(public_url(url)) for url in specification.channels])
+    for record in records:
+        lock.add_conda_package("default", platform, record)
+    lock.to_path(file)
+    text = _URL.sub(lambda match: public_url(match[0]), file.read_text(encoding="utf-8"))
+    file.write_text(text, encoding="utf-8")
+
+
+def installed_by_pip(location: Path) -> frozenset[tuple[str, str]]:
+    """Returns the names and versions of an environment's Python packages that no conda package contains."""
+    conda = {file.name for file in (location / "conda-meta").glob("*.json")}
+    folders = [str(folder) for folder in (location / "lib").glob("python*/site-packages")]
+    found = set()
+    for distribution in distributions(path=folders):
+        installer = (distribution.read_text("INSTALLER") or "").strip()
+        name, version = distribution.metadata["Name"], distribution.version
+        if name and installer != "conda" and not any(file.startswith(f"{name}-{version}-") for file in conda):
+            found.add((str(name), str(version)))
+    return frozenset(found)
+
+
+def write_pip_lock(location: Path, packages: frozenset[tuple[str, str]]) -> None:
+    """Writes the versions of the pip section beside the environment, in the format of a requirements file."""
+    lines = sorted(f"{name}=={version}\n" for name, version in packages)
+    location.with_name(f"{location.name}.requirements.txt").write_text("".join(lines), encoding="utf-8")

@@ -1,1 +1,254 @@
-"""Virtual environments: their files, interpreters and installers."""
+"""Virtual environments: the specification of one, and the managers that build it with uv or with virtualenv and pip."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from prefect_mlprojects.environments.activation import activated_variables, own_environment
+from prefect_mlprojects.environments.building import Build, CachingManager, problems_error
+from prefect_mlprojects.environments.python.files import (
+    LockedPackage,
+    PythonSpec,
+    is_python_request,
+    read_conda_env,
+    read_lock,
+    read_python_env,
+    uv_lock_of,
+)
+from prefect_mlprojects.environments.python.installers import (
+    build_with_uv,
+    build_with_virtualenv,
+    download_python,
+    downloadable_version,
+    key_settings,
+)
+from prefect_mlprojects.environments.python.interpreters import (
+    Interpreter,
+    current_interpreter,
+    find_interpreter,
+    interpreter_allowed,
+    list_interpreters,
+)
+from prefect_mlprojects.environments.python.requirements import (
+    RequirementSet,
+    digest_metadata,
+    digest_package,
+    digest_text,
+    expand_requirements,
+)
+from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
+from prefect_mlprojects.spec.project import CondaEnvironment, Project, PythonEnvironment
+from prefect_mlprojects.types import StopSignal
+
+VenvManagerName: TypeAlias = Literal["uv", "virtualenv"]
+
+KEY_VERSION = "1"
+"""Part of every cache key; raised when the same specification is built differently than before."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The content of a project's environment files.
+
+    Attributes:
+        python: The requested Python, as ``find_interpreter`` takes it.
+        python_source: The file and line that request it, for messages.
+        build: The requirements that are installed first.
+        run: The requirements that are installed then.
+        locked: The local packages of a ``uv.lock``, which replaces the requirements; None without one.
+        source: The file, for people to read; None without one.
+        warnings: Warnings for users.
+    """
+
+    python: str | None
+    python_source: str
+    build: RequirementSet = field(default_factory=RequirementSet)
+    run: RequirementSet = field(default_factory=RequirementSet)
+    locked: tuple[LockedPackage, ...] | None = None
+    source: Path | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PythonSpecification:
+    """The environment specification of a virtual environment; `interpreter` is None if uv must download it first."""
+
+    manager: VenvManagerName
+    project: Project
+    contents: Contents
+    python_version: str
+    interpreter: Interpreter | None
+    key: str
+
+    @property
+    def sources(self) -> object:
+        """The text of the requirements files."""
+        return self.contents.build.text_inputs, self.contents.run.text_inputs
+
+    @property
+    def private(self) -> bool:
+        """Whether a requirement's or an index's URL holds a password."""
+        return self.contents.build.private or self.contents.run.private
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings for users."""
+        return self.contents.warnings
+
+    def describe(self, python_version: str | None) -> str:
+        """Describes the environment in a few words."""
+        contents = self.contents
+        count = contents.build.count + contents.run.count
+        if contents.locked is not None and contents.source is not None:
+            content = f"locked by {contents.source.name}"
+        else:
+            content = f"{count} requirement{'' if count == 1 else 's'}" if count else "nothing installed"
+            content += f" ({contents.source.name})" if contents.source is not None else ""
+        download = "; uv will download this Python" if self.interpreter is None and python_version is None else ""
+        return f"{self.manager}, Python {self.python_version}, {content}{download}"
+
+
+def read_contents(project: Project, manager: VenvManagerName) -> Contents | tuple[Problem, ...]:
+    """Reads a project's environment files."""
+    environment = project.environment
+    if isinstance(environment, PythonEnvironment):
+        spec = read_python_env(environment.file)
+    elif isinstance(environment, CondaEnvironment):
+        spec = read_conda_env(environment.file, manager)
+    else:
+        lock = uv_lock_of(project)
+        if lock is not None and manager == "uv":
+            return _locked_contents(project, lock)
+        warning = f"{manager} does not install from uv.lock; the environment stays empty. Use --env-manager uv."
+        spec = PythonSpec(warnings=(warning,) if lock is not None else ())
+    if isinstance(spec, tuple):
+        return spec
+    build = expand_requirements(spec.build_dependencies, spec.source, project.directory)
+    run = expand_requirements(spec.dependencies, spec.source, project.directory)
+    if isinstance(build, tuple) or isinstance(run, tuple):
+        return (*(build if isinstance(build, tuple) else ()), *(run if isinstance(run, tuple) else ()))
+    source = f"{spec.source}:{spec.python_line}" if spec.source is not None and spec.python_line else "the project"
+    return Contents(spec.python, source, build, run, source=spec.source, warnings=spec.warnings)
+
+
+def _locked_contents(project: Project, lock: Path) -> Contents | tuple[Problem, ...]:
+    found = read_lock(lock)
+    if isinstance(found, Problem):
+        return (found,)
+    python, source, packages = found[0], str(lock), found[1]
+    if python is not None and interpreter_allowed(python, current_interpreter().version):
+        python = None
+    try:
+        pinned = (project.directory / ".python-version").read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        pinned = []
+    if pinned and is_python_request(pinned[0]):
+        python, source = pinned[0], str(project.directory / ".python-version")
+    return Contents(python, source, locked=packages, source=lock)
+
+
+def read_specification(
+    project: Project, manager: VenvManagerName, environ: Mapping[str, str], cache: Path
+) -> PythonSpecification:
+    """Reads a project's environment files and finds its interpreter.
+
+    Raises:
+        EnvironmentBuildError: A file is missing or malformed, or no Python matches and uv can't download one.
+    """
+    contents = read_contents(project, manager)
+    if isinstance(contents, tuple):
+        raise problems_error(project, contents, manager)
+    interpreter = find_interpreter(contents.python, environ, _probes(cache))
+    if interpreter is not None:
+        version = interpreter.version
+    else:
+        assert contents.python is not None
+        downloadable = downloadable_version(contents.python, environ)
+        if downloadable is None:
+            raise EnvironmentBuildError(_no_python_message(contents, environ, cache), manager=manager)
+        version = downloadable
+    key = _key(manager, project, contents, version, environ)
+    return PythonSpecification(manager, project, contents, version, interpreter, key)
+
+
+def _probes(cache: Path) -> Path:
+    return cache / "interpreters.json"
+
+
+def _key(
+    manager: VenvManagerName, project: Project, contents: Contents, version: str, environ: Mapping[str, str]
+) -> str:
+    texts = [
+        *(KEY_VERSION, manager, f"cpython {version}", f"{sys.platform}-{platform.machine()}-{libc_family()}"),
+        *("build", *contents.build.key_inputs, "run", *contents.run.key_inputs),
+    ]
+    if contents.locked is not None and contents.source is not None:
+        texts.append(f"lock {contents.source.read_bytes().decode('utf-8', 'surrogateescape')}")
+        texts.append(f"project {digest_metadata(project.directory)}")
+        installed = (package for package in contents.locked if package.installed)
+        texts.extend(f"{package.name} {digest_package(package.path)}" for package in installed)
+    return digest_text([*texts, "settings", *key_settings(environ, manager, project.directory)])
+
+
+def libc_family() -> str:
+    """Returns the C library's name on Linux ("glibc"), for cache keys."""
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").split(" ")[0] if sys.platform == "linux" else ""
+    except (ValueError, OSError):
+        return "other"
+
+
+def _no_python_message(contents: Contents, environ: Mapping[str, str], cache: Path) -> str:
+    found = ", ".join(str(interpreter) for interpreter in list_interpreters(environ, _probes(cache)))
+    wanted = contents.python or ""
+    install = wanted if wanted[:1].isdigit() else f"'{wanted}'"
+    return (
+        f"There is no Python {wanted}, which {contents.python_source} asks for. Found: {found}. "
+        f"Install it with 'uv python install {install}' or 'pyenv install {install}', put it on PATH, or ask for "
+        "another version."
+    )
+
+
+@dataclass(frozen=True)
+class VirtualEnvironmentManager(CachingManager[PythonSpecification]):
+    """Builds virtual environments with uv, or with virtualenv and pip."""
+
+    name: VenvManagerName
+
+    def specify(self, project: Project, cache: Path) -> PythonSpecification:
+        """Implements ``CachingManager.specify``."""
+        return read_specification(project, self.name, os.environ, cache)
+
+    def activate(self, location: Path, report: Callable[[str], None], stop: StopSignal) -> Mapping[str, str]:  # noqa: ARG002
+        """Implements ``CachingManager.activate``."""
+        return activated_variables(os.environ, location, own_environment())
+
+    def build(self, build: Build, specification: PythonSpecification) -> str:
+        """Implements ``CachingManager.build``."""
+        interpreter = specification.interpreter or _download(build, specification)
+        install = build_with_uv if self.name == "uv" else build_with_virtualenv
+        install(build, specification, interpreter, self.activate(build.location, build.report, build.stop))
+        return specification.python_version
+
+
+def _download(build: Build, specification: PythonSpecification) -> Interpreter:
+    version = specification.python_version
+    build.report(f"Python {version} is not on this machine; uv downloads it")
+    result = download_python(version, os.environ, build.report, build.stop)
+    build.check_stop()
+    interpreter = find_interpreter(version, os.environ, _probes(build.cache))
+    if interpreter is None:
+        output = "\n".join(f"  {line}" for line in result.output_tail)
+        raise EnvironmentBuildError(
+            f"{_no_python_message(specification.contents, os.environ, build.cache)}\nuv could not download it "
+            f"(exit code {result.exit_code}). Last output:\n{output}",
+            manager=specification.manager,
+            output_tail=result.output_tail,
+        )
+    return interpreter

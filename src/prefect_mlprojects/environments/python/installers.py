@@ -1,8 +1,7 @@
-"""How the user has set up pip and uv: where packages come from, and what decides which of them are chosen.
+"""The installers uv, virtualenv and pip: the user's settings for them, and their steps of a build.
 
-A Python environment is made by uv where MLflow uses pip, and the result is to be the same. uv does not read pip's
-settings, so those that name indexes, proxies and certificates are handed to uv in its own words, unless the user has
-set uv up as well.
+uv builds environments where MLflow uses pip, with the same result. uv does not read pip's settings, so those for
+indexes, proxies and certificates are translated for uv, unless the user has configured uv as well.
 """
 
 from __future__ import annotations
@@ -11,101 +10,98 @@ import configparser
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process.run import ToolResult, run_tool
-from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.environments.python.requirements import digest_file
+from prefect_mlprojects.environments.building import Build
+from prefect_mlprojects.environments.cache import cache_errors
+from prefect_mlprojects.environments.python.files import read_toml, redact_urls
+from prefect_mlprojects.environments.python.interpreters import Interpreter
+from prefect_mlprojects.environments.python.requirements import RequirementSet, digest_file
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
-# Settings that would send an installation elsewhere than into the environment being built, or install something else.
+if TYPE_CHECKING:
+    from prefect_mlprojects.environments.python import PythonSpecification
+
+# Settings that would install something else, or into another folder than the environment.
 _MISLEADING = frozenset(
-    (
-        *(
-            "PIP_TARGET",
-            "PIP_PREFIX",
-            "PIP_ROOT",
-            "PIP_USER",
-            "PIP_PYTHON",
-            "PIP_DRY_RUN",
-            "PIP_REQUIREMENT",
-            "PIP_EDITABLE",
-        ),
-        *(
-            "UV_SYSTEM_PYTHON",
-            "UV_PYTHON",
-            "UV_PROJECT",
-            "UV_PROJECT_ENVIRONMENT",
-            "UV_WORKING_DIR",
-            "UV_WORKING_DIRECTORY",
-        ),
-        *("UV_TARGET", "UV_PREFIX", "UV_NO_SYNC", "UV_FROZEN", "UV_LOCKED", "UV_ISOLATED", "UV_DRY_RUN", "UV_ENV_FILE"),
-        *("UV_VENV_SEED", "UV_VENV_CLEAR", "UV_VENV_RELOCATABLE", "UV_NO_EDITABLE"),
-        *("VIRTUALENV_PYTHON", "VIRTUALENV_SYSTEM_SITE_PACKAGES", "VIRTUALENV_CLEAR"),
-    )
+    [
+        "PIP_TARGET",
+        "PIP_PREFIX",
+        "PIP_ROOT",
+        "PIP_USER",
+        "PIP_PYTHON",
+        "PIP_DRY_RUN",
+        "PIP_REQUIREMENT",
+        "PIP_EDITABLE",
+        "UV_SYSTEM_PYTHON",
+        "UV_PYTHON",
+        "UV_PROJECT",
+        "UV_PROJECT_ENVIRONMENT",
+        "UV_WORKING_DIR",
+        "UV_WORKING_DIRECTORY",
+        "UV_TARGET",
+        "UV_PREFIX",
+        "UV_NO_SYNC",
+        "UV_FROZEN",
+        "UV_LOCKED",
+        "UV_ISOLATED",
+        "UV_DRY_RUN",
+        "UV_ENV_FILE",
+        "UV_VENV_SEED",
+        "UV_VENV_CLEAR",
+        "UV_VENV_RELOCATABLE",
+        "UV_NO_EDITABLE",
+        "VIRTUALENV_PYTHON",
+        "VIRTUALENV_SYSTEM_SITE_PACKAGES",
+        "VIRTUALENV_CLEAR",
+    ]
 )
 
-# Settings that decide which packages are chosen or how they are built, so they are part of an environment's key.
-# Addresses of indexes are not: they hold passwords, and an index's mirror has the same packages.
-_DECIDING = (
+# Settings that determine which packages are chosen or how they are built, and so belong to the cache key. Addresses of
+# indexes don't: they hold passwords, and a mirror has the same packages.
+_KEY_SETTINGS = (
     *("PIP_PRE", "PIP_NO_BINARY", "PIP_ONLY_BINARY", "PIP_NO_DEPS", "PIP_NO_BUILD_ISOLATION"),
-    *(
-        "UV_PRERELEASE",
-        "UV_RESOLUTION",
-        "UV_EXCLUDE_NEWER",
-        "UV_NO_BINARY",
-        "UV_NO_BUILD",
-        "UV_NO_SOURCES",
-        "UV_TORCH_BACKEND",
-    ),
+    *("UV_PRERELEASE", "UV_RESOLUTION", "UV_EXCLUDE_NEWER", "UV_NO_BINARY"),
+    *("UV_NO_BUILD", "UV_NO_SOURCES", "UV_TORCH_BACKEND"),
 )
-_DECIDING_FILES = ("PIP_CONSTRAINT", "UV_CONSTRAINT", "UV_OVERRIDE")
-
-_UV_INDEX_SETTINGS = (
+_KEY_FILES = ("PIP_CONSTRAINT", "UV_CONSTRAINT", "UV_OVERRIDE")
+_UV_INDEX_SETTINGS = [
     "UV_DEFAULT_INDEX",
     "UV_INDEX",
     "UV_INDEX_URL",
     "UV_EXTRA_INDEX_URL",
     "UV_FIND_LINKS",
     "UV_CONFIG_FILE",
-)
+]
 
 
 def build_variables(environ: Mapping[str, str], activated: Mapping[str, str]) -> dict[str, str]:
-    """The variables of an installer: the environment being built as activated, and the user's settings that fit.
-
-    Returns:
-        The whole environment of the installer.
-    """
+    """Returns an installer's variables: those of the activated environment with the user's settings that apply."""
     variables = {name: value for name, value in activated.items() if name not in _MISLEADING}
-    # There is nobody to answer a question: not pip's, nor git's for a password.
+    # Nobody can answer a question: not pip's, nor git's for a password.
     variables.setdefault("GIT_TERMINAL_PROMPT", "0")
-    variables["PIP_NO_INPUT"] = "1"
-    variables["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
-    variables["PYTHONUNBUFFERED"] = "1"
-    for name, value in uv_settings_from_pip(environ).items():
-        variables.setdefault(name, value)
-    return variables
+    variables |= {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+    return uv_settings_from_pip(environ) | variables
 
 
 def uv_arguments(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Options for uv that stand for pip's settings which uv knows no variable for."""
-    return (
-        ("--no-index",) if _is_true(_pip_settings(environ).get("no-index", "")) and not _has_uv_indexes(environ) else ()
-    )
+    """Returns uv's options for those of pip's settings that no variable of uv expresses."""
+    no_index = _is_true(_pip_settings(environ).get("no-index", "")) and not _has_uv_indexes(environ)
+    return ("--no-index",) if no_index else ()
 
 
 def uv_settings_from_pip(environ: Mapping[str, str]) -> dict[str, str]:
-    """Pip's settings, from its variables and files, in uv's words.
+    """Translates pip's settings, from its variables and files, to variables of uv.
 
-    With more than one index uv is told to choose versions as pip does, the best of all indexes, instead of from the
-    first index that has the package.
-
-    Returns:
-        Variables for uv. Indexes are left out when the user has named some to uv.
+    With several indexes uv chooses versions as pip does, the best of all indexes instead of the first index that has
+    the package. Indexes are omitted if the user has configured some for uv.
     """
     pip = _pip_settings(environ)
     found: dict[str, str] = {}
@@ -125,51 +121,36 @@ def uv_settings_from_pip(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def deciding_settings(environ: Mapping[str, str], manager: str, project: Path) -> tuple[str, ...]:
-    """What of the user's settings decides an environment's content, for its key.
-
-    Returns:
-        Texts to hash.
-    """
-    facts = [f"{name}={environ[name]}" for name in _DECIDING if environ.get(name)]
-    for name in _DECIDING_FILES:
-        facts.extend(f"{name} {digest_file(Path(file))}" for file in environ.get(name, "").split())
-    if manager == "uv":
-        configuration = uv_configuration(project)
-        if configuration is not None:
-            facts.append(f"uv configuration {digest_file(configuration)}")
-    return tuple(facts)
+def key_settings(environ: Mapping[str, str], manager: str, project: Path) -> tuple[str, ...]:
+    """Returns the user's settings that belong to the cache key."""
+    texts = [f"{name}={environ[name]}" for name in _KEY_SETTINGS if environ.get(name)]
+    for name in _KEY_FILES:
+        texts.extend(f"{name} {digest_file(Path(file))}" for file in environ.get(name, "").split())
+    if manager == "uv" and (configuration := uv_configuration(project)) is not None:
+        texts.append(f"uv configuration {digest_file(configuration)}")
+    return tuple(texts)
 
 
 def uv_configuration(directory: Path) -> Path | None:
-    """The configuration file that uv reads when it works in a folder.
+    """Returns the nearest ``uv.toml``, or ``pyproject.toml`` with a ``[tool.uv]`` table, in a folder or above it.
 
-    See https://docs.astral.sh/uv/concepts/configuration-files/.
-
-    Args:
-        directory: The folder, absolute.
-
-    Returns:
-        The nearest ``uv.toml``, or ``pyproject.toml`` with a ``[tool.uv]`` table, there or above; None when there is
-        none.
+    This is the file that uv reads: https://docs.astral.sh/uv/concepts/configuration-files/.
     """
     for folder in (directory, *directory.parents):
         if (folder / "uv.toml").is_file():
             return folder / "uv.toml"
-        try:
-            if b"[tool.uv" in (folder / "pyproject.toml").read_bytes():
+        if (folder / "pyproject.toml").is_file():
+            document = read_toml(folder / "pyproject.toml")
+            tools = document.get("tool") if isinstance(document, dict) else None
+            if isinstance(tools, dict) and "uv" in tools:
                 return folder / "pyproject.toml"
-        except OSError:
-            continue
     return None
 
 
 def _has_uv_indexes(environ: Mapping[str, str]) -> bool:
-    if any(environ.get(name) for name in _UV_INDEX_SETTINGS):
-        return True
-    home = _user_configuration(environ)
-    return any(
-        path.is_file() for path in (home / "uv" / "uv.toml", Path("/etc/uv/uv.toml"), Path("/etc/xdg/uv/uv.toml"))
+    folders = (_user_configuration(environ), Path("/etc"), Path("/etc/xdg"))
+    return any(environ.get(name) for name in _UV_INDEX_SETTINGS) or any(
+        (folder / "uv" / "uv.toml").is_file() for folder in folders
     )
 
 
@@ -178,30 +159,21 @@ def _user_configuration(environ: Mapping[str, str]) -> Path:
 
 
 def _pip_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """Pip's settings, from its files and variables; see https://pip.pypa.io/en/stable/topics/configuration/."""
-    settings: dict[str, str] = {}
+    """Returns pip's settings from its files and variables; see https://pip.pypa.io/en/stable/topics/configuration/."""
+    found: dict[str, str] = {}
     named = environ.get("PIP_CONFIG_FILE")
     if named != os.devnull:
         home = Path(environ.get("HOME") or "~").expanduser()
+        shared = filter(None, environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":"))
         files = [
-            *(
-                Path(folder) / "pip" / "pip.conf"
-                for folder in environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":")
-                if folder
-            ),
+            *(Path(folder) / "pip" / "pip.conf" for folder in shared),
             *(Path("/etc/pip.conf"), home / ".pip" / "pip.conf", home / "Library/Application Support/pip/pip.conf"),
             *(_user_configuration(environ) / "pip" / "pip.conf", *((Path(named),) if named else ())),
         ]
         for file in files:
-            settings.update(_read_pip_file(file))
-    settings.update(
-        {
-            name[4:].lower().replace("_", "-"): value
-            for name, value in environ.items()
-            if name.startswith("PIP_") and value
-        }
-    )
-    return settings
+            found.update(_read_pip_file(file))
+    variables = {name: value for name, value in environ.items() if name.startswith("PIP_") and value}
+    return found | {name[4:].lower().replace("_", "-"): value for name, value in variables.items()}
 
 
 def _read_pip_file(file: Path) -> dict[str, str]:
@@ -209,13 +181,10 @@ def _read_pip_file(file: Path) -> dict[str, str]:
     try:
         parser.read(file, encoding="utf-8")
     except (OSError, configparser.Error, UnicodeDecodeError):
-        # pip itself will complain of it; uv does not read it.
+        # pip itself will report it; uv does not read it.
         return {}
-    values: dict[str, str] = {}
-    for section in ("global", "install"):
-        if parser.has_section(section):
-            values.update({name.replace("_", "-"): value for name, value in parser.items(section)})
-    return values
+    sections = [section for section in ("global", "install") if parser.has_section(section)]
+    return {name.replace("_", "-"): value for section in sections for name, value in parser.items(section)}
 
 
 def _is_true(text: str) -> bool:
@@ -223,17 +192,13 @@ def _is_true(text: str) -> bool:
 
 
 def _is_usable_link(link: str) -> bool:
-    """Whether uv takes a ``find-links`` value; unlike pip, it fails on a folder that is not there."""
+    """Returns whether uv accepts a ``find-links`` value; unlike pip, it fails on a missing folder."""
     scheme = urlsplit(link).scheme
     return Path(urlsplit(link).path).exists() if scheme in ("", "file") else True
 
 
 def uv_executable() -> str:
-    """The path of the ``uv`` program that comes with the ``uv`` package, or else of one on PATH.
-
-    Raises:
-        EnvironmentBuildError: There is none.
-    """
+    """Returns the path of the ``uv`` package's program, or else of one on PATH; raises an `EnvironmentBuildError`."""
     from uv import find_uv_bin
 
     try:
@@ -250,43 +215,140 @@ def uv_executable() -> str:
 
 
 def downloadable_version(request: str, environ: Mapping[str, str]) -> str | None:
-    """The newest version of a Python that uv knows how to download; uv's list is built in, so no network is asked.
+    """Returns the newest version of a Python that uv can download, from uv's built-in list; needs no network.
 
-    Returns:
-        The version, or None when uv knows none or the user has forbidden downloads (``UV_PYTHON_DOWNLOADS=never``).
+    None if uv has no match or the user has forbidden downloads (``UV_PYTHON_DOWNLOADS=never``).
     """
     if environ.get("UV_PYTHON_DOWNLOADS") == "never" or environ.get("UV_NO_PYTHON_DOWNLOADS"):
         return None
     lines: list[str] = []
     command = [uv_executable(), "python", "list", "--only-downloads", "--offline", "--output-format", "json", request]
     result = run_tool(command, cwd=None, env=build_variables(environ, environ), report=lines.append, stop=StopSignal())
-    if result.exit_code != 0:
-        return None
     # Warnings come on stderr, which shares the lines.
     document = next((line for line in lines if line.startswith("[")), "[]")
     try:
-        offers = json.loads(document)
+        offers = json.loads(document) if result.exit_code == 0 else []
     except ValueError:
         return None
     versions = [
-        offer["version_parts"]
+        tuple(offer["version_parts"][part] for part in ("major", "minor", "patch"))
         for offer in offers
         if offer.get("implementation") == "cpython" and offer.get("variant", "default") == "default"
     ]
-    newest = max(((v["major"], v["minor"], v["patch"]) for v in versions), default=None)
-    return None if newest is None else "{}.{}.{}".format(*newest)
+    return "{}.{}.{}".format(*max(versions)) if versions else None
 
 
 def download_python(
     version: str, environ: Mapping[str, str], report: Callable[[str], None], stop: StopSignal
 ) -> ToolResult:
-    """Lets uv download a Python into the folder where it keeps them.
-
-    Returns:
-        How uv ended.
-    """
-    variables = build_variables(environ, environ)
-    # uv would put a link to it into ~/.local/bin, which is not asked for.
-    variables["UV_PYTHON_INSTALL_BIN"] = "0"
+    """Makes uv download a Python into the folder where it keeps them."""
+    # By default uv would put a link to it into ~/.local/bin.
+    variables = build_variables(environ, environ) | {"UV_PYTHON_INSTALL_BIN": "0"}
     command = [uv_executable(), "python", "install", "--color", "never", version]
-    return run_tool(command, cwd=None, env=variables, report=lambda line: report(redact(line)), stop=stop)
+    result = run_tool(command, cwd=None, env=variables, report=lambda line: report(redact_urls(line)), stop=stop)
+    return ToolResult(result.exit_code, tuple(map(redact_urls, result.output_tail)))
+
+
+def run_step(build: Build, step: str, command: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Runs an installer in the project's folder, where it finds the project's settings and packages.
+
+    Raises:
+        EnvironmentBuildError: It failed at the `step` ("installing the dependencies"), or was stopped.
+    """
+    build.check_stop()
+    folder, report = build.project.directory, build.report
+    try:
+        result = run_tool(
+            command, cwd=folder, env=variables, report=lambda line: report(redact_urls(line)), stop=build.stop
+        )
+    except OSError as error:
+        cause = f"{command[0]} could not be started in {folder}: {error.strerror or error}"
+        raise build.failure(cause) from error
+    build.check_stop()
+    if result.exit_code != 0:
+        cause = f"{build.manager} failed {step} (exit code {result.exit_code})."
+        raise build.failure(cause, tuple(map(redact_urls, result.output_tail)))
+
+
+def build_with_uv(
+    build: Build, specification: PythonSpecification, interpreter: Interpreter, activated: Mapping[str, str]
+) -> None:
+    """Builds an environment with uv."""
+    contents, python = specification.contents, str(interpreter.path)
+    variables = build_variables(os.environ, activated)
+    if contents.locked is not None:
+        command = [uv_executable(), "sync", "--color", "never", "--frozen", "--no-dev", "--no-editable"]
+        for package in contents.locked:
+            if package.installed and package.path.is_dir():
+                command += ["--reinstall-package", package.name]
+        command += ["--no-python-downloads", *uv_arguments(os.environ), "--python", python]
+        sync_variables = {**variables, "UV_PROJECT_ENVIRONMENT": str(build.location)}
+        del sync_variables["VIRTUAL_ENV"]  # uv would warn that it is not the project's .venv
+        run_step(build, "installing what uv.lock says", command, sync_variables)
+        _seed(build, interpreter.version, variables)
+        return
+    command = [uv_executable(), "venv", "--quiet", "--color", "never", "--no-project", "--no-python-downloads"]
+    run_step(build, "creating it", [*command, "--python", python, str(build.location)], variables)
+    _seed(build, interpreter.version, variables)
+    install_with_uv(build, "build_dependencies", contents.build, activated)
+    install_with_uv(build, "dependencies", contents.run, activated)
+
+
+def build_with_virtualenv(
+    build: Build, specification: PythonSpecification, interpreter: Interpreter, activated: Mapping[str, str]
+) -> None:
+    """Builds an environment with virtualenv and pip."""
+    contents = specification.contents
+    # virtualenv is installed with this package, so it runs with our own interpreter and variables.
+    command = [sys.executable, "-m", "virtualenv", "--no-periodic-update", "--python", str(interpreter.path)]
+    run_step(build, "creating it", [*command, str(build.location)], build_variables(os.environ, os.environ))
+    installer = [_python(build), "-m", "pip", "install", "--progress-bar", "off"]
+    _install(build, "build_dependencies", contents.build, installer, activated)
+    _install(build, "dependencies", contents.run, installer, activated)
+
+
+def install_with_uv(build: Build, name: str, requirements: RequirementSet, activated: Mapping[str, str]) -> None:
+    """Installs requirements with uv."""
+    installer = [uv_executable(), "pip", "install", "--color", "never", "--python", _python(build)]
+    # uv reuses the wheel of a local folder until its pyproject.toml, setup.py or setup.cfg changes.
+    names = [package.name for package in requirements.local_packages if not package.editable]
+    rebuilt = (
+        ["--reinstall"] if None in names else [text for name in names for text in ("--reinstall-package", name or "")]
+    )
+    _install(build, name, requirements, [*installer, *uv_arguments(os.environ), *rebuilt], activated)
+
+
+def _python(build: Build) -> str:
+    return str(build.location / "bin" / "python")
+
+
+def _install(
+    build: Build, name: str, requirements: RequirementSet, installer: list[str], activated: Mapping[str, str]
+) -> None:
+    if not requirements.lines and not requirements.arguments:
+        return
+    arguments = list(requirements.arguments)
+    if requirements.lines:
+        file = build.location / f"{name}.txt"
+        with cache_errors(build.cache, build.manager):
+            # A requirement's URL, or an index's, may hold a password.
+            write_private(file, "".join(f"{line}\n" for line in requirements.lines))
+        arguments += ["-r", str(file)]
+    step = f"installing the {name.replace('_', ' ')}"
+    run_step(build, step, [*installer, *arguments], build_variables(os.environ, activated))
+
+
+def _seed(build: Build, python_version: str, variables: Mapping[str, str]) -> None:
+    """Installs pip (and for old Pythons setuptools), as MLflow's environments have it, from virtualenv's wheels.
+
+    Without a pip of its own, ``pip install`` in a project's command would find another environment's.
+    """
+    from virtualenv.seed.wheels.embed import get_embed_wheel
+
+    minor = tuple(int(number) for number in python_version.split(".")[:2])
+    names = ("pip",) if minor >= (3, 12) else ("pip", "setuptools")
+    wheels = [get_embed_wheel(name, f"{minor[0]}.{minor[1]}") for name in names]
+    paths = [str(wheel.path) for wheel in wheels if wheel is not None]
+    if paths:
+        command = [uv_executable(), "pip", "install", "--quiet", "--color", "never", "--no-index", "--no-deps"]
+        run_step(build, "installing pip", [*command, "--python", _python(build), *paths], variables)

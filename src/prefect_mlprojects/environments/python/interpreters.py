@@ -1,8 +1,8 @@
-"""Finds the Python interpreters of this machine: on PATH, pyenv's and uv's; cheaply, since it happens in every run.
+"""Finds the Python interpreters on PATH, pyenv's and uv's; cheaply, since every run does it.
 
-pyenv and uv name a Python's folder after its version. An interpreter on PATH is run once to ask it, and the answer is
-remembered with the file's size and time of change. Scripts, such as the shims of pyenv and asdf, are passed over: they
-may run anything.
+pyenv and uv name a Python's folder after its version. An interpreter on PATH is run once to get its version, which is
+cached with the file's size and modification time. Scripts, such as the shims of pyenv and asdf, are skipped: they may
+run anything.
 """
 
 from __future__ import annotations
@@ -12,19 +12,23 @@ import os
 import platform
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from prefect_mlprojects._support.files import write_atomically
+from prefect_mlprojects._support.process.run import run_tool
+from prefect_mlprojects.types import StopSignal
 
 InterpreterSource: TypeAlias = Literal["current", "PATH", "pyenv", "uv"]
 
+# The most specific name first, so that messages say python3.11 rather than python.
 _EXECUTABLE_NAMES = (*(f"python3.{minor}" for minor in range(6, 25)), "python3", "python")
-_PYENV_NAME = re.compile(r"^\d+\.\d+\.\d+$")
-_UV_NAME = re.compile(r"^cpython-(?P<version>\d+\.\d+\.\d+)-(?P<system>[^-]+)-(?P<machine>[^-]+)-")
+_EXACT_VERSION = re.compile(r"^\d+\.\d+\.\d+$")
 _PREFIX_REQUEST = re.compile(r"^\d+(\.\d+)?$")
+_UV_NAME = re.compile(r"^cpython-(?P<version>\d+\.\d+\.\d+)-(?P<system>[^-]+)-(?P<machine>[^-]+)-")
 _PROBE = (
     "import json, platform, sys; print(json.dumps([platform.python_implementation(), '%d.%d.%d' % sys.version_info[:3],"
     " sys.prefix == getattr(sys, 'base_prefix', sys.prefix), 't' in getattr(sys, 'abiflags', '')]))"
@@ -34,13 +38,7 @@ _PROBE_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python interpreter that environments can be made from.
-
-    Attributes:
-        path: The executable.
-        version: Its version, "3.11.7".
-        source: Where it was found.
-    """
+    """A Python interpreter that environments can be made from, with its version ("3.11.7") and where it was found."""
 
     path: Path
     version: str
@@ -51,68 +49,38 @@ class Interpreter:
 
 
 def current_interpreter() -> Interpreter:
-    """The interpreter that runs this process; inside a virtual environment, the one that environment was made from."""
+    """Returns the interpreter of this process; of a virtual environment, the one that it was made from."""
     # sys._base_executable would say it, but in Python 3.10 it names the environment's own.
     path = _base_of_environment(Path(sys.executable)) if sys.executable else Path(sys.base_prefix, "bin", "python3")
     return Interpreter(path, "{}.{}.{}".format(*sys.version_info[:3]), "current")
 
 
 def find_interpreter(request: str | None, environ: Mapping[str, str], probes: Path) -> Interpreter | None:
-    """Finds the newest interpreter that a request allows.
+    """Finds the newest interpreter that a request allows; of equal versions the first in `list_interpreters`.
 
-    Args:
-        request: "3.11.7" for exactly that, "3.11" for the newest 3.11, a PEP 440 range, or None for the running one.
-        environ: The environment variables: ``PATH``, ``PYENV_ROOT``, ``UV_PYTHON_INSTALL_DIR`` …
-        probes: The file that remembers what interpreters on PATH answered; written when it can be.
-
-    Returns:
-        The interpreter, of several equal ones the first in the order running, PATH, pyenv, uv; None when there is none.
+    `request` is "3.11.7" for exactly that, "3.11" for the newest 3.11, a PEP 440 range, or None for the running one.
+    `probes` caches the versions of interpreters on PATH; it is written if possible.
     """
     current = current_interpreter()
-    if request is None:
+    if request in (None, current.version):
         return current
-    if interpreter_allowed(request, current.version) and _is_exact(request):
-        return current
-    best: Interpreter | None = None
-    for interpreter in list_interpreters(environ, probes):
-        newer = best is None or _sort_key(interpreter.version) > _sort_key(best.version)
-        if newer and interpreter_allowed(request, interpreter.version):
-            best = interpreter
-    return best
+    assert request is not None
+    allowed = [each for each in list_interpreters(environ, probes) if interpreter_allowed(request, each.version)]
+    return max(allowed, key=lambda each: [int(number) for number in each.version.split(".")], default=None)
 
 
 def list_interpreters(environ: Mapping[str, str], probes: Path) -> tuple[Interpreter, ...]:
-    """Lists the interpreters of this machine.
-
-    Args:
-        environ: The environment variables: ``PATH``, ``PYENV_ROOT``, ``UV_PYTHON_INSTALL_DIR`` …
-        probes: The file that remembers what interpreters on PATH answered; written when it can be.
-
-    Returns:
-        Every interpreter once, in the order running, PATH, pyenv, uv.
-    """
+    """Returns each interpreter of this machine once: the running one, those on PATH, pyenv's, uv's."""
     found: dict[str, Interpreter] = {}
-    for interpreter in (
-        current_interpreter(),
-        *_on_path(environ, _Probes(probes)),
-        *_of_pyenv(environ),
-        *_of_uv(environ),
-    ):
+    on_path = _on_path(environ, _Probes(probes))
+    for interpreter in (current_interpreter(), *on_path, *_of_pyenv(environ), *_of_uv(environ)):
         found.setdefault(os.path.realpath(interpreter.path), interpreter)
     return tuple(found.values())
 
 
-def _is_exact(request: str) -> bool:
-    return re.fullmatch(r"\d+\.\d+\.\d+", request) is not None
-
-
-def _sort_key(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
-
-
 def interpreter_allowed(request: str, version: str) -> bool:
-    """Whether a Python is one that a request allows."""
-    if _is_exact(request):
+    """Returns whether a request allows a Python version."""
+    if _EXACT_VERSION.match(request):
         return version == request
     if _PREFIX_REQUEST.match(request):
         return version.startswith(request + ".")
@@ -125,25 +93,21 @@ def _of_pyenv(environ: Mapping[str, str]) -> Iterator[Interpreter]:
     root = Path(environ.get("PYENV_ROOT") or "~/.pyenv").expanduser()
     for folder in _folders(root / "versions"):
         executable = folder / "bin" / "python"
-        if _PYENV_NAME.match(folder.name) and executable.exists():
+        if _EXACT_VERSION.match(folder.name) and executable.exists():
             yield Interpreter(executable, folder.name, "pyenv")
 
 
 def _of_uv(environ: Mapping[str, str]) -> Iterator[Interpreter]:
+    machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
     for folder in _folders(uv_python_directory(environ)):
         match = _UV_NAME.match(folder.name)
         executable = folder / "bin" / "python3"
-        if match and match["machine"] == _uv_machine() and executable.exists():
+        if match and match["machine"] == machine and executable.exists():
             yield Interpreter(executable, match["version"], "uv")
 
 
-def _uv_machine() -> str:
-    machine = platform.machine()
-    return {"arm64": "aarch64", "AMD64": "x86_64"}.get(machine, machine)
-
-
 def uv_python_directory(environ: Mapping[str, str]) -> Path:
-    """Where uv keeps the Pythons it downloads (https://docs.astral.sh/uv/reference/storage/)."""
+    """Returns the folder of the Pythons that uv downloads (https://docs.astral.sh/uv/reference/storage/)."""
     if configured := environ.get("UV_PYTHON_INSTALL_DIR"):
         return Path(configured).expanduser()
     return Path(environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "uv" / "python"
@@ -158,8 +122,9 @@ def _folders(parent: Path) -> list[Path]:
 
 def _on_path(environ: Mapping[str, str], probes: _Probes) -> Iterator[Interpreter]:
     seen: set[str] = set()
-    for folder in (environ.get("PATH") or os.defpath).split(os.pathsep):
-        for executable in _executables(Path(folder)) if folder else ():
+    for folder in filter(None, (environ.get("PATH") or os.defpath).split(os.pathsep)):
+        # Testing each name is faster than listing a folder such as /usr/bin.
+        for executable in (Path(folder, name) for name in _EXECUTABLE_NAMES if os.access(Path(folder, name), os.X_OK)):
             base = _base_of_environment(executable)
             resolved = os.path.realpath(base)
             if resolved in seen:
@@ -171,20 +136,14 @@ def _on_path(environ: Mapping[str, str], probes: _Probes) -> Iterator[Interprete
     probes.save()
 
 
-def _executables(folder: Path) -> list[Path]:
-    # The most telling name first, so that messages say python3.11 rather than python. Asking for each name is quicker
-    # than listing a folder such as /usr/bin.
-    return [folder / name for name in _EXECUTABLE_NAMES if os.access(folder / name, os.X_OK)]
-
-
 def _base_of_environment(executable: Path) -> Path:
-    """The interpreter that a virtual environment's Python was made from; another Python itself."""
+    """Returns the interpreter that a virtual environment's Python was made from; any other Python itself."""
     try:
         text = (executable.parent.parent / "pyvenv.cfg").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return executable
-    settings = dict(line.partition("=")[::2] for line in text.splitlines())
-    values = {key.strip(): value.strip() for key, value in settings.items()}
+    pairs = (line.partition("=")[::2] for line in text.splitlines())
+    values = {key.strip(): value.strip() for key, value in pairs}
     home, version = values.get("home"), values.get("version_info") or values.get("version") or ""
     if not home:
         return executable
@@ -193,21 +152,19 @@ def _base_of_environment(executable: Path) -> Path:
 
 
 class _Probes:
-    """What interpreters answered when they were asked for their version, remembered in a file."""
+    """The versions that interpreters reported, cached in a file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._changed = False
-        self._answers: dict[str, Any] = {}
         try:
             answers = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return
-        if isinstance(answers, dict):
-            self._answers = answers
+            answers = {}
+        self._answers: dict[str, Any] = answers if isinstance(answers, dict) else {}
 
     def version(self, path: Path, resolved: str) -> str | None:
-        """The version of a CPython that environments can be made from; None for anything else."""
+        """Returns the version of a CPython that environments can be made from; None for anything else."""
         try:
             status = Path(resolved).stat()
         except OSError:
@@ -215,13 +172,13 @@ class _Probes:
         stamp = f"{status.st_size}@{status.st_mtime_ns}"
         answer = self._answers.get(resolved)
         if not (isinstance(answer, list) and len(answer) == 2 and answer[0] == stamp):
-            answer = [stamp, None if _is_script(resolved) else _ask(path)]
+            answer = [stamp, None if _is_script(resolved) else _probe(path)]
             self._answers[resolved] = answer
             self._changed = True
         return answer[1] if isinstance(answer[1], str) else None
 
     def save(self) -> None:
-        """Writes what was learnt; a folder that can't be written only means asking again."""
+        """Writes new answers; without write permission the interpreters are run again the next time."""
         if self._changed:
             try:
                 write_atomically(self._file, json.dumps(self._answers, indent=1, sort_keys=True))
@@ -237,21 +194,16 @@ def _is_script(path: str) -> bool:
         return True
 
 
-def _ask(path: Path) -> str | None:
-    import threading
-
-    from prefect_mlprojects._support.process.run import run_tool
-    from prefect_mlprojects.types import StopSignal
-
+def _probe(path: Path) -> str | None:
     lines: list[str] = []
     stop = StopSignal()
     timer = threading.Timer(_PROBE_SECONDS, stop.request, ["the interpreter does not answer"])
     timer.daemon = True
     timer.start()
+    command = [str(path), "-I", "-S", "-c", _PROBE]
+    environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "__PYVENV_LAUNCHER__")}
     try:
-        result = run_tool(
-            [str(path), "-I", "-S", "-c", _PROBE], cwd=None, env=_probe_variables(), report=lines.append, stop=stop
-        )
+        result = run_tool(command, cwd=None, env=environ, report=lines.append, stop=stop)
     except OSError:
         return None
     finally:
@@ -263,7 +215,3 @@ def _ask(path: Path) -> str | None:
     except ValueError:
         return None
     return str(version) if implementation == "CPython" and is_base and not free_threaded else None
-
-
-def _probe_variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "__PYVENV_LAUNCHER__")}

@@ -54,7 +54,7 @@ def test_the_solution_is_written_beside_the_environment(workshop: Any, conda: An
     channel.add("data", "3.1", conda.Content.of({"share/data.txt": "42"}), noarch="generic")
     project = workshop.project({"conda.yaml": conda.yaml([channel, pythons], "python", "data")})
     environment = workshop.prepare(project, "conda")
-    lock = Path(environment.facts["lock"])
+    lock = environment.lock_file
     assert lock.parent == environment.plan.location.parent
     text = lock.read_text()
     assert f"{channel.folder}/noarch/data-3.1-0.conda" in text

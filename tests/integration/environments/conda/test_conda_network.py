@@ -6,12 +6,15 @@ import base64
 import functools
 import http.server
 import json
+import logging
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.environments.exposure import exposed_files
 
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
@@ -82,7 +85,7 @@ def test_a_channel_with_a_password_in_its_url(workshop: Any, conda: Any, server:
     server.password = "user:geheim"
     project = workshop.project({"conda.yaml": conda.yaml([f"http://user:geheim@{server.place}/channel"], "data")})
     environment = workshop.prepare(project, "conda")
-    lock = Path(environment.facts["lock"]).read_text()
+    lock = environment.lock_file.read_text()
     assert f"http://{server.place}/channel/noarch/data-1.0-0.conda" in lock
     assert "geheim" not in lock + "".join(workshop.lines)
     assert any(line.startswith("Downloading data") for line in workshop.lines)
@@ -99,11 +102,29 @@ def test_a_token_in_the_url(workshop: Any, conda: Any, server: ChannelServer) ->
     server.token = "tk-1234"
     project = workshop.project({"conda.yaml": conda.yaml([f"http://{server.place}/t/tk-1234/channel"], "data")})
     environment = workshop.prepare(project, "conda")
-    lock = Path(environment.facts["lock"]).read_text()
+    lock = environment.lock_file.read_text()
     assert f"http://{server.place}/channel/noarch/data-1.0-0.conda" in lock
     assert "tk-1234" not in lock + "".join(workshop.lines)
     kept = [file for file in workshop.cache.rglob("*") if file.is_file() and b"tk-1234" in file.read_bytes()]
     assert kept == []
+
+
+def test_a_token_that_stays_in_the_url_is_private(
+    workshop: Any, conda: Any, server: ChannelServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.token = "api/t/m4rker"
+    url = f"http://{server.place}/t/api/t/m4rker/channel"
+    project = workshop.project({"conda.yaml": conda.yaml([url], f"'{url}::data'")})
+    environment = workshop.prepare(project, "conda")
+    assert exposed_files(workshop.cache, "m4rker") == []
+    assert environment.plan.location.parent.stat().st_mode & 0o077 == 0
+    assert any(line.startswith("Solving for http") for line in workshop.lines)
+    server.token = "other"
+    with pytest.raises(EnvironmentBuildError) as caught:
+        workshop.prepare(project, "conda", rebuild=True)
+    shown = [*workshop.lines, *traceback.format_exception(caught.value), caplog.text, repr(environment.plan)]
+    assert "m4rker" not in "\n".join(shown)
 
 
 def test_credentials_from_rattlers_file(

@@ -12,7 +12,7 @@ from prefect_mlprojects.backends.configuration import dump_config
 from prefect_mlprojects.backends.contract import BackendRequest, Command, Prepared, RunIdentity
 from prefect_mlprojects.backends.local.backend import LocalBackend
 from prefect_mlprojects.backends.outcome import Outcome, explain_exit
-from prefect_mlprojects.environments.base import EnvironmentPlan, PreparedEnvironment
+from prefect_mlprojects.environments import EnvironmentPlan, PreparedEnvironment
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.spec import check_parameters, find_entry_point, load_project

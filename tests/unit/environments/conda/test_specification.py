@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from prefect_mlprojects.environments.activation import conda_variables
-from prefect_mlprojects.environments.conda.specification import (
+from prefect_mlprojects.environments.conda import (
     CondaFile,
     check_conda_environment,
-    make_conda_recipe,
     read_conda_file,
+    read_specification,
 )
 from prefect_mlprojects.environments.python.files import RequirementEntry
 from prefect_mlprojects.exceptions import EnvironmentBuildError
@@ -74,7 +74,7 @@ def test_what_is_wrong_is_named_with_its_line(project: Project, environ: dict[st
     file = project.directory / "conda.yaml"
     file.write_text(text)
     with pytest.raises(EnvironmentBuildError) as caught:
-        make_conda_recipe(project, environ)
+        read_specification(project, environ)
     assert f"{file}" in caught.value.message
     assert words in caught.value.message
     assert [words in str(problem) for problem in check_conda_environment(project)] == [True]
@@ -96,14 +96,14 @@ def test_unknown_keys_are_warned_of(project: Project) -> None:
 
 def test_a_file_with_a_pip_section_gets_a_python(project: Project, environ: dict[str, str]) -> None:
     (project.directory / "conda.yaml").write_text("dependencies:\n  - pip: [six]\n")
-    assert [spec.text for spec in make_conda_recipe(project, environ).specs] == ["python"]
+    assert [spec.text for spec in read_specification(project, environ).specs] == ["python"]
 
 
 def test_what_a_reader_would_not_notice_makes_the_same_key(project: Project, environ: dict[str, str]) -> None:
-    key = make_conda_recipe(project, environ).key
+    key = read_specification(project, environ).key
     text = FULL.replace("numpy=1.26.*", "numpy = 1.26.*").replace("name: demo", "name: other  # comment")
     (project.directory / "conda.yaml").write_text(text)
-    assert make_conda_recipe(project, environ).key == key
+    assert read_specification(project, environ).key == key
 
 
 @pytest.mark.parametrize(
@@ -116,30 +116,30 @@ def test_what_a_reader_would_not_notice_makes_the_same_key(project: Project, env
     ],
 )
 def test_other_content_makes_another_key(project: Project, environ: dict[str, str], change: tuple[str, str]) -> None:
-    key = make_conda_recipe(project, environ).key
+    key = read_specification(project, environ).key
     (project.directory / "other.txt").write_text("seven\n")
     (project.directory / "conda.yaml").write_text(FULL.replace(*change))
-    assert make_conda_recipe(project, environ).key != key
+    assert read_specification(project, environ).key != key
 
 
 def test_files_and_settings_that_choose_packages_are_part_of_the_key(project: Project, environ: dict[str, str]) -> None:
-    keys = {make_conda_recipe(project, environ).key}
+    keys = {read_specification(project, environ).key}
     for name, value in {
         "CONDA_SUBDIR": "osx-64",
         "CONDA_OVERRIDE_CUDA": "12",
         "CONDA_CHANNEL_PRIORITY": "strict",
         "CONDA_CHANNEL_ALIAS": "https://mirror",
     }.items():
-        keys.add(make_conda_recipe(project, {**environ, name: value}).key)
+        keys.add(read_specification(project, {**environ, name: value}).key)
     (project.directory / "requirements.txt").write_text("seven\n")
-    keys.add(make_conda_recipe(project, environ).key)
+    keys.add(read_specification(project, environ).key)
     assert len(keys) == 6
-    assert make_conda_recipe(project, {**environ, "CONDA_REMOTE_MAX_RETRIES": "9"}).key in keys
+    assert read_specification(project, {**environ, "CONDA_REMOTE_MAX_RETRIES": "9"}).key in keys
 
 
 def test_passwords_are_no_part_of_the_key(project: Project, environ: dict[str, str]) -> None:
     def key(alias: str) -> str:
-        return make_conda_recipe(project, {**environ, "CONDA_CHANNEL_ALIAS": alias}).key
+        return read_specification(project, {**environ, "CONDA_CHANNEL_ALIAS": alias}).key
 
     assert key("https://a:b@host") == key("https://host") == key("https://host/t/tk-1")
 
@@ -147,9 +147,9 @@ def test_passwords_are_no_part_of_the_key(project: Project, environ: dict[str, s
 def test_a_channel_of_a_dependency_is_searched_too(project: Project, environ: dict[str, str]) -> None:
     text = "channels: [one]\ndependencies: [two::a=1, file:///three::b]\n"
     (project.directory / "conda.yaml").write_text(text)
-    recipe = make_conda_recipe(project, {**environ, "CONDA_CHANNEL_ALIAS": "https://x"})
-    assert recipe.channels == ("https://x/one", "https://x/two", "file:///three")
-    assert [spec.match for spec in recipe.specs] == ["https://x/two::a=1", "file:///three::b"]
+    specification = read_specification(project, {**environ, "CONDA_CHANNEL_ALIAS": "https://x"})
+    assert specification.channels == ("https://x/one", "https://x/two", "file:///three")
+    assert [spec.match for spec in specification.specs] == ["https://x/two::a=1", "file:///three::b"]
 
 
 def test_planning_does_not_load_the_solver(project: Project, environ: dict[str, str]) -> None:
@@ -158,10 +158,10 @@ def test_planning_does_not_load_the_solver(project: Project, environ: dict[str, 
 
     code = (
         "import sys; from pathlib import Path\n"
-        "from prefect_mlprojects.environments.conda.specification import make_conda_recipe\n"
+        "from prefect_mlprojects.environments.conda import read_specification\n"
         "from prefect_mlprojects.spec.project import CondaEnvironment, Project\n"
         "folder = Path(sys.argv[1])\n"
-        "make_conda_recipe(Project(folder, None, 'x', {}, CondaEnvironment(folder / 'conda.yaml')), {})\n"
+        "read_specification(Project(folder, None, 'x', {}, CondaEnvironment(folder / 'conda.yaml')), {})\n"
         "assert 'rattler' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(project.directory)], check=True)

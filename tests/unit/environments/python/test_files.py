@@ -230,7 +230,7 @@ def test_a_lock_tells_its_pythons_and_local_packages(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", "hello", b"\xff\xfe"])
+@pytest.mark.parametrize("text", ["", "hello", "version = 1\nnonsense\n", b"\xff\xfe"])
 def test_what_is_not_a_lock_is_refused(tmp_path: Path, text: str | bytes) -> None:
     problem = read_lock(write(tmp_path, text, "uv.lock"))
     assert isinstance(problem, Problem)

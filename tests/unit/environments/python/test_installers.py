@@ -7,7 +7,7 @@ import pytest
 
 from prefect_mlprojects.environments.python.installers import (
     build_variables,
-    deciding_settings,
+    key_settings,
     uv_arguments,
     uv_configuration,
     uv_settings_from_pip,
@@ -118,12 +118,12 @@ def test_what_would_lead_an_installation_elsewhere_is_taken_out(home: dict[str, 
 def test_settings_that_choose_packages_are_part_of_the_key_and_addresses_are_not(tmp_path: Path) -> None:
     limits = tmp_path / "limits.txt"
     limits.write_text("six<2\n")
-    plain = deciding_settings({"PIP_INDEX_URL": "https://u:p@example.org"}, "uv", tmp_path)
-    assert plain == deciding_settings({}, "uv", tmp_path)
-    assert deciding_settings({"PIP_PRE": "1"}, "uv", tmp_path) != plain
-    limited = deciding_settings({"PIP_CONSTRAINT": str(limits)}, "virtualenv", tmp_path)
+    plain = key_settings({"PIP_INDEX_URL": "https://u:p@example.org"}, "uv", tmp_path)
+    assert plain == key_settings({}, "uv", tmp_path)
+    assert key_settings({"PIP_PRE": "1"}, "uv", tmp_path) != plain
+    limited = key_settings({"PIP_CONSTRAINT": str(limits)}, "virtualenv", tmp_path)
     limits.write_text("six<1\n")
-    assert deciding_settings({"PIP_CONSTRAINT": str(limits)}, "virtualenv", tmp_path) != limited
+    assert key_settings({"PIP_CONSTRAINT": str(limits)}, "virtualenv", tmp_path) != limited
 
 
 def test_uvs_configuration_is_the_nearest_above_the_project(tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_uvs_configuration_is_the_nearest_above_the_project(tmp_path: Path) -> N
     (tmp_path / "outer/uv.toml").touch()
     (inner / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     assert uv_configuration(inner) == tmp_path / "outer/uv.toml"
-    before = deciding_settings({}, "uv", inner)
+    before = key_settings({}, "uv", inner)
     (inner / "pyproject.toml").write_text("[tool.uv]\nprerelease = 'allow'\n")
     assert uv_configuration(inner) == inner / "pyproject.toml"
-    assert deciding_settings({}, "uv", inner) != before
-    assert deciding_settings({}, "virtualenv", inner) == ()
+    assert key_settings({}, "uv", inner) != before
+    assert key_settings({}, "virtualenv", inner) == ()

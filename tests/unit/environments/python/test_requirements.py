@@ -60,7 +60,7 @@ def test_a_file_is_looked_for_in_the_project_and_then_beside_the_environment_fil
 def test_what_a_reader_would_not_notice_makes_the_same_environment(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "Scikit_Learn ==1.5.2 # why\n\n# nothing\nsix \\\n  >=1\n")
     write(tmp_path / "b.txt", "scikit-learn==1.5.2\r\nsix>=1\n")
-    assert good(tmp_path, "-r a.txt").facts == good(tmp_path, "-r b.txt").facts
+    assert good(tmp_path, "-r a.txt").key_inputs == good(tmp_path, "-r b.txt").key_inputs
 
 
 @pytest.mark.parametrize(
@@ -71,20 +71,20 @@ def test_a_changed_file_makes_another_environment(tmp_path: Path, changed: str) 
     before = good(tmp_path, "-r r.txt")
     write(tmp_path / "r.txt", changed)
     after = good(tmp_path, "-r r.txt")
-    assert before.facts != after.facts
-    assert before.text_facts != after.text_facts
+    assert before.key_inputs != after.key_inputs
+    assert before.text_inputs != after.text_inputs
 
 
 def test_a_requirement_and_a_constraint_are_not_the_same(tmp_path: Path) -> None:
     write(tmp_path / "r.txt", "six\n")
-    assert good(tmp_path, "-r r.txt").facts != good(tmp_path, "-c r.txt").facts
+    assert good(tmp_path, "-r r.txt").key_inputs != good(tmp_path, "-c r.txt").key_inputs
     assert good(tmp_path, "-c r.txt").count == 0
 
 
 def test_where_a_file_ends_counts(tmp_path: Path) -> None:
     write(tmp_path / "short.txt", "six\n")
     write(tmp_path / "long.txt", "six\nattrs\n")
-    assert good(tmp_path, "-c short.txt", "attrs").facts != good(tmp_path, "-c long.txt").facts
+    assert good(tmp_path, "-c short.txt", "attrs").key_inputs != good(tmp_path, "-c long.txt").key_inputs
 
 
 def test_lines_that_only_the_installer_understands_pass(tmp_path: Path) -> None:
@@ -129,19 +129,19 @@ def test_code_of_a_copied_package_counts_and_of_an_editable_one_does_not(tmp_pat
     code = write(tmp_path / "pkg/src/pkg.py", "X = 1\n")
     copied, editable = good(tmp_path, "./pkg"), good(tmp_path, "-e ./pkg")
     code.write_text("X = 2\n")
-    assert good(tmp_path, "./pkg").facts != copied.facts
-    assert good(tmp_path, "./pkg").text_facts == copied.text_facts
-    assert good(tmp_path, "-e ./pkg").facts == editable.facts
+    assert good(tmp_path, "./pkg").key_inputs != copied.key_inputs
+    assert good(tmp_path, "./pkg").text_inputs == copied.text_inputs
+    assert good(tmp_path, "-e ./pkg").key_inputs == editable.key_inputs
     write(tmp_path / "pkg/pyproject.toml", "[project]\nname = 'pkg'\ndependencies = ['six']\n")
-    assert good(tmp_path, "-e ./pkg").facts != editable.facts
+    assert good(tmp_path, "-e ./pkg").key_inputs != editable.key_inputs
 
 
 def test_a_copied_package_is_the_same_in_another_working_copy_but_an_editable_one_is_not(tmp_path: Path) -> None:
     for copy in ("one", "two"):
         write(tmp_path / copy / "pkg/pyproject.toml", "[project]\nname = 'pkg'\n")
     one, two = tmp_path / "one", tmp_path / "two"
-    assert good(one, "./pkg").facts == good(two, "./pkg").facts
-    assert good(one, "-e ./pkg").facts != good(two, "-e ./pkg").facts
+    assert good(one, "./pkg").key_inputs == good(two, "./pkg").key_inputs
+    assert good(one, "-e ./pkg").key_inputs != good(two, "-e ./pkg").key_inputs
 
 
 def test_a_wheel_file_and_a_folder_of_links_count_by_content(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_a_wheel_file_and_a_folder_of_links_count_by_content(tmp_path: Path) -> 
     by_link, by_file = good(tmp_path, *lines), good(tmp_path, "wheels/demo-1.0-py3-none-any.whl")
     assert by_link.arguments == ("-f", str(tmp_path / "wheels"))
     wheel.write_text("two")
-    assert good(tmp_path, *lines).facts != by_link.facts
-    assert good(tmp_path, "wheels/demo-1.0-py3-none-any.whl").facts != by_file.facts
+    assert good(tmp_path, *lines).key_inputs != by_link.key_inputs
+    assert good(tmp_path, "wheels/demo-1.0-py3-none-any.whl").key_inputs != by_file.key_inputs
 
 
 @pytest.mark.parametrize(

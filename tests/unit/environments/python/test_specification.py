@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from prefect_mlprojects.environments.managers import check_environment
-from prefect_mlprojects.environments.python.interpreters import current_interpreter
-from prefect_mlprojects.environments.python.specification import (
+from prefect_mlprojects.environments.python import (
     Contents,
-    Recipe,
+    PythonSpecification,
     VenvManagerName,
-    make_recipe,
     read_contents,
+    read_specification,
 )
+from prefect_mlprojects.environments.python.interpreters import current_interpreter
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.spec.project import DockerEnvironment, Project
 
@@ -36,25 +36,25 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def recipe(make_project: Any, tmp_path: Path, environ: dict[str, str]) -> Any:
-    def make(text: str, manager: VenvManagerName = "uv", folder: str = "project", **files: str) -> Recipe:
+def specify(make_project: Any, tmp_path: Path, environ: dict[str, str]) -> Any:
+    def make(text: str, manager: VenvManagerName = "uv", folder: str = "project", **files: str) -> PythonSpecification:
         project = make_project({"python_env.yaml": text, **files}, folder=folder)
-        return make_recipe(project, manager, environ, tmp_path / "cache")
+        return read_specification(project, manager, environ, tmp_path / "cache")
 
     return make
 
 
-def test_the_same_content_makes_the_same_key(recipe: Any) -> None:
-    first = recipe(f"python: '{MINOR}'\ndependencies: [six==1.16, attrs]\n", folder="one")
-    same = recipe(f"# a comment\ndependencies:\n  - six == 1.16\n  - Attrs\npython: '{CURRENT}'\n", folder="two")
+def test_the_same_content_makes_the_same_key(specify: Any) -> None:
+    first = specify(f"python: '{MINOR}'\ndependencies: [six==1.16, attrs]\n", folder="one")
+    same = specify(f"# a comment\ndependencies:\n  - six == 1.16\n  - Attrs\npython: '{CURRENT}'\n", folder="two")
     assert first.key == same.key
     assert len(first.key) == 32
 
 
-def test_without_a_python_the_running_one_is_used(recipe: Any) -> None:
-    made = recipe("dependencies: [six]\n")
+def test_without_a_python_the_running_one_is_used(specify: Any) -> None:
+    made = specify("dependencies: [six]\n")
     assert (made.python_version, made.interpreter) == (CURRENT, current_interpreter())
-    assert made.key == recipe(f"python: '{CURRENT}'\ndependencies: [six]\n").key
+    assert made.key == specify(f"python: '{CURRENT}'\ndependencies: [six]\n").key
 
 
 @pytest.mark.parametrize(
@@ -67,28 +67,28 @@ def test_without_a_python_the_running_one_is_used(recipe: Any) -> None:
         "dependencies: [-c c.txt, six==1.16]\n",
     ],
 )
-def test_other_content_makes_another_key(recipe: Any, changed: str) -> None:
-    assert recipe("dependencies: [six==1.16]\n").key != recipe(changed, **{"c.txt": "attrs<99\n"}).key
+def test_other_content_makes_another_key(specify: Any, changed: str) -> None:
+    assert specify("dependencies: [six==1.16]\n").key != specify(changed, **{"c.txt": "attrs<99\n"}).key
 
 
-def test_the_manager_and_the_users_settings_are_part_of_the_key(recipe: Any, environ: dict[str, str]) -> None:
+def test_the_manager_and_the_users_settings_are_part_of_the_key(specify: Any, environ: dict[str, str]) -> None:
     text = "dependencies: [six]\n"
-    keys = {recipe(text).key, recipe(text, "virtualenv").key}
+    keys = {specify(text).key, specify(text, "virtualenv").key}
     environ["UV_PRERELEASE"] = "allow"
-    keys.add(recipe(text).key)
+    keys.add(specify(text).key)
     environ["PIP_INDEX_URL"] = "https://user:token@example.org"
-    keys.add(recipe(text).key)
+    keys.add(specify(text).key)
     assert len(keys) == 3
 
 
-def test_another_python_makes_another_key(recipe: Any, environ: dict[str, str], tmp_path: Path) -> None:
+def test_another_python_makes_another_key(specify: Any, environ: dict[str, str], tmp_path: Path) -> None:
     python = tmp_path / "pyenv/versions/3.7.16/bin/python"
     python.parent.mkdir(parents=True)
     python.touch()
     environ["PYENV_ROOT"] = str(tmp_path / "pyenv")
-    other = recipe("python: '3.7'\n")
+    other = specify("python: '3.7'\n")
     assert (other.python_version, other.interpreter.path) == ("3.7.16", python)
-    assert other.key != recipe("{}\n").key
+    assert other.key != specify("{}\n").key
 
 
 @pytest.mark.parametrize(
@@ -99,16 +99,16 @@ def test_another_python_makes_another_key(recipe: Any, environ: dict[str, str], 
         ("dependencies: []\n", "nothing installed (python_env.yaml)"),
     ],
 )
-def test_the_description(recipe: Any, text: str, description: str) -> None:
-    assert recipe(text, **{"r.txt": "attrs\nh11\n-c c.txt\n", "c.txt": "idna<99\n"}).description == (
+def test_the_description(specify: Any, text: str, description: str) -> None:
+    assert specify(text, **{"r.txt": "attrs\nh11\n-c c.txt\n", "c.txt": "idna<99\n"}).describe(None) == (
         f"uv, Python {CURRENT}, {description}"
     )
 
 
-def test_all_problems_come_at_once(recipe: Any, make_project: Any) -> None:
+def test_all_problems_come_at_once(specify: Any, make_project: Any) -> None:
     text = "build_dependencies: ['six=1']\ndependencies: [-r none.txt]\n"
     with pytest.raises(EnvironmentBuildError) as caught:
-        recipe(text)
+        specify(text)
     assert str(caught.value).startswith("The environment of project 'demo' can't be made:\n  - ")
     assert str(caught.value).count("python_env.yaml:") == 2
     problems = check_environment(make_project({"python_env.yaml": text}))
@@ -120,9 +120,9 @@ def test_a_docker_project_has_nothing_to_check(tmp_path: Path) -> None:
     assert check_environment(Project(tmp_path, None, None, {}, DockerEnvironment("image"))) == ()
 
 
-def test_a_python_that_is_not_there_is_named_with_those_that_are(recipe: Any) -> None:
+def test_a_python_that_is_not_there_is_named_with_those_that_are(specify: Any) -> None:
     with pytest.raises(EnvironmentBuildError) as caught:
-        recipe("dependencies: []\npython: '>=3.99'\n")
+        specify("dependencies: []\npython: '>=3.99'\n")
     message = str(caught.value)
     assert "There is no Python >=3.99" in message
     assert "python_env.yaml:2 asks for" in message
@@ -167,7 +167,7 @@ def test_virtualenv_says_that_it_does_not_install_locks(make_project: Any) -> No
 
 def test_a_changed_lock_makes_another_key(make_project: Any, environ: dict[str, str], tmp_path: Path) -> None:
     def key(**files: str) -> str:
-        return make_recipe(make_project(files), "uv", environ, tmp_path / "cache").key
+        return read_specification(make_project(files), "uv", environ, tmp_path / "cache").key
 
     files = {"uv.lock": LOCK.format(">=3.7"), "pyproject.toml": "[project]\nname = 'demo'\n"}
     first = key(**files)
