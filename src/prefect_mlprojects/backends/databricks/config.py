@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from prefect_mlprojects._support.redaction import holds_secret
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.backends.configuration import parse_config
@@ -21,8 +23,32 @@ NO_CLUSTER = (
 )
 
 
-def _secret(value: Any) -> Secret:
-    return value if isinstance(value, Secret) else Secret(str(value))
+_REFERENCE = re.compile(r"\{\{secrets/[^/}]+/[^}]+\}\}")
+# Names of environment variables, Spark properties and fields of a specification: PASSWORD, api-key, account.key, primary_key …
+_SECRET_NAME = re.compile(
+    r"pass(word|wd|phrase)|secret|token|credential|(^|[._-])(pass|pwd|pw|auth|sas)($|[._-])"
+    r"|(^|(api|access|account|primary|secondary|private|shared|encryption|signing)?[._-])key($|[._-])|apikey",
+    re.IGNORECASE,
+)
+_FREE_FORM = ("spark_env_vars", "spark_conf")
+# A long text of letters and digits, as tokens are: dapi…, base64, or the three parts of a JSON Web Token.
+_OPAQUE = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])(?!/)[\w+/=~-]{20,}|eyJ[\w-]+\.[\w-]+\.[\w-]*")
+
+
+def _marked(value: Any, name: str = "", *, free_form: bool = False) -> Any:
+    """Returns a part of a specification with its literal secrets as `Secret`; ``{{secrets/scope/key}}`` references stay.
+
+    Secret are values whose name says so, URLs with a password or token, and opaque texts in variables and Spark properties.
+    """
+    if isinstance(value, Mapping):
+        return {key: _marked(each, str(key), free_form=free_form or name in _FREE_FORM) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_marked(each, name, free_form=free_form) for each in value]
+    if isinstance(value, bool) or not isinstance(value, str | int) or _REFERENCE.fullmatch(str(value)):
+        return value
+    text = str(value)
+    secret = text and (_SECRET_NAME.search(name) or holds_secret(text) or (free_form and _OPAQUE.fullmatch(text)))
+    return Secret(text) if secret else value
 
 
 def _kebab(name: str) -> str:
@@ -35,7 +61,7 @@ class DatabricksConfig(BaseModel):
     Attributes:
         credentials: A block's name, or fields of the SDK's ``Config``: host, token, client_id, client_secret …
         profile: A profile of ``~/.databrickscfg``; wins over the one of a ``databricks://profile`` tracking URI.
-        new_cluster: The cluster to create for the run (the Clusters API's specification). Literal ``spark_env_vars`` are secrets.
+        new_cluster: The cluster to create for the run, as in the Clusters API. Literal secrets in it are not stored.
         existing_cluster_id: An existing cluster's id.
         environment: A serverless environment: ``environment_version``, ``dependencies``.
         libraries: Libraries of the Jobs API for the cluster.
@@ -70,20 +96,10 @@ class DatabricksConfig(BaseModel):
     max_poll_interval: float = Field(default=20.0, gt=0)
     network_timeout: float = Field(default=900.0, ge=0)
 
-    @field_validator("new_cluster")
+    @field_validator("new_cluster", "environment", "libraries")
     @classmethod
-    def _with_secrets(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        value = dict(value or {}) or value
-        image, variables = (value or {}).get("docker_image"), (value or {}).get("spark_env_vars")
-        login = image.get("basic_auth") if isinstance(image, dict) else None
-        if value and isinstance(image, dict) and isinstance(login, dict) and login.get("password"):
-            value["docker_image"] = {**image, "basic_auth": {**login, "password": _secret(login["password"])}}
-        if value and isinstance(variables, dict):
-            # A reference to a Databricks secret is no secret.
-            value["spark_env_vars"] = {
-                name: text if str(text).startswith("{{secrets/") else _secret(text) for name, text in variables.items()
-            }
-        return value
+    def _mark_secrets(cls, value: Any) -> Any:
+        return _marked(value)
 
     @field_validator("code_path")
     @classmethod
