@@ -130,7 +130,7 @@ def test_secrets_given_to_run_are_stored_nowhere(
         "fail",
         "sleep",
         env_manager="local",
-        tags={"control": control},
+        parameters={"control": control},
         backend="databricks",
         backend_config={
             **FAST,

@@ -13,19 +13,23 @@ from typing import TYPE_CHECKING, Any
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
 from prefect_mlprojects.backends.contract import Command, ExecutionEvents, Prepared
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
-from prefect_mlprojects.backends.databricks.connection import insist
+from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, insist
 from prefect_mlprojects.backends.databricks.states import Diagnosis, WatchEnd, cancel, waiting_for, watch
 from prefect_mlprojects.backends.databricks.storage import (
+    Code,
     RunRecord,
     Storage,
+    Upload,
+    bootstrap,
+    code_of,
+    pack,
     read_record,
     record_path,
     storage_for,
+    upload,
     write_record,
 )
-from prefect_mlprojects.backends.databricks.task import Code, driver_environment, remote_variables, submission
-from prefect_mlprojects.backends.databricks.upload import Upload, bootstrap, check_unchanged, code_of, pack, upload
+from prefect_mlprojects.backends.databricks.task import driver_environment, remote_variables, submission
 from prefect_mlprojects.backends.outcome import Outcome, explain_exit, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import OutputSink, StopSignal, StreamName
@@ -55,7 +59,7 @@ class Execution:
         self._upload, self._command, self._events = prepared.value, command, events
         self._output, self._stop = TailedOutput(events), stop
         self._root = prepared.value.root
-        self._storage: Storage = storage_for(client, self._root)
+        self._storage = storage_for(client, self._root)
         self._reported: tuple[str, str] | None = None
         self._token = ""
 
@@ -82,7 +86,7 @@ class Execution:
         if live is not None:
             live.finish()
         known = found.status == "succeeded" and live is not None and live.complete
-        error = "" if known else driver_output(self._client, run, self._output, live)
+        error = "" if known else self._config.redact(driver_output(self._client, run, self._output, live))
         tail = self._output.close()
         self._clear(code, found)
         return outcome(found, why, self._stop, live, error, tail)
@@ -103,10 +107,11 @@ class Execution:
             if self._stop.requested:
                 self._remove(path)
                 return None
-            # A stop request must not end these retries: a lost response may be that of a run, which costs money.
-            what, seconds = "The run can't be submitted to Databricks", self._config.network_timeout
             try:
-                answer = insist(partial(_post, self._client, body), seconds, None, what)
+                # A stop request must not end these retries: a lost response may be that of a run, which costs money.
+                answer = insist(
+                    partial(_post, self._client, body), self._config, None, "The run can't be submitted to Databricks"
+                )
             except BackendError:
                 self._remove(path)
                 raise
@@ -126,15 +131,21 @@ class Execution:
         sizes = {code.archive: self._upload.size, code.bootstrap: len(bootstrap())}
         if all(self._ask(partial(self._storage.holds, path, size), what) for path, size in sizes.items()):
             return
-        archive = pack(self._request, driver_environment(self._request))
-        check_unchanged(archive, self._upload.sha256)
+        environment = driver_environment(self._request)
+        archive = pack(self._request, environment.files if environment is not None else {})
+        if archive.sha256 != self._upload.sha256:
+            raise BackendError(
+                "The project's uploaded code was removed from the workspace, and its local files have changed since. Run it "
+                "again.",
+                backend=NAME,
+            )
         upload(self._storage, code, archive, partial(self._ask, what=what), self._events.report)
 
     def _live(self) -> bool:
         return self._config.live_output and not self._config.git_source
 
     def _ask(self, call: Callable[[], Any], what: str) -> Any:
-        return insist(call, self._config.network_timeout, self._stop, what)
+        return insist(call, self._config, self._stop, what)
 
     def _tag(self, run_id: int, run: Run) -> None:
         # The tags that `mlflow run` sets: mlflow/projects/databricks.py, _print_description_and_log_tags.
@@ -147,7 +158,7 @@ class Execution:
         self._events.tag(tags)
 
     def _report_phase(self, run_id: int, run: Run, found: Diagnosis) -> None:
-        reason = "" if found.ended else waiting_for(run)
+        reason = "" if found.ended else self._config.redact(waiting_for(run))
         if (found.phase, reason) != self._reported:
             self._reported = (found.phase, reason)
             self._events.report(f"Databricks run {run_id}: {found.phase}{f' ({reason})' if reason else ''}")
@@ -230,9 +241,7 @@ class LiveOutput:
     """
 
     def __init__(self, storage: Storage, folder: str, output: OutputSink) -> None:
-        self._storage = storage
-        self._folder = folder
-        self._output = output
+        self._storage, self._folder, self._output = storage, folder, output
         self._next = 1
         self.last = b""
         self.exit_code: int | None = None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
-from prefect_mlprojects.backends.databricks.connection import insist
+from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, insist
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
@@ -299,21 +299,16 @@ def watch(
         BackendError: The workspace was unreachable for too long, or does not know the run.
     """
     backoff, phase = Backoff(config.poll_interval, config.max_poll_interval), ""
+    what = f"The Databricks run {run_id} can't be watched (it may still be running)"
     run, found = None, None
     while True:
         try:
-            run = insist(
-                lambda: client.jobs.get_run(run_id),
-                config.network_timeout,
-                stop,
-                f"The Databricks run {run_id} can't be watched (it may still be running)",
-            )
+            run, found = _look(client, run_id, config, stop, what)
         except BackendError:
             if stop.requested:
                 # It was unreachable at the stop request; `cancel` retries.
                 return run, found, "stopped"
             raise
-        found = diagnose(run)
         lively = on_look(run, found)
         if found.ended:
             return run, found, "ended"
@@ -327,28 +322,33 @@ def watch(
             return run, found, "stopped"
 
 
+def _look(
+    client: WorkspaceClient, run_id: int, config: DatabricksConfig, stop: StopSignal | None, what: str
+) -> tuple[Run, Diagnosis]:
+    run = insist(lambda: client.jobs.get_run(run_id), config, stop, what)
+    found = diagnose(run)
+    return run, replace(found, cause=config.redact(found.cause))
+
+
 def cancel(client: WorkspaceClient, run_id: int, config: DatabricksConfig) -> tuple[Run, Diagnosis]:
     """Cancels a run and waits until it has ended. Idempotent.
 
     Raises:
         BackendError: The workspace was unreachable for too long.
     """
+    from databricks.sdk.errors import BadRequest
+
     what = f"The Databricks run {run_id} could not be cancelled; cancel it in the workspace, it may cost money"
 
-    def ask() -> Any:
-        from databricks.sdk.errors import BadRequest
+    def ask() -> None:
+        # A run that has ended already is refused.
+        with suppress(BadRequest):
+            client.jobs.cancel_run(run_id)
 
-        try:
-            return client.jobs.cancel_run(run_id)
-        except BadRequest:
-            # It has ended already.
-            return None
-
-    insist(ask, config.network_timeout, None, what)
+    insist(ask, config, None, what)
     backoff, deadline = Backoff(0.2), time.monotonic() + max(config.network_timeout, _SHORTEST_CANCEL_WAIT)
     while True:
-        run = insist(lambda: client.jobs.get_run(run_id), config.network_timeout, None, what)
-        found = diagnose(run)
+        run, found = _look(client, run_id, config, None, what)
         if found.ended:
             return run, found
         if time.monotonic() > deadline:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, DatabricksRequest
-from prefect_mlprojects.backends.databricks.storage import driver_path
+from prefect_mlprojects.backends.databricks.storage import Code, driver_path
 from prefect_mlprojects.environments.python.files import (
     PythonSpec,
     is_python_request,
@@ -44,23 +44,6 @@ _PROVIDERS: Mapping[str, str] = {
     "bitbucket.org": "bitbucketCloud",
     "dev.azure.com": "azureDevOpsServices",
 }
-
-
-@dataclass(frozen=True)
-class Code:
-    """Paths of a project's code in the workspace.
-
-    Attributes:
-        archive: The archive's path in the workspace.
-        sha256: The SHA-256 of its bytes.
-        bootstrap: The bootstrap's path in the workspace.
-        output: The folder of the live output; None without it.
-    """
-
-    archive: str
-    sha256: str
-    bootstrap: str
-    output: str | None = None
 
 
 def remote_variables(variables: Mapping[str, str], tracking_uri: str) -> dict[str, str]:
