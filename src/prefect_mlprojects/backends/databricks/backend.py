@@ -101,7 +101,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         token = "mlp-<flow run id>-0"  # noqa: S105 - an idempotency token
         code = code_of(code_path(config, "<user>"), archive.sha256, token if config.live_output else None)
         variables = remote_variables({}, reveal(request.tracking_uri))
-        body = submission(request, config, command, code, variables, token)
+        body = submission(request, command, code, variables, token)
         shown = json.dumps(without_secrets(body), indent=2)
         if config.git_source:
             return BackendPlan(NAME, sections={"code": "checked out by Databricks", "submission": shown})
