@@ -42,11 +42,9 @@ class Chunks:
 
     def __init__(self, folder: str | None) -> None:
         self._folder = Path(folder) if folder else None
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), threading.Event()
         self._pending: list[tuple[str, bytes]] = []
-        self._number = 0
-        self._closed = threading.Event()
-        self._began = time.monotonic()
+        self._number, self._began = 0, time.monotonic()
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -124,10 +122,8 @@ def unpack(archive: str, digest: str) -> Path:
         )
     folder = Path(tempfile.mkdtemp(prefix="mlprojects-"))
     with tarfile.open(archive, "r:gz") as tar:
-        if hasattr(tarfile, "data_filter"):
-            tar.extractall(folder, filter="tar")
-        else:
-            tar.extractall(folder)  # noqa: S202 - our own archive, checked by its digest
+        options: Any = {"filter": "tar"} if hasattr(tarfile, "data_filter") else {}
+        tar.extractall(folder, **options)  # noqa: S202 - our own archive, checked by its digest
     return folder
 
 
@@ -234,8 +230,10 @@ class Command:
 
     def __init__(self, command: list[str], folder: Path, variables: dict[str, str], chunks: Chunks) -> None:
         self._chunks, self._asked = chunks, False
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self._process = subprocess.Popen(command, cwd=str(folder), env=variables, start_new_session=True, **pipes)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            command, cwd=str(folder), env=variables, stdout=pipe, stderr=pipe, start_new_session=True
+        )
 
     def run(self) -> int:
         """Waits until the whole process group has ended; returns the command's exit code."""

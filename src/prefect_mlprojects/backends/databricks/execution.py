@@ -40,11 +40,7 @@ if TYPE_CHECKING:
 
 
 _logger = logging.getLogger(__name__)
-_ENDINGS: Mapping[Status, Ending] = {
-    "cancelled": "stopped",
-    "timed-out": "timed-out",
-    "not-started": "not-started",
-}
+_ENDINGS: Mapping[Status, Ending] = {"cancelled": "stopped", "timed-out": "timed-out", "not-started": "not-started"}
 _MAX_ATTEMPTS = 100
 _MAX_TOKEN = 64  # The Jobs API's limit.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_mlprojects.backends.containers.archive import project_files, write_archive
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, DatabricksRequest, connect, insist
@@ -18,7 +18,11 @@ from prefect_mlprojects.exceptions import BackendError
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
+    from databricks.sdk.mixins.files import DbfsExt
+    from databricks.sdk.mixins.workspace import WorkspaceExt
+    from databricks.sdk.service.files import FilesAPI
 
+_T = TypeVar("_T")
 
 FOLDER = ".prefect-mlprojects"
 CODE_FOLDER, OUTPUT_FOLDER, RECORDS_FOLDER = "code", "output", "runs"
@@ -26,30 +30,54 @@ CODE_FOLDER, OUTPUT_FOLDER, RECORDS_FOLDER = "code", "output", "runs"
 _LARGEST_WORKSPACE_FILE = 500 << 20
 
 
-class Storage(Protocol):
-    """Stores files under absolute paths; a missing file is never an error."""
+@dataclass(frozen=True)
+class Storage:
+    """Stores files under absolute paths; a missing file is never an error. The fields are the requests of one of the APIs."""
+
+    api_path: Callable[[str], str]
+    size: Callable[[str], int | None]
+    make_folder: Callable[[str], Any]
+    send: Callable[[str, io.BytesIO], Any]
+    receive: Callable[[str], bytes]
+    entries: Callable[[str], Iterable[tuple[str | None, int | None]]]
+    delete: Callable[[str], Any]
+
+    def _unless_missing(self, call: Callable[[str], _T], path: str) -> _T | None:
+        from databricks.sdk.errors import NotFound
+
+        try:
+            return call(self.api_path(path))
+        except NotFound:
+            return None
 
     def holds(self, path: str, size: int) -> bool:
         """Returns whether the file exists with that size in bytes, if the workspace reports sizes."""
+        return bool(self._unless_missing(lambda own: self.size(own) in (None, size), path))
 
     def write(self, path: str, content: bytes) -> None:
         """Writes or replaces a file; creates its parent folders."""
+        self.make_folder(self.api_path(path).rpartition("/")[0])
+        self.send(self.api_path(path), io.BytesIO(content))
 
     def read(self, path: str) -> bytes | None:
         """Returns a file's content; None if it does not exist."""
+        return self._unless_missing(self.receive, path)
 
     def names(self, path: str) -> list[tuple[str, float]]:
         """Returns a folder's entries sorted by name, each with its modification time in seconds since the epoch."""
+        entries = self._unless_missing(lambda own: list(self.entries(own)), path) or ()
+        return sorted((str(name).rpartition("/")[2], (changed or 0) / 1000) for name, changed in entries)
 
     def remove(self, path: str) -> None:
         """Removes a file, or a folder and its contents."""
+        self._unless_missing(self.delete, path)
 
 
 def storage_for(client: WorkspaceClient, root: str) -> Storage:
     """Returns the storage for a path below ``/Workspace``, ``/Volumes`` or ``dbfs:``."""
     if root.startswith("/Volumes/"):
-        return _Volume(client)
-    return _Dbfs(client) if root.startswith("dbfs:") else _WorkspaceFiles(client)
+        return _volume(client.files)
+    return _dbfs(client.dbfs) if root.startswith("dbfs:") else _workspace_files(client.workspace)
 
 
 def driver_path(path: str) -> str:
@@ -61,121 +89,64 @@ def _dbfs_path(path: str) -> str:
     return "/" + path.removeprefix("dbfs:").lstrip("/")
 
 
-class _Files:
-    """What the kinds have in common; a subclass makes the requests, and its API raises NotFound for a missing file."""
+def _workspace_files(api: WorkspaceExt) -> Storage:
+    from databricks.sdk.service.workspace import ExportFormat, ImportFormat
 
-    def __init__(self, client: WorkspaceClient) -> None:
-        self._client = client
-
-    def _path(self, path: str) -> str:
-        return path
-
-    def _size(self, path: str) -> int | None:
-        raise NotImplementedError
-
-    def _download(self, path: str) -> bytes:
-        raise NotImplementedError
-
-    def _list(self, path: str) -> Iterable[tuple[str, int | None]]:
-        raise NotImplementedError
-
-    def _delete(self, path: str) -> None:
-        raise NotImplementedError
-
-    def _unless_missing(self, call: Callable[[str], Any], path: str) -> Any:
-        from databricks.sdk.errors import NotFound
-
-        try:
-            return call(self._path(path))
-        except NotFound:
-            return None
-
-    def holds(self, path: str, size: int) -> bool:
-        return self._unless_missing(lambda own: self._size(own) in (None, size), path) or False
-
-    def read(self, path: str) -> bytes | None:
-        content: bytes | None = self._unless_missing(self._download, path)
-        return content
-
-    def names(self, path: str) -> list[tuple[str, float]]:
-        entries = self._unless_missing(lambda own: list(self._list(own)), path) or ()
-        return sorted((name.rpartition("/")[2], (milliseconds or 0) / 1000) for name, milliseconds in entries)
-
-    def remove(self, path: str) -> None:
-        self._unless_missing(self._delete, path)
-
-
-class _WorkspaceFiles(_Files):
-    def _path(self, path: str) -> str:
-        return path.removeprefix("/Workspace")
-
-    def _size(self, path: str) -> int | None:
-        return self._client.workspace.get_status(path).size
-
-    def write(self, path: str, content: bytes) -> None:
-        from databricks.sdk.service.workspace import ImportFormat
-
-        self._client.workspace.mkdirs(self._path(path).rpartition("/")[0])
+    return Storage(
+        api_path=lambda path: path.removeprefix("/Workspace"),
+        size=lambda path: api.get_status(path).size,
+        make_folder=api.mkdirs,
         # RAW: a .py file must not become a notebook.
-        self._client.workspace.upload(self._path(path), io.BytesIO(content), format=ImportFormat.RAW, overwrite=True)
-
-    def _download(self, path: str) -> bytes:
-        from databricks.sdk.service.workspace import ExportFormat
-
-        return self._client.workspace.download(path, format=ExportFormat.AUTO).read()
-
-    def _list(self, path: str) -> Iterable[tuple[str, int | None]]:
-        return ((str(each.path), each.modified_at or each.created_at) for each in self._client.workspace.list(path))
-
-    def _delete(self, path: str) -> None:
-        self._client.workspace.delete(path, recursive=True)
+        send=lambda path, content: api.upload(path, content, format=ImportFormat.RAW, overwrite=True),
+        receive=lambda path: api.download(path, format=ExportFormat.AUTO).read(),
+        entries=lambda path: ((each.path, each.modified_at or each.created_at) for each in api.list(path)),
+        delete=lambda path: api.delete(path, recursive=True),
+    )
 
 
-class _Volume(_Files):
-    def _size(self, path: str) -> int | None:
-        return self._client.files.get_metadata(path).content_length
-
-    def write(self, path: str, content: bytes) -> None:
-        self._client.files.create_directory(path.rpartition("/")[0])
-        self._client.files.upload(path, io.BytesIO(content), overwrite=True)
-
-    def _download(self, path: str) -> bytes:
-        contents = self._client.files.download(path).contents
+def _volume(api: FilesAPI) -> Storage:
+    def receive(path: str) -> bytes:
+        contents = api.download(path).contents
         return contents.read() if contents is not None else b""
 
-    def _list(self, path: str) -> Iterable[tuple[str, int | None]]:
-        return ((str(each.name), each.last_modified) for each in self._client.files.list_directory_contents(path))
-
-    def remove(self, path: str) -> None:
-        entries = self._unless_missing(lambda own: list(self._client.files.list_directory_contents(own)), path)
-        if entries is None:
-            self._unless_missing(self._client.files.delete, path)
-            return
-        for each in entries:
-            self.remove(str(each.path)) if each.is_directory else self._client.files.delete(str(each.path))
-        self._client.files.delete_directory(path)
+    return Storage(
+        api_path=str,
+        size=lambda path: api.get_metadata(path).content_length,
+        make_folder=api.create_directory,
+        send=lambda path, content: api.upload(path, content, overwrite=True),
+        receive=receive,
+        entries=lambda path: ((each.name, each.last_modified) for each in api.list_directory_contents(path)),
+        delete=partial(_delete_from_volume, api),
+    )
 
 
-class _Dbfs(_Files):
-    def _path(self, path: str) -> str:
-        return _dbfs_path(path)
+def _delete_from_volume(api: FilesAPI, path: str) -> None:
+    from databricks.sdk.errors import NotFound
 
-    def _size(self, path: str) -> int | None:
-        return self._client.dbfs.get_status(path).file_size
+    try:
+        entries = list(api.list_directory_contents(path))
+    except NotFound:
+        api.delete(path)
+        return
+    for each in entries:
+        _delete_from_volume(api, str(each.path)) if each.is_directory else api.delete(str(each.path))
+    api.delete_directory(path)
 
-    def write(self, path: str, content: bytes) -> None:
-        self._client.dbfs.mkdirs(self._path(path).rpartition("/")[0])
-        self._client.dbfs.upload(self._path(path), io.BytesIO(content), overwrite=True)
 
-    def _download(self, path: str) -> bytes:
-        with self._client.dbfs.download(path) as file:
+def _dbfs(api: DbfsExt) -> Storage:
+    def receive(path: str) -> bytes:
+        with api.download(path) as file:
             return file.read()
 
-    def _list(self, path: str) -> Iterable[tuple[str, int | None]]:
-        return ((str(each.path), each.modification_time) for each in self._client.dbfs.list(path))
-
-    def _delete(self, path: str) -> None:
-        self._client.dbfs.delete(path, recursive=True)
+    return Storage(
+        api_path=_dbfs_path,
+        size=lambda path: api.get_status(path).file_size,
+        make_folder=api.mkdirs,
+        send=lambda path, content: api.upload(path, content, overwrite=True),
+        receive=receive,
+        entries=lambda path: ((each.path, each.modification_time) for each in api.list(path)),
+        delete=lambda path: api.delete(path, recursive=True),
+    )
 
 
 @dataclass(frozen=True)
