@@ -191,14 +191,14 @@ class DatabricksWorkspace(Block):
         Raises:
             BackendError: Authentication failed.
         """
-        from prefect_mlprojects.backends.databricks.config import DatabricksConfig
-        from prefect_mlprojects.backends.databricks.connection import connect, refused
+        from prefect_mlprojects.backends.databricks.config import DatabricksConfig, connect, refused
 
-        client = connect(DatabricksConfig(credentials=self.get_credentials()), "")
+        config = DatabricksConfig(credentials=self.get_credentials())
+        client = connect(config, "")
         try:
             return str(client.current_user.me().user_name)
         except Exception as error:  # noqa: BLE001 - the SDK raises many kinds
-            raise refused("The Databricks workspace can't be used", error) from None
+            raise refused("The Databricks workspace can't be used", error, config) from None
 
 
 class MLflowTrackingServer(Block):

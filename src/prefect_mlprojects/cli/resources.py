@@ -232,7 +232,7 @@ def databricks_command() -> None:
 def databricks_clean(profile: str | None, code_path: str | None, older_than: float, dry_run: bool) -> None:
     """Remove old uploaded code and output; an active run needs its code only when it starts."""
     from prefect_mlprojects.backends.databricks.config import parse_databricks_config
-    from prefect_mlprojects.backends.databricks.upload import clean_workspace
+    from prefect_mlprojects.backends.databricks.storage import clean_workspace
 
     config = parse_databricks_config({"profile": profile, "code-path": code_path})
     removed = clean_workspace(config, days=older_than, dry_run=dry_run)

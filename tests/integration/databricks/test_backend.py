@@ -262,7 +262,7 @@ def test_an_environment_is_built_once_for_each_content(bench: Bench) -> None:
 
     assert b"changed 1.16.0" in bench.recorder.streams["stdout"]
     assert b"mlprojects-environments" in bench.recorder.streams["stdout"]
-    assert "is there already" in bench.last.logs
+    assert "using the existing environment" in bench.last.logs
 
 
 @pytest.mark.parametrize("how", [{"env_manager": "virtualenv"}, {}])

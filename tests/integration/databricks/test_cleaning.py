@@ -11,7 +11,7 @@ from tests.integration.databricks.bench import Bench
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects.backends.databricks.config import parse_databricks_config
-from prefect_mlprojects.backends.databricks.upload import clean_workspace
+from prefect_mlprojects.backends.databricks.storage import clean_workspace
 
 SHARED = "/Volumes/main/ml/code/shared"
 

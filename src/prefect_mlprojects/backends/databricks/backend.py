@@ -16,13 +16,22 @@ from prefect_mlprojects.backends.databricks.config import (
     NO_CLUSTER,
     DatabricksConfig,
     DatabricksRequest,
+    connect,
+    insist,
     parse_databricks_config,
 )
-from prefect_mlprojects.backends.databricks.connection import connect, insist
 from prefect_mlprojects.backends.databricks.execution import Execution
-from prefect_mlprojects.backends.databricks.storage import FOLDER, storage_for
+from prefect_mlprojects.backends.databricks.storage import (
+    Upload,
+    check_size,
+    code_of,
+    code_path,
+    driver_path,
+    pack,
+    storage_for,
+    upload,
+)
 from prefect_mlprojects.backends.databricks.task import driver_environment, remote_variables, submission
-from prefect_mlprojects.backends.databricks.upload import Upload, check_size, code_of, pack, upload
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.spec.project import DockerEnvironment
@@ -38,11 +47,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
     downloads_paths = False
 
     def parse_config(self, config: BackendConfig) -> DatabricksConfig:
-        """Returns a configuration in any of MLflow's forms and ours as its model.
-
-        Raises:
-            BackendError: A key is unknown (the nearest is named) or a value is of the wrong type.
-        """
+        """See ``parse_databricks_config``."""
         return parse_databricks_config(config)
 
     def environment_kind(self, request: DatabricksRequest) -> str:
@@ -51,11 +56,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         return NAME
 
     def check(self, request: DatabricksRequest) -> None:
-        """Checks the compute, the absence of Docker options, and that the cluster can reach the tracking store.
-
-        Raises:
-            ExecutionException: The request can't work.
-        """
+        """Checks the compute, the absence of Docker options, and that the cluster can reach the tracking store."""
         config = request.config
         if config.compute is None:
             raise BackendError(NO_CLUSTER, backend=NAME)
@@ -75,18 +76,12 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         driver_environment(request)
 
     def map_paths(self, request: DatabricksRequest, paths: Mapping[str, str]) -> Mapping[str, str]:
-        """Returns the paths on the driver: of files of the project, and of DBFS and volumes.
-
-        Raises:
-            BackendError: A path can't be reached from Databricks.
-        """
+        """Returns the paths on the driver: of files of the project, and of DBFS and volumes."""
         folder = request.working_copy.directory
         mapped = {}
         for name, value in paths.items():
-            if value.startswith("dbfs:/Volumes/"):
-                mapped[name] = value.removeprefix("dbfs:")
-            elif value.startswith("dbfs:/"):
-                mapped[name] = "/dbfs/" + value.removeprefix("dbfs:").lstrip("/")
+            if value.startswith("dbfs:/"):
+                mapped[name] = value.removeprefix("dbfs:") if value.startswith("dbfs:/Volumes/") else driver_path(value)
             elif Path(value).is_absolute() and Path(value).is_relative_to(folder):
                 mapped[name] = str(Path(value).relative_to(folder))
             else:
@@ -102,11 +97,11 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         self.check(request)
         config = request.config
         environment = driver_environment(request)
-        archive = pack(request, environment)
+        archive = pack(request, environment.files if environment is not None else {})
         token = "mlp-<flow run id>-0"  # noqa: S105 - an idempotency token
-        code = code_of(_root(config, "<user>"), archive.sha256, token if config.live_output else None)
+        code = code_of(code_path(config, "<user>"), archive.sha256, token if config.live_output else None)
         variables = remote_variables({}, reveal(request.tracking_uri))
-        body = submission(request, config, command, code, variables, token)
+        body = submission(request, command, code, variables, token)
         shown = json.dumps(without_secrets(body), indent=2)
         if config.git_source:
             return BackendPlan(NAME, sections={"code": "checked out by Databricks", "submission": shown})
@@ -120,11 +115,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
     def prepare(
         self, request: DatabricksRequest, report: Report, stop: StopSignal
     ) -> Prepared[DatabricksConfig, Upload]:
-        """Uploads the project and the bootstrap unless the workspace has them.
-
-        Raises:
-            BackendError: The workspace can't be reached or refused it, or the upload was stopped.
-        """
+        """Uploads the project and the bootstrap unless the workspace has them."""
         config, tracking_uri = request.config, reveal(request.tracking_uri)
         if is_on_this_machine(tracking_uri):
             report("Warning: the tracking URI names this machine; a cluster elsewhere can't reach it.")
@@ -140,14 +131,12 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         for warning in environment.warnings if environment is not None else ():
             report(f"Warning: {warning}")
         client = connect(config, tracking_uri, stop)
-        ask = partial(
-            insist, seconds=config.network_timeout, stop=stop, what="The project can't be uploaded to Databricks"
-        )
+        ask = partial(insist, config=config, stop=stop, what="The project can't be uploaded to Databricks")
         user = str(ask(lambda: client.current_user.me().user_name))
-        root = _root(config, user)
+        root = code_path(config, user)
         if config.git_source:
             return Prepared(request, Upload(root, user), "git commit checked out by Databricks", True)
-        archive = pack(request, environment)
+        archive = pack(request, environment.files if environment is not None else {})
         check_size(root, len(archive.content))
         code = code_of(root, archive.sha256)
         if stop.requested:
@@ -159,11 +148,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
     def execute(
         self, prepared: Prepared[DatabricksConfig, Upload], command: Command, events: ExecutionEvents, stop: StopSignal
     ) -> Outcome:
-        """Submits the run, or attaches to the one submitted for the same flow run, and watches it to its end.
-
-        Raises:
-            BackendError: The workspace can't be reached, or refused the run.
-        """
+        """Submits the run, or attaches to the one submitted for the same flow run, and watches it to its end."""
         if stop.requested:
             return stopped_outcome(stop)
         client = connect(prepared.request.config, reveal(prepared.request.tracking_uri), stop)
@@ -189,7 +174,3 @@ def _check_tracking(uri: str, config: DatabricksConfig) -> None:
             "scope/key, MLFLOW_TRACKING_PASSWORD: scope/key}.",
             backend=NAME,
         )
-
-
-def _root(config: DatabricksConfig, user: str) -> str:
-    return config.code_path or f"/Workspace/Users/{user}/{FOLDER}"

@@ -1,9 +1,9 @@
-# ruff: noqa: T201, UP031 - its standard error is the driver's, and it must run on Python 3.8
-"""Runs a project on the driver of a Databricks cluster; uploaded as it is, so standard library and Python 3.8 only.
+# ruff: noqa: T201, UP031 - it reports to the driver's standard error, and must run on Python 3.8
+"""Runs a project on the driver of a Databricks cluster; uploaded as a file, so standard library and Python 3.8 only.
 
-It gets one argument, a JSON text: where the archive is, the command, plain variables, names of secrets, the environment. It
-unpacks the archive on the local disk, builds the environment there (kept for the next run on the same cluster), runs the
-command in its own process group, and passes output, signals and exit code on.
+Its one argument is a JSON text: the archive's path, the command, plain variables, names of secrets, the environment. It
+unpacks the archive on the local disk, builds the environment there (cached for the next run on the same cluster), runs the
+command in its own process group, and forwards output, signals and exit code.
 """
 
 from __future__ import annotations
@@ -27,26 +27,24 @@ from typing import Any
 
 GRACE_SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-SLOWER = 200.0  # Output comes once a second at first, and less often the longer a run takes: few files for a long one.
+SLOWER = 200.0  # The pause between writes is the run time divided by this: a long run gets few files.
 
 
 class SetupError(Exception):
-    """What must be there before the command can run is not."""
+    """The command can't be started."""
 
 
 class Chunks:
     """Writes output as numbered files, because volumes and workspace files can't be appended to.
 
-    A file holds pieces of both streams in their order, each after a line with the stream's name and the number of bytes.
+    A file holds pieces of both streams in order, each after a line with the stream's name and the number of bytes.
     """
 
     def __init__(self, folder: str | None) -> None:
         self._folder = Path(folder) if folder else None
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), threading.Event()
         self._pending: list[tuple[str, bytes]] = []
-        self._number = 0
-        self._closed = threading.Event()
-        self._began = time.monotonic()
+        self._number, self._began = 0, time.monotonic()
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +55,7 @@ class Chunks:
         self._thread.start()
 
     def add(self, stream: str, data: bytes) -> None:
-        """Takes the next output of a stream."""
+        """Queues output of a stream."""
         if self._folder is not None and data:
             with self._lock:
                 self._pending.append((stream, data))
@@ -69,7 +67,7 @@ class Chunks:
             pause = min(max(FIRST_PAUSE, (time.monotonic() - self._began) / SLOWER), LONGEST_PAUSE)
 
     def flush(self) -> None:
-        """Writes what has come."""
+        """Writes the queued output."""
         with self._lock:
             pending, self._pending = self._pending, []
             if pending:
@@ -87,7 +85,7 @@ class Chunks:
             self._folder = None
 
     def close(self, code: int, problem: str) -> None:
-        """Writes what is left, and how it ended."""
+        """Writes the remaining output, the exit code and the problem."""
         self._closed.set()
         self._thread.join()
         self.flush()
@@ -95,13 +93,13 @@ class Chunks:
 
 
 class Tee:
-    """A text stream that also goes into the chunks; for code that runs in this process."""
+    """A text stream that also writes to the chunks, for code that runs in this process."""
 
     def __init__(self, stream: Any, name: str, chunks: Chunks) -> None:
         self._stream, self._name, self._chunks = stream, name, chunks
 
     def write(self, text: str) -> int:
-        """Writes to both."""
+        """Writes to the stream and the chunks."""
         self._chunks.add(self._name, text.encode("utf-8", "replace"))
         return int(self._stream.write(text) or 0)
 
@@ -110,7 +108,7 @@ class Tee:
 
 
 def unpack(archive: str, digest: str) -> Path:
-    """Unpacks the archive into a new folder of the local disk and returns it."""
+    """Unpacks the archive into a new folder on the local disk and returns it."""
     try:
         content = Path(archive).read_bytes()
     except OSError as error:
@@ -124,28 +122,26 @@ def unpack(archive: str, digest: str) -> Path:
         )
     folder = Path(tempfile.mkdtemp(prefix="mlprojects-"))
     with tarfile.open(archive, "r:gz") as tar:
-        if hasattr(tarfile, "data_filter"):
-            tar.extractall(folder, filter="tar")
-        else:
-            tar.extractall(folder)  # noqa: S202 - our own archive, checked by its digest
+        options: Any = {"filter": "tar"} if hasattr(tarfile, "data_filter") else {}
+        tar.extractall(folder, **options)  # noqa: S202 - our own archive, checked by its digest
     return folder
 
 
 def build_environment(wanted: dict[str, Any], root: Path, log: Any) -> Path:
-    """Returns the folder of the environment's programs, built once per content on this machine."""
+    """Returns the environment's bin folder; an environment is built once per content on this machine."""
     project = root / "project"
     if wanted.get("key") is None:
-        # It refers to the project's own folder.
+        # It refers to the project's folder, which is removed with the run.
         install(wanted, root / "environment", project, root, log)
         return root / "environment" / "bin"
     kept = Path(os.environ.get("MLPROJECTS_ENVIRONMENTS") or Path(tempfile.gettempdir()) / "mlprojects-environments")
     own = "%s %s %s" % (sys.version_info[:3], sys.executable, wanted["installer"])
     target = kept / hashlib.sha256((wanted["key"] + own).encode()).hexdigest()[:24]
     if (target / "complete").exists():
-        print("mlprojects: the environment %s is there already" % target, file=sys.stderr)
+        print("mlprojects: using the existing environment %s" % target, file=sys.stderr)
         return target / "bin"
     kept.mkdir(parents=True, exist_ok=True)
-    # Another run on this machine may build the same one.
+    # Another run on this machine may be building the same one.
     with open(str(target) + ".lock", "w") as lock:  # noqa: PTH123
         import fcntl
 
@@ -158,7 +154,7 @@ def build_environment(wanted: dict[str, Any], root: Path, log: Any) -> Path:
 
 
 def install(wanted: dict[str, Any], target: Path, project: Path, root: Path, log: Any) -> None:
-    """Makes a virtual environment with uv, or with pip where uv is not wanted or not to be had."""
+    """Creates a virtual environment with uv, or with pip if uv is not wanted or not available."""
     python = wanted.get("python")
     uv = find_uv(root, log) if wanted["installer"] == "uv" else None
     print("mlprojects: building the environment %s with %s" % (target, uv or "pip"), file=sys.stderr)
@@ -175,8 +171,8 @@ def install(wanted: dict[str, Any], target: Path, project: Path, root: Path, log
         own = "%d.%d.%d" % sys.version_info[:3]
         if python and not fits(own, python):
             raise SetupError(
-                "The project wants Python %s; the driver has %s, and there is no uv to get another. Choose a runtime with "
-                "that Python." % (python, own)
+                "The project needs Python %s; the driver has %s, and no uv to install another. Choose a runtime with that "
+                "Python." % (python, own)
             )
         log([sys.executable, "-m", "venv", str(target)], project)
         base = [str(target / "bin" / "python"), "-m", "pip", "install", "-q"]
@@ -185,7 +181,7 @@ def install(wanted: dict[str, Any], target: Path, project: Path, root: Path, log
 
 
 def fits(own: str, wanted: str) -> bool:
-    """Whether a Python's version is the wanted one: a version, a prefix of one, or a range."""
+    """Returns whether a Python's version matches the wanted version, prefix or range."""
     if wanted[:1].isdigit():
         return (own + ".").startswith(wanted.rstrip(".") + ".")
     for name in ("packaging", "pip._vendor.packaging"):
@@ -197,20 +193,18 @@ def fits(own: str, wanted: str) -> bool:
 
 
 def find_uv(root: Path, log: Any) -> str | None:
-    """Returns uv's path, installed beside the environments where the driver has none; None where it can't be had."""
-    own = root / "tools" / "bin" / "uv"
-    found = shutil.which("uv") or (str(own) if own.exists() else None)
-    if found:
-        return found
-    try:
-        log([sys.executable, "-m", "pip", "install", "-q", "--target", str(root / "tools"), "uv"], root)
-    except SetupError:
-        return None
-    return str(own) if own.exists() else None
+    """Returns uv's path, after installing it beside the environments if the driver has none; None if that fails."""
+    own, found = root / "tools" / "bin" / "uv", shutil.which("uv")
+    if found is None and not own.exists():
+        try:
+            log([sys.executable, "-m", "pip", "install", "-q", "--target", str(root / "tools"), "uv"], root)
+        except SetupError:
+            return None
+    return found or (str(own) if own.exists() else None)
 
 
 def read_secrets(places: dict[str, str] | None) -> dict[str, str]:
-    """Reads secrets with the runtime's own utilities."""
+    """Reads secrets with the runtime's utilities."""
     if not places:
         return {}
     try:
@@ -226,38 +220,31 @@ def read_secrets(places: dict[str, str] | None) -> dict[str, str]:
         except Exception as error:  # noqa: BLE001 - the utilities raise Java's errors
             raise SetupError(
                 "The secret %s for the variable %s can't be read on the driver (%s). Check the scope and the key, and that "
-                "who runs it may READ the scope." % (place, name, str(error).partition("\n")[0])
+                "the run's user has READ on the scope." % (place, name, str(error).partition("\n")[0])
             ) from None
     return found
 
 
 class Command:
-    """A command in its own process group, which gets the signals that this process gets."""
+    """A command in its own process group, which receives the signals of this process."""
 
     def __init__(self, command: list[str], folder: Path, variables: dict[str, str], chunks: Chunks) -> None:
-        self._chunks = chunks
-        self._asked = False
+        self._chunks, self._asked = chunks, False
+        pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            command,
-            cwd=str(folder),
-            env=variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
+            command, cwd=str(folder), env=variables, stdout=pipe, stderr=pipe, start_new_session=True
         )
 
     def run(self) -> int:
-        """Waits for its end and returns its exit code; nothing of it is left then."""
+        """Waits until the whole process group has ended; returns the command's exit code."""
         process, before = self._process, {}
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 before[number] = signal.signal(number, lambda number, _frame: self._end(number))
         except ValueError:
-            pass  # Not the main thread: what interrupts this thread ends the command, below.
-        threads = [
-            threading.Thread(target=self._copy, args=(process.stdout, sys.stdout, "out"), daemon=True),
-            threading.Thread(target=self._copy, args=(process.stderr, sys.stderr, "err"), daemon=True),
-        ]
+            pass  # Not the main thread: an interrupt of this thread ends the command, below.
+        pipes = (process.stdout, sys.stdout, "out"), (process.stderr, sys.stderr, "err")
+        threads = [threading.Thread(target=self._copy, args=each, daemon=True) for each in pipes]
         for thread in threads:
             thread.start()
         try:
@@ -289,26 +276,18 @@ class Command:
         return True
 
     def _sweep(self) -> None:
-        """Ends what the command left running in its group: it must not go on at the cluster's cost."""
+        """Kills the rest of the group, which would keep the cluster busy."""
         deadline = time.monotonic() + GRACE_SECONDS
-        # Its shell may have gone first: what it had started has the same time to end.
+        # After a stop, children that outlive their shell have the same grace period.
         while self._asked and time.monotonic() < deadline and self._kill(0):
             time.sleep(0.05)
         self._kill(signal.SIGKILL)
 
     def _copy(self, source: Any, target: Any, stream: str) -> None:
-        while True:
-            data = os.read(source.fileno(), 65536)
-            if not data:
-                return
+        for data in iter(lambda: os.read(source.fileno(), 65536), b""):
             self._chunks.add(stream, data)
             target.write(data.decode("utf-8", "replace"))
             target.flush()
-
-
-def run_command(command: list[str], folder: Path, variables: dict[str, str], chunks: Chunks) -> int:
-    """Runs a command in its own process group and returns its exit code."""
-    return Command(command, folder, variables, chunks).run()
 
 
 def run_in_process(job: dict[str, Any], project: Path, variables: dict[str, str], chunks: Chunks) -> int:
@@ -334,17 +313,17 @@ def run_in_process(job: dict[str, Any], project: Path, variables: dict[str, str]
 
 
 def command_variables(job: dict[str, Any], root: Path, log: Any) -> dict[str, str]:
-    """Returns the whole environment of the command."""
+    """Returns the command's complete environment."""
     variables = {**os.environ, **job["variables"], **read_secrets(job.get("secrets"))}
-    # Output goes through a pipe here; a Python command would hold it back until a buffer is full.
+    # Output goes through a pipe, which Python would buffer.
     variables.setdefault("PYTHONUNBUFFERED", "1")
     programs = Path(sys.executable).parent
     if job.get("environment"):
         programs = build_environment(job["environment"], root, log)
         variables["VIRTUAL_ENV"] = str(programs.parent)
-        # The driver's own packages, made for its own Python, are not the project's.
-        variables.pop("PYTHONPATH", None)
-        variables.pop("PYTHONHOME", None)
+        # The driver's packages are for its own Python.
+        for name in ("PYTHONPATH", "PYTHONHOME"):
+            variables.pop(name, None)
     elif not job.get("spark_job"):
         # "python" is the driver's Python, with the cluster's libraries.
         uploaded = os.path.dirname(job["archive"])  # noqa: PTH120
@@ -354,14 +333,14 @@ def command_variables(job: dict[str, Any], root: Path, log: Any) -> dict[str, st
 
 
 def main(text: str) -> None:
-    """Does it all; exits with the command's exit code when that is not 0."""
+    """Runs a job; exits with the command's exit code if that is not 0."""
     job = json.loads(text)
     chunks = Chunks(job.get("output"))
     code, problem, root = 1, "", None
 
     def log(command: list[str], folder: Path, further: dict[str, str] | None = None) -> None:
         variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        code = run_command(command, folder, {**variables, **(further or {})}, chunks)
+        code = Command(command, folder, {**variables, **(further or {})}, chunks).run()
         if code:
             shown = " ".join([os.path.basename(command[0]), *command[1:]])  # noqa: PTH119
             raise SetupError("The environment can't be built: '%s' failed with exit code %d." % (shown, code))
@@ -372,7 +351,7 @@ def main(text: str) -> None:
         if job.get("spark_job"):
             code = run_in_process(job["spark_job"], root / "project", variables, chunks)
         else:
-            code = run_command(["bash", "-c", job["command"]], root / "project", variables, chunks)
+            code = Command(["bash", "-c", job["command"]], root / "project", variables, chunks).run()
     except SetupError as error:
         problem = str(error)
         raise SystemExit(problem) from None
@@ -380,7 +359,7 @@ def main(text: str) -> None:
         chunks.close(code, problem)
         if root is not None:
             shutil.rmtree(root, ignore_errors=True)
-    # A driver takes even SystemExit(0) for a failure.
+    # Drivers report even SystemExit(0) as a failure.
     if code:
         raise SystemExit(code)
 

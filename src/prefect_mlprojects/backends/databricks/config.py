@@ -1,18 +1,30 @@
-"""The configuration of the databricks backend, in MLflow's forms and ours."""
+"""The configuration of the databricks backend, in MLflow's forms and ours, and the connection to its workspace."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from typing import Any, Literal, TypeAlias
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects._support.redaction import holds_secret, redact
+from prefect_mlprojects._support.retry import Backoff
+from prefect_mlprojects._support.secrets import Secret, reveal_all, secrets_in
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.contract import BackendRequest
 from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.types import StopSignal
+
+if TYPE_CHECKING:
+    from databricks.sdk import WorkspaceClient
+
 
 NAME = "databricks"
 NO_CLUSTER = (
@@ -21,8 +33,32 @@ NO_CLUSTER = (
 )
 
 
-def _secret(value: Any) -> Secret:
-    return value if isinstance(value, Secret) else Secret(str(value))
+_REFERENCE = re.compile(r"\{\{secrets/[^/}]+/[^}]+\}\}")
+# Names of environment variables, Spark properties and fields of a specification: PASSWORD, api-key, account.key, primary_key …
+_SECRET_NAME = re.compile(
+    r"pass(word|wd|phrase)|secret|token|credential|(^|[._-])(pass|pwd|pw|auth|sas)($|[._-])"
+    r"|(^|(api|access|account|primary|secondary|private|shared|encryption|signing)?[._-])key($|[._-])|apikey",
+    re.IGNORECASE,
+)
+_FREE_FORM = ("spark_env_vars", "spark_conf")
+# A long text of letters and digits, as tokens are: dapi…, base64, or the three parts of a JSON Web Token.
+_OPAQUE = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])(?!/)[\w+/=~-]{20,}|eyJ[\w-]+\.[\w-]+\.[\w-]*")
+
+
+def _marked(value: Any, name: str = "", *, free_form: bool = False) -> Any:
+    """Returns a part of a specification with its literal secrets as `Secret`; ``{{secrets/scope/key}}`` references stay.
+
+    Secret are values whose name says so, URLs with a password or token, and opaque texts in variables and Spark properties.
+    """
+    if isinstance(value, Mapping):
+        return {key: _marked(each, str(key), free_form=free_form or name in _FREE_FORM) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_marked(each, name, free_form=free_form) for each in value]
+    if isinstance(value, bool) or not isinstance(value, str | int) or _REFERENCE.fullmatch(str(value)):
+        return value
+    text = str(value)
+    secret = text and (_SECRET_NAME.search(name) or holds_secret(text) or (free_form and _OPAQUE.fullmatch(text)))
+    return Secret(text) if secret else value
 
 
 def _kebab(name: str) -> str:
@@ -35,19 +71,16 @@ class DatabricksConfig(BaseModel):
     Attributes:
         credentials: A block's name, or fields of the SDK's ``Config``: host, token, client_id, client_secret …
         profile: A profile of ``~/.databrickscfg``; wins over the one of a ``databricks://profile`` tracking URI.
-        new_cluster: The cluster to create for the run (the Clusters API's specification). Literal ``spark_env_vars`` are secrets.
-        existing_cluster_id: An existing cluster's id.
+        new_cluster: The cluster to create for the run, as in the Clusters API. Literal secrets in it are not stored.
         environment: A serverless environment: ``environment_version``, ``dependencies``.
         libraries: Libraries of the Jobs API for the cluster.
         timeout: Seconds after which Databricks itself ends the run.
-        run_name: The run's name in the workspace.
         access_control: Permissions on the run (the Jobs API's ``access_control_list``).
         code_path: The folder for uploads: ``/Workspace/…``, ``/Volumes/…`` or ``dbfs:/…``.
         git_source: Whether Databricks checks out a git project, instead of an upload.
         secrets: Variable of the command -> ``scope/key`` of a Databricks secret, which the driver reads.
         live_output: Whether output is written to the workspace and read during the run.
         poll_interval: Seconds between two polls of the run; grows to ``max_poll_interval`` without news.
-        max_poll_interval: The longest such time, in seconds.
         network_timeout: Seconds for which an unreachable workspace is retried.
     """
 
@@ -70,20 +103,10 @@ class DatabricksConfig(BaseModel):
     max_poll_interval: float = Field(default=20.0, gt=0)
     network_timeout: float = Field(default=900.0, ge=0)
 
-    @field_validator("new_cluster")
+    @field_validator("new_cluster", "environment", "libraries")
     @classmethod
-    def _with_secrets(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        value = dict(value or {}) or value
-        image, variables = (value or {}).get("docker_image"), (value or {}).get("spark_env_vars")
-        login = image.get("basic_auth") if isinstance(image, dict) else None
-        if value and isinstance(image, dict) and isinstance(login, dict) and login.get("password"):
-            value["docker_image"] = {**image, "basic_auth": {**login, "password": _secret(login["password"])}}
-        if value and isinstance(variables, dict):
-            # A reference to a Databricks secret is no secret.
-            value["spark_env_vars"] = {
-                name: text if str(text).startswith("{{secrets/") else _secret(text) for name, text in variables.items()
-            }
-        return value
+    def _mark_secrets(cls, value: Any) -> Any:
+        return _marked(value)
 
     @field_validator("code_path")
     @classmethod
@@ -113,6 +136,12 @@ class DatabricksConfig(BaseModel):
         if self.environment is not None and self.libraries:
             raise ValueError("a serverless environment takes no libraries: name them under environment.dependencies")
         return self
+
+    def redact(self, text: str) -> str:
+        """Redacts this configuration's secrets, which a message of Databricks may quote."""
+        login = self.credentials if isinstance(self.credentials, dict) else {}
+        hidden = [value for name, value in login.items() if _SECRET_NAME.search(name)]
+        return redact(text, *secrets_in([hidden, self.new_cluster, self.environment, self.libraries]))
 
     @property
     def compute(self) -> Literal["new", "existing", "serverless"] | None:
@@ -175,21 +204,136 @@ def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
     if bare:
         values["new_cluster"] = {**(values.pop("new_cluster", None) or values.pop("new-cluster", None) or {}), **bare}
     parsed = parse_config(DatabricksConfig, values, backend=NAME)
-    _check_keys("new_cluster", parsed.new_cluster or {}, _fields("cluster"))
-    _check_keys("environment", parsed.environment or {}, _fields("environment"))
-    for library in parsed.libraries:
-        _check_keys("libraries", library, _fields("library"))
-    for entry in parsed.access_control:
-        _check_keys("access-control", entry, _fields("access"))
+    _check_keys("new_cluster", [parsed.new_cluster or {}], _fields("cluster"))
+    _check_keys("environment", [parsed.environment or {}], _fields("environment"))
+    _check_keys("libraries", parsed.libraries, _fields("library"))
+    _check_keys("access-control", parsed.access_control, _fields("access"))
     return parsed
 
 
-def _check_keys(where: str, value: Mapping[str, Any], known: frozenset[str]) -> None:
-    for key in value:
-        if key in known:
-            continue
+def _check_keys(where: str, values: list[dict[str, Any]], known: frozenset[str]) -> None:
+    for key in (key for value in values for key in value if key not in known):
         near = nearest(key, known)
         hint = f" (did you mean {near!r}?)" if near else ""
         raise BackendError(
             f"The configuration of the {NAME} backend does not fit: {where}: unknown key {key!r}{hint}", backend=NAME
         )
+
+
+_CALL_SECONDS = 60
+# `insist` retries instead, since the SDK's own retries ignore the stop signal.
+_RETRY_SECONDS = 1
+
+
+def profile_of(tracking_uri: str) -> str | None:
+    """Returns the profile that a ``databricks://profile`` tracking URI names; None for any other."""
+    parts = urlsplit(tracking_uri)
+    # MLflow: "databricks://scope:prefix" names a secret scope, which exists inside a workspace only.
+    return parts.netloc.partition(":")[0] or None if parts.scheme in ("databricks", "databricks-uc") else None
+
+
+def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None = None) -> WorkspaceClient:
+    """Returns a client of the workspace; with a token it sends no request yet."""
+    if isinstance(config.credentials, str):
+        raise BackendError(
+            f"The credentials block {config.credentials!r} was not resolved. Blocks are resolved by run() and by deployments.",
+            backend=NAME,
+        )
+    given = reveal_all(config.credentials or {})
+    values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if values and "auth_type" not in values:
+        # The environment may hold other credentials, and the SDK refuses several methods at once.
+        kind = "oauth-m2m" if values.get("client_secret") else "pat" if values.get("token") else None
+        values |= {"auth_type": kind} if kind else {}
+    profile = config.profile or profile_of(tracking_uri)
+    if not values and profile:
+        values["profile"] = profile
+    logging.getLogger("databricks.sdk").setLevel(logging.ERROR)
+    return insist(partial(_client, values), config, stop, "The Databricks workspace can't be used")
+
+
+def _client(values: dict[str, Any]) -> WorkspaceClient:
+    from importlib.metadata import version
+
+    from databricks.sdk import WorkspaceClient
+    from databricks.sdk.config import Config
+
+    unknown = sorted(set(values) - {each.name for each in Config.attributes()})
+    if unknown:
+        raise BackendError(f"The Databricks credentials have an unknown field: {', '.join(unknown)}.", backend=NAME)
+    return WorkspaceClient(
+        config=Config(
+            **values,
+            http_timeout_seconds=_CALL_SECONDS,
+            retry_timeout_seconds=_RETRY_SECONDS,
+            product="prefect-mlprojects",
+            product_version=version("prefect-mlprojects"),
+        )
+    )
+
+
+_Answer = TypeVar("_Answer")
+_BAD_GATEWAY = ("502", "bad gateway", "bad_gateway")
+
+_ADVICE = MappingProxyType(
+    {
+        "Unauthenticated": "The token is wrong or has expired: put a new one into the block, profile or DATABRICKS_TOKEN.",
+        "PermissionDenied": "Give the user or service principal the permission that the message names.",
+        "ValueError": "Name credentials: a databricks-workspace block, a profile, or DATABRICKS_HOST and DATABRICKS_TOKEN.",
+        "NotFound": "Check the ids and paths in the backend configuration.",
+        "ResourceDoesNotExist": "Check the ids and paths in the backend configuration.",
+        "TimeoutError": "The workspace could not be reached: check the host and the network, or raise network-timeout.",
+    }
+)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Returns whether an error is transient: a rate limit, a server error, a lost connection."""
+    import requests
+    from databricks.sdk import errors
+    from databricks.sdk.core import DatabricksError
+
+    transient = (errors.TooManyRequests, errors.InternalError, errors.TemporarilyUnavailable, errors.DeadlineExceeded)
+    if isinstance(error, (*transient, requests.exceptions.RequestException, ConnectionError, TimeoutError)):
+        return True
+    # The SDK has no class for a gateway's errors.
+    text = f"{error.error_code} {error}".lower() if type(error) is DatabricksError else ""
+    return any(sign in text for sign in _BAD_GATEWAY)
+
+
+def insist(call: Callable[[], _Answer], config: DatabricksConfig, stop: StopSignal | None, what: str) -> _Answer:
+    """Returns the result of an idempotent call, which it retries on transient errors for the ``network-timeout``.
+
+    `stop` ends the retries; it is None for a call that must outlast a stop request. `what` begins the error's message.
+
+    Raises:
+        BackendError: The workspace refused it, or was unreachable for too long.
+    """
+    deadline = time.monotonic() + config.network_timeout
+    backoff, waiter = Backoff(0.5, 20), stop or StopSignal()
+    while True:
+        try:
+            return call()
+        except BackendError:
+            raise
+        except Exception as error:  # noqa: BLE001 - classified below
+            pause = backoff.next()
+            if not is_transient(error) or time.monotonic() + pause > deadline or waiter.requested:
+                raise refused(what, error, config) from None
+        waiter.wait(pause)
+
+
+def refused(what: str, error: BaseException, config: DatabricksConfig) -> BackendError:
+    """Returns the error of a failed call, with advice and without the configuration's secrets."""
+    advice = _ADVICE.get(type(error).__name__, "")
+    if "invalid_client" in str(error):
+        advice = (
+            "Authentication failed for the service principal: its client_secret is wrong or expired. Create a new one in the "
+            "account console."
+        )
+    if isinstance(error, TimeoutError) and error.__cause__ is not None:
+        # The error that the SDK retried; its own message names only the time.
+        error = error.__cause__
+    # The SDK appends its configuration, with names of files and variables.
+    text = config.redact(str(error).partition(". Config:")[0].strip()) or type(error).__name__
+    return BackendError(f"{what}: {text.rstrip('.')}. {advice}".rstrip(), backend=NAME)

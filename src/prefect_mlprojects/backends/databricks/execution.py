@@ -13,20 +13,24 @@ from typing import TYPE_CHECKING, Any
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
 from prefect_mlprojects.backends.contract import Command, ExecutionEvents, Prepared
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
-from prefect_mlprojects.backends.databricks.connection import insist
-from prefect_mlprojects.backends.databricks.states import Diagnosis, WatchEnd, cancel, waiting_for, watch
+from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, insist
+from prefect_mlprojects.backends.databricks.states import Diagnosis, Status, WatchEnd, cancel, waiting_for, watch
 from prefect_mlprojects.backends.databricks.storage import (
+    Code,
     RunRecord,
     Storage,
+    Upload,
+    bootstrap,
+    code_of,
+    pack,
     read_record,
     record_path,
     storage_for,
+    upload,
     write_record,
 )
-from prefect_mlprojects.backends.databricks.task import Code, driver_environment, remote_variables, submission
-from prefect_mlprojects.backends.databricks.upload import Upload, bootstrap, check_unchanged, code_of, pack, upload
-from prefect_mlprojects.backends.outcome import Outcome, explain_exit, stopped_outcome
+from prefect_mlprojects.backends.databricks.task import driver_environment, remote_variables, submission
+from prefect_mlprojects.backends.outcome import Ending, Outcome, explain_exit, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import OutputSink, StopSignal, StreamName
 
@@ -35,12 +39,14 @@ if TYPE_CHECKING:
     from databricks.sdk.service.jobs import Run
 
 
+_logger = logging.getLogger(__name__)
+_ENDINGS: Mapping[Status, Ending] = {"cancelled": "stopped", "timed-out": "timed-out", "not-started": "not-started"}
 _MAX_ATTEMPTS = 100
 _MAX_TOKEN = 64  # The Jobs API's limit.
 
 
 class Execution:
-    """One execution and its state."""
+    """One execution of a command in a client's workspace, and its state."""
 
     def __init__(
         self,
@@ -50,12 +56,11 @@ class Execution:
         events: ExecutionEvents,
         stop: StopSignal,
     ) -> None:
-        """Prepares the execution of `command` in the workspace of `client`."""
         self._client, self._request, self._config = client, prepared.request, prepared.request.config
         self._upload, self._command, self._events = prepared.value, command, events
         self._output, self._stop = TailedOutput(events), stop
         self._root = prepared.value.root
-        self._storage: Storage = storage_for(client, self._root)
+        self._storage = storage_for(client, self._root)
         self._reported: tuple[str, str] | None = None
         self._token = ""
 
@@ -82,7 +87,7 @@ class Execution:
         if live is not None:
             live.finish()
         known = found.status == "succeeded" and live is not None and live.complete
-        error = "" if known else driver_output(self._client, run, self._output, live)
+        error = "" if known else self._config.redact(driver_output(self._client, run, self._output, live))
         tail = self._output.close()
         self._clear(code, found)
         return outcome(found, why, self._stop, live, error, tail)
@@ -99,14 +104,15 @@ class Execution:
             self._token = token
             code = code_of(self._root, self._upload.sha256, token if self._live() else None)
             self._ensure_code(code, path)
-            body = submission(self._request, self._config, self._command.line, code, variables, token)
+            body = submission(self._request, self._command.line, code, variables, token)
             if self._stop.requested:
                 self._remove(path)
                 return None
-            # A stop request must not end these retries: a lost response may be that of a run, which costs money.
-            what, seconds = "The run can't be submitted to Databricks", self._config.network_timeout
             try:
-                answer = insist(partial(_post, self._client, body), seconds, None, what)
+                # A stop request must not end these retries: a lost response may be that of a run, which costs money.
+                answer = insist(
+                    partial(_post, self._client, body), self._config, None, "The run can't be submitted to Databricks"
+                )
             except BackendError:
                 self._remove(path)
                 raise
@@ -126,15 +132,21 @@ class Execution:
         sizes = {code.archive: self._upload.size, code.bootstrap: len(bootstrap())}
         if all(self._ask(partial(self._storage.holds, path, size), what) for path, size in sizes.items()):
             return
-        archive = pack(self._request, driver_environment(self._request))
-        check_unchanged(archive, self._upload.sha256)
+        environment = driver_environment(self._request)
+        archive = pack(self._request, environment.files if environment is not None else {})
+        if archive.sha256 != self._upload.sha256:
+            raise BackendError(
+                "The project's uploaded code was removed from the workspace, and its local files have changed since. Run it "
+                "again.",
+                backend=NAME,
+            )
         upload(self._storage, code, archive, partial(self._ask, what=what), self._events.report)
 
     def _live(self) -> bool:
         return self._config.live_output and not self._config.git_source
 
     def _ask(self, call: Callable[[], Any], what: str) -> Any:
-        return insist(call, self._config.network_timeout, self._stop, what)
+        return insist(call, self._config, self._stop, what)
 
     def _tag(self, run_id: int, run: Run) -> None:
         # The tags that `mlflow run` sets: mlflow/projects/databricks.py, _print_description_and_log_tags.
@@ -147,7 +159,7 @@ class Execution:
         self._events.tag(tags)
 
     def _report_phase(self, run_id: int, run: Run, found: Diagnosis) -> None:
-        reason = "" if found.ended else waiting_for(run)
+        reason = "" if found.ended else self._config.redact(waiting_for(run))
         if (found.phase, reason) != self._reported:
             self._reported = (found.phase, reason)
             self._events.report(f"Databricks run {run_id}: {found.phase}{f' ({reason})' if reason else ''}")
@@ -180,12 +192,7 @@ def _post(client: WorkspaceClient, body: Mapping[str, Any]) -> Any:
 
 
 def outcome(
-    found: Diagnosis,
-    why: WatchEnd,
-    stop: StopSignal,
-    live: LiveOutput | None,
-    error: str,
-    tail: tuple[str, ...],
+    found: Diagnosis, why: WatchEnd, stop: StopSignal, live: LiveOutput | None, error: str, tail: tuple[str, ...]
 ) -> Outcome:
     """Returns the outcome of a run from its diagnosis, its live output and the error that Databricks shows."""
     if found.status == "succeeded":
@@ -194,21 +201,17 @@ def outcome(
         return stopped_outcome(stop, tail)
     if why == "timed-out":
         return Outcome("timed-out", cause="it took longer than its timeout and was cancelled", output_tail=tail)
-    if found.status == "failed" and live is not None and live.problem:
+    failed = found.status == "failed"
+    if failed and live is not None and live.problem:
         return Outcome("not-started", cause=live.problem.rstrip("."), output_tail=tail)
     code = (live.exit_code if live is not None else None) or _exit_code(error)
-    if found.status == "failed" and code:
+    if failed and code:
         cause = explain_exit(code)
         return Outcome("exited", code, cause.signal, cause.text, cause.advice or found.advice, tail, found.category)
     text = f"{found.cause}: {error}" if error and error not in found.cause else found.cause
-    match found.status:
-        case "cancelled":
-            return Outcome("stopped", cause=text, advice=found.advice, output_tail=tail)
-        case "timed-out":
-            return Outcome("timed-out", cause=text, advice=found.advice, output_tail=tail)
-        case "not-started":
-            return Outcome("not-started", cause=text, advice=found.advice, output_tail=tail, reason=found.category)
-    return Outcome("exited", 1, cause=text, advice=found.advice, output_tail=tail, reason=found.category)
+    ending = _ENDINGS.get(found.status, "exited")
+    code = 1 if ending == "exited" else None
+    return Outcome(ending, code, cause=text, advice=found.advice, output_tail=tail, reason=found.category)
 
 
 def _exit_code(error: str) -> int | None:
@@ -217,22 +220,15 @@ def _exit_code(error: str) -> int | None:
     return int(match[1]) if match is not None else None
 
 
-_logger = logging.getLogger(__name__)
-_EXIT_FILE = "exit.json"
 _KEPT = 400  # Trailing bytes that are searched for in the driver's own output.
 _STREAMS: dict[bytes, StreamName] = {b"out": "stdout", b"err": "stderr"}
 
 
 class LiveOutput:
-    """Reads the numbered files of a run's output folder, each once.
-
-    A poll costs one request, and one more for each new file.
-    """
+    """Reads the numbered files of a run's output folder, each once; a poll costs one request, and one for each new file."""
 
     def __init__(self, storage: Storage, folder: str, output: OutputSink) -> None:
-        self._storage = storage
-        self._folder = folder
-        self._output = output
+        self._storage, self._folder, self._output = storage, folder, output
         self._next = 1
         self.last = b""
         self.exit_code: int | None = None
@@ -266,7 +262,7 @@ class LiveOutput:
         """Reads the remaining output and the exit code of an ended run."""
         self.read()
         try:
-            data = self._storage.read(f"{self._folder}/{_EXIT_FILE}")
+            data = self._storage.read(f"{self._folder}/exit.json")
             if data is not None:
                 ended = json.loads(data)
                 self.exit_code, self.problem = int(ended["exit_code"]), str(ended["problem"])
@@ -275,11 +271,7 @@ class LiveOutput:
 
 
 def parse_chunk(data: bytes) -> Iterator[tuple[StreamName, bytes]]:
-    """Parses an output file of the bootstrap into pieces of both streams, in order.
-
-    Raises:
-        ValueError: It is incomplete: it is still being written.
-    """
+    """Parses an output file of the bootstrap into pieces of both streams; raises ValueError while it is being written."""
     while data:
         head, newline, rest = data.partition(b"\n")
         name, _, size = head.partition(b" ")
@@ -291,10 +283,7 @@ def parse_chunk(data: bytes) -> Iterator[tuple[StreamName, bytes]]:
 
 
 def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, live: LiveOutput | None) -> str:
-    """Passes on the driver's output that was not read live; returns the run's error.
-
-    Both are empty for a run whose cluster never started.
-    """
+    """Passes on the driver's output that was not read live; returns the run's error."""
     task_id = run.tasks[0].run_id if run.tasks else run.run_id
     if task_id is None:
         return ""
@@ -320,5 +309,5 @@ def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, live: L
 
 def _after(logs: str, last: str) -> str:
     """Returns the text after `last`; nothing if that is not found."""
-    place = logs.rfind(last.strip()) if last.strip() else -1
-    return logs[place + len(last.strip()) :].lstrip("\n") if place >= 0 else ""
+    last = last.strip()
+    return logs.rpartition(last)[2].lstrip("\n") if last and last in logs else ""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig
-from prefect_mlprojects.backends.databricks.connection import insist
+from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, insist
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
@@ -23,19 +23,9 @@ if TYPE_CHECKING:
 Status = Literal["running", "succeeded", "failed", "cancelled", "timed-out", "not-started"]
 
 # https://docs.databricks.com/api/workspace/jobs/getrun: life_cycle_state -> whether the run has ended.
+_ACTIVE = ("BLOCKED", "PENDING", "QUEUED", "RUNNING", "TERMINATING", "WAITING_FOR_RETRY", "WAITING")
 LIFE_CYCLES = MappingProxyType(
-    {
-        "BLOCKED": False,
-        "PENDING": False,
-        "QUEUED": False,
-        "RUNNING": False,
-        "TERMINATING": False,
-        "WAITING_FOR_RETRY": False,
-        "WAITING": False,
-        "TERMINATED": True,
-        "SKIPPED": True,
-        "INTERNAL_ERROR": True,
-    }
+    dict.fromkeys(_ACTIVE, False) | dict.fromkeys(("TERMINATED", "SKIPPED", "INTERNAL_ERROR"), True)
 )
 
 RESULTS: MappingProxyType[str, tuple[Status, str]] = MappingProxyType(
@@ -53,127 +43,112 @@ RESULTS: MappingProxyType[str, tuple[Status, str]] = MappingProxyType(
     }
 )
 
-CODES: MappingProxyType[str, tuple[Status, str, str]] = MappingProxyType(
-    {
-        "SUCCESS": ("succeeded", "the run succeeded", ""),
-        "SUCCESS_WITH_FAILURES": ("succeeded", "the run succeeded, with failures in it", ""),
-        "USER_CANCELED": ("cancelled", "a user cancelled the run in Databricks", "The run's page says who."),
-        "CANCELED": ("cancelled", "Databricks cancelled the run", "The run's page says why."),
-        "SKIPPED": ("not-started", "the run was skipped", "Look at the run's conditions and limits."),
-        "DRIVER_ERROR": (
-            "failed",
-            "the driver died",
-            "Often its memory ran out: take a larger node type for the driver, or read the cluster's event log.",
-        ),
-        "CLUSTER_ERROR": (
-            "not-started",
-            "the cluster failed to start or broke",
-            "Read the cluster's event log; check its node type, policy and network.",
-        ),
-        "CLUSTER_TERMINATED_BY_USER": (
-            "failed",
-            "a user terminated the cluster",
-            "The cluster's event log says who.",
-        ),
-        "REPOSITORY_CHECKOUT_FAILED": (
-            "not-started",
-            "Databricks could not check the repository out",
-            "Check the git credentials in the workspace, or leave git-source out so that the code is uploaded.",
-        ),
-        "INVALID_CLUSTER_REQUEST": (
-            "not-started",
-            "the cluster's specification is invalid",
-            "Correct new_cluster in the backend configuration.",
-        ),
-        "WORKSPACE_RUN_LIMIT_EXCEEDED": (
-            "not-started",
-            "the workspace's limit of concurrent runs is reached",
-            "Wait for other runs to end, or ask for a higher limit.",
-        ),
-        "FEATURE_DISABLED": (
-            "not-started",
-            "the workspace has a feature that the run needs switched off",
-            "Ask the workspace's administrator to enable it.",
-        ),
-        "CLUSTER_REQUEST_LIMIT_EXCEEDED": (
-            "not-started",
-            "too many clusters were requested at once",
-            "Try again later, or use an existing cluster or pool.",
-        ),
-        "STORAGE_ACCESS_ERROR": (
-            "failed",
-            "the storage could not be accessed",
-            "Check the permissions on the volume or the DBFS root, and on what code-path names.",
-        ),
-        "RUN_EXECUTION_ERROR": ("failed", "the task failed", ""),
-        "UNAUTHORIZED_ERROR": (
-            "not-started",
-            "a permission is missing",
-            "Give the user or service principal access to what the message names.",
-        ),
-        "LIBRARY_INSTALLATION_ERROR": (
-            "not-started",
-            "a library could not be installed",
-            "Correct 'libraries' (or 'python_libraries'): check names, versions and the cluster's way to the package index.",
-        ),
-        "MAX_CONCURRENT_RUNS_EXCEEDED": ("not-started", "too many runs at once", "Wait for other runs to end."),
-        "MAX_SPARK_CONTEXTS_EXCEEDED": (
-            "not-started",
-            "the cluster has too many Spark contexts",
-            "Use another cluster, or a new one for each run.",
-        ),
-        "RESOURCE_NOT_FOUND": (
-            "not-started",
-            "something that the run needs does not exist",
-            "Check cluster, policy and code-path in the backend configuration.",
-        ),
-        "INVALID_RUN_CONFIGURATION": (
-            "not-started",
-            "the run's configuration is invalid",
-            "Correct the backend configuration.",
-        ),
-        "INTERNAL_ERROR": (
-            "failed",
-            "an internal error of Databricks",
-            "Try again; if it stays, tell Databricks' support the run's id.",
-        ),
-        "CLOUD_FAILURE": (
-            "not-started",
-            "the cloud provider failed",
-            "Often it has no such machines left: try again, or take another node type or zone.",
-        ),
-        "MAX_JOB_QUEUE_SIZE_EXCEEDED": ("not-started", "the queue is full", "Wait for other runs to end."),
-        "DISABLED": ("not-started", "the task is disabled", ""),
-        "BREAKING_CHANGE": (
-            "not-started",
-            "the run uses something that Databricks has removed",
-            "Follow what its message says; a newer runtime is often needed.",
-        ),
-        "BUDGET_POLICY_LIMIT_EXCEEDED": (
-            "not-started",
-            "the budget policy's limit is used up",
-            "Ask for a higher limit, or run under another budget policy.",
-        ),
-    }
+# Termination codes -> cause and advice.
+_SUCCEEDED = {
+    "SUCCESS": ("the run succeeded", ""),
+    "SUCCESS_WITH_FAILURES": ("the run succeeded, with failures in it", ""),
+}
+_CANCELLED = {
+    "USER_CANCELED": ("a user cancelled the run in Databricks", "The run's page says who."),
+    "CANCELED": ("Databricks cancelled the run", "The run's page says why."),
+}
+_FAILED = {
+    "DRIVER_ERROR": (
+        "the driver died",
+        "Often its memory ran out: take a larger node type for the driver, or read the cluster's event log.",
+    ),
+    "CLUSTER_TERMINATED_BY_USER": ("a user terminated the cluster", "The cluster's event log says who."),
+    "STORAGE_ACCESS_ERROR": (
+        "the storage could not be accessed",
+        "Check the permissions on the volume or the DBFS root, and on what code-path names.",
+    ),
+    "RUN_EXECUTION_ERROR": ("the task failed", ""),
+    "INTERNAL_ERROR": (
+        "an internal error of Databricks",
+        "Try again. If it happens again, give Databricks' support the run's id.",
+    ),
+}
+_NOT_STARTED = {
+    "SKIPPED": ("the run was skipped", "Look at the run's conditions and limits."),
+    "CLUSTER_ERROR": (
+        "the cluster failed to start or broke",
+        "Read the cluster's event log; check its node type, policy and network.",
+    ),
+    "REPOSITORY_CHECKOUT_FAILED": (
+        "Databricks could not check the repository out",
+        "Check the git credentials in the workspace, or leave git-source out so that the code is uploaded.",
+    ),
+    "INVALID_CLUSTER_REQUEST": (
+        "the cluster's specification is invalid",
+        "Correct new_cluster in the backend configuration.",
+    ),
+    "WORKSPACE_RUN_LIMIT_EXCEEDED": (
+        "the workspace's limit of concurrent runs is reached",
+        "Wait for other runs to end, or ask for a higher limit.",
+    ),
+    "FEATURE_DISABLED": (
+        "a feature that the run needs is switched off in the workspace",
+        "Ask the workspace's administrator to enable it.",
+    ),
+    "CLUSTER_REQUEST_LIMIT_EXCEEDED": (
+        "too many clusters were requested at once",
+        "Try again later, or use an existing cluster or pool.",
+    ),
+    "UNAUTHORIZED_ERROR": (
+        "a permission is missing",
+        "Give the user or service principal access to what the message names.",
+    ),
+    "LIBRARY_INSTALLATION_ERROR": (
+        "a library could not be installed",
+        "Correct 'libraries' (or 'python_libraries'): check names, versions and the cluster's way to the package index.",
+    ),
+    "MAX_CONCURRENT_RUNS_EXCEEDED": ("too many runs at once", "Wait for other runs to end."),
+    "MAX_SPARK_CONTEXTS_EXCEEDED": (
+        "the cluster has too many Spark contexts",
+        "Use another cluster, or a new one for each run.",
+    ),
+    "RESOURCE_NOT_FOUND": (
+        "a resource that the run needs does not exist",
+        "Check cluster, policy and code-path in the backend configuration.",
+    ),
+    "INVALID_RUN_CONFIGURATION": ("the run's configuration is invalid", "Correct the backend configuration."),
+    "CLOUD_FAILURE": (
+        "the cloud provider failed",
+        "Often it has no such machines left: try again, or take another node type or zone.",
+    ),
+    "MAX_JOB_QUEUE_SIZE_EXCEEDED": ("the queue is full", "Wait for other runs to end."),
+    "DISABLED": ("the task is disabled", ""),
+    "BREAKING_CHANGE": (
+        "the run uses a feature that Databricks has removed",
+        "Follow its message; a newer runtime is often needed.",
+    ),
+    "BUDGET_POLICY_LIMIT_EXCEEDED": (
+        "the budget policy's limit is used up",
+        "Ask for a higher limit, or run under another budget policy.",
+    ),
+}
+_BY_STATUS: dict[Status, dict[str, tuple[str, str]]] = {
+    "succeeded": _SUCCEEDED,
+    "cancelled": _CANCELLED,
+    "failed": _FAILED,
+    "not-started": _NOT_STARTED,
+}
+CODES = MappingProxyType(
+    {code: (status, *texts) for status, codes in _BY_STATUS.items() for code, texts in codes.items()}
 )
 
 # The category, where it is not the one of the ending.
-CATEGORIES = MappingProxyType(
-    {
-        "DRIVER_ERROR": FailureCategory.INFRASTRUCTURE,
-        "CLUSTER_TERMINATED_BY_USER": FailureCategory.INFRASTRUCTURE,
-        "STORAGE_ACCESS_ERROR": FailureCategory.INFRASTRUCTURE,
-        "INTERNAL_ERROR": FailureCategory.INFRASTRUCTURE,
-        "LIBRARY_INSTALLATION_ERROR": FailureCategory.IMAGE,
-        "CLOUD_FAILURE": FailureCategory.SCHEDULING,
-        "INVALID_CLUSTER_REQUEST": FailureCategory.SCHEDULING,
-        "WORKSPACE_RUN_LIMIT_EXCEEDED": FailureCategory.SCHEDULING,
-        "CLUSTER_REQUEST_LIMIT_EXCEEDED": FailureCategory.SCHEDULING,
-        "MAX_CONCURRENT_RUNS_EXCEEDED": FailureCategory.SCHEDULING,
-        "MAX_JOB_QUEUE_SIZE_EXCEEDED": FailureCategory.SCHEDULING,
-        "BUDGET_POLICY_LIMIT_EXCEEDED": FailureCategory.SCHEDULING,
-    }
-)
+_CODES_BY_CATEGORY = {
+    FailureCategory.INFRASTRUCTURE: (
+        *("CLUSTER_TERMINATED_BY_USER", "DRIVER_ERROR", "INTERNAL_ERROR", "STORAGE_ACCESS_ERROR"),
+    ),
+    FailureCategory.IMAGE: ("LIBRARY_INSTALLATION_ERROR",),
+    FailureCategory.SCHEDULING: (
+        *("CLOUD_FAILURE", "INVALID_CLUSTER_REQUEST", "WORKSPACE_RUN_LIMIT_EXCEEDED", "CLUSTER_REQUEST_LIMIT_EXCEEDED"),
+        *("MAX_CONCURRENT_RUNS_EXCEEDED", "MAX_JOB_QUEUE_SIZE_EXCEEDED", "BUDGET_POLICY_LIMIT_EXCEEDED"),
+    ),
+}
+CATEGORIES = {code: category for category, codes in _CODES_BY_CATEGORY.items() for code in codes}
 # Signs of preempted machines and of exhausted memory in messages of Databricks and the cloud providers.
 _PREEMPTED = ("spot instance", "preempt", "spot_instance_termination", "spot termination", "spot eviction")
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "oom")
@@ -190,14 +165,9 @@ TYPES = MappingProxyType(
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A run's state and its cause.
+    """A run's state in Databricks' own word (`phase`), and why it ended, with the messages of Databricks and the cloud.
 
-    Attributes:
-        status: Where it is.
-        phase: Its state in Databricks' word.
-        cause: Why it ended, in words, Databricks' and the cloud's own included.
-        advice: What to do about it; may be empty.
-        category: The category of a failure, where it is not the one of its ending.
+    `category` is that of a failure, where it differs from the one of its ending.
     """
 
     status: Status
@@ -225,22 +195,12 @@ def diagnose(run: Run) -> Diagnosis:
 
 
 def explain(life_cycle: str, result: str = "", code: str = "", kind: str = "", message: str = "") -> Diagnosis:
-    """Explains the fields of a run's state; unknown values never raise. Pure.
-
-    Args:
-        life_cycle: The life-cycle state.
-        result: The result state, once it has ended.
-        code: The termination code.
-        kind: The termination type.
-        message: The message of Databricks or the cloud provider.
-    """
+    """Explains a run's life-cycle state, result state, and termination code and type; unknown values never raise. Pure."""
     if not LIFE_CYCLES.get(life_cycle, bool(result or code)):
         return Diagnosis("running", life_cycle or "UNKNOWN")
-    fallback: Status = "not-started" if life_cycle == "SKIPPED" else "failed"
     causes = {"SKIPPED": "the run was skipped", "INTERNAL_ERROR": "an internal error of Databricks"}
-    status, text, advice = fallback, causes.get(life_cycle, f"it ended as {result or code or life_cycle}"), ""
-    if result in RESULTS:
-        status, text = RESULTS[result]
+    text, advice = causes.get(life_cycle, f"it ended as {result or code or life_cycle}"), ""
+    status, text = RESULTS.get(result, ("not-started" if life_cycle == "SKIPPED" else "failed", text))
     # A code of success beside a failure explains nothing.
     explains = (
         not code.startswith("SUCCESS") or result.startswith("SUCCESS") or (not result and life_cycle == "TERMINATED")
@@ -300,26 +260,18 @@ def watch(
 
     `on_look` is called at every poll; if it returns True, the next one follows soon. Returns the run, its diagnosis, and why
     watching ended; the first two are None if a stop was requested before the first poll.
-
-    Raises:
-        BackendError: The workspace was unreachable for too long, or does not know the run.
     """
     backoff, phase = Backoff(config.poll_interval, config.max_poll_interval), ""
+    what = f"The Databricks run {run_id} can't be watched (it may still be running)"
     run, found = None, None
     while True:
         try:
-            run = insist(
-                lambda: client.jobs.get_run(run_id),
-                config.network_timeout,
-                stop,
-                f"The Databricks run {run_id} can't be watched (it may still be running)",
-            )
+            run, found = _look(client, run_id, config, stop, what)
         except BackendError:
             if stop.requested:
                 # It was unreachable at the stop request; `cancel` retries.
                 return run, found, "stopped"
             raise
-        found = diagnose(run)
         lively = on_look(run, found)
         if found.ended:
             return run, found, "ended"
@@ -333,28 +285,29 @@ def watch(
             return run, found, "stopped"
 
 
-def cancel(client: WorkspaceClient, run_id: int, config: DatabricksConfig) -> tuple[Run, Diagnosis]:
-    """Cancels a run and waits until it has ended. Idempotent.
+def _look(
+    client: WorkspaceClient, run_id: int, config: DatabricksConfig, stop: StopSignal | None, what: str
+) -> tuple[Run, Diagnosis]:
+    run = insist(lambda: client.jobs.get_run(run_id), config, stop, what)
+    found = diagnose(run)
+    return run, replace(found, cause=config.redact(found.cause))
 
-    Raises:
-        BackendError: The workspace was unreachable for too long.
-    """
+
+def cancel(client: WorkspaceClient, run_id: int, config: DatabricksConfig) -> tuple[Run, Diagnosis]:
+    """Cancels a run and waits until it has ended. Idempotent."""
+    from databricks.sdk.errors import BadRequest
+
     what = f"The Databricks run {run_id} could not be cancelled; cancel it in the workspace, it may cost money"
 
-    def ask() -> Any:
-        from databricks.sdk.errors import BadRequest
+    def ask() -> None:
+        # A run that has ended already is refused.
+        with suppress(BadRequest):
+            client.jobs.cancel_run(run_id)
 
-        try:
-            return client.jobs.cancel_run(run_id)
-        except BadRequest:
-            # It has ended already.
-            return None
-
-    insist(ask, config.network_timeout, None, what)
+    insist(ask, config, None, what)
     backoff, deadline = Backoff(0.2), time.monotonic() + max(config.network_timeout, _SHORTEST_CANCEL_WAIT)
     while True:
-        run = insist(lambda: client.jobs.get_run(run_id), config.network_timeout, None, what)
-        found = diagnose(run)
+        run, found = _look(client, run_id, config, None, what)
         if found.ended:
             return run, found
         if time.monotonic() > deadline:

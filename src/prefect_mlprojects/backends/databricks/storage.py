@@ -1,202 +1,157 @@
-"""Files in a workspace: one interface to workspace files, Unity Catalog volumes and DBFS."""
+"""A project's files in a workspace: storage kinds, the packed project, its upload, run records, and the clean-up."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prefect_mlprojects.backends.containers.archive import project_files, write_archive
+from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, DatabricksRequest, connect, insist
+from prefect_mlprojects.exceptions import BackendError
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
+    from databricks.sdk.mixins.files import DbfsExt
+    from databricks.sdk.mixins.workspace import WorkspaceExt
+    from databricks.sdk.service.files import FilesAPI
 
+_T = TypeVar("_T")
 
 FOLDER = ".prefect-mlprojects"
+CODE_FOLDER, OUTPUT_FOLDER, RECORDS_FOLDER = "code", "output", "runs"
+# https://docs.databricks.com/files/workspace.html, "File size limit".
+_LARGEST_WORKSPACE_FILE = 500 << 20
 
 
-class Storage(Protocol):
-    """Stores files under absolute paths; a missing file is never an error."""
+@dataclass(frozen=True)
+class Storage:
+    """Stores files under absolute paths; a missing file is never an error. The fields are the requests of one of the APIs."""
+
+    api_path: Callable[[str], str]
+    size: Callable[[str], int | None]
+    make_folder: Callable[[str], Any]
+    send: Callable[[str, io.BytesIO], Any]
+    receive: Callable[[str], bytes]
+    entries: Callable[[str], Iterable[tuple[str | None, int | None]]]
+    delete: Callable[[str], Any]
+
+    def _unless_missing(self, call: Callable[[str], _T], path: str) -> _T | None:
+        from databricks.sdk.errors import NotFound
+
+        try:
+            return call(self.api_path(path))
+        except NotFound:
+            return None
 
     def holds(self, path: str, size: int) -> bool:
         """Returns whether the file exists with that size in bytes, if the workspace reports sizes."""
+        return bool(self._unless_missing(lambda own: self.size(own) in (None, size), path))
 
     def write(self, path: str, content: bytes) -> None:
         """Writes or replaces a file; creates its parent folders."""
+        self.make_folder(self.api_path(path).rpartition("/")[0])
+        self.send(self.api_path(path), io.BytesIO(content))
 
     def read(self, path: str) -> bytes | None:
         """Returns a file's content; None if it does not exist."""
+        return self._unless_missing(self.receive, path)
 
     def names(self, path: str) -> list[tuple[str, float]]:
         """Returns a folder's entries sorted by name, each with its modification time in seconds since the epoch."""
+        entries = self._unless_missing(lambda own: list(self.entries(own)), path) or ()
+        return sorted((str(name).rpartition("/")[2], (changed or 0) / 1000) for name, changed in entries)
 
     def remove(self, path: str) -> None:
         """Removes a file, or a folder and its contents."""
+        self._unless_missing(self.delete, path)
 
 
 def storage_for(client: WorkspaceClient, root: str) -> Storage:
     """Returns the storage for a path below ``/Workspace``, ``/Volumes`` or ``dbfs:``."""
     if root.startswith("/Volumes/"):
-        return _Volume(client)
-    return _Dbfs(client) if root.startswith("dbfs:") else _WorkspaceFiles(client)
+        return _volume(client.files)
+    return _dbfs(client.dbfs) if root.startswith("dbfs:") else _workspace_files(client.workspace)
 
 
 def driver_path(path: str) -> str:
     """Converts a path to that of the driver's file system."""
-    return "/dbfs/" + path.removeprefix("dbfs:").lstrip("/") if path.startswith("dbfs:") else path
+    return f"/dbfs{_dbfs_path(path)}" if path.startswith("dbfs:") else path
 
 
-def _not_found() -> Any:
+def _dbfs_path(path: str) -> str:
+    return "/" + path.removeprefix("dbfs:").lstrip("/")
+
+
+def _workspace_files(api: WorkspaceExt) -> Storage:
+    from databricks.sdk.service.workspace import ExportFormat, ImportFormat
+
+    return Storage(
+        api_path=lambda path: path.removeprefix("/Workspace"),
+        size=lambda path: api.get_status(path).size,
+        make_folder=api.mkdirs,
+        # RAW: a .py file must not become a notebook.
+        send=lambda path, content: api.upload(path, content, format=ImportFormat.RAW, overwrite=True),
+        receive=lambda path: api.download(path, format=ExportFormat.AUTO).read(),
+        entries=lambda path: ((each.path, each.modified_at or each.created_at) for each in api.list(path)),
+        delete=lambda path: api.delete(path, recursive=True),
+    )
+
+
+def _volume(api: FilesAPI) -> Storage:
+    def receive(path: str) -> bytes:
+        contents = api.download(path).contents
+        return contents.read() if contents is not None else b""
+
+    return Storage(
+        api_path=str,
+        size=lambda path: api.get_metadata(path).content_length,
+        make_folder=api.create_directory,
+        send=lambda path, content: api.upload(path, content, overwrite=True),
+        receive=receive,
+        entries=lambda path: ((each.name, each.last_modified) for each in api.list_directory_contents(path)),
+        delete=partial(_delete_from_volume, api),
+    )
+
+
+def _delete_from_volume(api: FilesAPI, path: str) -> None:
     from databricks.sdk.errors import NotFound
 
-    return NotFound
+    try:
+        entries = list(api.list_directory_contents(path))
+    except NotFound:
+        api.delete(path)
+        return
+    for each in entries:
+        _delete_from_volume(api, str(each.path)) if each.is_directory else api.delete(str(each.path))
+    api.delete_directory(path)
 
 
-class _WorkspaceFiles:
-    def __init__(self, client: WorkspaceClient) -> None:
-        self._api = client.workspace
+def _dbfs(api: DbfsExt) -> Storage:
+    def receive(path: str) -> bytes:
+        with api.download(path) as file:
+            return file.read()
 
-    @staticmethod
-    def _path(path: str) -> str:
-        return path.removeprefix("/Workspace")
-
-    def holds(self, path: str, size: int) -> bool:
-        try:
-            found = self._api.get_status(self._path(path)).size
-        except _not_found():
-            return False
-        return found is None or found == size
-
-    def write(self, path: str, content: bytes) -> None:
-        from databricks.sdk.service.workspace import ImportFormat
-
-        self._api.mkdirs(self._path(path).rpartition("/")[0])
-        # RAW: a .py file must not become a notebook.
-        self._api.upload(self._path(path), io.BytesIO(content), format=ImportFormat.RAW, overwrite=True)
-
-    def read(self, path: str) -> bytes | None:
-        from databricks.sdk.service.workspace import ExportFormat
-
-        try:
-            return self._api.download(self._path(path), format=ExportFormat.AUTO).read()
-        except _not_found():
-            return None
-
-    def names(self, path: str) -> list[tuple[str, float]]:
-        try:
-            entries = [
-                (str(each.path).rpartition("/")[2], (each.modified_at or each.created_at or 0) / 1000)
-                for each in self._api.list(self._path(path))
-            ]
-        except _not_found():
-            return []
-        return sorted(entries)
-
-    def remove(self, path: str) -> None:
-        try:
-            self._api.delete(self._path(path), recursive=True)
-        except _not_found():
-            return
-
-
-class _Volume:
-    def __init__(self, client: WorkspaceClient) -> None:
-        self._api = client.files
-
-    def holds(self, path: str, size: int) -> bool:
-        try:
-            found = self._api.get_metadata(path).content_length
-        except _not_found():
-            return False
-        return found is None or found == size
-
-    def write(self, path: str, content: bytes) -> None:
-        self._api.create_directory(path.rpartition("/")[0])
-        self._api.upload(path, io.BytesIO(content), overwrite=True)
-
-    def read(self, path: str) -> bytes | None:
-        try:
-            contents = self._api.download(path).contents
-            return contents.read() if contents is not None else b""
-        except _not_found():
-            return None
-
-    def names(self, path: str) -> list[tuple[str, float]]:
-        try:
-            return sorted(
-                (str(each.name), (each.last_modified or 0) / 1000) for each in self._api.list_directory_contents(path)
-            )
-        except _not_found():
-            return []
-
-    def remove(self, path: str) -> None:
-        try:
-            entries = list(self._api.list_directory_contents(path))
-        except _not_found():
-            try:
-                self._api.delete(path)
-            except _not_found():
-                return
-            return
-        for each in entries:
-            self.remove(str(each.path)) if each.is_directory else self._api.delete(str(each.path))
-        self._api.delete_directory(path)
-
-
-class _Dbfs:
-    def __init__(self, client: WorkspaceClient) -> None:
-        self._api = client.dbfs
-
-    @staticmethod
-    def _path(path: str) -> str:
-        return "/" + path.removeprefix("dbfs:").lstrip("/")
-
-    def holds(self, path: str, size: int) -> bool:
-        try:
-            found = self._api.get_status(self._path(path)).file_size
-        except _not_found():
-            return False
-        return found is None or found == size
-
-    def write(self, path: str, content: bytes) -> None:
-        self._api.mkdirs(self._path(path).rpartition("/")[0])
-        self._api.upload(self._path(path), io.BytesIO(content), overwrite=True)
-
-    def read(self, path: str) -> bytes | None:
-        try:
-            with self._api.download(self._path(path)) as file:
-                return file.read()
-        except _not_found():
-            return None
-
-    def names(self, path: str) -> list[tuple[str, float]]:
-        try:
-            return sorted(
-                (str(each.path).rpartition("/")[2], (each.modification_time or 0) / 1000)
-                for each in self._api.list(self._path(path))
-            )
-        except _not_found():
-            return []
-
-    def remove(self, path: str) -> None:
-        try:
-            self._api.delete(self._path(path), recursive=True)
-        except _not_found():
-            return
-
-
-RECORDS_FOLDER = "runs"
+    return Storage(
+        api_path=_dbfs_path,
+        size=lambda path: api.get_status(path).file_size,
+        make_folder=api.mkdirs,
+        send=lambda path, content: api.upload(path, content, overwrite=True),
+        receive=receive,
+        entries=lambda path: ((each.path, each.modification_time) for each in api.list(path)),
+        delete=lambda path: api.delete(path, recursive=True),
+    )
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run's record in the workspace.
-
-    Attributes:
-        user: The user who submitted it.
-        files: The names of the files below ``code`` that it needs.
-        reported: Whether it failed and its failure was reported.
-    """
+    """A run's record: who submitted it, the files below ``code`` that it needs, and whether its failure was reported."""
 
     user: str
     files: Sequence[str] = ()
@@ -204,18 +159,15 @@ class RunRecord:
 
 
 def record_path(root: str, token: str) -> str:
-    """Returns the path of a run's record."""
+    """Returns the path of the record of the run with that idempotency token."""
     return f"{root}/{RECORDS_FOLDER}/{token}.json"
 
 
 def read_record(storage: Storage, path: str) -> RunRecord | None:
     """Returns a record; None if it is missing or invalid."""
-    data = storage.read(path)
     try:
-        content = json.loads(data) if data else None
-        return (
-            RunRecord(str(content["user"]), tuple(content["files"]), bool(content.get("reported"))) if content else None
-        )
+        content = json.loads(storage.read(path) or b"null")
+        return content and RunRecord(str(content["user"]), tuple(content["files"]), bool(content.get("reported")))
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -223,3 +175,160 @@ def read_record(storage: Storage, path: str) -> RunRecord | None:
 def write_record(storage: Storage, path: str, record: RunRecord) -> None:
     """Writes or replaces a record."""
     storage.write(path, json.dumps(asdict(record)).encode())
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A project in the workspace: the code path, the user of the credentials, and the archive's digest and size in bytes.
+
+    The digest is empty if Databricks checks the code out.
+    """
+
+    root: str
+    user: str
+    sha256: str = ""
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Code:
+    """Paths in the workspace of a project's archive, the bootstrap, and the live output, which is None without it."""
+
+    archive: str
+    sha256: str
+    bootstrap: str
+    output: str | None = None
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A packed project: a gzipped tar archive, its SHA-256, and the number of its files and folders."""
+
+    content: bytes
+    sha256: str
+    count: int
+
+
+def pack(request: DatabricksRequest, extra: Mapping[str, bytes]) -> Archive:
+    """Packs a project with further files; equal files give equal bytes."""
+    target = io.BytesIO()
+    files = project_files(request.working_copy.directory, backend=NAME)
+    write_archive(target, files, prefix="project", extra=dict(extra), compressed=True, backend=NAME)
+    content = target.getvalue()
+    return Archive(content, hashlib.sha256(content).hexdigest(), len(files))
+
+
+def code_path(config: DatabricksConfig, user: str) -> str:
+    """Returns the folder for a user's uploads."""
+    return config.code_path or f"/Workspace/Users/{user}/{FOLDER}"
+
+
+def code_of(root: str, sha256: str, token: str | None = None) -> Code:
+    """Returns the paths of a project's code, and of the live output of the run with that idempotency token."""
+    version = hashlib.sha256(bootstrap()).hexdigest()[:16]
+    return Code(
+        archive=f"{root}/{CODE_FOLDER}/{sha256}.tar.gz",
+        sha256=sha256,
+        bootstrap=f"{root}/{CODE_FOLDER}/bootstrap-{version}.py",
+        output=f"{root}/{OUTPUT_FOLDER}/{token}" if token else None,
+    )
+
+
+@cache
+def bootstrap() -> bytes:
+    """Returns the script that runs on the driver."""
+    return (Path(__file__).parent / "bootstrap.py").read_bytes()
+
+
+def upload(
+    storage: Storage,
+    code: Code,
+    archive: Archive,
+    ask: Callable[[Callable[[], Any]], Any],
+    report: Callable[[str], None],
+) -> bool:
+    """Uploads the archive and the bootstrap unless they exist; returns whether both existed."""
+    reused = True
+    for path, content in ((code.bootstrap, bootstrap()), (code.archive, archive.content)):
+        if not ask(partial(storage.holds, path, len(content))):
+            report(f"Uploading {len(content)} bytes to {path}")
+            ask(partial(storage.write, path, content))
+            reused = False
+    return reused
+
+
+def check_size(root: str, size: int) -> None:
+    """Checks the archive's size in bytes against the limit of workspace files."""
+    if root.startswith("/Workspace/") and size > _LARGEST_WORKSPACE_FILE:
+        raise BackendError(
+            f"The packed project has {size >> 20} MB; workspace files are limited to {_LARGEST_WORKSPACE_FILE >> 20} MB. Exclude "
+            "data in its .dockerignore, or set code-path to a volume (/Volumes/CATALOG/SCHEMA/VOLUME).",
+            backend=NAME,
+        )
+
+
+_SECONDS_A_DAY = 86_400
+_SUBMITTING = 900.0  # Seconds that a run may take from its record to its submission, network retries included.
+_LONGEST_RUN = 60 * _SECONDS_A_DAY  # The state of another user's run is not visible; older ones count as ended.
+
+
+def clean_workspace(config: DatabricksConfig, *, days: float, dry_run: bool) -> list[str]:
+    """Removes archives, output and records older than `days`, except those that a run still needs; returns their paths.
+
+    Runs are found by their records, whoever submitted them, and by the active runs visible to this user. With `dry_run`
+    nothing is removed.
+
+    Raises:
+        BackendError: The workspace refused it.
+    """
+    client = connect(config, "")
+    ask = partial(insist, config=config, stop=None, what="The workspace can't be cleaned")
+    root = code_path(config, str(ask(lambda: client.current_user.me()).user_name))
+    storage = storage_for(client, root)
+    paths: list[str] = ask(partial(_old_paths, client, storage, root, config, days))
+    for path in () if dry_run else paths:
+        ask(partial(storage.remove, path))
+    return paths
+
+
+def _old_paths(
+    client: WorkspaceClient, storage: Storage, root: str, config: DatabricksConfig, days: float
+) -> list[str]:
+    user, now = str(client.current_user.me().user_name), time.time()
+    # A run writes its record before it checks for its code: a file listed here and in no record read later is not needed.
+    candidates = [
+        (folder, name)
+        for folder in (CODE_FOLDER, OUTPUT_FOLDER, RECORDS_FOLDER)
+        for name, changed in storage.names(f"{root}/{folder}")
+        if changed <= now - days * _SECONDS_A_DAY
+    ]
+    if not candidates:
+        return []
+    active = _active_texts(client)
+    needed = set(_needed(storage, root, user, active, now, max(_SUBMITTING, config.network_timeout)))
+    return [
+        f"{root}/{folder}/{name}"
+        for folder, name in candidates
+        if f"{folder}/{name}" not in needed and not any(name.removesuffix(".json") in text for text in active)
+    ]
+
+
+def _active_texts(client: WorkspaceClient) -> list[str]:
+    """Returns the arguments of active runs, which name their archive and their output."""
+    runs = client.jobs.list_runs(active_only=True, expand_tasks=True)
+    tasks = (task.spark_python_task for run in runs for task in run.tasks or ())
+    return ["\n".join([task.python_file, *(task.parameters or ())]) for task in tasks if task is not None]
+
+
+def _needed(storage: Storage, root: str, user: str, active: list[str], now: float, submitting: float) -> Iterator[str]:
+    """Yields the files that possibly active runs need, their records and output included."""
+    for name, changed in storage.names(f"{root}/{RECORDS_FOLDER}"):
+        record, token = read_record(storage, f"{root}/{RECORDS_FOLDER}/{name}"), name.removesuffix(".json")
+        if record is None or record.reported:
+            continue
+        # This user's submitted runs are all in `active`; other users' runs are known by their records only.
+        longest = submitting if record.user == user else _LONGEST_RUN
+        if any(token in text for text in active) or now - changed < longest:
+            yield f"{RECORDS_FOLDER}/{name}"
+            yield f"{OUTPUT_FOLDER}/{token}"
+            yield from (f"{CODE_FOLDER}/{file}" for file in record.files)

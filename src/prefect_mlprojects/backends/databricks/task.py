@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import strip_user_info
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, DatabricksRequest
-from prefect_mlprojects.backends.databricks.storage import driver_path
+from prefect_mlprojects.backends.databricks.config import NAME, DatabricksRequest
+from prefect_mlprojects.backends.databricks.storage import Code, driver_path
 from prefect_mlprojects.environments.python.files import (
     PythonSpec,
     is_python_request,
@@ -46,23 +46,6 @@ _PROVIDERS: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Code:
-    """Paths of a project's code in the workspace.
-
-    Attributes:
-        archive: The archive's path in the workspace.
-        sha256: The SHA-256 of its bytes.
-        bootstrap: The bootstrap's path in the workspace.
-        output: The folder of the live output; None without it.
-    """
-
-    archive: str
-    sha256: str
-    bootstrap: str
-    output: str | None = None
-
-
 def remote_variables(variables: Mapping[str, str], tracking_uri: str) -> dict[str, str]:
     """Returns the command's variables on the driver; none is secret."""
     plain = {name: variables[name] for name in _PASSED_ON if name in variables}
@@ -81,11 +64,7 @@ class SparkJob:
 
 
 def spark_job(request: DatabricksRequest, command: str) -> SparkJob | None:
-    """Returns the project's Spark job by MLflow's rules; None if it has none.
-
-    Raises:
-        BackendError: The entry point's command is not a ``python`` command.
-    """
+    """Returns the project's Spark job by MLflow's rules; None if it has none."""
     job = request.project.databricks_spark_job
     if job is None:
         return None
@@ -100,20 +79,14 @@ def spark_job(request: DatabricksRequest, command: str) -> SparkJob | None:
     return SparkJob(words[1], tuple(words[2:]), libraries)
 
 
-def job_argument(
-    request: DatabricksRequest, config: DatabricksConfig, command: str, code: Code, variables: Mapping[str, str]
-) -> str:
-    """Returns the bootstrap's argument as JSON.
-
-    Raises:
-        BackendError: It is longer than the Jobs API accepts.
-    """
+def job_argument(request: DatabricksRequest, command: str, code: Code, variables: Mapping[str, str]) -> str:
+    """Returns the bootstrap's argument as JSON."""
     environment, spark = driver_environment(request), spark_job(request, command)
     job: dict[str, Any] = {
         "archive": driver_path(code.archive),
         "sha256": code.sha256,
         "variables": dict(variables),
-        "secrets": config.secrets,
+        "secrets": request.config.secrets,
         "output": driver_path(code.output) if code.output else None,
     }
     if spark is not None:
@@ -133,19 +106,10 @@ def job_argument(
 
 
 def submission(
-    request: DatabricksRequest,
-    config: DatabricksConfig,
-    command: str,
-    code: Code,
-    variables: Mapping[str, str],
-    token: str,
+    request: DatabricksRequest, command: str, code: Code, variables: Mapping[str, str], token: str
 ) -> dict[str, Any]:
-    """Returns the body of ``POST /api/2.2/jobs/runs/submit``.
-
-    Raises:
-        BackendError: The command or the project does not allow it.
-    """
-    task: dict[str, Any] = {"task_key": TASK_KEY}
+    """Returns the body of ``POST /api/2.2/jobs/runs/submit``."""
+    config, task = request.config, dict[str, Any](task_key=TASK_KEY)
     body: dict[str, Any] = {
         "run_name": config.run_name or f"MLflow Run for {request.working_copy.source_name}",
         "idempotency_token": token,
@@ -154,7 +118,7 @@ def submission(
     if config.git_source:
         body["git_source"], task["spark_python_task"] = _git_task(request, command)
     else:
-        argument = job_argument(request, config, command, code, variables)
+        argument = job_argument(request, command, code, variables)
         task["spark_python_task"] = {"python_file": code.bootstrap, "parameters": [argument]}
     spark = spark_job(request, command)
     libraries = [*config.libraries, *({"pypi": {"package": each}} for each in (spark.libraries if spark else ()))]
@@ -179,13 +143,9 @@ def submission(
             libraries = []
         task["environment_key"] = ENVIRONMENT_KEY
         body["environments"] = [{"environment_key": ENVIRONMENT_KEY, "spec": environment}]
-    if libraries:
-        task["libraries"] = libraries
-    if config.timeout:
-        body["timeout_seconds"] = config.timeout
-    if config.access_control:
-        body["access_control_list"] = config.access_control
-    return body
+    task |= {"libraries": libraries} if libraries else {}
+    body |= {"timeout_seconds": config.timeout} if config.timeout else {}
+    return body | ({"access_control_list": config.access_control} if config.access_control else {})
 
 
 def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -201,11 +161,8 @@ def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any],
     elif driver_environment(request) is not None:
         problem = "the project has an environment of its own; name it under libraries and give env_manager='local'"
     else:
-        source = {
-            "git_url": strip_user_info(copy.repository_url),
-            "git_provider": provider,
-            "git_commit": copy.commit,
-        }
+        url = strip_user_info(copy.repository_url)
+        source = {"git_url": url, "git_provider": provider, "git_commit": copy.commit}
         subfolder = copy.uri.partition("#")[2].strip("/")
         file = f"{subfolder}/{words[1]}" if subfolder else words[1]
         return source, {"python_file": file, "parameters": words[2:], "source": "GIT"}
@@ -220,14 +177,7 @@ REQUIREMENTS_FILE = ".mlprojects-requirements.txt"
 
 @dataclass(frozen=True)
 class DriverEnvironment:
-    """An environment to build on the driver.
-
-    Attributes:
-        description: For people to read.
-        job: The bootstrap's instructions.
-        files: Further files of the archive, by name.
-        warnings: Warnings for users, such as conda packages that are skipped.
-    """
+    """An environment to build on the driver: the bootstrap's instructions, and further files of the archive, by name."""
 
     description: str
     job: Mapping[str, Any]
@@ -239,9 +189,6 @@ def driver_environment(request: DatabricksRequest) -> DriverEnvironment | None:
     """Returns the environment to build on the driver; None for the driver's own Python.
 
     The latter is used without an environment file, for a Spark job, and with ``env_manager`` ``local``.
-
-    Raises:
-        EnvironmentBuildError: A file is malformed, refers to files outside the project, or the environment manager is unsupported.
     """
     project = request.project
     if request.env_manager == "local" or project.databricks_spark_job is not None:
@@ -268,17 +215,10 @@ def driver_environment(request: DatabricksRequest) -> DriverEnvironment | None:
     if not isinstance(build, RequirementSet) or not isinstance(run, RequirementSet):
         raise _problems(request, tuple(each for part in (build, run) if isinstance(part, tuple) for each in part))
     files = {BUILD_FILE: _lines(request, build), REQUIREMENTS_FILE: _lines(request, run)}
-    return DriverEnvironment(
-        _description(spec, build.count + run.count),
-        {
-            "installer": "pip" if request.env_manager == "virtualenv" else "uv",
-            "python": spec.python,
-            "key": _key(spec, build, run),
-            "files": [name for name, content in files.items() if content],
-        },
-        {name: content for name, content in files.items() if content},
-        spec.warnings,
-    )
+    files = {name: content for name, content in files.items() if content}
+    installer = "pip" if request.env_manager == "virtualenv" else "uv"
+    job = {"installer": installer, "python": spec.python, "key": _key(spec, build, run), "files": list(files)}
+    return DriverEnvironment(_description(spec, build.count + run.count), job, files, spec.warnings)
 
 
 def _description(spec: PythonSpec, count: int) -> str:
@@ -296,14 +236,13 @@ def _key(spec: PythonSpec, build: RequirementSet, run: RequirementSet) -> str | 
 
 def _lines(request: DatabricksRequest, requirements: RequirementSet) -> bytes:
     """Returns the requirements file for the archive; its files must be in the project."""
-    lines = list(requirements.lines)
     flags, paths = requirements.arguments[::2], requirements.arguments[1::2]
-    for flag, path in zip(flags, paths, strict=True):
-        lines.append(f"{flag} {_inside(request, Path(path))}")
-    for package in requirements.local_packages:
-        _inside(request, package.directory)
-    for file in requirements.files:
-        _inside(request, file)
+    lines = [
+        *requirements.lines,
+        *(f"{flag} {_inside(request, Path(path))}" for flag, path in zip(flags, paths, strict=True)),
+    ]
+    for path in (*(package.directory for package in requirements.local_packages), *requirements.files):
+        _inside(request, path)
     return "".join(f"{line}\n" for line in lines).encode()
 
 

@@ -9,8 +9,8 @@ import pytest
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.databricks.backend import DatabricksBackend
 from prefect_mlprojects.backends.databricks.config import DatabricksRequest
+from prefect_mlprojects.backends.databricks.storage import check_size
 from prefect_mlprojects.backends.databricks.task import remote_variables
-from prefect_mlprojects.backends.databricks.upload import check_size
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.spec import (

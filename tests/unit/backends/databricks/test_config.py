@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from prefect_mlprojects._support.secrets import MASK, without_secrets
+from prefect_mlprojects.backends.configuration import split_config
 from prefect_mlprojects.backends.databricks.config import parse_databricks_config
 from prefect_mlprojects.exceptions import BackendError
 
@@ -53,3 +55,78 @@ def test_credentials_are_not_shown() -> None:
     with pytest.raises(BackendError) as caught:
         parse_databricks_config({"credentials": ["geheim"]})
     assert "geheim" not in caught.value.message
+
+
+REGISTRY = {"url": "acme/runtime", "basic_auth": {"username": "ci", "password": "geheim"}}
+INDEX = "https://ci:geheim@index.invalid/simple"
+
+
+@pytest.mark.parametrize(
+    ("config", "shown"),
+    [
+        (
+            {"docker_image": REGISTRY},
+            {"docker_image": {**REGISTRY, "basic_auth": {"username": "ci", "password": MASK}}},
+        ),
+        ({"spark_env_vars": {"DB_PASSWORD": "geheim"}}, {"spark_env_vars": {"DB_PASSWORD": MASK}}),
+        ({"spark_env_vars": {"API_KEY": 4711}}, {"spark_env_vars": {"API_KEY": MASK}}),
+        ({"spark_env_vars": {"X": "dapi0123456789abcdef0123"}}, {"spark_env_vars": {"X": MASK}}),
+        ({"spark_env_vars": {"INDEX": INDEX}}, {"spark_env_vars": {"INDEX": MASK}}),
+        (
+            {"spark_conf": {"fs.azure.account.key.a.net": "geheim"}},
+            {"spark_conf": {"fs.azure.account.key.a.net": MASK}},
+        ),
+        (
+            {"azure_attributes": {"log_analytics_info": {"log_analytics_primary_key": "geheim"}}},
+            {"azure_attributes": {"log_analytics_info": {"log_analytics_primary_key": MASK}}},
+        ),
+    ],
+)
+def test_literal_secrets_of_a_cluster_stay_in_memory(config: dict[str, Any], shown: dict[str, Any]) -> None:
+    parsed = parse_databricks_config({"new_cluster": {**CLUSTER, **config}, "run-name": "nightly"})
+
+    public, secret = split_config(parsed)
+
+    assert public == {"run-name": "nightly"}
+    assert without_secrets(secret) == {"new-cluster": {**CLUSTER, **shown}}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "spark_env_vars": {
+                "DB_PASSWORD": "{{secrets/scope/key}}",
+                "PYSPARK_PYTHON": "/databricks/python3/bin/python3",
+            }
+        },
+        {"spark_conf": {"spark.databricks.delta.preview.enabled": "true", "spark.password": "{{secrets/scope/key}}"}},
+        {"docker_image": {"url": "acme/runtime", "basic_auth": {"username": "ci", "password": "{{secrets/s/k}}"}}},
+        {"ssh_public_keys": ["ssh-ed25519 AAAA"], "custom_tags": {"team": "churn"}},
+    ],
+)
+def test_references_and_plain_values_of_a_cluster_are_stored_as_written(config: dict[str, Any]) -> None:
+    public, secret = split_config(parse_databricks_config({"new_cluster": {**CLUSTER, **config}}))
+
+    assert public == {"new-cluster": {**CLUSTER, **config}}
+    assert not secret
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"libraries": [{"pypi": {"package": "six", "repo": INDEX}}]},
+        {"environment": {"environment_version": "2", "dependencies": [f"--index-url {INDEX}", "six"]}},
+        {"credentials": {"host": "https://acme.invalid", "token": "geheim"}},
+        {"credentials": {"client_id": "robot", "client_secret": "geheim"}},
+    ],
+)
+def test_fields_with_secrets_stay_in_memory(config: dict[str, Any]) -> None:
+    parsed = parse_databricks_config(config)
+
+    public, secret = split_config(parsed)
+
+    assert public == {}
+    assert set(secret) == set(config)
+    assert "geheim" not in repr(parsed)
+    assert "geheim" not in parsed.redact("Databricks refused 'geheim' and " + INDEX)
