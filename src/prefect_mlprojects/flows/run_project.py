@@ -48,11 +48,9 @@ from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
 from prefect_mlprojects.spec import find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import schema_changes
 from prefect_mlprojects.tasks.execute import Target, execute
-from prefect_mlprojects.tasks.fetch import fetch
-from prefect_mlprojects.tasks.resolve_env import resolve_env
+from prefect_mlprojects.tasks.prepare import Invocation, fetch, resolve_env, validate_params
 from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_session
 from prefect_mlprojects.tasks.steps import install_plain_errors
-from prefect_mlprojects.tasks.validate_params import Invocation, validate_params
 from prefect_mlprojects.tracking import TrackedRun, TrackingRequest, child_variables, failure_tags, resolve_tracking_uri
 from prefect_mlprojects.types import FailureCategory, StopSignal
 

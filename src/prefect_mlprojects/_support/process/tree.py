@@ -95,11 +95,8 @@ def parse_ps(listing: str, group: int | None, cookie: str) -> list[int]:
 def end_tree(group: int | None, cookie: str, grace_period: float, delay: float = 0.0) -> None:
     """Ends a tree with SIGTERM and, after the grace period, SIGKILL; returns once all its processes have exited.
 
-    Args:
-        group: Process group id, if known. Its first process must not have been waited for, so that the id is not reused.
-        cookie: The execution's cookie.
-        grace_period: Seconds between SIGTERM and SIGKILL.
-        delay: Seconds that the tree has to exit by itself before SIGTERM.
+    SIGTERM is sent after `delay` seconds to exit by itself. The group's first process must not have been waited for, so
+    that its id is not reused.
     """
     members = _await_end(find_members(group, cookie), group, cookie, delay)
     _signal(members, signal.SIGTERM)
