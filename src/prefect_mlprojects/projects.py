@@ -88,7 +88,7 @@ def _wait_and_raise(handle: LocalSubmittedRun) -> None:
     Raises:
         ExecutionException: The run did not finish successfully.
     """
-    from prefect_mlprojects.runs.launch import wait_interruptibly
+    from prefect_mlprojects.runs.start import wait_interruptibly
 
     result = wait_interruptibly(handle)
     if result.status == "FINISHED":

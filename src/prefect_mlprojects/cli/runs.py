@@ -92,7 +92,7 @@ def _run(
             display.flow_run(handle.flow_run_id, handle.url)
             if report is not None:
                 _report_start(report, handle)
-            from prefect_mlprojects.runs.launch import wait_interruptibly
+            from prefect_mlprojects.runs.start import wait_interruptibly
 
             result = wait_interruptibly(handle)
         tracked = session.tracked_run
