@@ -78,7 +78,7 @@ def _run(
         # No more processes, or no memory: this process imports MLflow, too.
         tracker = InProcessTracker()
     try:
-        from prefect_mlprojects.runs.start import start
+        from prefect_mlprojects.runs.start import start, wait_interruptibly
         from prefect_mlprojects.tasks.session import RunSession, TerminalOutput
 
         session = RunSession(
@@ -92,8 +92,6 @@ def _run(
             display.flow_run(handle.flow_run_id, handle.url)
             if report is not None:
                 _report_start(report, handle)
-            from prefect_mlprojects.runs.start import wait_interruptibly
-
             result = wait_interruptibly(handle)
         tracked = session.tracked_run
         metrics = tracker.metrics(tracked) if tracked is not None and result.status == "FINISHED" else {}
