@@ -119,7 +119,7 @@ class RunAnnouncement:
             return {}
 
 
-def _labels(checked: CheckedRun, tracked: TrackedRun) -> dict[str, str]:
+def _labels(checked: CheckedRun, tracked: TrackedRun) -> dict[str, Any]:
     copy = checked.backend_request.working_copy
     labels = {
         RUN_ID_LABEL: tracked.run_id,
