@@ -250,19 +250,19 @@ class _ProjectRun:
     async def _start_tracking(self, checked: CheckedRun, working_copy: WorkingCopy) -> None:
         if checked.backend.tracks_runs:
             return
-        call, session = self._request, self._session
+        options, session = self._request, self._session
         request = TrackingRequest(
             tracking_uri=reveal(checked.backend_request.tracking_uri),
-            experiment_name=call.experiment_name,
-            experiment_id=call.experiment_id,
-            run_id=call.run_id or self._earlier_run_id(),
-            run_name=call.run_name,
+            experiment_name=options.experiment_name,
+            experiment_id=options.experiment_id,
+            run_id=options.run_id or self._earlier_run_id(),
+            run_name=options.run_name,
             parent_run_id=session.parent_run_id,
             entry_point=checked.entry_point.name,
-            version=call.version,
+            version=options.version,
             working_copy=working_copy,
             environment=checked.environment_kind,
-            backend=call.backend,
+            backend=options.backend,
             parameters={**checked.parameters.declared, **checked.parameters.extra},
             flow_run_id=str(self._flow_run.id),
             flow_run_url=url_for("flow-run", obj_id=self._flow_run.id),

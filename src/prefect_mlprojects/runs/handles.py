@@ -126,7 +126,7 @@ class LocalSubmittedRun(SubmittedRun):
     """
 
     def __init__(self, session: RunSession, future: concurrent.futures.Future[None], ui_url: str | None) -> None:
-        assert session.flow_run_id is not None, "launch() creates handles once the flow run exists"
+        assert session.flow_run_id is not None, "handles are created once the flow run exists"
         super().__init__(session.flow_run_id, flow_run_url(ui_url, session.flow_run_id))
         self.session = session
         self._future = future
@@ -153,7 +153,7 @@ class LocalSubmittedRun(SubmittedRun):
     def result(self) -> RunResult:
         """Waits until the run has ended and returns its result."""
         self._future.result()
-        assert self.session.result is not None, "the launcher sets a result in every case"
+        assert self.session.result is not None, "_run_flow sets a result in every case"
         return self.session.result
 
 

@@ -161,13 +161,13 @@ def start(
     announce: Callable[[str], None] | None = None,
     own_process: bool = False,
 ) -> LocalSubmittedRun:
-    """Starts a flow run in this process, on the server of the enclosing flow, or the configured or embedded one.
+    """Starts a flow run in this process, a child of the current one if any, and returns once it exists.
 
-    `session` brings the caller's output and observer. `announce` receives lines about a server that is being started; None
-    prints them to stderr. With `own_process`, Prefect's settings and console output in this process may be changed.
+    `session` has the caller's output and observer; `name` None lets the flow name the run. `announce` receives lines about
+    a server that is being started; None prints them to stderr. `own_process` allows changes of Prefect's settings here.
 
     Raises:
-        PrefectServerError: No Prefect server could be reached or started.
+        PrefectServerError: No Prefect server could be reached or started, or it refused the request.
     """
     from prefect_mlprojects.tracking import active_run_id, resolve_tracking_uri
 
@@ -176,46 +176,9 @@ def start(
     session.project_uri = secrets.uri
     session.docker_auth = secrets.docker_auth
     session.backend_secrets = secrets.backend_config
-    api_url, ui_url = _enclosing_api() or (None, None)
-    if api_url is None:
-        from prefect_mlprojects.server.process import resolve_api
-
-        address = resolve_api(announce)
-        api_url, ui_url = address.api_url, address.ui_url
+    api_url, ui_url = _find_api(announce)
     if own_process:
         configure_prefect(api_url)
-    return _launch(request, session, api_url=api_url, ui_url=ui_url, name=name)
-
-
-def _enclosing_api() -> tuple[str, str | None] | None:
-    """Returns the Prefect API of the flow run that this code runs in; None outside a flow."""
-    if "prefect.context" not in sys.modules:
-        return None
-    from prefect.context import FlowRunContext
-    from prefect.settings import PREFECT_UI_URL
-
-    context = FlowRunContext.get()
-    if context is None:
-        return None
-    return str(context.client.api_url), PREFECT_UI_URL.value()
-
-
-def configure_prefect(api_url: str) -> None:
-    """Sets this process's Prefect API and silences Prefect's console output; must precede Prefect's import."""
-    if os.environ.get("PREFECT_API_URL") != api_url:
-        os.environ["PREFECT_API_URL"] = api_url
-        os.environ.setdefault("PREFECT_CLIENT_CSRF_SUPPORT_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-
-
-def _launch(
-    request: RunRequest, session: RunSession, *, api_url: str, ui_url: str | None, name: str | None
-) -> LocalSubmittedRun:
-    """Starts a flow run, a child of the current one if any, and returns once it exists; `name` None lets the flow name it.
-
-    Raises:
-        PrefectServerError: The Prefect server refused the request or could not be reached.
-    """
     # The coroutine runs in the context of this thread, which has the parent flow run.
     future = background_loop().submit(_run_flow(request, session, api_url, name))
     future.add_done_callback(lambda _: session.wake())
@@ -225,6 +188,28 @@ def _launch(
     run = LocalSubmittedRun(session, future, ui_url)
     _register(run, future)
     return run
+
+
+def _find_api(announce: Callable[[str], None] | None) -> tuple[str, str | None]:
+    """Returns the API's and UI's addresses of the enclosing flow run, else of the configured or embedded server."""
+    if "prefect.context" in sys.modules:
+        from prefect.context import FlowRunContext
+        from prefect.settings import PREFECT_UI_URL
+
+        if context := FlowRunContext.get():
+            return str(context.client.api_url), PREFECT_UI_URL.value()
+    from prefect_mlprojects.server.process import resolve_api
+
+    address = resolve_api(announce)
+    return address.api_url, address.ui_url
+
+
+def configure_prefect(api_url: str) -> None:
+    """Sets this process's Prefect API and silences Prefect's console output; must precede Prefect's import."""
+    if os.environ.get("PREFECT_API_URL") != api_url:
+        os.environ["PREFECT_API_URL"] = api_url
+        os.environ.setdefault("PREFECT_CLIENT_CSRF_SUPPORT_ENABLED", "false")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 async def _run_flow(request: RunRequest, session: RunSession, api_url: str, name: str | None) -> None:
