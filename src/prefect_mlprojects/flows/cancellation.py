@@ -54,25 +54,18 @@ class _Watcher:
     async def _poll(self) -> None:
         if not self._stops:
             return
-        async with get_client() as client:
-            cancelled = await client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(
-                    id=FlowRunFilterId(any_=list(self._stops)),
-                    state=FlowRunFilterState(
-                        type=FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])
-                    ),
-                ),
-                sort=FlowRunSort.ID_DESC,
-                limit=len(self._stops),
-            )
+        types = FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=list(self._stops)), state=FlowRunFilterState(type=types))
+        try:
+            async with get_client() as client:
+                cancelled = await client.read_flow_runs(
+                    flow_run_filter=wanted, sort=FlowRunSort.ID_DESC, limit=len(self._stops)
+                )
+        except Exception as error:  # noqa: BLE001 - a later poll succeeds once the server is back
+            _logger.debug("Could not read the cancelled flow runs: %s", error)
+            return
         for flow_run in cancelled:
             self._request_stop(flow_run.id)
-
-    async def _try_to_poll(self) -> None:
-        try:
-            await self._poll()
-        except Exception as error:  # noqa: BLE001 - a server outage is over at a later poll
-            _logger.debug("Could not read the cancelled flow runs: %s", error)
 
     def _request_stop(self, flow_run_id: UUID) -> None:
         if stop := self._stops.get(flow_run_id):
@@ -81,14 +74,14 @@ class _Watcher:
     async def _poll_slowly(self) -> None:
         while True:
             await asyncio.sleep(_SECONDS_BETWEEN_POLLS)
-            await self._try_to_poll()
+            await self._poll()
 
     async def _subscribe(self) -> None:
         await asyncio.sleep(_SECONDS_BEFORE_SUBSCRIBING)
         while True:
             try:
                 async with subscribe_to_events("prefect.flow-run.Cancelling", "prefect.flow-run.Cancelled") as events:
-                    await self._try_to_poll()
+                    await self._poll()
                     async for event in events:
                         prefix, _, identifier = event.resource.id.rpartition(".")
                         if prefix == "prefect.flow-run":
