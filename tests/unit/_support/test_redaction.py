@@ -57,7 +57,7 @@ def test_redaction_is_idempotent() -> None:
         ("https://[broken/o@r", "https://[broken/o@r"),
     ],
 )
-def test_user_info_is_stripped_from_a_repository_url_as_in_mlflow(url: str, stripped: str) -> None:
+def test_credentials_are_stripped_from_a_repository_url_as_mlflow_strips_them(url: str, stripped: str) -> None:
     from mlflow.utils.git_utils import _strip_credentials_from_url
 
     assert strip_user_info(url) == stripped
