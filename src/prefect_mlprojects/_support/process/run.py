@@ -285,14 +285,10 @@ def run_tool(
             tail.add(line)
             report(line)
 
-    result = run_process(
-        argv,
-        cwd=cwd,
-        env=env,
-        write=lambda _, data: take(splitter.feed(data)),
-        stop=stop,
-        merge_streams=True,
-    )
+    def write(_stream: StreamName, data: bytes) -> None:
+        take(splitter.feed(data))
+
+    result = run_process(argv, cwd=cwd, env=env, write=write, stop=stop, merge_streams=True)
     take(splitter.close())
     return ToolResult(result.return_code, tail.lines())
 
