@@ -1,6 +1,6 @@
 """Run any MLflow-Projects project ("MLproject") as a Prefect 3 flow.
 
-Importing this package is cheap: each name is loaded when it is first used.
+Importing this package is cheap: each name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -20,24 +20,17 @@ if TYPE_CHECKING:
     from prefect_mlprojects.tasks.session import RunResult
     from prefect_mlprojects.types import BackendConfig, DockerArgs, FailureCategory, RunStatus
 
-_HOMES = {
-    "Backend": "backends.contract",
-    "BackendConfig": "types",
-    "Deployment": "deployments",
-    "DockerArgs": "types",
-    "EnvironmentManager": "environments",
-    "ExecutionException": "exceptions",
-    "FailureCategory": "types",
-    "LocalSubmittedRun": "submitted_run",
-    "Project": "spec",
-    "ProjectParameter": "spec",
-    "RunResult": "tasks.session",
-    "RunStatus": "types",
-    "SubmittedRun": "submitted_run",
-    "deploy": "deployments",
-    "load_project": "spec",
-    "run": "projects",
-    "run_project": "flows.run_project",
+_NAMES_BY_MODULE = {
+    "backends.contract": ("Backend",),
+    "deployments": ("Deployment", "deploy"),
+    "environments": ("EnvironmentManager",),
+    "exceptions": ("ExecutionException",),
+    "flows.run_project": ("run_project",),
+    "projects": ("run",),
+    "spec": ("Project", "ProjectParameter", "load_project"),
+    "submitted_run": ("LocalSubmittedRun", "SubmittedRun"),
+    "tasks.session": ("RunResult",),
+    "types": ("BackendConfig", "DockerArgs", "FailureCategory", "RunStatus"),
 }
 
 __all__ = [
@@ -62,10 +55,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    module = next((module for module, names in _NAMES_BY_MODULE.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 

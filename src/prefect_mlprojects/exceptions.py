@@ -1,8 +1,7 @@
 """The errors that a project run can raise.
 
-Every error has :class:`ExecutionException` at its root, carries its facts as attributes, and survives pickling (Prefect and
-process pools move exceptions between processes). Messages say what failed, which file, option or URI it was, and what to do;
-they never hold a secret.
+All derive from :class:`ExecutionException`, have structured attributes, and can be pickled, because Prefect and process pools
+move exceptions between processes. Messages say what failed, with the file, option or URI, and what to do; they hold no secret.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from prefect_mlprojects.types import FailureCategory
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a project file or a call.
+    """One problem in a project file or in the arguments of a run.
 
     Attributes:
         message: What is wrong and what was expected, in one sentence.
-        file: The file the problem is in, when it is in a file.
+        file: The file with the problem, if any.
         line: The line in ``file``, counted from 1.
         fix: What to do about it.
-        parameter: The parameter the problem is about, when it is about one.
-        value: The offending value as given, when there is one.
+        parameter: The name of the parameter or option with the problem, if any.
+        value: Its value as given.
     """
 
     message: str
@@ -36,24 +35,23 @@ class Problem:
     value: str | None = None
 
     def __str__(self) -> str:
-        place = ""
-        if self.file is not None:
-            place = f"{self.file}:{self.line}: " if self.line is not None else f"{self.file}: "
-        return f"{place}{self.message}" + (f" ({self.fix})" if self.fix else "")
+        line = "" if self.line is None else f":{self.line}"
+        location = "" if self.file is None else f"{self.file}{line}: "
+        return f"{location}{self.message}" + (f" ({self.fix})" if self.fix else "")
 
 
-def _restore(cls: type[ExecutionException], message: str, facts: dict[str, Any]) -> ExecutionException:
+def _restore(cls: type[ExecutionException], message: str, attributes: dict[str, Any]) -> ExecutionException:
     error = cls.__new__(cls)
     Exception.__init__(error, message)
-    error.__dict__.update(facts)
+    error.__dict__.update(attributes)
     return error
 
 
 class ExecutionException(Exception):  # noqa: N818 - MLflow's name for it
-    """Root of every error that running a project can raise; named as MLflow names its own.
+    """Base class of all errors of this package; the name is MLflow's.
 
     Args:
-        message: The whole message, ready to be shown to a user.
+        message: The complete message, for users.
 
     Attributes:
         category: The stable category of the failure.
@@ -66,55 +64,45 @@ class ExecutionException(Exception):  # noqa: N818 - MLflow's name for it
 
     @property
     def message(self) -> str:
-        """The whole message, ready to be shown to a user."""
+        """The complete message, for users."""
         return str(self.args[0]) if self.args else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.message, dict(self.__dict__))
 
 
-def _list_problems(headline: str, problems: tuple[Problem, ...]) -> str:
-    if len(problems) == 1:
-        return f"{headline}: {problems[0]}"
-    return "\n".join([f"{headline}:", *(f"  - {problem}" for problem in problems)])
-
-
-class ProjectSpecError(ExecutionException):
-    """A project's files are malformed, or they lack the requested entry point.
+class _ProblemsError(ExecutionException):
+    """An error that lists all problems at once.
 
     Args:
         headline: What could not be done ("Project 'x' can't be loaded").
-        problems: Every problem found, in the order of the file.
+        problems: All problems found, in the order of the file or the arguments.
     """
 
     category = FailureCategory.USER_CODE
 
     def __init__(self, headline: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__(_list_problems(headline, self.problems))
+        if len(self.problems) == 1:
+            super().__init__(f"{headline}: {self.problems[0]}")
+        else:
+            super().__init__("\n".join([f"{headline}:", *(f"  - {problem}" for problem in self.problems)]))
 
 
-class ParameterError(ExecutionException):
-    """Parameters or options of a call do not fit; all problems of the call at once.
+class ProjectSpecError(_ProblemsError):
+    """A project's files are malformed, or the requested entry point does not exist."""
 
-    Args:
-        headline: What the parameters were for ("Parameters of entry point 'main'").
-        problems: Every problem found, each naming its parameter.
-    """
 
-    category = FailureCategory.USER_CODE
-
-    def __init__(self, headline: str, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
-        super().__init__(_list_problems(headline, self.problems))
+class ParameterError(_ProblemsError):
+    """Parameter values or run options are missing, unknown or invalid."""
 
 
 class FetchError(ExecutionException):
-    """A project, or a file that a parameter names, could not be fetched.
+    """A project, or the file of a parameter, could not be fetched.
 
     Args:
-        message: The whole message.
-        uri: What could not be fetched, redacted.
+        message: The complete message.
+        uri: The URI, redacted.
     """
 
     def __init__(self, message: str, *, uri: str) -> None:
@@ -126,9 +114,9 @@ class EnvironmentBuildError(ExecutionException):
     """The project's environment could not be chosen or built.
 
     Args:
-        message: The whole message, ending with the resolver's or installer's last lines when there are any.
+        message: The complete message, with the installer's last lines of output.
         manager: The environment manager: ``local``, ``virtualenv``, ``uv`` or ``conda``.
-        output_tail: The last lines the build printed.
+        output_tail: The build's last lines of output.
     """
 
     category = FailureCategory.IMAGE
@@ -143,7 +131,7 @@ class BackendError(ExecutionException):
     """A backend is unknown, misconfigured, unreachable, or refused the run.
 
     Args:
-        message: The whole message.
+        message: The complete message.
         backend: The backend's name.
     """
 
@@ -153,10 +141,10 @@ class BackendError(ExecutionException):
 
 
 class TrackingError(ExecutionException):
-    """The MLflow tracking server refused or could not be reached.
+    """The MLflow tracking server refused a request or could not be reached.
 
     Args:
-        message: The whole message.
+        message: The complete message.
         tracking_uri: The tracking URI, redacted.
     """
 
@@ -169,8 +157,8 @@ class PrefectServerError(ExecutionException):
     """The Prefect server could not be started or reached.
 
     Args:
-        message: The whole message.
-        api_url: The API address that was tried, if one was known.
+        message: The complete message.
+        api_url: The API's address, if known.
     """
 
     def __init__(self, message: str, *, api_url: str | None = None) -> None:
@@ -179,15 +167,7 @@ class PrefectServerError(ExecutionException):
 
 
 class _RunEnded(ExecutionException):
-    """A run that ended otherwise than by finishing.
-
-    Args:
-        message: The whole message.
-        run_id: The MLflow run's id, if there is one.
-        flow_run_id: The Prefect flow run's id, if there is one.
-        output_tail: The last lines of the project's output.
-        cause: Why it ended, in a few words ("exit code 3"); may be empty.
-    """
+    """A run that did not finish successfully."""
 
     def __init__(
         self,
@@ -206,16 +186,11 @@ class _RunEnded(ExecutionException):
 
 
 class RunFailed(_RunEnded):
-    """The project's command ran and failed, or could not be started.
+    """The project's command failed, or could not be started; other arguments are those of `RunCancelled`.
 
     Args:
-        message: The whole message: exit code, cause and the last lines of output.
         exit_code: The command's exit code, if it exited.
-        signal: The number of the signal that ended it, if one did.
-        run_id: The MLflow run's id, if there is one.
-        flow_run_id: The Prefect flow run's id, if there is one.
-        output_tail: The last lines of the project's output.
-        cause: Why it ended, in a few words ("exit code 3"); may be empty.
+        signal: The number of the signal that killed it, if any.
         category: The stable category of the failure.
     """
 
@@ -238,21 +213,24 @@ class RunFailed(_RunEnded):
 
 
 class RunCancelled(_RunEnded):
-    """The run was cancelled: by its handle, by Prefect's API or UI, or by an interrupt."""
+    """The run was cancelled: by its handle, by Prefect's API or UI, or by an interrupt.
+
+    Args:
+        message: The complete message: the cause, advice and the last lines of output.
+        run_id: The MLflow run's ID, if it was created.
+        flow_run_id: The Prefect flow run's ID, if it was created.
+        output_tail: The last lines of the project's output.
+        cause: Why it ended, in a few words ("exit code 3"); may be empty.
+    """
 
     category = FailureCategory.CANCELLED
 
 
 class RunTimedOut(_RunEnded):
-    """The run took longer than its timeout and was ended.
+    """The run exceeded its time-out and was stopped; other arguments are those of `RunCancelled`.
 
     Args:
-        message: The whole message.
-        timeout: The timeout, seconds.
-        run_id: The MLflow run's id, if there is one.
-        flow_run_id: The Prefect flow run's id, if there is one.
-        output_tail: The last lines of the project's output.
-        cause: Why it ended, in a few words ("exit code 3"); may be empty.
+        timeout: The time-out in seconds.
     """
 
     category = FailureCategory.TIMEOUT

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect_mlprojects.exceptions import RunFailed
-from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
-from prefect_mlprojects.runs.start import make_request, preflight, start
+from prefect_mlprojects.runs.handles import SubmittedRun
+from prefect_mlprojects.runs.start import make_request, preflight, start, wait_interruptibly
+from prefect_mlprojects.tasks.session import RunResult, RunSession
 
 
 def run(
@@ -36,7 +37,7 @@ def run(
 ) -> SubmittedRun:
     """Runs an MLflow-Projects project as a Prefect flow; a drop-in for ``mlflow.projects.run``.
 
-    Called inside a Prefect flow it becomes a child run of it; inside an active MLflow run, a nested one.
+    Inside a Prefect flow the run is a child flow run; inside an active MLflow run, a nested run.
 
     Args:
         uri: Project folder or URI, with an optional #sub/directory; block://NAME for a project block.
@@ -62,35 +63,26 @@ def run(
         tracking: Name of an mlflow-tracking-server block. Default: MLflow's own setting where the run executes.
 
     Returns:
-        A handle on the run: finished when ``synchronous``, else under way.
+        A handle on the run, which has ended if ``synchronous``.
 
     Raises:
-        ExecutionException: The request is not valid, or (when ``synchronous``) the run did not finish successfully. The
+        ExecutionException: The request is invalid, or (if ``synchronous``) the run did not finish successfully. The
             subclass says which.
     """
     arguments = dict(locals())
-    from prefect_mlprojects.tasks.session import RunSession
     from prefect_mlprojects.tracking import active_experiment_id
 
     if experiment_name is None and experiment_id is None and run_id is None:
-        # As MLflow does: what mlflow.set_experiment() chose in this process.
+        # As in MLflow: the experiment that mlflow.set_experiment() set in this process.
         arguments["experiment_id"] = active_experiment_id()
     request, secrets = make_request(arguments)
     handle = start(request, secrets, RunSession(), preflight(request, secrets))
     if synchronous:
-        _wait_and_raise(handle)
+        _raise_failure(wait_interruptibly(handle))
     return handle
 
 
-def _wait_and_raise(handle: LocalSubmittedRun) -> None:
-    """Waits for a run; Ctrl-C or SIGTERM cancels it first.
-
-    Raises:
-        ExecutionException: The run did not finish successfully.
-    """
-    from prefect_mlprojects.runs.launch import wait_interruptibly
-
-    result = wait_interruptibly(handle)
+def _raise_failure(result: RunResult) -> None:
     if result.status == "FINISHED":
         return
     if result.error is not None:

@@ -1,7 +1,8 @@
-"""The settings of this package: environment variables with the prefix ``PREFECT_MLPROJECTS_``, read when they are needed."""
+"""The settings of this package: environment variables with the prefix ``PREFECT_MLPROJECTS_``, read on each use."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ OWN_VARIABLES = f"{PREFIX}OWN_VARIABLES"
 """Names the variables that the command line set for itself, separated by blanks; a project's command does not get them."""
 
 _T = TypeVar("_T")
+_N = TypeVar("_N", int, float)
 
 
 def _read(name: str, default: _T, convert: Callable[[str], _T], expected: str) -> _T:
@@ -29,18 +31,14 @@ def _read(name: str, default: _T, convert: Callable[[str], _T], expected: str) -
         ) from None
 
 
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError(text)
-    return value
+def _number(convert: type[_N], least: float, most: float = math.inf) -> Callable[[str], _N]:
+    def parse(text: str) -> _N:
+        value = convert(text)
+        if not (least <= value <= most and value < math.inf):
+            raise ValueError(text)
+        return value
 
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    return parse
 
 
 def _switch(text: str) -> bool:
@@ -50,67 +48,59 @@ def _switch(text: str) -> bool:
     return known[text.lower()]
 
 
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 < value < 65536:
-        raise ValueError(text)
-    return value
+def _directory(variable: str) -> Path | None:
+    configured = os.environ.get(variable, "").strip()
+    return Path(configured).expanduser().absolute() if configured else None
 
 
 def cache_directory() -> Path:
-    """Where environments and fetched projects are kept (``PREFECT_MLPROJECTS_CACHE_DIR``, else the user's cache folder)."""
-    configured = os.environ.get(f"{PREFIX}CACHE_DIR", "").strip()
-    if configured:
-        return Path(configured).expanduser().absolute()
+    """The folder of environments and fetched projects (``PREFECT_MLPROJECTS_CACHE_DIR``, default: the user's cache folder)."""
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("prefect-mlprojects"))
+    return _directory(f"{PREFIX}CACHE_DIR") or Path(platformdirs.user_cache_dir("prefect-mlprojects"))
 
 
 def server_directory() -> Path:
-    """Where the embedded Prefect server keeps its database, log and state (below ``PREFECT_HOME``, default ``~/.prefect``)."""
-    configured = os.environ.get(f"{PREFIX}SERVER_DIR", "").strip()
-    if configured:
-        return Path(configured).expanduser().absolute()
-    home = os.environ.get("PREFECT_HOME", "").strip() or "~/.prefect"
-    return Path(home).expanduser().absolute() / "mlprojects"
+    """The folder of the embedded server (``PREFECT_MLPROJECTS_SERVER_DIR``, default ``mlprojects`` in ``PREFECT_HOME``)."""
+    home = _directory("PREFECT_HOME") or Path("~/.prefect").expanduser().absolute()
+    return _directory(f"{PREFIX}SERVER_DIR") or home / "mlprojects"
 
 
 def server_port(last: int | None = None) -> int:
-    """The port that the embedded server prefers (``PREFECT_MLPROJECTS_SERVER_PORT``, default: its `last` one, or 4200)."""
-    return _read("SERVER_PORT", last or 4200, _port, "a port number, 1 to 65535")
+    """The preferred port of the embedded server (``PREFECT_MLPROJECTS_SERVER_PORT``, default: its `last` one, or 4200)."""
+    return _read("SERVER_PORT", last or 4200, _number(int, 1, 65535), "a port number, 1 to 65535")
 
 
 def server_start_timeout() -> float:
-    """Seconds that the embedded server may take to answer (``PREFECT_MLPROJECTS_SERVER_START_TIMEOUT``, default 120)."""
-    return _read("SERVER_START_TIMEOUT", 120.0, _positive_float, "a number of seconds, 0 or more")
+    """Seconds that the embedded server may take to start (``PREFECT_MLPROJECTS_SERVER_START_TIMEOUT``, default 120)."""
+    return _read("SERVER_START_TIMEOUT", 120.0, _number(float, 0), "a number of seconds, 0 or more")
 
 
 def max_concurrent_runs() -> int:
-    """How many runs one process executes at the same time (``PREFECT_MLPROJECTS_MAX_CONCURRENT_RUNS``, default 16)."""
-    return _read("MAX_CONCURRENT_RUNS", 16, _positive_int, "a whole number, 1 or more")
+    """The maximum number of concurrent runs in one process (``PREFECT_MLPROJECTS_MAX_CONCURRENT_RUNS``, default 16)."""
+    return _read("MAX_CONCURRENT_RUNS", 16, _number(int, 1), "a whole number, 1 or more")
 
 
 def grace_period() -> float:
-    """Seconds between asking a run's processes to end and killing them (``PREFECT_MLPROJECTS_GRACE_PERIOD``, default 10)."""
-    return _read("GRACE_PERIOD", 10.0, _positive_float, "a number of seconds, 0 or more")
+    """Seconds between SIGTERM and SIGKILL for a run's processes (``PREFECT_MLPROJECTS_GRACE_PERIOD``, default 10)."""
+    return _read("GRACE_PERIOD", 10.0, _number(float, 0), "a number of seconds, 0 or more")
 
 
 def keep_working_copies() -> bool:
-    """Whether the files of git and zip projects are kept when a run has ended (``PREFECT_MLPROJECTS_KEEP_WORKING_COPIES``)."""
+    """Whether working copies of git and zip projects are kept after a run (``PREFECT_MLPROJECTS_KEEP_WORKING_COPIES``)."""
     return _read("KEEP_WORKING_COPIES", False, _switch, "true or false")
 
 
 def log_uncommitted_changes() -> bool:
-    """Whether a run of a changed git checkout keeps the changes as an artifact (``PREFECT_MLPROJECTS_LOG_DIFF``, default true)."""
+    """Whether uncommitted changes of a project are logged as an artifact (``PREFECT_MLPROJECTS_LOG_DIFF``, default true)."""
     return _read("LOG_DIFF", True, _switch, "true or false")
 
 
 def max_zip_bytes() -> int:
-    """How many bytes the files of a zip archive may have (``PREFECT_MLPROJECTS_MAX_ZIP_BYTES``, default 10 GiB)."""
-    return _read("MAX_ZIP_BYTES", 10 * 1024**3, _positive_int, "a whole number of bytes, 1 or more")
+    """The maximum total size of the files in a zip archive, in bytes (``PREFECT_MLPROJECTS_MAX_ZIP_BYTES``, default 10 GiB)."""
+    return _read("MAX_ZIP_BYTES", 10 * 1024**3, _number(int, 1), "a whole number of bytes, 1 or more")
 
 
 def trusted_sources() -> tuple[str, ...]:
-    """Patterns of the projects that may run (``PREFECT_MLPROJECTS_TRUSTED_SOURCES``, divided by spaces); none: all may."""
+    """URI patterns of projects that may run (``PREFECT_MLPROJECTS_TRUSTED_SOURCES``, separated by spaces); empty: all."""
     return tuple(os.environ.get(f"{PREFIX}TRUSTED_SOURCES", "").split())

@@ -1,4 +1,4 @@
-"""The typing names that users annotate with, and small values that every layer shares."""
+"""Type aliases for users' annotations, and small types that all layers share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Literal, Protocol, TypeAlias
 
 RunStatus: TypeAlias = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-"""What ``SubmittedRun.get_status()`` answers; the names are MLflow's."""
+"""MLflow's run status, as ``SubmittedRun.get_status()`` returns it."""
 
 EnvironmentManagerName: TypeAlias = Literal["local", "virtualenv", "uv", "conda"]
 """The environment managers, as ``--env-manager`` names them."""
@@ -16,26 +16,25 @@ EnvironmentManagerName: TypeAlias = Literal["local", "virtualenv", "uv", "conda"
 StreamName: TypeAlias = Literal["stdout", "stderr"]
 
 DockerArgs: TypeAlias = Mapping[str, Any]
-"""Arguments for the container, in MLflow's flag form or as a mapping."""
+"""Arguments for the container, by their names in ``docker run``."""
 
 BackendConfig: TypeAlias = Mapping[str, Any]
 """A backend's configuration as users write it."""
 
 
 class FailureCategory(str, Enum):
-    """Why a run did not finish, as a stable word: on `RunFailed.category`, in MLflow's tag ``mlprojects.failure.category``.
+    """The stable category of a failure: in `RunFailed.category` and MLflow's tag ``mlprojects.failure.category``.
 
     Attributes:
-        USER_CODE: The project's code, its files or the request's values are wrong: a non-zero exit code, a crash, a missing
-            parameter.
+        USER_CODE: The command failed, or the project's files or the run request are invalid.
         OUT_OF_MEMORY: The command exceeded its memory limit.
         IMAGE: The image or environment could not be found, pulled, built or started.
-        SCHEDULING: No machine could be found for the command.
-        PREEMPTED: The machine was taken away: eviction, a spot instance, a drained node.
+        SCHEDULING: No machine was available for the command.
+        PREEMPTED: The machine was withdrawn: eviction, spot instance, drained node.
         INFRASTRUCTURE: A service that the run needs failed or refused it.
         TIMEOUT: The run exceeded its time-out.
-        CANCELLED: Its user cancelled it.
-        LOST: Its end could not be observed.
+        CANCELLED: The user cancelled the run.
+        LOST: The end of the run could not be observed.
     """
 
     USER_CODE = "user-code"
@@ -56,14 +55,13 @@ class OutputSink(Protocol):
     """Receives a program's output as it is printed."""
 
     def write(self, stream: StreamName, data: bytes) -> None:
-        """Receives the next bytes of a stream, unchanged; may block for a while to slow the program down."""
+        """Receives the next bytes of a stream; may block to slow the program down."""
 
 
 class StopSignal:
-    """Carries the request to end one run; thread-safe, idempotent.
+    """The stop request of one run; thread-safe and idempotent: the first request's reason is kept.
 
-    The first request wins: its reason stays. Callbacks run once, in the requesting thread (at once when the request
-    was made already), so they must be quick and must not raise.
+    Callbacks run once, in the requesting thread, so they must be quick and must not raise.
     """
 
     def __init__(self) -> None:
@@ -79,15 +77,11 @@ class StopSignal:
 
     @property
     def reason(self) -> str | None:
-        """Who or what requested the stop, for people to read; None before a request."""
+        """Why the stop was requested, for users; None before a request."""
         return self._reason
 
     def request(self, reason: str) -> None:
-        """Requests a stop.
-
-        Args:
-            reason: Who or what requests it, for people to read.
-        """
+        """Requests a stop for a reason that is shown to users."""
         with self._lock:
             if self._event.is_set():
                 return
@@ -98,22 +92,11 @@ class StopSignal:
             callback()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits for a stop request.
-
-        Args:
-            timeout: Longest wait in seconds; None waits without a limit.
-
-        Returns:
-            Whether the request has come.
-        """
+        """Waits up to `timeout` seconds (None: without a limit) and returns whether a stop was requested."""
         return self._event.wait(timeout)
 
     def on_request(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls ``callback`` once when the request comes, or now when it has come.
-
-        Returns:
-            A function that removes the callback; idempotent.
-        """
+        """Registers a callback, called at once if a stop was requested; returns an idempotent function that removes it."""
         with self._lock:
             if not self._event.is_set():
                 self._callbacks.append(callback)

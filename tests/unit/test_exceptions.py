@@ -1,4 +1,4 @@
-"""Errors carry their facts, also through pickling, and list all problems."""
+"""Errors keep their attributes when pickled, and list all problems."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prefect_mlprojects.exceptions import (
     TrackingError,
 )
 
-PROBLEMS = [Problem("bad", Path("MLproject"), 3, "mend it"), Problem("worse", parameter="alpha", value="x")]
+PROBLEMS = [Problem("bad", Path("MLproject"), 3, "fix it"), Problem("worse", parameter="alpha", value="x")]
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,13 @@ PROBLEMS = [Problem("bad", Path("MLproject"), 3, "mend it"), Problem("worse", pa
         RunTimedOut("no", timeout=1.5),
     ],
 )
-def test_errors_pickle_with_their_facts(error: ExecutionException) -> None:
+def test_errors_keep_their_attributes_when_pickled(error: ExecutionException) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert copy.message == error.message == str(error)
     assert copy.__dict__ == error.__dict__
 
 
-def test_the_message_lists_all_problems_with_their_places() -> None:
-    assert str(ProjectSpecError("It fails", PROBLEMS)) == "It fails:\n  - MLproject:3: bad (mend it)\n  - worse"
-    assert str(ParameterError("It fails", PROBLEMS[:1])) == "It fails: MLproject:3: bad (mend it)"
+def test_the_message_lists_all_problems_with_their_locations() -> None:
+    assert str(ProjectSpecError("It fails", PROBLEMS)) == "It fails:\n  - MLproject:3: bad (fix it)\n  - worse"
+    assert str(ParameterError("It fails", PROBLEMS[:1])) == "It fails: MLproject:3: bad (fix it)"

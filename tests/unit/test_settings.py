@@ -1,4 +1,4 @@
-"""Settings of the environment, good and bad."""
+"""Settings from environment variables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prefect_mlprojects import settings
 from prefect_mlprojects.exceptions import ExecutionException
 
 
-def test_defaults_and_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_have_defaults_and_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("PREFECT_MLPROJECTS_GRACE_PERIOD", raising=False)
     assert settings.grace_period() == 10
     monkeypatch.setenv("PREFECT_MLPROJECTS_GRACE_PERIOD", "0.5")
@@ -33,7 +33,9 @@ def test_defaults_and_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         ("SERVER_START_TIMEOUT", "inf", settings.server_start_timeout),
     ],
 )
-def test_a_bad_value_names_its_variable(name: str, value: str, read: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_value_names_its_variable(
+    name: str, value: str, read: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(f"PREFECT_MLPROJECTS_{name}", value)
     with pytest.raises(ExecutionException, match=f"PREFECT_MLPROJECTS_{name} is '{value}'"):
         read()  # type: ignore[operator]  # the table's functions return different types

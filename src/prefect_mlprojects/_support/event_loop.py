@@ -1,11 +1,9 @@
 """The event loop, in a daemon thread, on which this process calls Prefect and executes its flow runs.
 
-With it `run()` works the same in a script, in a notebook whose loop is running, and from any thread; Prefect's
-synchronous engine would wait up to a second at the end of each run for its heartbeat thread.
-
-anyio's blocking portal does not fit: all its tasks share one task group, so a `BaseException` of one run (Prefect's
-`TerminationSignal`, `KeyboardInterrupt`) cancels the others, and a cancelled run could not await its own clean-up,
-because anyio's cancellation is raised again at each `await`.
+So `run()` works in a script, in a notebook whose loop is running, and from any thread. Prefect's synchronous engine would
+wait up to a second for its heartbeat thread at the end of each run. anyio's blocking portal does not fit: its tasks share a
+task group, so a `BaseException` of one run (Prefect's `TerminationSignal`, `KeyboardInterrupt`) would cancel the others, and
+a cancelled run could not await its clean-up, because anyio raises the cancellation again at each `await`.
 """
 
 from __future__ import annotations
@@ -69,7 +67,7 @@ def background_loop() -> BackgroundLoop:
 
 
 def _forget_after_fork() -> None:
-    # A forked process inherits the object but not the thread, so it starts another loop when it needs one.
+    # A forked process inherits the object but not the thread.
     global _current, _lock
     _current = None
     _lock = threading.Lock()
@@ -81,8 +79,7 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 def call_before_exit(callback: Callable[[], None]) -> None:
     """Calls `callback` before the interpreter exits, while threads can still be started.
 
-    ``atexit`` is too late: by then ``concurrent.futures`` refuses work that running flow runs need. CPython's executors
-    use the same hook, which is private.
+    With ``atexit`` it would be too late: ``concurrent.futures`` refuses work by then. CPython's executors use this private hook.
     """
     # Hooks run in reverse order of registration; the executors' hook must be registered first.
     import concurrent.futures.thread  # noqa: F401

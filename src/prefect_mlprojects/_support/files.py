@@ -15,15 +15,9 @@ from pathlib import Path
 def replacing(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yields a temporary path in the same folder and renames it to `path` when the block succeeds.
 
-    A reader sees the old content or the new one, never a part; a killed process leaves at most the temporary file or
-    folder, whose name is `temporary_pattern(path)`. On an error the temporary one is removed and `path` stays as it is.
-
-    Args:
-        path: The file or folder to write.
-        overwrite: False leaves a file that another process created meanwhile.
-
-    Raises:
-        OSError: The folder of `path` can't be written.
+    Readers see the old content or the new one, never a part. A killed process leaves at most the temporary file or folder,
+    which `temporary_pattern(path)` matches; an error leaves only the old content. With `overwrite` False, a file that
+    another process created meanwhile stays.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -52,28 +46,20 @@ def temporary_pattern(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a small UTF-8 file by an atomic rename; creates missing parent folders.
-
-    Raises:
-        OSError: It can't be written; the old content is still there.
-    """
+    """Writes a small UTF-8 file by an atomic rename; creates missing parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_private(path: Path, text: str) -> None:
-    """Writes a new UTF-8 file that only its owner may read.
-
-    Raises:
-        OSError: It can't be written.
-    """
+    """Writes a new UTF-8 file that only its owner may read."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
 
 
 def remove_tree(path: Path) -> bool:
-    """Removes a folder, write-protected subfolders included; returns whether it is gone. A missing one is fine."""
+    """Removes a folder, write-protected subfolders included; returns whether it is gone. A missing one is no error."""
     shutil.rmtree(path, ignore_errors=True)
     if not os.path.lexists(path):
         return True

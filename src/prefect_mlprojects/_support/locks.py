@@ -43,11 +43,8 @@ class Lock:
 def try_lock(file: Path, *, shared: bool = False, wait: bool = False, create: bool = True) -> Lock | None:
     """Takes a lock; returns None if another holder excludes it.
 
-    Args:
-        file: The lock file; one that can't be written, as in a shared read-only cache, can be locked too.
-        shared: True lets other shared holders in.
-        wait: True waits until the lock is free, without a limit: for locks that are held for an instant.
-        create: True creates a missing file; its folder must exist.
+    A file that can't be written, as in a shared read-only cache, can be locked too. `wait` has no limit: use it for locks
+    that are held for an instant. `create` needs the file's folder.
 
     Raises:
         OSError: The file can't be opened, or its file system has no locks.
@@ -81,11 +78,7 @@ def hold_lock(
 ) -> Iterator[None]:
     """Holds an exclusive lock during the block; creates the lock file and its folder.
 
-    Args:
-        file: The lock file.
-        stop: Ends the wait.
-        on_wait: Called once if another process holds the lock.
-        timeout: Seconds to wait; None for no limit.
+    `on_wait` is called once if another process holds the lock; `timeout` is in seconds, None for no limit.
 
     Raises:
         LockStoppedError: A stop was requested while another process held the lock.

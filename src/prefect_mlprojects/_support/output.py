@@ -66,15 +66,9 @@ class LineSplitter:
 
 @dataclass(frozen=True)
 class OutputRecord:
-    """Consecutive lines of output.
+    """Consecutive lines of output, joined by newlines; ``output`` is the stream for lines of both streams."""
 
-    Attributes:
-        time: Arrival of the first line, in seconds since the epoch.
-        stream: ``stdout``, ``stderr``, or ``output`` for lines of both.
-        text: The lines, joined by newlines.
-    """
-
-    time: float
+    time: float  # arrival of the first line, in seconds since the epoch
     stream: StreamName | str
     text: str
 

@@ -1,4 +1,4 @@
-"""Redacts secrets in texts: those that URLs show, and those that are known by value."""
+"""Redacts secrets in texts: those in URLs, and those known by value."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from prefect_mlprojects._support.secrets import MASK, Secret, reveal
 
 _SHORTEST_SECRET = 4
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://(?P<userinfo>[^\s/?#'\"<>]*)@")
-# Greedy up to the last "@" before the path: a password may hold "@", although it should be quoted there.
-
+# Greedy up to the last "@" before the path: a password may contain "@", although it should be quoted.
 _SECRET_PARAMETER = re.compile(
     r"(?P<lead>[?&;#](?:[\w.\-]*(?:password|passwd|pwd|secret|token|signature|credential|api[_\-]?key|access[_\-]?key)[\w.\-]*"
     r"|sig|auth|key)=)(?P<value>[^&;#\s'\"<>]+)",
@@ -21,8 +20,8 @@ _SECRET_PARAMETER = re.compile(
 def redact(text: str, *secrets: Secret) -> str:
     """Returns `text` with ``***`` in the place of secrets.
 
-    Redacted are `secrets` by value, and in every URL passwords, lone user names and query values such as ``token=…``. The
-    user in ``ssh://git@host`` stays; the one in ``https://NAME@host`` goes, because tokens are given so.
+    Redacts `secrets` by value, and in every URL passwords, lone user names and query values such as ``token=…``. The user
+    in ``ssh://git@host`` is kept; the one in ``https://NAME@host`` may be a token.
     """
     for value in sorted(_spellings(secrets), key=len, reverse=True):
         text = text.replace(value, MASK)
@@ -30,23 +29,17 @@ def redact(text: str, *secrets: Secret) -> str:
 
 
 def _spellings(secrets: tuple[Secret, ...]) -> set[str]:
-    """Each secret as it is, as URLs quote it, and for a URL the secrets in it."""
+    """Returns the secrets as they are, quoted for URLs, by line, and those within URLs."""
     values = {reveal(secret) for secret in secrets}
     values |= {reveal(each) for value in values if "://" in value for each in url_secrets(value)}
     values |= {line.strip() for value in values if "\n" in value for line in value.splitlines()}
-    # A shorter value says nothing, and would be redacted in the midst of words.
+    # Redacting shorter values would garble words.
     return {each for value in values for each in (value, quote(value, safe="")) if len(each) >= _SHORTEST_SECRET}
 
 
 def url_secrets(url: str) -> list[Secret]:
-    """Returns the secrets that a URL's user-info and query hold, as they stand there and unquoted."""
-    found = []
-    for match in _USERINFO.finditer(url):
-        user, colon, password = match["userinfo"].partition(":")
-        if colon:
-            found.append(password)
-        elif user and not match["scheme"].lower().endswith("ssh"):
-            found.append(user)
+    """Returns the secrets in a URL's user-info and query, both quoted and unquoted."""
+    found = [_userinfo_secret(match) for match in _USERINFO.finditer(url)]
     found += [match["value"] for match in _SECRET_PARAMETER.finditer(url)]
     return [Secret(value) for value in dict.fromkeys([*found, *map(unquote, found)]) if value and value != MASK]
 
@@ -56,20 +49,24 @@ def holds_secret(url: str) -> bool:
     return bool(url_secrets(url))
 
 
-def _redacted_userinfo(match: re.Match[str]) -> str:
-    scheme, userinfo = match["scheme"], match["userinfo"]
-    user, colon, _ = userinfo.partition(":")
+def _userinfo_secret(match: re.Match[str]) -> str:
+    user, colon, password = match["userinfo"].partition(":")
     if colon:
-        return f"{scheme}://{user}:{MASK}@"
-    if userinfo and not scheme.lower().endswith("ssh"):
-        return f"{scheme}://{MASK}@"
+        return password
+    return "" if match["scheme"].lower().endswith("ssh") else user
+
+
+def _redacted_userinfo(match: re.Match[str]) -> str:
+    user, colon, _ = match["userinfo"].partition(":")
+    if colon or _userinfo_secret(match):
+        return f"{match['scheme']}://{user + colon if colon else ''}{MASK}@"
     return match[0]
 
 
 def strip_user_info(url: str) -> str:
     """Returns a URL without user name and password, as MLflow records a repository's URL.
 
-    Addresses without a scheme (``git@host:path``) stay as they are; secret query values are redacted.
+    Addresses without a scheme (``git@host:path``) are unchanged; secret query values are redacted.
     """
     try:
         parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""The package's one way to try something again: delays that grow, with jitter, a limit and a stop request."""
+"""Retries with exponential back-off, jitter, a limit and a stop request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ class Backoff:
     """Delays in seconds that double up to a limit, with jitter so that clients don't return at the same moment."""
 
     def __init__(self, first: float = 0.25, longest: float = 10.0) -> None:
-        """Starts at `first` seconds and ends at `longest`."""
         self._first = self._delay = first
         self._longest = longest
 
@@ -43,19 +42,10 @@ def retry(
     backoff: Backoff | None = None,
     on_retry: Callable[[Exception, float], None] | None = None,
 ) -> _T:
-    """Returns what `work` returns; calls it again while it fails with a transient error.
+    """Calls the idempotent `work` until it succeeds and returns its result; raises its last error.
 
-    Args:
-        work: The work; it must be idempotent.
-        is_transient: Whether an error may go away by itself. Its attribute ``retry_after``, in seconds, is respected.
-        attempts: How often `work` is called at most; None: no limit.
-        seconds: How long to retry; None: no limit.
-        stop: Ends the waiting: the last error is raised at once.
-        backoff: The delays; default: a quarter of a second to ten seconds.
-        on_retry: Called before each delay with the error and the delay in seconds.
-
-    Raises:
-        Exception: The last error of `work`.
+    It is retried while its error is transient, `attempts` calls and `seconds` at most (None: no limit), and no stop was
+    requested. An error's attribute ``retry_after``, in seconds, is respected. `on_retry` receives the error and the delay.
     """
     backoff = backoff or Backoff()
     waiter = stop or StopSignal()

@@ -1,9 +1,9 @@
-"""The type of every value that must not be seen, and the one place that reveals or serialises such values."""
+"""The type of secrets, and the functions that reveal, find, replace and refuse them."""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NoReturn
 
@@ -19,14 +19,13 @@ class Secret:
     It shows as ``***``, can't be pickled, and is refused by JSON, so that a leak is an error instead of a finding in a
     database. `reveal` returns the text; call it where the text leaves for an SDK or a child process, not before.
 
-    As the type of a pydantic field it takes a ``str``, a ``SecretStr`` or a ``Secret``, and marks the field as secret: a
-    backend's configuration model says so which of its fields must not be stored.
+    As the type of a pydantic field it takes a ``str``, a ``SecretStr`` or a ``Secret``, and marks the field of a backend's
+    configuration as one that must not be stored.
     """
 
     __slots__ = ("_value",)
 
     def __init__(self, value: str) -> None:
-        """Hides `value`."""
         self._value = value
 
     def __repr__(self) -> str:
@@ -80,14 +79,21 @@ def reveal(secret: Secret) -> str:
 
 def reveal_all(value: Any) -> Any:
     """Returns `value` with every secret in it revealed, in nested mappings and sequences too."""
-    if isinstance(value, Secret):
-        return value._value
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
+    return _replace_secrets(value, lambda secret: secret._value)
+
+
+def without_secrets(value: Any) -> Any:
+    """Returns `value` with ``***`` in the place of every secret, for texts that people read."""
+    return _replace_secrets(value, lambda _: MASK)
+
+
+def _replace_secrets(value: Any, replacement: Callable[[Secret], str]) -> Any:
+    if isinstance(value, Secret | SecretStr):
+        return replacement(Secret._validate(value))
     if isinstance(value, Mapping):
-        return {key: reveal_all(each) for key, each in value.items()}
+        return {key: _replace_secrets(each, replacement) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [reveal_all(each) for each in value]
+        return [_replace_secrets(each, replacement) for each in value]
     return value
 
 
@@ -97,51 +103,28 @@ def reveal_values(values: Mapping[str, Secret | str]) -> dict[str, str]:
 
 
 def has_secret(value: Any) -> bool:
-    """Returns whether `value` is or holds a secret, in nested mappings, sequences and models too."""
-    if isinstance(value, Secret | SecretStr):
-        return bool(reveal_all(value))
-    if isinstance(value, BaseModel):
-        return any(has_secret(each) for _, each in value)
-    if isinstance(value, Mapping):
-        return any(has_secret(each) for each in value.values())
-    return (
-        isinstance(value, Sequence) and not isinstance(value, str | bytes) and any(has_secret(each) for each in value)
-    )
+    """Returns whether `value` is or holds a secret that is not empty."""
+    return any(secrets_in(value))
 
 
 def secrets_in(value: Any) -> list[Secret]:
     """Returns the secrets that `value` is or holds, in nested mappings, sequences and models too."""
     if isinstance(value, Secret | SecretStr):
-        return [Secret(reveal_all(value))]
+        return [Secret._validate(value)]
     if isinstance(value, BaseModel):
-        return [found for _, each in value for found in secrets_in(each)]
+        value = dict(value)
     if isinstance(value, Mapping):
-        return [found for each in value.values() for found in secrets_in(each)]
+        value = list(value.values())
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [found for each in value for found in secrets_in(each)]
     return []
 
 
-def without_secrets(value: Any) -> Any:
-    """Returns `value` with ``***`` in the place of every secret, for texts that people read."""
-    if isinstance(value, Secret | SecretStr):
-        return MASK
-    if isinstance(value, Mapping):
-        return {key: without_secrets(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_secrets(each) for each in value]
-    return value
-
-
 def storable(value: Any, where: str = "value") -> Any:
-    """Returns `value` as plain JSON data, for what is sent to Prefect's API.
-
-    Args:
-        value: None, texts, numbers, booleans, paths, and mappings and sequences of them.
-        where: What `value` is, for the error message.
+    """Returns `value` as plain JSON data for Prefect's API; `where` names it in the error message.
 
     Raises:
-        TypeError: `value` is or holds a secret, or something that JSON can't hold.
+        TypeError: `value` is or holds a secret, or something that JSON can't represent.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value

@@ -76,7 +76,7 @@ def _run(
         # No more processes, or no memory: this process imports MLflow, too.
         tracker = InProcessTracker()
     try:
-        from prefect_mlprojects.runs.start import start
+        from prefect_mlprojects.runs.start import start, wait_interruptibly
         from prefect_mlprojects.tasks.session import RunSession, TerminalOutput
 
         session = RunSession(
@@ -90,8 +90,6 @@ def _run(
             display.flow_run(handle.flow_run_id, handle.url)
             if report is not None:
                 _report_start(report, handle)
-            from prefect_mlprojects.runs.launch import wait_interruptibly
-
             session.stop.on_request(display.cancelling)
             result = wait_interruptibly(handle, reraise=False)
         tracked = session.tracked_run

@@ -1,1 +1,1 @@
-"""."""
+"""The flow `run_project`."""

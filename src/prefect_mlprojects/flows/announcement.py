@@ -1,6 +1,6 @@
-"""Publishes a run: to Prefect by name, labels and artifact, to MLflow by the uncommitted changes.
+"""Publishes a run: its name, labels and artifact to Prefect, its uncommitted changes to MLflow.
 
-It runs beside the run's own work, and never fails the run.
+This happens concurrently with the run's steps. Errors are logged and never fail the run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -42,22 +41,12 @@ PATCH_ARTIFACT = "source/uncommitted-changes.patch"
 
 
 class RunAnnouncement:
-    """Fields of a run that are published.
-
-    Args:
-        flow_run: The flow run.
-        client: Prefect's client, open as long as the flow runs.
-        session: The run's session.
-        checked: The call.
-        backend: The backend's name.
-        tracked: The MLflow run.
-        patch: The changes that were not committed; None for none.
-    """
+    """What is published about one run; `patch` is its uncommitted changes, None for none."""
 
     def __init__(
         self,
         flow_run: FlowRun,
-        client: Any,
+        client: PrefectClient,
         session: RunSession,
         checked: CheckedRun,
         backend: str,
@@ -67,54 +56,60 @@ class RunAnnouncement:
         self._flow_run = flow_run
         self._client = client
         self._session = session
+        self._checked = checked
+        self._backend = backend
         self._tracked = tracked
-        self._name = checked.name
-        self._labels = _labels(checked, tracked)
-        self._artifact = RunArtifact(
-            flow_run.id,
-            RunFacts(
-                project=checked.project.display_name,
-                entry_point=checked.entry_point.name,
-                working_copy=checked.backend_request.working_copy,
-                parameters={**checked.parameters.declared, **checked.parameters.extra},
-                backend=backend,
-                tracked=tracked,
-            ),
-        )
-        self._tasks = [
-            asyncio.ensure_future(self._label()),
-            asyncio.ensure_future(self._artifact.create(client)),
-        ]
+        self._artifact_id: UUID | None = None
+        self._tasks = [asyncio.ensure_future(self._set_labels()), asyncio.ensure_future(self._create_artifact())]
         if patch is not None:
-            self._tasks.append(asyncio.ensure_future(asyncio.to_thread(self._keep_patch, patch)))
+            self._tasks.append(asyncio.ensure_future(asyncio.to_thread(self._log_patch, patch)))
 
     async def end(self, status: str, message: str, prepared: AnyPrepared | None) -> None:
-        """Publishes how the run ended, after everything begun before.
-
-        Args:
-            status: ``FINISHED``, ``FAILED`` or ``KILLED``.
-            message: Why.
-            prepared: What the command ran in.
-        """
+        """Publishes how the run ended, once everything before is published; the message is empty for a finished run."""
         metrics = asyncio.ensure_future(asyncio.to_thread(self._metrics)) if status == "FINISHED" else None
         await asyncio.wait(self._tasks)
-        description = prepared.description if prepared is not None else ""
         values = await metrics if metrics is not None else {}
-        await self._artifact.finish(self._client, description, status, message, values)
+        if self._artifact_id is None:
+            return
+        from prefect.client.schemas.actions import ArtifactUpdate
 
-    async def _label(self) -> None:
+        environment = (prepared.description if prepared is not None else "") or "none"
         try:
-            await self._client.update_flow_run_labels(self._flow_run.id, self._labels)
-            if self._flow_run.name != self._name:
-                await self._client.set_flow_run_name(self._flow_run.id, self._name)
+            text = render(self._checked, self._backend, self._tracked, environment, status, message, values)
+            await self._client.update_artifact(self._artifact_id, ArtifactUpdate(data=text))
+        except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
+            _logger.warning("The flow run's artifact could not be updated: %s", error)
+
+    async def _create_artifact(self) -> None:
+        from prefect.client.schemas.actions import ArtifactCreate
+
+        # Prefect's rule for keys: lower case letters, digits and dashes.
+        key = re.sub(r"[^a-z0-9]+", "-", self._checked.name.lower()).strip("-")
+        try:
+            new = ArtifactCreate(
+                type="markdown",
+                key=key or "mlproject",
+                description=f"Run of {self._checked.name}",
+                data=render(self._checked, self._backend, self._tracked),
+                flow_run_id=self._flow_run.id,
+            )
+            self._artifact_id = (await self._client.create_artifact(new)).id
+        except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
+            _logger.warning("The flow run's artifact could not be created: %s", error)
+
+    async def _set_labels(self) -> None:
+        try:
+            await self._client.update_flow_run_labels(self._flow_run.id, _labels(self._checked, self._tracked))
+            if self._flow_run.name != self._checked.name:
+                await self._client.set_flow_run_name(self._flow_run.id, self._checked.name)
         except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
             _logger.warning("The flow run's name and labels could not be set: %s", error)
 
-    def _keep_patch(self, patch: str) -> None:
+    def _log_patch(self, patch: str) -> None:
         try:
             self._session.tracker.log_text(self._tracked, PATCH_ARTIFACT, patch)
         except TrackingError as error:
-            _logger.warning("The uncommitted changes could not be kept with the run: %s", error)
+            _logger.warning("The uncommitted changes could not be stored with the MLflow run: %s", error)
 
     def _metrics(self) -> Mapping[str, float]:
         try:
@@ -124,7 +119,7 @@ class RunAnnouncement:
             return {}
 
 
-def _labels(checked: CheckedRun, tracked: TrackedRun) -> dict[str, str]:
+def _labels(checked: CheckedRun, tracked: TrackedRun) -> dict[str, Any]:
     copy = checked.backend_request.working_copy
     labels = {
         RUN_ID_LABEL: tracked.run_id,
@@ -141,63 +136,46 @@ _MAX_VALUE_CHARACTERS = 300
 _MAX_METRICS = 100
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """Fields of the artifact.
-
-    Attributes:
-        project: The project's name.
-        entry_point: The entry point's name.
-        working_copy: The project's files.
-        parameters: Values by parameter name.
-        backend: The backend's name.
-        tracked: The MLflow run.
-        environment: What the command runs in, for people to read; empty while that is not known.
-        status: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``.
-        message: Why it ended as it did; empty when it finished.
-        metrics: The MLflow run's metrics, once it has finished.
-    """
-
-    project: str
-    entry_point: str
-    working_copy: WorkingCopy
-    parameters: Mapping[str, str]
-    backend: str
-    tracked: TrackedRun
-    environment: str = ""
-    status: str = "RUNNING"
-    message: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-def render(facts: RunFacts) -> str:
-    """Returns the artifact's markdown."""
-    copy, tracked = facts.working_copy, facts.tracked
+def render(
+    checked: CheckedRun,
+    backend: str,
+    tracked: TrackedRun,
+    environment: str = "",
+    status: str = "RUNNING",
+    message: str = "",
+    metrics: Mapping[str, float] | None = None,
+) -> str:
+    """Returns the artifact's markdown; the environment is empty until it is prepared."""
+    copy, project, entry_point = (
+        checked.backend_request.working_copy,
+        checked.project.display_name,
+        checked.entry_point.name,
+    )
+    parameters = {**checked.parameters.declared, **checked.parameters.extra}
     rows = {
-        "Status": f"**{facts.status}**",
+        "Status": f"**{status}**",
         "Project": code(copy.source_name),
         "Version": _version(copy),
-        "Entry point": code(facts.entry_point),
-        "Environment": escape(facts.environment) or "being prepared",
-        "Backend": escape(facts.backend),
+        "Entry point": code(entry_point),
+        "Environment": escape(environment) or "being prepared",
+        "Backend": escape(backend),
         "MLflow run": f"[{tracked.run_id}]({tracked.url})" if tracked.url else code(tracked.run_id),
         "MLflow experiment": code(tracked.experiment_id),
         "Tracking": code(tracked.masked_tracking_uri),
     }
-    parts = [f"# {escape(facts.project)} / {escape(facts.entry_point)}", _table(("", ""), rows)]
-    if facts.message:
-        parts.append(_fenced("Why it ended", facts.message))
-    if facts.parameters:
-        values = {code(name): code(value) for name, value in facts.parameters.items()}
-        parts.append("## Parameters\n\n" + _table(("Parameter", "Value"), values))
-    if facts.metrics:
-        shown = {code(name): f"{value:g}" for name, value in list(facts.metrics.items())[:_MAX_METRICS]}
-        parts.append("## Metrics\n\n" + _table(("Metric", "Value"), shown))
-    return "\n\n".join(parts) + "\n"
+    sections = [f"# {escape(project)} / {escape(entry_point)}", _table(("", ""), rows)]
+    if message:
+        sections.append(_fenced("Why it ended", message))
+    if values := {code(name): code(value) for name, value in parameters.items()}:
+        sections.append("## Parameters\n\n" + _table(("Parameter", "Value"), values))
+    if metrics:
+        shown = {code(name): f"{value:g}" for name, value in list(metrics.items())[:_MAX_METRICS]}
+        sections.append("## Metrics\n\n" + _table(("Metric", "Value"), shown))
+    return "\n\n".join(sections) + "\n"
 
 
 def code(text: str) -> str:
-    """Returns a text as markdown code of one line that shows it as it is, also in a table."""
+    """Returns a text as inline markdown code on one line, which a table may contain."""
     text = text if len(text) <= _MAX_VALUE_CHARACTERS else text[:_MAX_VALUE_CHARACTERS] + "…"
     text = re.sub(r"\s", " ", text)
     fence = _fence(text, 1)
@@ -207,7 +185,7 @@ def code(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Returns a text that markdown shows as it is."""
+    """Escapes markdown's special characters."""
     return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", text)
 
 
@@ -226,16 +204,12 @@ def _version(copy: WorkingCopy) -> str:
         return "not under git"
     shown = f"`{copy.commit[:12]}`"
     link = commit_url(copy.repository_url, copy.commit)
-    parts = [f"[{shown}]({link})" if link else shown]
-    if copy.branch:
-        parts.append(f"of {code(copy.branch)}")
-    if copy.dirty:
-        parts.append("with uncommitted changes")
-    return " ".join(parts)
+    branch = f" of {code(copy.branch)}" if copy.branch else ""
+    return (f"[{shown}]({link})" if link else shown) + branch + (" with uncommitted changes" if copy.dirty else "")
 
 
 def commit_url(repository_url: str | None, commit: str) -> str | None:
-    """Returns the page of a commit at the hosting services that have one; None for any other repository."""
+    """Returns the web page of a commit on a known hosting service; None for other repositories."""
     text = repository_url or ""
     scp = re.match(r"^[^@/\s]+@([^:/\s]+):(.+)$", text)
     parts = urlsplit(text)
@@ -248,54 +222,3 @@ def commit_url(repository_url: str | None, commit: str) -> str | None:
 def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "| --- | --- |"]
     return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items())])
-
-
-class RunArtifact:
-    """The artifact on the server; failed writes are only logged."""
-
-    def __init__(self, flow_run_id: UUID, facts: RunFacts) -> None:
-        self._flow_run_id = flow_run_id
-        self._facts = facts
-        self._id: UUID | None = None
-
-    async def create(self, client: PrefectClient) -> None:
-        """Creates it."""
-        from prefect.client.schemas.actions import ArtifactCreate
-
-        # Prefect's rule for keys: lower case letters, digits and dashes.
-        key = re.sub(r"[^a-z0-9]+", "-", f"{self._facts.project}-{self._facts.entry_point}".lower()).strip("-")
-        try:
-            artifact = await client.create_artifact(
-                ArtifactCreate(
-                    type="markdown",
-                    key=key or "mlproject",
-                    description=f"Run of {self._facts.project}/{self._facts.entry_point}",
-                    data=render(self._facts),
-                    flow_run_id=self._flow_run_id,
-                )
-            )
-            self._id = artifact.id
-        except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
-            _logger.warning("The flow run's artifact could not be made: %s", error)
-
-    async def finish(
-        self, client: PrefectClient, environment: str, status: str, message: str, metrics: Mapping[str, float]
-    ) -> None:
-        """Publishes how the run ended.
-
-        Args:
-            client: Prefect's client.
-            environment: What the command ran in.
-            status: ``FINISHED``, ``FAILED`` or ``KILLED``.
-            message: Why.
-            metrics: The MLflow run's metrics.
-        """
-        from prefect.client.schemas.actions import ArtifactUpdate
-
-        if self._id is None:
-            return
-        facts = replace(self._facts, environment=environment or "none", status=status, message=message, metrics=metrics)
-        try:
-            await client.update_artifact(self._id, ArtifactUpdate(data=render(facts)))
-        except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
-            _logger.warning("The flow run's artifact could not be updated: %s", error)

@@ -1,8 +1,7 @@
-"""Watches for cancellations through Prefect's API or UI.
+"""Turns cancellations through Prefect's API or UI into stop requests.
 
-Prefect's engine does not look at its flow run's state while the flow's code runs, so a run in a thread or a script would continue
-and stay in Cancelling. One subscription to Prefect's events serves all runs of an event loop; a slow poll behind it
-catches what an interrupted websocket missed.
+Prefect's engine ignores its flow run's state while the flow's code runs: a run in a thread or a script would stay in
+Cancelling. One event subscription serves all runs of an event loop; a slow poll catches events that a lost websocket missed.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from prefect_mlprojects.types import StopSignal
 
 _logger = logging.getLogger(__name__)
 
-# Most runs are over before a websocket would pay off; the first poll catches a cancellation that came before it was connected.
+# Most runs end before a websocket would pay off; the first poll catches a cancellation from before it was connected.
 _SECONDS_BEFORE_SUBSCRIBING = 0.3
 _SECONDS_BETWEEN_POLLS = 10.0
 _SECONDS_BETWEEN_SUBSCRIPTIONS = 2.0
@@ -34,7 +33,7 @@ REASON = "it was cancelled in Prefect"
 
 
 class _Watcher:
-    """Watches the flow runs of one event loop on one Prefect API."""
+    """Watches the flow runs of one event loop and one Prefect API."""
 
     def __init__(self) -> None:
         self._stops: dict[UUID, StopSignal] = {}
@@ -45,58 +44,49 @@ class _Watcher:
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._subscribe()), asyncio.create_task(self._poll_slowly())]
 
-    async def remove(self, flow_run_id: UUID) -> None:
+    def remove(self, flow_run_id: UUID) -> None:
         self._stops.pop(flow_run_id, None)
-        if self._stops:
-            return
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
+        if not self._stops:
+            for task in self._tasks:
+                task.cancel()
+            self._tasks = []
 
     async def _poll(self) -> None:
         if not self._stops:
             return
-        async with get_client() as client:
-            cancelled = await client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(
-                    id=FlowRunFilterId(any_=list(self._stops)),
-                    state=FlowRunFilterState(
-                        type=FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])
-                    ),
-                ),
-                sort=FlowRunSort.ID_DESC,
-                limit=len(self._stops),
-            )
+        types = FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=list(self._stops)), state=FlowRunFilterState(type=types))
+        try:
+            async with get_client() as client:
+                cancelled = await client.read_flow_runs(
+                    flow_run_filter=wanted, sort=FlowRunSort.ID_DESC, limit=len(self._stops)
+                )
+        except Exception as error:  # noqa: BLE001 - a later poll succeeds once the server is back
+            _logger.debug("Could not read the cancelled flow runs: %s", error)
+            return
         for flow_run in cancelled:
             self._request_stop(flow_run.id)
 
-    async def _try_to_poll(self) -> None:
-        try:
-            await self._poll()
-        except Exception as error:  # noqa: BLE001 - the server may be away for a while; the next poll tries again
-            _logger.debug("Could not ask for cancelled flow runs: %s", error)
-
     def _request_stop(self, flow_run_id: UUID) -> None:
-        stop = self._stops.get(flow_run_id)
-        if stop is not None:
+        if stop := self._stops.get(flow_run_id):
             stop.request(REASON)
 
     async def _poll_slowly(self) -> None:
         while True:
             await asyncio.sleep(_SECONDS_BETWEEN_POLLS)
-            await self._try_to_poll()
+            await self._poll()
 
     async def _subscribe(self) -> None:
         await asyncio.sleep(_SECONDS_BEFORE_SUBSCRIBING)
         while True:
             try:
                 async with subscribe_to_events("prefect.flow-run.Cancelling", "prefect.flow-run.Cancelled") as events:
-                    await self._try_to_poll()
+                    await self._poll()
                     async for event in events:
                         prefix, _, identifier = event.resource.id.rpartition(".")
                         if prefix == "prefect.flow-run":
                             self._request_stop(UUID(identifier))
-            except Exception as error:  # noqa: BLE001 - a lost websocket is opened again; the poll works meanwhile
+            except Exception as error:  # noqa: BLE001 - the websocket is reopened; polling continues
                 _logger.debug("Lost the subscription to Prefect's events: %s", error)
             await asyncio.sleep(_SECONDS_BETWEEN_SUBSCRIPTIONS)
 
@@ -106,11 +96,11 @@ _watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Watcher]] = W
 
 @asynccontextmanager
 async def watch_cancellation(flow_run_id: UUID, stop: StopSignal) -> AsyncIterator[None]:
-    """Requests ``stop`` as soon as the flow run is cancelled in Prefect, for as long as the context lasts."""
+    """Requests `stop` once the flow run is cancelled in Prefect, during the block."""
     watchers = _watchers.setdefault(asyncio.get_running_loop(), {})
     watcher = watchers.setdefault(str(PREFECT_API_URL.value()), _Watcher())
     watcher.add(flow_run_id, stop)
     try:
         yield
     finally:
-        await watcher.remove(flow_run_id)
+        watcher.remove(flow_run_id)

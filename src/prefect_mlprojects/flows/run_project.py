@@ -49,11 +49,9 @@ from prefect_mlprojects.sources.git.urls import with_url_credentials
 from prefect_mlprojects.spec import find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import schema_changes
 from prefect_mlprojects.tasks.execute import Target, execute
-from prefect_mlprojects.tasks.fetch import fetch
-from prefect_mlprojects.tasks.resolve_env import resolve_env
+from prefect_mlprojects.tasks.prepare import Invocation, fetch, resolve_env, validate_params
 from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_session
 from prefect_mlprojects.tasks.steps import configure_logging
-from prefect_mlprojects.tasks.validate_params import Invocation, validate_params
 from prefect_mlprojects.tracking import TrackedRun, TrackingRequest, child_variables, failure_tags, resolve_tracking_uri
 from prefect_mlprojects.tracking.uris import short_lived_default
 from prefect_mlprojects.types import FailureCategory, StopSignal
@@ -88,23 +86,23 @@ async def run_project(
     tracking: str | None = None,
     extra_parameters: dict[str, Any] | None = None,
 ) -> RunResult | State[Any]:
-    """Runs an MLflow-Projects project and returns how the run ended; for one that did not finish, the state that says why."""
-    call = RunRequest.from_arguments(locals())
-    call = replace(call, parameters={**(parameters or {}), **(extra_parameters or {})} or None)
+    """Runs an MLflow-Projects project; returns its result, or for a failed or cancelled run the state with its error."""
+    request = RunRequest.from_arguments(locals())
+    request = replace(request, parameters={**(parameters or {}), **(extra_parameters or {})} or None)
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
     with shared_session() as session:
         session.set_flow_run_id(str(context.flow_run.id))
         async with watch_cancellation(context.flow_run.id, session.stop):
-            return await _ProjectRun(call, session, context.flow_run, context.client).run()
+            return await _ProjectRun(request, session, context.flow_run, context.client).run()
 
 
 class _ProjectRun:
-    """One run: its four steps and its end."""
+    """One run: its four steps, and what is published when it ends."""
 
-    def __init__(self, call: RunRequest, session: RunSession, flow_run: FlowRun, client: Any) -> None:
-        self._call = call
+    def __init__(self, request: RunRequest, session: RunSession, flow_run: FlowRun, client: Any) -> None:
+        self._request = request
         self._client = client
         self._session = session
         self._flow_run = flow_run
@@ -116,7 +114,7 @@ class _ProjectRun:
         self._result: RunResult | None = None
 
     async def run(self) -> RunResult | State[Any]:
-        """Goes through the steps; whatever happens, the MLflow run ends as the flow run does."""
+        """Executes the steps; in every case the MLflow run gets the flow run's final status."""
         try:
             return await self._run()
         except BaseException as error:
@@ -131,15 +129,15 @@ class _ProjectRun:
         try:
             exit_code = await self._steps()
         except (ParameterError, ProjectSpecError) as error:
-            return await self._ended_by(await self._with_changes(error))
+            return await self._fail(await self._with_changes(error))
         except ExecutionException as error:
-            return await self._ended_by(error)
+            return await self._fail(error)
         except Exception as error:
             await self._finish("FAILED", f"{type(error).__name__}: {error}")
             raise
         return await self._finish("FINISHED", "", exit_code=exit_code)
 
-    async def _ended_by(self, error: ExecutionException) -> State[Any]:
+    async def _fail(self, error: ExecutionException) -> State[Any]:
         stop = self._session.stop
         if stop.requested and not isinstance(error, RunTimedOut):
             tracked = self._session.tracked_run
@@ -159,14 +157,14 @@ class _ProjectRun:
         return Failed(message=error.message, data=error, name=name)
 
     async def _with_changes(self, error: ParameterError | ProjectSpecError) -> ExecutionException:
-        """Adds to the error of a deployment's run how the project has changed since it was deployed."""
+        """Adds the project's changes since it was deployed to the error of a deployment's run."""
         if self._flow_run.deployment_id is None or self._working_copy is None:
             return error
         try:
             deployment = await self._client.read_deployment(self._flow_run.deployment_id)
             project = await asyncio.to_thread(load_project, self._working_copy.directory)
             changes = schema_changes(
-                deployment.parameter_openapi_schema or {}, find_entry_point(project, self._call.entry_point)
+                deployment.parameter_openapi_schema or {}, find_entry_point(project, self._request.entry_point)
             )
         except Exception:  # noqa: BLE001 - the error itself is what matters
             return error
@@ -177,16 +175,16 @@ class _ProjectRun:
         return ParameterError(headline, [*problems, Problem("deploy it again to update its form: mlprojects deploy")])
 
     async def _steps(self) -> int | None:
-        if self._call.uri.startswith(PROJECT_SCHEME):
-            self._call = self._call.with_project(await read_project(self._client, self._call.uri))
-        call, session = self._call, self._session
-        resolved = await resolve_backend_config(self._client, call.backend_config, call.backend)
-        config = get_backend(call.backend).parse_config({**resolved, **(session.backend_secrets or {})})
-        tracking_uri = await resolve_tracking(self._client, call.tracking) if call.tracking else None
+        if self._request.uri.startswith(PROJECT_SCHEME):
+            self._request = self._request.with_project(await read_project(self._client, self._request.uri))
+        request, session = self._request, self._session
+        resolved = await resolve_backend_config(self._client, request.backend_config, request.backend)
+        config = get_backend(request.backend).parse_config({**resolved, **(session.backend_secrets or {})})
+        tracking_uri = await resolve_tracking(self._client, request.tracking) if request.tracking else None
         credentials = session.git_credentials or git_credentials_lookup(
-            self._client, asyncio.get_running_loop(), call.git_credentials
+            self._client, asyncio.get_running_loop(), request.git_credentials
         )
-        uri = reveal(session.project_uri) if session.project_uri else call.uri
+        uri = reveal(session.project_uri) if session.project_uri else request.uri
         context = RunContext(
             config,
             tracking_uri or session.tracking_uri or self._default_tracking_uri(),
@@ -194,33 +192,36 @@ class _ProjectRun:
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
         )
-        self._source = detect_source(uri, call.version, git_credentials=credentials)
+        self._source = detect_source(uri, request.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)
         checked, invocation = await self._prepare(self._working_copy, context)
         tracked, prepared = session.tracked_run, self._prepared
         assert prepared is not None
         if tracked is not None and prepared.tags:
             await asyncio.to_thread(session.tracker.set_tags, tracked, prepared.tags)
-        target = Target(
+        run = execute.with_options(retries=request.retries) if request.retries else execute
+        outcome = await run(checked, invocation, prepared, self._target(checked))
+        if isinstance(outcome, State):
+            raise RunCancelled(outcome.message or "The run was cancelled.")
+        return outcome.exit_code
+
+    def _target(self, checked: CheckedRun) -> Target:
+        tracked, flow_run_id = self._session.tracked_run, str(self._flow_run.id)
+        return Target(
             identity=RunIdentity(
-                flow_run_id=str(self._flow_run.id),
+                flow_run_id=flow_run_id,
                 mlflow_run_id=tracked.run_id if tracked is not None else "",
                 project=checked.project.display_name,
                 entry_point=checked.entry_point.name,
             ),
             child_env={
                 **(child_variables(tracked) if tracked is not None else {}),
-                FLOW_RUN_ID_VARIABLE: str(self._flow_run.id),
-                # A Prefect client in the child, or a nested run, is to find the same server.
+                FLOW_RUN_ID_VARIABLE: flow_run_id,
+                # So that a Prefect client in the child, or a nested run, uses the same server.
                 **({"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}),
             },
-            timeout=call.timeout,
+            timeout=self._request.timeout,
         )
-        run = execute.with_options(retries=call.retries) if call.retries else execute
-        outcome = await run(checked, invocation, prepared, target)
-        if isinstance(outcome, State):
-            raise RunCancelled(outcome.message or "The run was cancelled.")
-        return outcome.exit_code
 
     def _default_tracking_uri(self) -> Secret:
         """Returns the tracking URI of this process.
@@ -239,9 +240,8 @@ class _ProjectRun:
         return Secret(uri)
 
     async def _prepare(self, working_copy: WorkingCopy, context: RunContext) -> tuple[CheckedRun, Invocation]:
-        """Checks the call; then downloads, builds the environment and starts the MLflow run side by side."""
-        call, loop = self._call, asyncio.get_running_loop()
-        checked: asyncio.Future[CheckedRun] = loop.create_future()
+        """Checks the request; then downloads, builds the environment and starts the MLflow run concurrently."""
+        checked: asyncio.Future[CheckedRun] = asyncio.get_running_loop().create_future()
         stop = StopSignal()
         forget = self._session.stop.on_request(lambda: stop.request("the run was stopped"))
 
@@ -250,19 +250,14 @@ class _ProjectRun:
                 checked.set_result(result)
 
         try:
-            validation = asyncio.ensure_future(validate_params(call, working_copy, context, on_checked, stop))
-            waited_for: list[asyncio.Future[Any]] = [validation, checked]
-            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+            validation = asyncio.ensure_future(validate_params(self._request, working_copy, context, on_checked, stop))
+            first: list[asyncio.Future[Any]] = [validation, checked]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if not checked.done():
                 await validation
-            result = await checked
-            self._checked = result
-            invocation, *_ = await _all_or_stop(
-                stop,
-                validation,
-                self._resolve_environment(result, stop),
-                self._start_tracking(result, working_copy),
-            )
+            result = self._checked = await checked
+            resolution, tracking = self._resolve_environment(result, stop), self._start_tracking(result, working_copy)
+            invocation, *_ = await _all_or_stop(stop, validation, resolution, tracking)
         finally:
             forget()
         return result, invocation
@@ -273,19 +268,19 @@ class _ProjectRun:
     async def _start_tracking(self, checked: CheckedRun, working_copy: WorkingCopy) -> None:
         if checked.backend.tracks_runs:
             return
-        call, session = self._call, self._session
+        options, session = self._request, self._session
         request = TrackingRequest(
             tracking_uri=reveal(checked.backend_request.tracking_uri),
-            experiment_name=call.experiment_name,
-            experiment_id=call.experiment_id,
-            run_id=call.run_id or self._earlier_run_id(),
-            run_name=call.run_name,
+            experiment_name=options.experiment_name,
+            experiment_id=options.experiment_id,
+            run_id=options.run_id or self._earlier_run_id(),
+            run_name=options.run_name,
             parent_run_id=session.parent_run_id,
             entry_point=checked.entry_point.name,
-            version=call.version,
+            version=options.version,
             working_copy=working_copy,
             environment=checked.environment_kind,
-            backend=call.backend,
+            backend=options.backend,
             parameters={**checked.parameters.declared, **checked.parameters.extra},
             flow_run_id=str(self._flow_run.id),
             flow_run_url=url_for("flow-run", obj_id=self._flow_run.id),
@@ -300,11 +295,11 @@ class _ProjectRun:
 
     def _announce(self, checked: CheckedRun, tracked: TrackedRun, patch: str | None) -> None:
         self._announcement = RunAnnouncement(
-            self._flow_run, self._client, self._session, checked, self._call.backend, tracked, patch
+            self._flow_run, self._client, self._session, checked, self._request.backend, tracked, patch
         )
 
     def _earlier_run_id(self) -> str | None:
-        """The MLflow run of an earlier attempt of this flow run: one that is retried, or whose worker died."""
+        """Returns the MLflow run of an earlier attempt of this flow run: a retried one, or one whose worker died."""
         run_id = (self._flow_run.labels or {}).get(RUN_ID_LABEL)
         return run_id if isinstance(run_id, str) else None
 
@@ -321,14 +316,14 @@ class _ProjectRun:
         cause = getattr(error, "cause", "")
         announced = None
         if self._announcement is None and self._checked is not None and tracked is not None:
-            # The backend created the MLflow run, so that it is known only now.
+            # The backend created the MLflow run during the execution.
             self._announce(self._checked, tracked, None)
         if self._announcement is not None:
             announced = asyncio.ensure_future(self._announcement.end(status, message, self._prepared))
         if tracked is not None and not (self._checked and self._checked.backend.tracks_runs):
             tags = failure_tags(category, cause or message) if category is not None else {}
             try:
-                # One thread for both: it goes on when this task is cancelled meanwhile.
+                # One thread for both: it continues if this task is cancelled meanwhile.
                 await asyncio.to_thread(session.tracker.finish, tracked, status, tags)
             except TrackingError as problem:
                 get_run_logger().warning("The MLflow run could not be updated (status %s): %s", status, problem)
@@ -338,7 +333,7 @@ class _ProjectRun:
             await asyncio.to_thread(self._checked.backend.release, self._prepared)
         if self._source is not None and self._working_copy is not None:
             await asyncio.to_thread(self._source.remove, self._working_copy)
-        result = RunResult(
+        self._result = RunResult(
             status=status,
             run_id=tracked.run_id if tracked else None,
             flow_run_id=str(self._flow_run.id),
@@ -350,9 +345,8 @@ class _ProjectRun:
             category=category,
             cause=cause,
         )
-        self._result = result
-        session.set_result(result)
-        return result
+        session.set_result(self._result)
+        return self._result
 
     async def _status_of_teardown(self) -> Literal["FAILED", "KILLED"]:
         """Returns KILLED if this process is being terminated because the flow run was cancelled, else FAILED."""
@@ -367,7 +361,7 @@ class _ProjectRun:
 
 
 async def _all_or_stop(stop: StopSignal, *awaitables: Awaitable[Any]) -> list[Any]:
-    """Waits for all; at the first failure the others are stopped and waited for, and that failure is raised."""
+    """Returns all results; at the first failure stops the others, waits for them and raises it."""
     futures = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     done, pending = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
     if pending:

@@ -1,4 +1,4 @@
-"""Checks a run request against its project: everything that can be known before something is built or sent."""
+"""Checks a run request against its project, before anything is built or sent."""
 
 from __future__ import annotations
 
@@ -24,21 +24,13 @@ from prefect_mlprojects.spec import (
     spark_job_entry_point,
 )
 
-# Run options that only backends which track runs themselves need.
+# Run options for backends that create the MLflow run themselves.
 _PASSED_ON = ("experiment_name", "experiment_id", "run_name", "storage_dir")
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What belongs to a run but is secret, or unknown when it is requested: never stored with the flow run.
-
-    Attributes:
-        config: The backend's configuration; None while it is in a block that has not been read.
-        tracking_uri: The absolute tracking URI.
-        docker_auth: Credentials for the image registry.
-        git_credentials: Finds the credentials that the project is fetched with.
-        rebuild_environment: Whether to build the environment even if it is cached.
-    """
+    """Data of a run that is never stored with the flow run; `config` is None until its block is read."""
 
     config: BaseModel | None = field(default=None, repr=False)
     tracking_uri: Secret = field(default=Secret(""), repr=False)
@@ -50,12 +42,7 @@ class RunContext:
 def context_before_run(
     request: RunRequest, tracking_uri: str, config_secrets: Mapping[str, Any] | None = None
 ) -> RunContext:
-    """Returns what belongs to a run before its flow run exists; no block has been read yet.
-
-    Args:
-        request: The run request.
-        tracking_uri: The absolute tracking URI.
-        config_secrets: Keys of the backend's configuration that are not in the request.
+    """Returns the context of a run without a flow run: blocks are not read.
 
     Raises:
         BackendError: The backend is unknown, or its configuration is malformed.
@@ -69,15 +56,7 @@ def context_before_run(
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A run request whose project, entry point, parameters, backend and environment fit together.
-
-    Attributes:
-        project: The project.
-        entry_point: The entry point.
-        parameters: The values, with the defaults.
-        backend: The backend that runs it.
-        backend_request: What the backend gets to know.
-    """
+    """A run request whose project, entry point, parameters, backend and environment fit together."""
 
     project: Project
     entry_point: EntryPoint
@@ -92,7 +71,7 @@ class CheckedRun:
 
     @property
     def environment_kind(self) -> str:
-        """The kind of its environment, for MLflow's tag ``mlflow.project.env``."""
+        """The value of MLflow's tag ``mlflow.project.env``."""
         return self.backend.environment_kind(self.backend_request)
 
 
@@ -100,7 +79,7 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
     """Checks a run request against its project; only reads files.
 
     Raises:
-        ProjectSpecError: The project file is malformed, or it has no such entry point.
+        ProjectSpecError: The project file is malformed, or the entry point does not exist.
         ParameterError: Parameters are missing or of the wrong type; all at once.
         BackendError: The backend is unknown or can't run the project.
         EnvironmentBuildError: The environment manager is unknown or does not fit the project.
@@ -137,13 +116,10 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
 
 
 def map_paths(checked: CheckedRun, parameters: CheckedParameters) -> tuple[CheckedParameters, dict[str, str]]:
-    """Gives ``path`` parameters the values that they have where the command runs.
-
-    Returns:
-        The values for the command, and by each file's or folder's name here what the command calls it.
+    """Returns the parameters with ``path`` values as the backend's command sees them, and those paths by their local ones.
 
     Raises:
-        BackendError: A path can't be reached from where the command runs.
+        BackendError: The command can't reach a path.
     """
     declared = checked.entry_point.parameters
     here = {name: text for name, text in parameters.declared.items() if declared[name].type == "path"}

@@ -1,6 +1,6 @@
-"""Handles on flow runs: their status in MLflow's words, waiting for them, cancelling them.
+"""Handles on flow runs: status, result, waiting and cancellation.
 
-This module is light at import: Prefect is imported when a handle first talks to it.
+Prefect is imported when a handle first calls its API, so that importing this module is cheap.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.server.api import call_api, flow_run_url
 from prefect_mlprojects.settings import grace_period
@@ -49,16 +50,9 @@ _STATUS_BY_STATE_TYPE: dict[str, RunStatus] = {
 
 
 def run_status(state: State[Any] | None) -> RunStatus:
-    """Maps a Prefect state to MLflow's run status.
+    """Maps a Prefect state to MLflow's run status by its type, whatever its name (Late, AwaitingRetry, TimedOut …).
 
-    The mapping goes by the state's type, so that a state with a name nobody has heard of (Late, AwaitingRetry, TimedOut …)
-    maps too; a flow run that has no state yet, or one of a type yet to be invented, is RUNNING.
-
-    Args:
-        state: A flow run's state, or None.
-
-    Returns:
-        ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``.
+    A flow run without a state, or with one of an unknown type, is RUNNING.
     """
     if state is None:
         return "RUNNING"
@@ -68,18 +62,19 @@ def run_status(state: State[Any] | None) -> RunStatus:
 class SubmittedRun(ABC):
     """A handle on a submitted run; thread-safe.
 
-    It has what ``mlflow.projects.SubmittedRun`` has, and the flow run's id, address and result.
+    It has what ``mlflow.projects.SubmittedRun`` has, and the flow run's ID, URL and result.
     """
+
+    def __init__(self, flow_run_id: str, url: str | None) -> None:
+        self._flow_run_id = flow_run_id
+        self._url = url
 
     @classmethod
     def attach(cls, flow_run_id: str | UUID) -> SubmittedRun:
         """Returns a handle on a flow run that any process started.
 
-        Args:
-            flow_run_id: The flow run's id.
-
         Raises:
-            ExecutionException: There is no flow run of that id.
+            ExecutionException: No flow run has this ID.
             PrefectServerError: The Prefect server can't be reached.
         """
         return AttachedSubmittedRun(flow_run_id)
@@ -87,41 +82,40 @@ class SubmittedRun(ABC):
     @property
     @abstractmethod
     def run_id(self) -> str:
-        """The MLflow run's id; waits for the MLflow run to exist.
+        """The MLflow run's ID; waits until the MLflow run exists.
 
         Raises:
-            ExecutionException: The run ended before there was an MLflow run.
+            ExecutionException: The run ended before its MLflow run was created.
         """
 
     @property
-    @abstractmethod
     def flow_run_id(self) -> str:
-        """The Prefect flow run's id."""
+        """The Prefect flow run's ID."""
+        return self._flow_run_id
 
     @property
-    @abstractmethod
     def url(self) -> str | None:
-        """The flow run's page in the Prefect UI, when its address is known."""
+        """The flow run's page in the Prefect UI; None if the UI's address is not known."""
+        return self._url
 
-    @abstractmethod
     def wait(self) -> bool:
-        """Waits for the run to end.
-
-        Returns:
-            Whether it finished successfully.
-        """
+        """Waits until the run has ended and returns whether it finished successfully."""
+        return self.result().status == "FINISHED"
 
     @abstractmethod
     def get_status(self) -> RunStatus:
-        """Returns ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``; never waits for the run."""
+        """Returns ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED`` without waiting for the run."""
 
     @abstractmethod
     def cancel(self) -> None:
-        """Ends the run and waits until it has ended; a run that ended already is left as it is."""
+        """Cancels the run and waits until it has ended; a no-op for a run that has ended."""
 
     @abstractmethod
     def result(self) -> RunResult:
-        """Waits for the run to end and returns how it did; never raises for a failed run."""
+        """Waits until the run has ended and returns its result; does not raise for a failed run."""
+
+    def _no_mlflow_run(self, message: str) -> ExecutionException:
+        return ExecutionException(f"Flow run {self._flow_run_id} ended before it had an MLflow run: {message}")
 
 
 class LocalSubmittedRun(SubmittedRun):
@@ -129,69 +123,45 @@ class LocalSubmittedRun(SubmittedRun):
 
     Attributes:
         session: The run's session in this process.
-
-    Args:
-        session: The run's session in this process.
-        future: Ends when the flow run has ended.
-        url: The flow run's page in the Prefect UI.
     """
 
-    def __init__(self, session: RunSession, future: concurrent.futures.Future[None], url: str | None) -> None:
+    def __init__(self, session: RunSession, future: concurrent.futures.Future[None], ui_url: str | None) -> None:
+        assert session.flow_run_id is not None, "handles are created once the flow run exists"
+        super().__init__(session.flow_run_id, flow_run_url(ui_url, session.flow_run_id))
         self.session = session
         self._future = future
-        self._url = url
 
     @property
     def run_id(self) -> str:
-        """The MLflow run's id; waits for the MLflow run to exist."""
+        """The MLflow run's ID; waits until the MLflow run exists."""
         session = self.session
         session.wait_until(lambda: session.tracked_run is not None or self._future.done())
         if session.tracked_run is None:
-            raise ExecutionException(
-                f"Flow run {self.flow_run_id} ended before it had an MLflow run: {self.result().message}"
-            )
+            raise self._no_mlflow_run(self.result().message)
         return session.tracked_run.run_id
 
-    @property
-    def flow_run_id(self) -> str:
-        """The Prefect flow run's id."""
-        assert self.session.flow_run_id is not None, "a handle is made once the flow run exists"
-        return self.session.flow_run_id
-
-    @property
-    def url(self) -> str | None:
-        """The flow run's page in the Prefect UI, when its address is known."""
-        return self._url
-
-    def wait(self) -> bool:
-        """Waits for the run to end and returns whether it finished successfully."""
-        return self.result().status == "FINISHED"
-
     def get_status(self) -> RunStatus:
-        """Returns ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``; asks no server."""
+        """Returns ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``, without a request to the server."""
         result = self.session.result
         return result.status if self._future.done() and result is not None else "RUNNING"
 
     def cancel(self) -> None:
-        """Ends the run and waits until it has ended."""
+        """Cancels the run and waits until it has ended."""
         self.session.stop.request("cancel() was called")
         self.result()
 
     def result(self) -> RunResult:
-        """Waits for the run to end and returns how it did."""
+        """Waits until the run has ended and returns its result."""
         self._future.result()
-        assert self.session.result is not None, "the launcher leaves a result in every case"
+        assert self.session.result is not None, "_run_flow sets a result in every case"
         return self.session.result
 
 
 class AttachedSubmittedRun(SubmittedRun):
-    """A handle on a flow run that any process runs: everything goes through Prefect's API.
-
-    Args:
-        flow_run_id: The flow run's id.
+    """A handle on a flow run of any process; it uses Prefect's API only.
 
     Raises:
-        ExecutionException: There is no flow run of that id.
+        ExecutionException: No flow run has this ID.
         PrefectServerError: The Prefect server can't be reached.
     """
 
@@ -199,10 +169,11 @@ class AttachedSubmittedRun(SubmittedRun):
         from prefect_mlprojects.server.process import resolve_api
 
         try:
-            self._id = flow_run_id if isinstance(flow_run_id, UUID) else UUID(str(flow_run_id))
+            self._id = UUID(str(flow_run_id))
         except ValueError:
-            raise ExecutionException(f"{flow_run_id!r} is not the id of a flow run (a UUID).") from None
+            raise ExecutionException(f"{flow_run_id!r} is not the ID of a flow run (a UUID).") from None
         self._api = resolve_api()
+        super().__init__(str(self._id), flow_run_url(self._api.ui_url, str(self._id)))
         self._call(self._read)
 
     def _call(self, method: Any, *arguments: Any) -> Any:
@@ -215,44 +186,28 @@ class AttachedSubmittedRun(SubmittedRun):
             return await client.read_flow_run(self._id)
         except ObjectNotFound:
             raise ExecutionException(
-                f"There is no flow run {self._id} on the Prefect server at {self._api.api_url}."
+                f"No flow run {self._id} found on the Prefect server at {self._api.api_url}."
             ) from None
 
     @property
     def run_id(self) -> str:
-        """The MLflow run's id; waits for the MLflow run to exist."""
-        delay = 0.2
+        """The MLflow run's ID; waits until the MLflow run exists."""
+        backoff = Backoff(longest=2.0)
         while True:
             flow_run: FlowRun = self._call(self._read)
             if run_id := flow_run.labels.get(RUN_ID_LABEL):
                 return str(run_id)
             if run_status(flow_run.state) != "RUNNING":
-                message = flow_run.state.message if flow_run.state else ""
-                raise ExecutionException(f"Flow run {self._id} ended before it had an MLflow run: {message}")
-            time.sleep(delay)
-            delay = min(delay * 1.5, 2.0)
-
-    @property
-    def flow_run_id(self) -> str:
-        """The Prefect flow run's id."""
-        return str(self._id)
-
-    @property
-    def url(self) -> str | None:
-        """The flow run's page in the Prefect UI, when its address is known."""
-        return flow_run_url(self._api.ui_url, self.flow_run_id)
+                raise self._no_mlflow_run((flow_run.state.message if flow_run.state else None) or "")
+            time.sleep(backoff.next())
 
     def get_status(self) -> RunStatus:
-        """Returns ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED`` as Prefect's server has it."""
+        """Returns ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED`` according to Prefect's server."""
         flow_run: FlowRun = self._call(self._read)
         return run_status(flow_run.state)
 
-    def wait(self) -> bool:
-        """Waits for the run to end and returns whether it finished successfully."""
-        return self.result().status == "FINISHED"
-
     def result(self) -> RunResult:
-        """Waits for the run to end and returns how it did, as far as Prefect's server knows."""
+        """Waits until the run has ended and returns its result, without what only its own process knows."""
         from prefect_mlprojects.tasks.session import RunResult
 
         flow_run: FlowRun = self._call(self._wait, None)
@@ -277,19 +232,19 @@ class AttachedSubmittedRun(SubmittedRun):
             if run_status(flow_run.state) != "RUNNING" or remaining <= 0:
                 return flow_run
             try:
-                # Long waits are cut: an event that got lost costs half a minute then, not the whole wait.
+                # At most half a minute at a time, so that a lost event does not block for ever.
                 await wait_for_flow_run(self._id, timeout=max(1, math.ceil(min(remaining, 30))), client=client)
             except FlowRunWaitTimeout:
                 continue
-            except Exception as error:  # noqa: BLE001 - the server may be away for a while; reading it again tells
+            except Exception as error:  # noqa: BLE001 - a server outage; `_read` reports one that lasts
                 _logger.debug("Waiting for flow run %s was interrupted: %s", self._id, error)
                 await asyncio.sleep(1)
 
     def cancel(self) -> None:
-        """Asks Prefect to cancel the run and waits until it has ended.
+        """Requests the cancellation from Prefect and waits until the run has ended.
 
-        The process that runs the flow ends it. Where that process is gone, nobody does: after the grace period and half a
-        minute more, the flow run and the MLflow run are marked as ended from here.
+        The flow's own process ends the run. If that process is gone, this method marks the flow run and the MLflow run as
+        cancelled after the grace period and another 30 seconds.
         """
         flow_run: FlowRun = self._call(self._cancel)
         if run_status(flow_run.state) == "RUNNING":
@@ -311,7 +266,7 @@ class AttachedSubmittedRun(SubmittedRun):
     async def _force_cancelled(self, client: PrefectClient) -> None:
         from prefect.states import Cancelled
 
-        message = "No process was left that ran this flow run; it was marked as cancelled."
+        message = "The flow run was marked as cancelled: its process did not respond."
         await client.set_flow_run_state(self._id, Cancelled(message=message), force=True)
 
     def _mark_mlflow_run_killed(self, flow_run: FlowRun) -> None:
@@ -321,7 +276,7 @@ class AttachedSubmittedRun(SubmittedRun):
         run_id, tracking_uri = flow_run.labels.get(RUN_ID_LABEL), flow_run.labels.get(TRACKING_URI_LABEL)
         if not run_id or not tracking_uri:
             return
-        # The label has no password; this process may know the same store with it.
+        # The label is redacted; this process may have the same URI with its password.
         own = resolve_tracking_uri()
         if redact(own) == tracking_uri:
             tracking_uri = own

@@ -1,4 +1,4 @@
-"""The run request: what a caller asks for, and the table of run options that every entrance is made from."""
+"""The run request, and the table of run options that the command line, forms, blocks and signatures come from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLOW_NAME = "run_project"
 """The name of the flow that runs projects."""
 
 PROJECT_SCHEME = "block://"
-"""``block://NAME`` as a project's URI stands for what the block of that name holds."""
+"""``block://NAME`` as a project's URI names a project block."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -44,9 +44,9 @@ _JSON_TYPES: Mapping[_OptionKind, Mapping[str, Any]] = {
 }
 _EVERYWHERE: frozenset[Entrance] = frozenset(get_args(Entrance))
 _NOT_IN_PLUGIN: frozenset[Entrance] = _EVERYWHERE - {"plugin"}
-"""For what MLflow passes to its plugin by itself, or decides by itself."""
+"""Of options that MLflow passes to its plugin, or decides, by itself."""
 _OWN_FIELD: frozenset[Entrance] = _NOT_IN_PLUGIN - {"form", "block"}
-"""For what forms and project blocks have fields of their own for."""
+"""Of options for which forms and project blocks have other fields."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,13 @@ class RunOption:
     """One run option, as every entrance shows it.
 
     Attributes:
-        name: Its name as an argument.
-        kind: Which values it takes.
-        default: Its default.
-        help: Its meaning, one line.
-        entrances: Where it may be given.
-        flags: Its names on the command line; empty when it is the command's argument.
-        metavar: How the command line's help shows its value.
+        flags: Its names on the command line; empty for the command's argument.
         envvar: The variable that ``mlflow run`` reads it from.
         title: Its title in a form; empty for its name.
-        mlflow_key: The key under which MLflow passes it to a backend plugin; empty when MLflow does not know it.
+        mlflow_key: The key under which MLflow passes it to a backend plugin; empty if MLflow does not know it.
         values: Returns its closed set of values; None for an open one.
-        bounds: Its limits, as JSON schema writes them.
-        expected: What its values are, for the message about one that is out of bounds.
+        bounds: Its limits, as in JSON schema.
+        expected: Describes valid values in the message about one that is out of bounds.
     """
 
     name: str
@@ -84,19 +78,16 @@ class RunOption:
     expected: str = ""
 
     def json_schema(self, value: Any = None) -> dict[str, Any]:
-        """Returns its field in a form; `value` is shown as the default."""
-        schema = {
-            "title": self.title or self.name.replace("_", " ").capitalize(),
-            **_JSON_TYPES[self.kind],
-            **self.bounds,
-        }
+        """Returns its field in a form, with `value` as the default."""
+        title = self.title or self.name.replace("_", " ").capitalize()
+        schema = {"title": title, **_JSON_TYPES[self.kind], **self.bounds}
         if self.values is not None:
             names = self.values()
             schema["enum"] = list(names if value is None or value in names else (*names, value))
         return {**schema, "description": self.help, **({} if value is None else {"default": value})}
 
     def problem(self, value: Any) -> Problem | None:
-        """Returns why a value is out of bounds; None for one that is not."""
+        """Returns the problem with a value that is out of bounds, else None."""
         if value is None or not self.bounds:
             return None
         above, least = self.bounds.get("exclusiveMinimum", -math.inf), self.bounds.get("minimum", -math.inf)
@@ -105,8 +96,8 @@ class RunOption:
         return Problem(f"{self.name} must be {self.expected}, not {value!r}", parameter=self.name)
 
 
-def _option(help: str, *, default: Any = MISSING, **more: Any) -> Any:  # noqa: A002 - the word of every command line library
-    return field(default=default, metadata={"help": help, **more})
+def _option(help: str, *, default: Any = None, **attributes: Any) -> Any:  # noqa: A002 - the usual name in command line libraries
+    return field(default=default, metadata={"help": help, **attributes})
 
 
 def _backend_names() -> tuple[str, ...]:
@@ -117,15 +108,17 @@ def _backend_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What a caller asks for, as plain JSON data without secrets; its fields are the table of run options.
+    """The options of one run as plain JSON data without secrets; its fields are the table of run options.
 
-    To add an option, add a field here, and the argument to ``run()``, ``deploy()`` and the flow ``run_project``, whose
-    signatures are written out for their readers; a test compares them with this table. All else is made from it.
+    To add an option, add a field here, and an argument to ``run()``, ``deploy()`` and the flow ``run_project``, whose
+    signatures are written out for their readers; a test compares them with this table.
     """
 
     uri: str = _option(
         "Project folder or URI, with an optional #sub/directory; block://NAME for a project block.",
+        default=MISSING,
         entrances=_OWN_FIELD,
+        flags=(),
     )
     entry_point: str = _option(
         "Entry point, or the name of a .py, .sh or .R file of the project.",
@@ -136,13 +129,11 @@ class RunRequest:
     )
     version: str | None = _option(
         "Branch, tag or commit of a git project. Default: its default branch, or a folder as it is.",
-        default=None,
         flags=("-v", "--version"),
         metavar="VERSION",
     )
     parameters: Mapping[str, Any] | None = _option(
         "Parameter values by name; undeclared ones are appended to the command as --NAME VALUE.",
-        default=None,
         entrances=_OWN_FIELD,
         flags=("-P", "--param-list"),
         metavar="NAME=VALUE",
@@ -150,7 +141,6 @@ class RunRequest:
     docker_args: Mapping[str, Any] | None = _option(
         "Arguments for the container, by their names in `docker run`.",
         title="Container arguments",
-        default=None,
         flags=("-A", "--docker-args"),
         metavar="NAME[=VALUE]",
         mlflow_key="DOCKER_ARGS",
@@ -158,16 +148,12 @@ class RunRequest:
     experiment_name: str | None = _option(
         "MLflow experiment by name; created if it does not exist.",
         title="MLflow experiment",
-        default=None,
-        flags=("--experiment-name",),
         metavar="NAME",
         envvar="MLFLOW_EXPERIMENT_NAME",
     )
     experiment_id: str | None = _option(
         "MLflow experiment by ID, instead of its name.",
         title="ID of the MLflow experiment",
-        default=None,
-        flags=("--experiment-id",),
         metavar="ID",
         envvar="MLFLOW_EXPERIMENT_ID",
     )
@@ -182,7 +168,6 @@ class RunRequest:
     backend_config: Mapping[str, Any] | str | None = _option(
         "Configuration of the backend: a mapping, a .json or .yaml file, a JSON text, or block-type/block-name.",
         title="Backend configuration",
-        default=None,
         entrances=_EVERYWHERE,
         flags=("-c", "--backend-config"),
         metavar="FILE",
@@ -190,8 +175,6 @@ class RunRequest:
     storage_dir: str | None = _option(
         "Folder for downloads of remote 'path' parameters. Default: one that is deleted with the run.",
         title="Folder for downloads",
-        default=None,
-        flags=("--storage-dir",),
         metavar="DIR",
         envvar="MLFLOW_TMP_DIR",
         mlflow_key="STORAGE_DIR",
@@ -199,18 +182,12 @@ class RunRequest:
     run_id: str | None = _option(
         "ID of an existing MLflow run to continue. Default: a new run.",
         title="MLflow run to continue",
-        default=None,
-        flags=("--run-id",),
         metavar="ID",
     )
-    run_name: str | None = _option(
-        "Name of the MLflow run.", title="Name of the MLflow run", default=None, flags=("--run-name",), metavar="NAME"
-    )
+    run_name: str | None = _option("Name of the MLflow run.", title="Name of the MLflow run", metavar="NAME")
     env_manager: str | None = _option(
         "Environment manager: local, virtualenv, uv or conda. Default: chosen by the project's files.",
         title="Environment manager",
-        default=None,
-        flags=("--env-manager",),
         metavar="NAME",
         mlflow_key="ENV_MANAGER",
         values=lambda: get_args(EnvironmentManagerName),
@@ -219,14 +196,11 @@ class RunRequest:
         "Build an image with the project's files for a Docker project.",
         title="Build an image",
         default=False,
-        flags=("--build-image",),
         mlflow_key="build_image",
     )
     timeout: float | None = _option(
         "Time limit for the command, in seconds. Default: no limit.",
-        default=None,
         entrances=_EVERYWHERE,
-        flags=("--timeout",),
         metavar="SECONDS",
         bounds={"exclusiveMinimum": 0},
         expected="a positive number of seconds",
@@ -235,48 +209,35 @@ class RunRequest:
         "How often a failed command is retried.",
         default=0,
         entrances=_EVERYWHERE,
-        flags=("--retries",),
         metavar="N",
         bounds={"minimum": 0},
         expected="0 or more",
     )
     git_credentials: str | None = _option(
         "Name of a git-credentials block. Default: the one for the repository's host, if any.",
-        default=None,
         entrances=_EVERYWHERE,
-        flags=("--git-credentials",),
         metavar="NAME",
     )
     tracking: str | None = _option(
         "Name of an mlflow-tracking-server block. Default: MLflow's own setting where the run executes.",
         title="Tracking server",
-        default=None,
-        flags=("--tracking",),
         metavar="NAME",
     )
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> RunRequest:
-        """Returns the request in a function's arguments by name; those that are not run options are ignored."""
+        """Returns the request in a function's arguments; ignores those that are not run options."""
         return cls(**{name: arguments[name] for name in OPTIONS if name in arguments})
 
     def with_options(self, options: Mapping[str, Any], entrance: Entrance) -> RunRequest:
-        """Returns the request with other values of run options; None leaves an option as it is.
-
-        Raises:
-            ParameterError: An option is unknown; all of them at once.
-        """
+        """Returns the request with other values of run options; None keeps a value. Raises `ParameterError`."""
         given = {name: value for name, value in options.items() if value is not None}
         if problems := unknown_options(given, entrance):
             raise ParameterError("The run options are not valid", problems)
         return replace(self, **given)
 
     def with_project(self, project: Mapping[str, Any]) -> RunRequest:
-        """Returns the request with the fields of a project block as its defaults.
-
-        Raises:
-            ParameterError: The block has an unknown option; all of them at once.
-        """
+        """Returns the request with the fields of a project block as its defaults. Raises `ParameterError`."""
         named = replace(
             self,
             uri=str(project["uri"]),
@@ -289,7 +250,7 @@ class RunRequest:
         return named.with_options({name: value for name, value in defaults.items() if name not in given}, "block")
 
     def options(self, entrance: Entrance) -> dict[str, Any]:
-        """Returns the values of an entrance's options that are not the defaults."""
+        """Returns an entrance's options that differ from their defaults."""
         values = {option.name: (getattr(self, option.name), option.default) for option in options_of(entrance)}
         return {name: value for name, (value, default) in values.items() if value != default and value not in ({}, "")}
 
@@ -299,12 +260,12 @@ class RunRequest:
 
 
 def _table() -> dict[str, RunOption]:
-    return {
-        each.name: RunOption(
-            each.name, _KINDS[str(each.type)], None if each.default is MISSING else each.default, **each.metadata
-        )
-        for each in fields(RunRequest)
-    }
+    table = {}
+    for each in fields(RunRequest):
+        default = None if each.default is MISSING else each.default
+        attributes = {"flags": (f"--{each.name.replace('_', '-')}",), **each.metadata}
+        table[each.name] = RunOption(each.name, _KINDS[str(each.type)], default, **attributes)
+    return table
 
 
 OPTIONS: Mapping[str, RunOption] = _table()
@@ -331,11 +292,11 @@ CALL_OPTIONS: Mapping[str, RunOption] = {
         ),
     )
 }
-"""Options of ``run()`` that are not part of the request: they concern the caller's process only."""
+"""Options of ``run()`` that are not in the request, because they concern the caller's process only."""
 
 
 def document_options(**others: str) -> Callable[[_F], _F]:
-    """Appends a function's arguments to its docstring: run options by this table, and `others` by their help."""
+    """Appends the ``Args:`` section to a function's docstring: the help of run options, and of `others`."""
 
     def document(function: _F) -> _F:
         helps = {**{name: option.help for name, option in OPTIONS.items()}, **others}
@@ -348,12 +309,12 @@ def document_options(**others: str) -> Callable[[_F], _F]:
 
 
 def options_of(entrance: Entrance) -> tuple[RunOption, ...]:
-    """Returns the run options that may be given at an entrance."""
+    """Returns an entrance's run options."""
     return tuple(option for option in OPTIONS.values() if entrance in option.entrances)
 
 
 def unknown_options(names: Iterable[str], entrance: Entrance) -> list[Problem]:
-    """Returns a problem for each name that is no run option at an entrance; the nearest is named."""
+    """Returns a problem for each name that is not an entrance's run option, with the nearest known one."""
     known = [option.name for option in options_of(entrance)]
     problems = []
     for name in names:
@@ -365,7 +326,7 @@ def unknown_options(names: Iterable[str], entrance: Entrance) -> list[Problem]:
 
 
 def secret_uri_problem(uri: str) -> Problem:
-    """Returns the problem with a project's URI whose password or token would be stored on the Prefect server."""
+    """Returns the problem with a project URI that holds a secret, which would be stored on the Prefect server."""
     from prefect_mlprojects._support.redaction import redact, strip_user_info
 
     return Problem(
@@ -376,7 +337,7 @@ def secret_uri_problem(uri: str) -> Problem:
 
 
 def holds_secret_url(value: Any) -> bool:
-    """Returns whether JSON data has a URL with a password or token in it, at any depth."""
+    """Returns whether JSON data contains a URL with a secret, at any depth."""
     if isinstance(value, str):
         from prefect_mlprojects._support.redaction import holds_secret
 

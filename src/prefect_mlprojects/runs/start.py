@@ -1,44 +1,61 @@
-"""Starts a run: ``run()`` and ``mlprojects run`` share this way, and differ in what they show."""
+"""Makes, checks and starts run requests for ``run()`` and ``mlprojects run``.
+
+Flow runs are executed on this process's event loop; an exit of the process waits for them.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
+from prefect_mlprojects._support.event_loop import background_loop, call_before_exit
 from prefect_mlprojects._support.redaction import holds_secret, strip_user_info
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config, split_config
-from prefect_mlprojects.exceptions import BackendError, ParameterError, Problem
-from prefect_mlprojects.runs.check import check_request, context_before_run
-from prefect_mlprojects.runs.request import (
-    OPTIONS,
-    PROJECT_SCHEME,
-    RunRequest,
-    holds_secret_url,
+from prefect_mlprojects.exceptions import (
+    BackendError,
+    ExecutionException,
+    ParameterError,
+    PrefectServerError,
+    Problem,
+    RunCancelled,
 )
-from prefect_mlprojects.settings import OWN_VARIABLES
+from prefect_mlprojects.runs.check import check_request, context_before_run
+from prefect_mlprojects.runs.handles import LocalSubmittedRun, run_status
+from prefect_mlprojects.runs.request import OPTIONS, PROJECT_SCHEME, RunRequest, holds_secret_url
+from prefect_mlprojects.server.api import use_api
+from prefect_mlprojects.settings import OWN_VARIABLES, max_concurrent_runs
 from prefect_mlprojects.sources import detect_source
-from prefect_mlprojects.types import StopSignal
+from prefect_mlprojects.tasks.session import RunResult, RunSession, use_session
+from prefect_mlprojects.types import RunStatus, StopSignal
 
 if TYPE_CHECKING:
-    from prefect_mlprojects.runs.handles import LocalSubmittedRun
-    from prefect_mlprojects.tasks.session import RunSession
+    from prefect.client.schemas.objects import State
+
+_logger = logging.getLogger(__name__)
+
+_running: WeakSet[LocalSubmittedRun] = WeakSet()
+_running_lock = threading.Lock()
+_exit_hook_installed = False
+_run_semaphore: asyncio.Semaphore | None = None
 
 
 @dataclass(frozen=True)
 class RunSecrets:
-    """What of a caller's arguments is secret: it stays in memory, apart from the request that Prefect stores.
-
-    Attributes:
-        uri: The project's URI when it holds a password or token.
-        backend_config: The keys of the backend's configuration that hold secrets.
-        docker_auth: Credentials for the image registry.
-    """
+    """The secret arguments of a run, which stay in memory; `backend_config` has the secret keys only."""
 
     uri: Secret | None = None
     backend_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -46,10 +63,9 @@ class RunSecrets:
 
 
 def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
-    """Checks run options without looking at the project, and separates what may be stored from what is secret.
+    """Checks the arguments of ``run()`` without the project, and separates secrets from the request that Prefect stores.
 
-    Args:
-        arguments: Values by the names of ``run()``; missing ones have their defaults, unknown ones are ignored.
+    Missing arguments have their defaults; unknown ones are ignored.
 
     Raises:
         ParameterError: Options contradict each other or are out of bounds; all of them at once.
@@ -68,7 +84,7 @@ def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
     secret_uri = Secret(uri) if holds_secret(uri) else None
     given |= {
         "uri": strip_user_info(uri) if secret_uri else uri,
-        # What Prefect stores is what a form could have sent: numbers and text; a path becomes text here.
+        # Prefect stores JSON, as a form sends it, so a path becomes text.
         "parameters": {str(key): _plain(value) for key, value in (given["parameters"] or {}).items()},
         "docker_args": dict(given["docker_args"]) if given["docker_args"] else None,
         "experiment_id": None if given["experiment_id"] is None else str(given["experiment_id"]),
@@ -93,9 +109,7 @@ def _absolute(folder: str | Path | None) -> str | None:
 def separate_config(
     backend: str, config: Mapping[str, Any] | str | None
 ) -> tuple[Mapping[str, Any] | str, Mapping[str, Any]]:
-    """Divides a backend's configuration into what may be stored with a flow run and what must stay in memory.
-
-    The name of a block is returned as it is: the block is read when the flow runs.
+    """Splits a backend's configuration into public and secret keys; a block's name is returned unchanged.
 
     Raises:
         BackendError: The backend is unknown, the configuration is malformed, or a file or text holds secrets.
@@ -112,7 +126,7 @@ def separate_config(
 
 
 def stored_secrets(backend: str, names: Mapping[str, Any]) -> BackendError:
-    """Returns the error for a configuration whose secrets would be stored on the Prefect server."""
+    """Returns the error about secrets in a configuration that the Prefect server would store."""
     return BackendError(
         f"The configuration of the {backend} backend holds secrets ({', '.join(names)}), which would be stored on the Prefect "
         "server. Keep them in a block and give its name here, or give the configuration to run() as a dictionary.",
@@ -121,13 +135,10 @@ def stored_secrets(backend: str, names: Mapping[str, Any]) -> BackendError:
 
 
 def preflight(request: RunRequest, secrets: RunSecrets) -> str | None:
-    """Checks a request before a flow run exists, where that needs no network: for a project in a folder.
-
-    Returns:
-        The flow run's name; None when the project has to be fetched to know it.
+    """Checks a request for a project in a folder, and returns its flow run's name; None for other projects.
 
     Raises:
-        ExecutionException: The project, the entry point, the parameters or the environment manager do not fit.
+        ExecutionException: As `check_request`.
     """
     if request.uri.startswith(PROJECT_SCHEME):
         return None
@@ -150,18 +161,13 @@ def start(
     announce: Callable[[str], None] | None = None,
     own_process: bool = False,
 ) -> LocalSubmittedRun:
-    """Starts a request's flow run in this process, on the server of the enclosing flow, or the configured or embedded one.
+    """Starts a flow run in this process, a child of the current one if any, and returns once it exists.
 
-    Args:
-        request: The request.
-        secrets: Its secrets.
-        session: What the caller shows the run with; receives all else that the run needs in memory.
-        name: The flow run's name, when it is known.
-        announce: Receives lines about a server that is being started; None prints them to stderr.
-        own_process: Whether this process serves this run only: Prefect's settings and console may be changed.
+    `session` has the caller's output and observer; `name` None lets the flow name the run. `announce` receives lines about
+    a server that is being started; None prints them to stderr. `own_process` allows changes of Prefect's settings here.
 
     Raises:
-        PrefectServerError: No Prefect server could be reached or started.
+        PrefectServerError: No Prefect server could be reached or started, or it refused the request.
     """
     from prefect_mlprojects.tracking import active_run_id, resolve_tracking_uri
 
@@ -170,34 +176,36 @@ def start(
     session.project_uri = secrets.uri
     session.docker_auth = secrets.docker_auth
     session.backend_secrets = secrets.backend_config
-    api_url, ui_url = _enclosing_api() or (None, None)
-    if api_url is None:
-        from prefect_mlprojects.server.process import resolve_api
-
-        address = resolve_api(announce)
-        api_url, ui_url = address.api_url, address.ui_url
+    api_url, ui_url = _find_api(announce)
     if own_process:
         configure_prefect(api_url)
-    from prefect_mlprojects.runs.launch import launch
+    # The coroutine runs in the context of this thread, which has the parent flow run.
+    future = background_loop().submit(_run_flow(request, session, api_url, name))
+    future.add_done_callback(lambda _: session.wake())
+    session.wait_until(lambda: session.flow_run_id is not None or future.done())
+    if session.flow_run_id is None:
+        future.result()
+    run = LocalSubmittedRun(session, future, ui_url)
+    _register(run, future)
+    return run
 
-    return launch(request, session, api_url=api_url, ui_url=ui_url, name=name)
 
+def _find_api(announce: Callable[[str], None] | None) -> tuple[str, str | None]:
+    """Returns the API's and UI's addresses of the enclosing flow run, else of the configured or embedded server."""
+    if "prefect.context" in sys.modules:
+        from prefect.context import FlowRunContext
+        from prefect.settings import PREFECT_UI_URL
 
-def _enclosing_api() -> tuple[str, str | None] | None:
-    """Returns the Prefect API of the flow run that this code runs in; None outside a flow."""
-    if "prefect.context" not in sys.modules:
-        return None
-    from prefect.context import FlowRunContext
-    from prefect.settings import PREFECT_UI_URL
+        if context := FlowRunContext.get():
+            return str(context.client.api_url), PREFECT_UI_URL.value()
+    from prefect_mlprojects.server.process import resolve_api
 
-    context = FlowRunContext.get()
-    if context is None:
-        return None
-    return str(context.client.api_url), PREFECT_UI_URL.value()
+    address = resolve_api(announce)
+    return address.api_url, address.ui_url
 
 
 def configure_prefect(api_url: str) -> None:
-    """Makes ``api_url`` this process's Prefect API and silences Prefect's console lines; call it before importing Prefect."""
+    """Sets this process's Prefect API and silences Prefect's console output; must precede Prefect's import."""
     own = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
     if os.environ.get("PREFECT_API_URL") != api_url:
         os.environ["PREFECT_API_URL"] = api_url
@@ -206,3 +214,154 @@ def configure_prefect(api_url: str) -> None:
     os.environ.update(added)
     if added:
         os.environ[OWN_VARIABLES] = " ".join([*os.environ.get(OWN_VARIABLES, "").split(), *added])
+
+
+async def _run_flow(request: RunRequest, session: RunSession, api_url: str, name: str | None) -> None:
+    from prefect.context import FlowRunContext
+    from prefect.states import Pending
+
+    from prefect_mlprojects.flows.run_project import run_project
+    from prefect_mlprojects.server.compat import client_context, run_flow
+
+    parameters = request.flow_parameters()
+    with use_api(api_url):
+        use_session(session)
+        async with _errors_as_result(api_url, session), client_context() as context:
+            if FlowRunContext.get() is not None:
+                # Prefect's engine creates a child run itself when it starts, to link it to its parent.
+                async with _semaphore():
+                    state = await run_flow(run_project, parameters)
+            else:
+                flow_run = await context.client.create_flow_run(
+                    run_project, name=name, parameters=parameters, state=Pending()
+                )
+                session.set_flow_run_id(str(flow_run.id))
+                async with _semaphore():
+                    if session.stop.requested:
+                        await _cancel_before_start(context.client, session)
+                        return
+                    state = await run_flow(run_project, parameters, flow_run)
+            _ensure_result(session, state)
+
+
+def _ensure_result(session: RunSession, state: Any) -> None:
+    """Sets the result where the flow's code did not: it never started, or the server decided on another final state."""
+    status, result = run_status(state), session.result
+    if result is not None and (result.status == status or status == "RUNNING"):
+        return
+    message = (state.message if state is not None else None) or f"The flow run ended in state {state}."
+    _set_result(session, "FAILED" if status == "RUNNING" else status, message, result.error if result else None)
+
+
+def _set_result(session: RunSession, status: RunStatus, message: str, error: ExecutionException | None) -> None:
+    run_id = session.tracked_run.run_id if session.tracked_run else None
+    session.set_result(RunResult(status, run_id, session.flow_run_id or "", message, error=error))
+
+
+async def _cancel_before_start(client: Any, session: RunSession) -> None:
+    from prefect.states import Cancelled
+
+    error = RunCancelled(
+        f"The run was cancelled before it started: {session.stop.reason}.", flow_run_id=session.flow_run_id
+    )
+    state: State[Any] = Cancelled(message=error.message)
+    await client.set_flow_run_state(session.flow_run_id, state, force=True)
+    _set_result(session, "KILLED", error.message, error)
+
+
+@asynccontextmanager
+async def _errors_as_result(api_url: str, session: RunSession) -> AsyncIterator[None]:
+    """Turns errors of the flow run into a result; raises them if no flow run exists."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        # A SystemExit (of a logging handler, of the caller's own callbacks) would end the event loop for all runs.
+        message = f"The flow run on the Prefect server at {api_url} ended early: {type(error).__name__}: {error}"
+        failure = error if isinstance(error, ExecutionException) else PrefectServerError(message, api_url=api_url)
+        if session.flow_run_id is None:
+            raise failure from error
+        _logger.debug("The flow run ended early", exc_info=error)
+        if session.result is None:
+            _set_result(session, "FAILED", failure.message, failure)
+
+
+def _semaphore() -> asyncio.Semaphore:
+    """Returns the semaphore that limits the concurrent runs of this process."""
+    global _run_semaphore
+    if _run_semaphore is None:
+        _run_semaphore = asyncio.Semaphore(max_concurrent_runs())
+    return _run_semaphore
+
+
+def wait_interruptibly(run: LocalSubmittedRun, *, reraise: bool = True) -> RunResult:
+    """Returns a run's result; Ctrl-C or SIGTERM cancels the run, and is raised again after its end unless `reraise` is False."""
+    with _stop_on_sigterm([run.session], reraise=reraise):
+        try:
+            return run.result()
+        except BaseException as interruption:
+            run.session.stop.request(f"it was interrupted ({type(interruption).__name__})")
+            result = run.result()
+            if reraise or not isinstance(interruption, KeyboardInterrupt):
+                raise
+            return result
+
+
+@contextmanager
+def _stop_on_sigterm(sessions: list[RunSession], *, reraise: bool = True) -> Iterator[None]:
+    """During the block, SIGTERM stops the runs; after it, the signal is raised again unless `reraise` is False.
+
+    Only the main thread can set signal handlers; another handler than the default is kept.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    received = False
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
+        nonlocal received
+        received = True
+        for session in sessions:
+            session.stop.request("the process got SIGTERM")
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if received and reraise:
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _register(run: LocalSubmittedRun, future: concurrent.futures.Future[None]) -> None:
+    global _exit_hook_installed
+    with _running_lock:
+        _running.add(run)
+        if not _exit_hook_installed:
+            _exit_hook_installed = True
+            # Prefect's services register exit hooks when they start, and hooks run in reverse order: ours must be registered
+            # after theirs, or the last task runs and logs would be lost.
+            run.session.wait_until(lambda: run.session.begun or future.done())
+            call_before_exit(_wait_for_runs)
+    future.add_done_callback(lambda _: _running.discard(run))
+
+
+def _wait_for_runs() -> None:
+    """Waits for active runs; an earlier or new interrupt cancels them."""
+    with _running_lock:
+        runs = list(_running)
+    if not runs:
+        return
+    sessions = [run.session for run in runs]
+    interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
+    with _stop_on_sigterm(sessions):
+        try:
+            if interrupted:
+                raise KeyboardInterrupt
+            for run in runs:
+                run.result()
+        except KeyboardInterrupt:
+            for session in sessions:
+                session.stop.request("the process was interrupted")
+            for run in runs:
+                run.result()

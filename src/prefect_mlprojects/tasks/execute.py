@@ -1,4 +1,4 @@
-"""The ``execute`` task: runs the command on its backend, streams its output and explains how it ended."""
+"""The ``execute`` task: runs the command on its backend, streams its output and maps the outcome to a result or error."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from prefect_mlprojects.exceptions import RunCancelled, RunFailed, RunTimedOut, 
 from prefect_mlprojects.runs.check import CheckedRun
 from prefect_mlprojects.server.compat import client_context
 from prefect_mlprojects.tasks.flow_log import FlowRunLog
+from prefect_mlprojects.tasks.prepare import Invocation
 from prefect_mlprojects.tasks.steps import Step, run_step
-from prefect_mlprojects.tasks.validate_params import Invocation
 from prefect_mlprojects.tracking.tags import FLOW_RUN_ID_TAG
 from prefect_mlprojects.types import FailureCategory, OutputSink, StopSignal, StreamName
 
@@ -33,13 +33,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Target:
-    """The ids, variables and limits that a command runs with.
-
-    Attributes:
-        identity: The run's ids and names.
-        child_env: Variables that the run adds to the child's environment.
-        timeout: Seconds after which the command is ended; None: no limit.
-    """
+    """The ids, added variables and time limit (in seconds, or None) that a command runs with."""
 
     identity: RunIdentity
     child_env: Mapping[str, Secret | str] = field(repr=False)
@@ -47,7 +41,7 @@ class Target:
 
 
 class _Events:
-    """Passes what a backend reports on to the terminal, the flow run and the MLflow run; an `ExecutionEvents`."""
+    """Forwards a backend's events to the terminal, the flow run and the MLflow run; an `ExecutionEvents`."""
 
     def __init__(
         self, step: Step, loop: asyncio.AbstractEventLoop, log: OutputSink, tags_of_adopted: Mapping[str, str]
@@ -76,7 +70,7 @@ class _Events:
 
     def link(self, title: str, url: str) -> None:
         self._step.report(f"{title}: {url}")
-        # The thread that calls has the task run's context, and so has what it starts on the loop.
+        # The calling thread has the task run's context, which the coroutine inherits.
         asyncio.run_coroutine_threadsafe(self._keep_link(title, url), self._loop)
 
     def adopt_run(self, run_id: str, tracking_uri: Secret) -> None:
@@ -94,7 +88,7 @@ class _Events:
         try:
             await acreate_link_artifact(link=url, link_text=title, description=title)
         except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
-            _logger.warning("The link of %s could not be kept with the flow run: %s", title, error)
+            _logger.warning("The link to %s could not be stored with the flow run: %s", title, error)
 
 
 async def _may_succeed_again(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:  # noqa: ARG001 - Prefect's signature
@@ -106,7 +100,7 @@ async def _may_succeed_again(task: Task[..., object], task_run: TaskRun, state: 
 async def execute(
     checked: CheckedRun, invocation: Invocation, prepared: AnyPrepared, target: Target
 ) -> Outcome | State[Outcome]:
-    """Runs the command on its backend until it, and everything it started, has ended.
+    """Runs the command on its backend and returns once it and everything it started has ended.
 
     Raises:
         RunFailed: It failed, or could not be started.
@@ -124,27 +118,23 @@ async def execute(
         )
         task_context = TaskRunContext.get()
         assert task_context is not None
-        assert task_context.task_run.flow_run_id is not None
-        async with client_context() as context:
-            log = FlowRunLog(
-                context.client,
-                task_context.task_run.flow_run_id,
-                task_context.task_run.id,
-                enabled=bool(PREFECT_LOGGING_TO_API_ENABLED.value()),
-            )
-            async with log:
-                tags = {**prepared.tags, FLOW_RUN_ID_TAG: target.identity.flow_run_id}
-                events = _Events(step, asyncio.get_running_loop(), log, tags)
-                outcome = await _in_thread(checked.backend, prepared, command, events, step.stop)
-            step.detail, step.cancelled = outcome.cause, outcome.ending == "stopped"
-            tracked = step.session.tracked_run
-            return _judge(outcome, target, tracked.run_id if tracked is not None else None)
+        enabled = bool(PREFECT_LOGGING_TO_API_ENABLED.value())
+        async with (
+            client_context() as context,
+            FlowRunLog(context.client, task_context.task_run, enabled=enabled) as log,
+        ):
+            tags = {**prepared.tags, FLOW_RUN_ID_TAG: target.identity.flow_run_id}
+            events = _Events(step, asyncio.get_running_loop(), log, tags)
+            outcome = await _in_thread(checked.backend, prepared, command, events, step.stop)
+        step.detail, step.cancelled = outcome.cause, outcome.ending == "stopped"
+        tracked = step.session.tracked_run
+        return _result_or_error(outcome, target, tracked.run_id if tracked is not None else None)
 
 
 async def _in_thread(
     backend: AnyBackend, prepared: AnyPrepared, command: Command, events: ExecutionEvents, stop: StopSignal
 ) -> Outcome:
-    """Runs the blocking execution; if the flow is torn down around it, the execution ends before this returns."""
+    """Runs the blocking execution in a thread; on cancellation, stops it and waits for its end."""
     future = asyncio.ensure_future(asyncio.to_thread(backend.execute, prepared, command, events, stop))
     try:
         return await asyncio.shield(future)
@@ -154,10 +144,10 @@ async def _in_thread(
         raise
 
 
-def _judge(outcome: Outcome, target: Target, run_id: str | None) -> Outcome | State[Outcome]:
+def _result_or_error(outcome: Outcome, target: Target, run_id: str | None) -> Outcome | State[Outcome]:
     if outcome.succeeded:
         return outcome
-    facts: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "run_id": run_id,
         "flow_run_id": target.identity.flow_run_id,
         "output_tail": outcome.output_tail,
@@ -165,26 +155,24 @@ def _judge(outcome: Outcome, target: Target, run_id: str | None) -> Outcome | St
     }
     name = f"Run (ID '{run_id}')" if run_id else "The run"
     if outcome.ending == "stopped":
-        error = RunCancelled(f"{name} was cancelled: {outcome.cause}", **facts)
+        error = RunCancelled(f"{name} was cancelled: {outcome.cause}", **attributes)
         return Cancelled(message=error.message, data=error)
-    message = failure_message(f"{name} failed", outcome)
+    message = _failure_message(f"{name} failed", outcome)
     if outcome.ending == "timed-out":
-        raise RunTimedOut(message, timeout=target.timeout or 0.0, **facts)
+        raise RunTimedOut(message, timeout=target.timeout or 0.0, **attributes)
     raise RunFailed(
         message,
         exit_code=outcome.exit_code,
         signal=outcome.signal,
         category=outcome.category or FailureCategory.USER_CODE,
-        **facts,
+        **attributes,
     )
 
 
-def failure_message(headline: str, outcome: Outcome) -> str:
-    """Builds the message of a failed run: what happened, why, what to do, and the last lines of output."""
-    parts = [f"{headline}: {outcome.cause}."]
+def _failure_message(headline: str, outcome: Outcome) -> str:
+    lines = [f"{headline}: {outcome.cause}."]
     if outcome.advice:
-        parts.append(outcome.advice)
+        lines.append(outcome.advice)
     if outcome.output_tail:
-        parts.append("Last lines of output:")
-        parts.extend(f"  {line}" for line in outcome.output_tail)
-    return "\n".join(parts)
+        lines += ["Last lines of output:", *(f"  {line}" for line in outcome.output_tail)]
+    return "\n".join(lines)

@@ -1,13 +1,14 @@
 """Sends a program's output to its flow run's log: in order, complete, with bounded memory.
 
-Prefect's own log handler makes a record of each line and queues without bound: its server stores some 450 records a second, so
-100,000 lines would take minutes. Here fast output is joined into records of many lines, and a program that prints faster
+Prefect's own log handler creates a record per line and has an unbounded queue; its server stores some 450 records a
+second, so 100,000 lines would take minutes. Here lines are joined into larger records, and a program that prints faster
 than the server stores is slowed down.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -15,41 +16,28 @@ from collections import deque
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from prefect_mlprojects._support.output import LineSplitter, OutputRecord, RecordJoiner
+from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.types import StreamName
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import TaskRun
 
 _logger = logging.getLogger(__name__)
 
 _MAX_BATCH_BYTES = 1_000_000
 _MAX_QUEUED_BYTES = 8_000_000
 _SECONDS_TO_WAIT_FOR_SERVER = 60.0
-_FIRST_RETRY_SECONDS = 0.2
-_LONGEST_RETRY_SECONDS = 5.0
 
 
 class FlowRunLog:
-    """An output sink that writes to a flow run's log; an async context manager.
+    """An output sink that writes to a task run's log; an async context manager, whose exit sends the remaining output."""
 
-    ``write`` may be called from any thread while the context lasts. Leaving the context ships what is left.
-
-    Args:
-        client: The client of the Prefect API, of the running event loop.
-        flow_run_id: The flow run.
-        task_run_id: The task run within it.
-        enabled: Whether anything is shipped; Prefect's setting ``PREFECT_LOGGING_TO_API_ENABLED``.
-    """
-
-    def __init__(
-        self, client: PrefectClient, flow_run_id: UUID, task_run_id: UUID | None = None, *, enabled: bool = True
-    ) -> None:
+    def __init__(self, client: PrefectClient, task_run: TaskRun, *, enabled: bool = True) -> None:
         self._client = client
-        self._flow_run_id = flow_run_id
-        self._task_run_id = task_run_id
+        self._task_run = task_run
         self._enabled = enabled
         self._splitters: dict[StreamName, LineSplitter] = {"stdout": LineSplitter(), "stderr": LineSplitter()}
         self._joiner = RecordJoiner()
@@ -82,7 +70,7 @@ class FlowRunLog:
         await self._shipper
 
     def write(self, stream: StreamName, data: bytes) -> None:
-        """Takes output; blocks while too much of it is waiting to be sent."""
+        """Takes output, from any thread; blocks while too much of it waits to be sent."""
         if self._shipper is None:
             return
         with self._room:
@@ -131,11 +119,8 @@ class FlowRunLog:
                     self._room.notify_all()
 
     async def _sleep_until(self, deadline: float | None) -> None:
-        timeout = None if deadline is None else max(0.0, deadline - time.time())
-        try:
-            await asyncio.wait_for(self._wake.wait(), timeout)
-        except asyncio.TimeoutError:
-            return
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), None if deadline is None else max(0.0, deadline - time.time()))
 
     def _next_batch(self) -> tuple[list[OutputRecord], int]:
         batch: list[OutputRecord] = []
@@ -149,19 +134,17 @@ class FlowRunLog:
     async def _send(self, batch: list[OutputRecord]) -> None:
         """Sends a batch; retries for a minute while the server is unavailable."""
         deadline = time.monotonic() + _SECONDS_TO_WAIT_FOR_SERVER
-        delay = _FIRST_RETRY_SECONDS
+        backoff = Backoff(longest=5.0)
         while True:
             try:
                 await self._client.create_logs([self._as_log(record) for record in batch])
+                return
             except Exception as error:  # noqa: BLE001 - whatever failed, the run continues without its log
                 if time.monotonic() > deadline:
                     lines = sum(record.text.count("\n") + 1 for record in batch)
                     _logger.warning("%d lines of output could not be stored in Prefect: %s", lines, error)
                     return
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
-            else:
-                return
+                await asyncio.sleep(backoff.next())
 
     def _as_log(self, record: OutputRecord) -> dict[str, object]:
         return {
@@ -169,6 +152,6 @@ class FlowRunLog:
             "level": logging.INFO,
             "message": record.text,
             "timestamp": datetime.fromtimestamp(record.time, tz=timezone.utc).isoformat(),
-            "flow_run_id": str(self._flow_run_id),
-            "task_run_id": str(self._task_run_id) if self._task_run_id else None,
+            "flow_run_id": str(self._task_run.flow_run_id),
+            "task_run_id": str(self._task_run.id),
         }

@@ -1,7 +1,6 @@
-"""What a flow run needs that is not a flow parameter: secrets, handles and observers of the process that started it.
+"""The session of a run: secrets, stop signal, output and observer, which are passed in memory.
 
-Flow parameters are stored by Prefect and shown in its UI; what must not be there, or can't be (a stop signal), travels in
-memory. A flow run that a worker starts gets a session with the defaults.
+Prefect stores flow parameters and shows them in its UI. A flow run that a worker starts gets a session with the defaults.
 """
 
 from __future__ import annotations
@@ -30,14 +29,7 @@ STEPS: tuple[StepName, ...] = ("fetch", "resolve-env", "validate-params", "execu
 
 @dataclass(frozen=True)
 class StepEvent:
-    """An event in one of the four steps of a run.
-
-    Attributes:
-        step: Which step.
-        phase: ``started``, ``progress``, ``finished``, ``failed`` or ``cancelled``.
-        detail: What to show ("reused", "uv, Python 3.11.7"); may be empty.
-        at: When, in seconds of the monotonic clock.
-    """
+    """An event in one of a run's steps; the detail is shown to users, the time is of the monotonic clock."""
 
     step: StepName
     phase: Literal["started", "progress", "finished", "failed", "cancelled"]
@@ -46,13 +38,13 @@ class StepEvent:
 
 
 class RunObserver(Protocol):
-    """Watches a run from the process that started it; called on the event loop's thread, so it must be quick."""
+    """Receives a run's events in the process that started it, on the event loop's thread: it must be quick."""
 
     def step(self, event: StepEvent) -> None:
         """Receives an event of a step."""
 
     def tracked(self, run: TrackedRun) -> None:
-        """Receives the MLflow run as soon as it exists."""
+        """Receives the MLflow run once it exists."""
 
 
 class QuietObserver:
@@ -66,15 +58,15 @@ class QuietObserver:
 
 
 class TerminalOutput:
-    """Passes a program's output on to this process's own stdout and stderr, at once and byte for byte.
+    """Forwards a program's output to this process's stdout and stderr, unbuffered and byte for byte.
 
-    Where the stream has no byte buffer (a notebook's, a captured one) the text is decoded.
+    Streams without a byte buffer, as in a notebook, get decoded text.
     """
 
     _lock = threading.Lock()
 
     def write(self, stream: StreamName, data: bytes) -> None:
-        """Writes to the stream of that name; a closed or broken stream is left alone."""
+        """Writes to the stream of that name; ignores errors of a closed or broken one."""
         target = sys.stdout if stream == "stdout" else sys.stderr
         if target is None:
             return
@@ -88,7 +80,7 @@ class TerminalOutput:
                     buffer.write(data)
                 target.flush()
         except (OSError, ValueError):
-            # The reader of our output went away (`| head`); the run and its log continue.
+            # The reader of our output exited (`| head`); the run and its log continue.
             return
 
 
@@ -119,10 +111,10 @@ class RunResult:
         status: ``FINISHED``, ``FAILED`` or ``KILLED``.
         run_id: The MLflow run's id; None when the run ended before there was one.
         flow_run_id: The Prefect flow run's id.
-        message: Why it ended as it did, in words.
+        message: Why it ended so; empty for a finished run.
         exit_code: The command's exit code, when it exited by itself and this process knows it.
         experiment_id: The MLflow experiment's id, when there is an MLflow run.
-        tracking_uri: The tracking URI, passwords masked, when this process knows it.
+        tracking_uri: The tracking URI, redacted, when this process knows it.
         error: The error of a run that failed in this process.
         category: The stable category of a failure; None for a finished run.
         cause: Why the command ended, in a few words ("exit code 3"); may be empty.
@@ -142,20 +134,15 @@ class RunResult:
 
 @dataclass
 class RunSession:
-    """What holds one run together in the process that started it.
+    """The state of one run in the process that started it; waiters are notified of changes.
 
     Attributes:
-        stop: The run's stop signal.
-        tracker: Keeps the MLflow run.
-        tracking_uri: The tracking URI to use; None: as this process finds it.
+        tracking_uri: The tracking URI; None for the one that this process resolves.
         parent_run_id: The MLflow run that this one is nested in.
-        project_uri: The project's URI, when it holds a secret and the flow run's parameters have it without.
-        docker_auth: Registry credentials given to ``run()``.
-        backend_secrets: What of the backend's configuration must not be stored with the flow run.
-        git_credentials: Finds credentials for git repositories; None leaves that to git.
-        output: Where the project's output is shown.
-        observer: Watches the steps.
-        rebuild_environment: Builds the environment even if it is cached.
+        project_uri: The project's URI if it holds a secret, which the flow run's parameters have without.
+        backend_secrets: The secret keys of the backend's configuration.
+        git_credentials: Finds credentials for git repositories; None for the flow's own look-up in blocks.
+        begun: True once the first step has started.
     """
 
     stop: StopSignal = field(default_factory=StopSignal)
@@ -182,44 +169,32 @@ class RunSession:
 
     def set_flow_run_id(self, flow_run_id: str) -> None:
         """Signals that the flow run was created."""
-        with self._changed:
-            self.flow_run_id = flow_run_id
-            self._changed.notify_all()
+        self.flow_run_id = flow_run_id
+        self.wake()
 
     def set_begun(self) -> None:
-        """Signals that the first step has begun."""
-        with self._changed:
-            self.begun = True
-            self._changed.notify_all()
+        """Signals that the first step has started."""
+        self.begun = True
+        self.wake()
 
     def set_tracked_run(self, run: TrackedRun) -> None:
         """Signals that the MLflow run was created."""
-        with self._changed:
-            self.tracked_run = run
-            self._changed.notify_all()
+        self.tracked_run = run
+        self.wake()
         self.observer.tracked(run)
 
     def set_result(self, result: RunResult) -> None:
         """Publishes the run's result to waiters."""
-        with self._changed:
-            self.result = result
-            self._changed.notify_all()
+        self.result = result
+        self.wake()
 
     def wait_until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Waits until ``condition`` is true; re-evaluates it on every change of this session.
-
-        Args:
-            condition: What to wait for.
-            timeout: Longest wait in seconds; None waits without a limit.
-
-        Returns:
-            Whether it holds.
-        """
+        """Waits until `condition` is true, re-evaluated on every change of this session, or for `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(condition, timeout)
 
     def wake(self) -> None:
-        """Wakes the waiters, which re-evaluate their conditions."""
+        """Wakes the waiters, so that they re-evaluate their conditions."""
         with self._changed:
             self._changed.notify_all()
 
@@ -228,13 +203,13 @@ _current: ContextVar[RunSession | None] = ContextVar("prefect_mlprojects_session
 
 
 def current_session() -> RunSession:
-    """Returns the session of the flow run that this code belongs to, or one with the defaults."""
+    """Returns the session of the current flow run, or one with the defaults."""
     return _current.get() or RunSession()
 
 
 @contextmanager
 def shared_session() -> Iterator[RunSession]:
-    """Shares the current session with everything in this block: a flow's tasks see the same stop signal and run."""
+    """Sets the current session for the block, so that all tasks of a flow run share it."""
     session = current_session()
     token = _current.set(session)
     try:
@@ -244,5 +219,5 @@ def shared_session() -> Iterator[RunSession]:
 
 
 def use_session(session: RunSession) -> None:
-    """Sets the session of the flow run that starts in this context."""
+    """Sets the session of the flow run that will start in this context."""
     _current.set(session)

@@ -1,4 +1,4 @@
-"""What the four tasks share: they report their progress to the observer, and log to the flow run."""
+"""Reports the progress of steps to the observer, the flow run's log and progress artifacts."""
 
 from __future__ import annotations
 
@@ -26,19 +26,13 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect.client.orchestration import PrefectClient
-    from prefect.context import TaskRunContext
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Step:
-    """A running step.
-
-    Attributes:
-        session: The run's session.
-        report: Takes lines about the progress, from any thread: for the flow run's log and the observer.
-        detail: What to show when the step has finished.
-        cancelled: Whether a stop request ended it.
-    """
+    """A running step: `report` takes progress lines, from any thread; `detail` is shown when the step has finished."""
 
     session: RunSession
     report: Callable[[str], None]
@@ -53,30 +47,28 @@ class Step:
 
 @asynccontextmanager
 async def run_step(name: StepName) -> AsyncIterator[Step]:
-    """Reports to the observer that the step started, and how it ended."""
+    """Reports the step's start, progress and end."""
     session = current_session()
     logger = get_run_logger()
-
-    # Prefect keeps in it which server is meant; a thread of a lower layer has none, and would get one started.
+    # It holds Prefect's settings; in a thread without them Prefect would start another server.
     context = copy_context()
+    artifacts = _ProgressArtifacts(TaskRunContext.get())
+    reported: dict[str, int] = {}
 
     def report(line: str) -> None:
-        # A copy each time, since several threads may report at once.
+        # A copy each time: a context can't be entered by two threads at once.
         context.copy().run(logger.info, "%s", line)
         session.observer.step(StepEvent(name, "progress", line))
 
-    step = Step(session, report)
-    artifacts = ProgressArtifacts(TaskRunContext.get())
-
-    reported: dict[str, int] = {}
-
-    def progress(what: str, fraction: float) -> None:
-        # A download reports each chunk; people see whole percents.
+    def progress(description: str, fraction: float) -> None:
+        # A download reports each chunk; users see whole percents.
         percent = int(fraction * 100)
-        if reported.get(what) != percent:
-            reported[what] = percent
-            artifacts.take(what, fraction)
-            session.observer.step(StepEvent(name, "progress", f"{what}: {percent} %"))
+        if reported.get(description) != percent:
+            reported[description] = percent
+            artifacts.add(description, fraction)
+            session.observer.step(StepEvent(name, "progress", f"{description}: {percent} %"))
+
+    step = Step(session, report)
 
     session.set_begun()
     session.observer.step(StepEvent(name, "started"))
@@ -93,11 +85,10 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
     session.observer.step(StepEvent(name, "cancelled" if step.cancelled else "finished", step.detail))
 
 
-class PlainErrors(logging.Filter):
-    """Logs a project's failure as its message: Prefect would add a traceback through this package."""
+class _PlainErrors(logging.Filter):
+    """Logs an `ExecutionException` as its message only: Prefect would add a traceback through this package."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrites a record about an :class:`ExecutionException`; lets every record pass."""
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if isinstance(error, ExecutionException):
             record.msg, record.args, record.exc_info, record.exc_text = error.message, (), None, None
@@ -105,14 +96,14 @@ class PlainErrors(logging.Filter):
 
 
 def configure_logging() -> None:
-    """Puts :class:`PlainErrors` on the loggers of Prefect's engines, and keeps broken pipes from ending runs; idempotent.
+    """Makes Prefect's engines log this package's errors without a traceback, and runs survive broken pipes; idempotent.
 
     rich exits the process when the reader of its console is gone: a worker that died, or `| head`.
     """
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
-        if not any(isinstance(existing, PlainErrors) for existing in logger.filters):
-            logger.addFilter(PlainErrors())
+        if not any(isinstance(existing, _PlainErrors) for existing in logger.filters):
+            logger.addFilter(_PlainErrors())
     for logger in (logging.getLogger(), logging.getLogger("prefect")):
         for handler in logger.handlers:
             console = getattr(handler, "console", None)
@@ -120,42 +111,33 @@ def configure_logging() -> None:
                 console.on_broken_pipe = partial(setattr, console, "quiet", True)  # type: ignore[method-assign]
 
 
-_logger = logging.getLogger(__name__)
-
-_SHORT_SECONDS = 2.0
-"""Shorter work gets no artifact."""
+_SHORT_SECONDS = 2.0  # shorter operations get no artifact
 _SECONDS_BETWEEN_UPDATES = 1.0
 
 
-class ProgressArtifacts:
-    """The progress artifacts of one task run: one for each long work, created once the work takes long.
-
-    What can't be written is logged, since the run itself does not depend on it.
-
-    Args:
-        context: The task run; None outside of one, where nothing is written.
-    """
+class _ProgressArtifacts:
+    """The progress artifacts of one task run, one per long operation; none outside of a task run."""
 
     def __init__(self, context: TaskRunContext | None) -> None:
         self._task_run = context.task_run if context is not None else None
         self._loop = asyncio.get_running_loop()
-        # Prefect keeps in it which server is meant; a thread that reports progress has none, or another's.
+        # It holds Prefect's settings; a thread that reports progress has none, or another's.
         self._context = copy_context()
         self._latest: dict[str, float] = {}
         self._written: dict[str, tuple[UUID, float]] = {}
         self._writer: asyncio.Task[None] | None = None
 
-    def take(self, what: str, fraction: float) -> None:
-        """Records the progress of a piece of work; thread-safe."""
+    def add(self, description: str, fraction: float) -> None:
+        """Records the progress of an operation; thread-safe."""
         if self._task_run is not None:
-            self._loop.call_soon_threadsafe(self._note, what, fraction, context=self._context)
+            self._loop.call_soon_threadsafe(self._record, description, fraction, context=self._context)
 
-    def _note(self, what: str, fraction: float) -> None:
-        self._latest[what] = fraction
+    def _record(self, description: str, fraction: float) -> None:
+        self._latest[description] = fraction
         if self._writer is None:
-            self._writer = asyncio.create_task(self._write_now_and_then())
+            self._writer = asyncio.create_task(self._write_regularly())
 
-    async def _write_now_and_then(self) -> None:
+    async def _write_regularly(self) -> None:
         await asyncio.sleep(_SHORT_SECONDS)
         async with get_client() as client:
             while True:
@@ -163,7 +145,7 @@ class ProgressArtifacts:
                 await asyncio.sleep(_SECONDS_BETWEEN_UPDATES)
 
     async def finish(self) -> None:
-        """Writes the final progress; call it when the task is over."""
+        """Writes the final progress."""
         if self._writer is None:
             return
         self._writer.cancel()
@@ -174,26 +156,24 @@ class ProgressArtifacts:
 
     async def _write(self, client: PrefectClient) -> None:
         assert self._task_run is not None
-        for what, fraction in self._latest.items():
-            artifact, written = self._written.get(what, (None, -1.0))
+        for description, fraction in self._latest.items():
+            artifact, written = self._written.get(description, (None, -1.0))
             if fraction == written:
                 continue
             try:
                 if artifact is None:
-                    made = await client.create_artifact(
-                        ArtifactCreate(
-                            type="progress",
-                            # Without a key it shows with its run only, and not among the artifacts of all.
-                            description=what,
-                            data=fraction * 100,
-                            task_run_id=self._task_run.id,
-                            flow_run_id=self._task_run.flow_run_id,
-                        )
+                    # Without a key it is shown with its run only, not on the page of all artifacts.
+                    new = ArtifactCreate(
+                        type="progress",
+                        description=description,
+                        data=fraction * 100,
+                        task_run_id=self._task_run.id,
+                        flow_run_id=self._task_run.flow_run_id,
                     )
-                    artifact = made.id
+                    artifact = (await client.create_artifact(new)).id
                 else:
                     await client.update_artifact(artifact, ArtifactUpdate(data=fraction * 100))
             except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
-                _logger.warning("The progress of %r could not be written: %s", what, error)
+                _logger.warning("The progress of %r could not be written: %s", description, error)
                 continue
-            self._written[what] = (artifact, fraction)
+            self._written[description] = (artifact, fraction)

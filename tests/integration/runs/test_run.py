@@ -385,7 +385,7 @@ print(first.get_status(), second.get_status(), second.flow_run_id)
 def test_an_unknown_flow_run_is_named(workspace: Path) -> None:
     with pytest.raises(ExecutionException, match="00000000-0000-0000-0000-000000000001"):
         SubmittedRun.attach("00000000-0000-0000-0000-000000000001")
-    with pytest.raises(ExecutionException, match="not the id"):
+    with pytest.raises(ExecutionException, match="not the ID"):
         SubmittedRun.attach("nonsense")
 
 

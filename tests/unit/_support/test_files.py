@@ -1,4 +1,4 @@
-"""Files and folders are replaced as a whole or not at all."""
+"""Atomic replacement and removal of files and folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def test_a_file_is_replaced_when_the_block_succeeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda path: path.write_text("new"), lambda path: path.mkdir(), lambda path: None])
-def test_an_error_leaves_the_old_file_and_nothing_else(make: Callable[[Path], object], tmp_path: Path) -> None:
+def test_an_error_keeps_the_old_file_and_removes_the_temporary_one(
+    make: Callable[[Path], object], tmp_path: Path
+) -> None:
     target = tmp_path / "file"
     target.write_text("old")
 
@@ -41,7 +43,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(make: Callable[[Path], ob
     assert names(tmp_path) == ["file"]
 
 
-def test_a_folder_appears_complete(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_atomically(tmp_path: Path) -> None:
     with replacing(tmp_path / "folder") as temporary:
         temporary.mkdir()
         (temporary / "file").touch()
@@ -50,7 +52,7 @@ def test_a_folder_appears_complete(tmp_path: Path) -> None:
     assert names(tmp_path / "folder") == ["file"]
 
 
-def test_a_file_created_meanwhile_stays_when_asked(tmp_path: Path) -> None:
+def test_without_overwrite_a_file_created_meanwhile_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "file"
     with replacing(target, overwrite=False) as temporary:
         temporary.write_text("ours")

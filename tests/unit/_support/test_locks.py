@@ -1,4 +1,4 @@
-"""Locks exclude other holders, end with their process, and are waited for within limits."""
+"""Locks: exclusion, release by the process's end, waiting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prefect_mlprojects.types import StopSignal
     ("first_shared", "second_shared", "free"),
     [(False, False, False), (False, True, False), (True, False, False), (True, True, True)],
 )
-def test_only_shared_locks_go_together(first_shared: bool, second_shared: bool, free: bool, tmp_path: Path) -> None:
+def test_only_shared_locks_are_compatible(first_shared: bool, second_shared: bool, free: bool, tmp_path: Path) -> None:
     first = try_lock(tmp_path / "lock", shared=first_shared)
     assert first is not None
     second = try_lock(tmp_path / "lock", shared=second_shared)
@@ -32,7 +32,7 @@ def test_only_shared_locks_go_together(first_shared: bool, second_shared: bool, 
     third.release()
 
 
-def test_a_missing_file_is_not_created_unless_asked(tmp_path: Path) -> None:
+def test_without_create_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         try_lock(tmp_path / "lock", create=False)
     assert not (tmp_path / "lock").exists()
@@ -55,7 +55,7 @@ time.sleep(1000)
 """
 
 
-def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+def test_a_lock_is_freed_when_its_process_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
@@ -67,7 +67,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         assert waits == ["waiting"]
 
 
-def test_the_wait_ends_by_time_and_by_a_stop_request(tmp_path: Path) -> None:
+def test_waiting_ends_on_time_out_and_stop_request(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "lock"
     stop = StopSignal()
     with hold_lock(file):

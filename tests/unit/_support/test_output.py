@@ -1,4 +1,4 @@
-"""Lines and records: nothing lost, nothing cut in the wrong place, whatever the chunks."""
+"""Lines and records: complete and ordered for all chunk sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def split(chunks: list[bytes], max_characters: int = 200_000) -> list[str]:
     return [line for chunk in chunks for line in splitter.feed(chunk)] + splitter.close()
 
 
-def test_line_ends() -> None:
+def test_all_line_endings_split_lines() -> None:
     assert split([b"a\nb\r\nc\rd"]) == ["a", "b", "c", "d"]
     assert split([b"a\r", b"\nb"]) == ["a", "b"]
     assert split([b"a\r", b"b\n"]) == ["a", "b"]
@@ -30,19 +30,19 @@ def test_line_ends() -> None:
     assert split([b""]) == []
 
 
-def test_partial_lines_wait_for_their_end() -> None:
+def test_incomplete_lines_are_kept() -> None:
     splitter = LineSplitter()
     assert splitter.feed(b"loa") == []
     assert splitter.feed(b"ding\nx") == ["loading"]
     assert splitter.close() == ["x"]
 
 
-def test_invalid_utf_8_and_characters_across_chunks() -> None:
+def test_invalid_utf_8_and_split_characters_are_decoded() -> None:
     assert split([b"\xc3", b"\xa9\n"]) == ["é"]
     assert split([b"\xff\n\xc3"]) == ["\ufffd", "\ufffd"]
 
 
-def test_a_line_without_end_comes_in_pieces() -> None:
+def test_a_line_that_is_too_long_is_split() -> None:
     lines = split([b"x" * 300, b"y" * 900_000, b"\nz\n"], max_characters=1000)
     assert "".join(lines[:-1]) == "x" * 300 + "y" * 900_000
     assert lines[-1] == "z"
@@ -50,12 +50,12 @@ def test_a_line_without_end_comes_in_pieces() -> None:
 
 
 @given(st.binary(), st.lists(st.integers(0, 40), max_size=10))
-def test_the_chunks_do_not_matter(data: bytes, cuts: list[int]) -> None:
+def test_lines_do_not_depend_on_chunks(data: bytes, cuts: list[int]) -> None:
     places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
     assert split([data[a:b] for a, b in itertools.pairwise(places)]) == split([data])
 
 
-def test_slow_lines_are_a_record_each_and_fast_ones_are_joined() -> None:
+def test_slow_lines_are_separate_records_and_fast_lines_are_joined() -> None:
     joiner = RecordJoiner()
     assert [record.text for record in joiner.add("stdout", ["a"], 10.0)] == ["a"]
     assert [record.text for record in joiner.add("stdout", ["b"], 11.0)] == ["b"]
@@ -66,7 +66,7 @@ def test_slow_lines_are_a_record_each_and_fast_ones_are_joined() -> None:
     assert joiner.deadline() is None
 
 
-def test_a_record_of_both_streams_says_so() -> None:
+def test_a_record_of_both_streams_is_named_output() -> None:
     joiner = RecordJoiner()
     joiner.add("stdout", ["a", "b"], 1.0)
     joiner.add("stderr", ["c"], 1.01)
@@ -80,9 +80,9 @@ def test_a_record_of_both_streams_says_so() -> None:
         max_size=8,
     )
 )
-def test_records_are_whole_in_order_and_bounded(parts: list[tuple[StreamName, list[str], float]]) -> None:
+def test_records_are_complete_ordered_and_bounded(chunks: list[tuple[StreamName, list[str], float]]) -> None:
     joiner, now, records, lines = RecordJoiner(), 0.0, [], []
-    for stream, some, pause in parts:
+    for stream, some, pause in chunks:
         now += pause
         lines += some
         records += joiner.add(stream, some, now)
@@ -91,7 +91,7 @@ def test_records_are_whole_in_order_and_bounded(parts: list[tuple[StreamName, li
     assert all(record.text.count("\n") < MAX_RECORD_LINES for record in records)
 
 
-def test_records_stay_below_the_size_that_prefect_cuts() -> None:
+def test_records_stay_below_prefect_s_size_limit() -> None:
     joiner = RecordJoiner()
     records = joiner.add("stdout", ["é" * 100_000] * 20, 1.0) + joiner.flush(1.0)
     assert sum(record.text.count("é") for record in records) == 2_000_000

@@ -27,11 +27,11 @@ from prefect_mlprojects._support.secrets import Secret, reveal
         ("", ""),
     ],
 )
-def test_secrets_of_a_uri_are_masked_and_nothing_else(uri: str, masked: str) -> None:
+def test_only_secrets_of_a_uri_are_redacted(uri: str, masked: str) -> None:
     assert redact(uri) == masked
 
 
-def test_every_uri_in_a_text_is_masked() -> None:
+def test_every_uri_in_a_text_is_redacted() -> None:
     text = "could not reach 'http://a:one@h/x' nor \"https://b:two@h/y\"; see https://docs.example/page."
 
     masked = redact(text)
@@ -39,7 +39,7 @@ def test_every_uri_in_a_text_is_masked() -> None:
     assert masked == "could not reach 'http://a:***@h/x' nor \"https://b:***@h/y\"; see https://docs.example/page."
 
 
-def test_masking_twice_changes_nothing() -> None:
+def test_redaction_is_idempotent() -> None:
     once = redact("https://user:pw@host/x?token=abc")
 
     assert redact(once) == once
@@ -81,7 +81,7 @@ def test_the_secrets_of_a_url_are_found(url: str, found: list[str]) -> None:
     assert holds_secret(url) == bool(found)
 
 
-def test_a_known_secret_is_redacted_wherever_it_stands() -> None:
+def test_a_known_secret_is_redacted_everywhere_in_a_text() -> None:
     text = redact("login me:p@ssw0rd, quoted p%40ssw0rd, line-two", Secret("p@ssw0rd"), Secret("line-one\nline-two"))
     assert text == "login me:***, quoted ***, ***"
     assert redact("connect to h as u with hidden-pw", Secret("postgresql://u:hidden-pw@h/db")) == (

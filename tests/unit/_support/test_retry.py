@@ -19,7 +19,7 @@ class Work:
         return "done"
 
 
-def test_delays_double_up_to_the_longest_and_begin_again_after_a_reset() -> None:
+def test_delays_double_up_to_the_limit_and_restart_after_a_reset() -> None:
     backoff = Backoff(first=1, longest=4)
     delays = [backoff.next() for _ in range(4)]
     for delay, nominal in zip(delays, [1, 2, 4, 4], strict=True):
@@ -28,7 +28,7 @@ def test_delays_double_up_to_the_longest_and_begin_again_after_a_reset() -> None
     assert backoff.next() <= 1
 
 
-def test_a_server_s_retry_after_is_obeyed_up_to_a_minute() -> None:
+def test_retry_after_is_respected_up_to_a_minute() -> None:
     assert Backoff().next(retry_after=7) == 7
     assert Backoff().next(retry_after=7000) == 60
 
@@ -45,7 +45,7 @@ def test_a_transient_error_is_retried_and_reported() -> None:
     assert (result, work.calls, seen) == ("done", 3, ["away", "away"])
 
 
-def test_the_last_error_and_one_that_stays_are_raised() -> None:
+def test_the_last_error_and_a_permanent_error_are_raised() -> None:
     work = Work(9, ConnectionError("away"))
     with pytest.raises(ConnectionError):
         retry(work, is_transient=lambda _: True, attempts=2, backoff=Backoff(first=0.001))
@@ -56,7 +56,7 @@ def test_the_last_error_and_one_that_stays_are_raised() -> None:
     assert work.calls == 1
 
 
-def test_a_stop_request_ends_the_waiting() -> None:
+def test_a_stop_request_ends_the_retries() -> None:
     stop, work = StopSignal(), Work(9, ConnectionError("away"))
     threading.Timer(0.05, lambda: stop.request("test")).start()
     with pytest.raises(ConnectionError):

@@ -30,7 +30,7 @@ class Login(BaseModel):
     password: Secret | None = None
 
 
-def test_a_secret_never_shows_itself() -> None:
+def test_a_secret_is_not_shown_in_text() -> None:
     secret = Secret(MARKER)
     shown = [repr(secret), str(secret), f"{secret}", f"{[secret]}", f"{secret!r:>30}"]
     assert not any(MARKER in each for each in shown)
@@ -41,7 +41,7 @@ def test_a_secret_never_shows_itself() -> None:
     assert not Secret("")
 
 
-def test_a_secret_can_be_neither_pickled_nor_written_as_json() -> None:
+def test_a_secret_can_not_be_pickled_or_serialised_as_json() -> None:
     with pytest.raises(TypeError, match="pickled"):
         pickle.dumps(Secret(MARKER))
     with pytest.raises(TypeError):
@@ -49,7 +49,7 @@ def test_a_secret_can_be_neither_pickled_nor_written_as_json() -> None:
 
 
 @pytest.mark.parametrize("given", [MARKER, SecretStr(MARKER), Secret(MARKER)])
-def test_a_model_takes_a_secret_and_refuses_to_write_it_out(given: Any) -> None:
+def test_a_model_accepts_a_secret_and_refuses_to_serialise_it(given: Any) -> None:
     login = Login(user="me", password=given)
     assert login.password == Secret(MARKER)
     assert MARKER not in repr(login)
@@ -66,12 +66,12 @@ def test_a_model_s_error_does_not_quote_the_secret() -> None:
     assert MARKER not in str(error.value)
 
 
-def test_a_model_without_its_secret_is_written_out() -> None:
+def test_a_model_without_its_secret_can_be_serialised() -> None:
     assert json.loads(Login(user="me").model_dump_json()) == {"user": "me", "password": None}
     assert Login.model_json_schema()["properties"]["password"]["anyOf"][0]["format"] == "password"
 
 
-def test_nested_secrets_are_found_revealed_and_masked() -> None:
+def test_nested_secrets_are_found_revealed_and_redacted() -> None:
     value = {"a": [1, {"b": Secret(MARKER)}], "c": "open", "d": (SecretStr("other"),)}
     assert has_secret(value)
     assert secrets_in(value) == [Secret(MARKER), Secret("other")]
@@ -84,7 +84,7 @@ def test_nested_secrets_are_found_revealed_and_masked() -> None:
     assert reveal_values({"A": Secret("1"), "B": "2"}) == {"A": "1", "B": "2"}
 
 
-def test_what_is_stored_is_plain_data() -> None:
+def test_storable_values_are_plain_data() -> None:
     assert storable({"a": [1, 2.5, None, True, ("x",)], "p": Path("/d")}) == {
         "a": [1, 2.5, None, True, ["x"]],
         "p": "/d",
@@ -92,7 +92,7 @@ def test_what_is_stored_is_plain_data() -> None:
 
 
 @pytest.mark.parametrize("value", [Secret(MARKER), {"a": [Secret(MARKER)]}, {"a": SecretStr(MARKER)}, {"a": object()}])
-def test_a_secret_is_refused_where_something_is_stored(value: Any) -> None:
+def test_storable_refuses_a_secret(value: Any) -> None:
     with pytest.raises(TypeError, match="can't be stored") as error:
         storable(value, "backend_config")
     assert "backend_config" in str(error.value)

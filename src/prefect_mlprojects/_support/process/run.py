@@ -1,4 +1,7 @@
-"""Runs programs: each in a new session, its output streamed, its process tree ended as a whole."""
+"""Runs programs: each in a new session, its output streamed, its process tree ended as a whole.
+
+A guard process ends the trees if this process is killed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import os
 import selectors
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -15,7 +19,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from prefect_mlprojects._support.output import LineSplitter, OutputTail
-from prefect_mlprojects._support.process.guard import guard
+from prefect_mlprojects._support.process import tree
 from prefect_mlprojects._support.process.tree import COOKIE_VARIABLE, end_tree, open_pidfd
 from prefect_mlprojects.settings import grace_period
 from prefect_mlprojects.types import StopSignal, StreamName
@@ -33,17 +37,14 @@ _SMALL_CHUNKS_IN_A_ROW = 10
 _ROW_SECONDS = 0.05
 _FILL_SECONDS = 0.005
 
+_GUARD_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
 ProcessEnding: TypeAlias = Literal["exited", "stopped", "timed-out"]
 
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """How a process tree ended.
-
-    Attributes:
-        ending: ``exited`` by itself, ``stopped`` by a stop request, or ``timed-out``.
-        return_code: The child process's exit code, or the negative number of the signal that killed it.
-    """
+    """How a process tree ended; the code is the exit code, or the negative number of the signal that killed the child process."""
 
     ending: ProcessEnding
     return_code: int
@@ -67,16 +68,8 @@ def run_process(
     do processes that the program leaves when it exits, after a second in which they may finish their output. The tree is
     also ended when `write` or an interrupt raises, and by the guard when this process dies.
 
-    Args:
-        argv: Program and arguments; no shell is involved.
-        cwd: Working directory; None for the current one.
-        env: The complete environment.
-        write: Receives the next bytes of a stream, always in one thread; it may block to slow the program down.
-        stop: Requests the end.
-        timeout: Seconds that the program may run; None for no limit.
-        grace: Grace period in seconds; None for the setting.
-        merge_streams: True sends stderr to stdout.
-        pass_fds: File descriptors that the program inherits.
+    `env` is the complete environment. `write` is always called in the same thread and may block to slow the program down.
+    `timeout` and `grace` are in seconds; None means no limit, and the setting.
 
     Raises:
         OSError: The program could not be started.
@@ -266,12 +259,7 @@ class _Pace:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """How a tool ended.
-
-    Attributes:
-        exit_code: Exit code, or the negative number of the signal that killed it.
-        output_tail: The last lines of its output.
-    """
+    """How a tool ended; a negative exit code is the number of the signal that killed it."""
 
     exit_code: int
     output_tail: tuple[str, ...]
@@ -297,13 +285,84 @@ def run_tool(
             tail.add(line)
             report(line)
 
-    result = run_process(
-        argv,
-        cwd=cwd,
-        env=env,
-        write=lambda _, data: take(splitter.feed(data)),
-        stop=stop,
-        merge_streams=True,
-    )
+    def write(_stream: StreamName, data: bytes) -> None:
+        take(splitter.feed(data))
+
+    result = run_process(argv, cwd=cwd, env=env, write=write, stop=stop, merge_streams=True)
     take(splitter.close())
     return ToolResult(result.return_code, tail.lines())
+
+
+class _Guard:
+    """The guard process of this process; started for the first execution, and again if it died."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._executions: dict[str, tuple[float, int | None]] = {}
+
+    def add(self, cookie: str, grace_period: float) -> None:
+        """Registers an execution before its first process starts."""
+        with self.lock:
+            self._executions[cookie] = (grace_period, None)
+            self._send(f"add {cookie} {grace_period}")
+
+    def set_group(self, cookie: str, group: int) -> None:
+        """Adds the process group of an execution."""
+        with self.lock:
+            self._executions[cookie] = (self._executions[cookie][0], group)
+            self._send(f"group {cookie} {group}")
+
+    def remove(self, cookie: str) -> None:
+        """Removes an execution that ended."""
+        with self.lock:
+            self._executions.pop(cookie, None)
+            # A lost message is harmless: no process has this cookie any more.
+            with contextlib.suppress(OSError):
+                self._send(f"remove {cookie}")
+
+    def forget(self) -> None:
+        """Resets a forked process: it closes the parent's pipe, so that the guard sees the end of file when the parent dies."""
+        process, self._process = self._process, None
+        self.lock = threading.Lock()
+        self._executions = {}
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+            process.returncode = 0  # only its parent can wait for it
+
+    def _send(self, line: str) -> None:
+        try:
+            self._write(line)
+        except OSError:
+            self._process = None
+            self._write(line)
+
+    def _write(self, line: str) -> None:
+        if self._process is None:
+            self._process = self._start()
+            lines = [f"add {cookie} {grace}" for cookie, (grace, _) in self._executions.items()]
+            lines += [f"group {cookie} {group}" for cookie, (_, group) in self._executions.items() if group is not None]
+            line = "\n".join(lines) or line
+        assert self._process.stdin is not None
+        os.write(self._process.stdin.fileno(), f"{line}\n".encode())
+
+    @staticmethod
+    def _start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", tree.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # No cookie: an execution that encloses ours must not find the guard in its tree.
+            env={name: os.environ[name] for name in _GUARD_VARIABLES if name in os.environ},
+            cwd="/",
+            start_new_session=True,
+            bufsize=0,
+        )
+
+
+guard = _Guard()
+# Locked during a fork, so that the forked process sees no half-started guard; `forget` replaces the child's lock.
+os.register_at_fork(
+    before=lambda: guard.lock.acquire(), after_in_parent=lambda: guard.lock.release(), after_in_child=guard.forget
+)

@@ -1,11 +1,11 @@
-"""Ends process trees. Run as a program this module is the guard, which does so when the process it guards is killed.
+"""Ends process trees. Run as a program, this module is the guard, which does so when the process it guards is killed.
 
-A tree is a process group and all processes that left it: each process of an execution has the execution's cookie in its
-environment, which finds those that moved to another session or were orphaned (as Jenkins' ProcessTreeKiller does).
+A tree is a process group and all processes that left it: the execution's cookie in their environment identifies those that
+moved to another session or were orphaned (as in Jenkins' ProcessTreeKiller).
 
-The guard (``python -I -S tree.py``) reads lines from its stdin, a pipe whose other end only the guarded process holds:
-end of file means that this process is dead, whatever killed it. This works on Linux and macOS; a parent-death signal is
-Linux-only and fires when a thread ends. Only the standard library is imported, so that the guard starts in some 15 ms.
+The guard (``python -I -S tree.py``) reads lines from its stdin, a pipe whose other end only the guarded process holds: end
+of file means that this process is dead. This works on Linux and macOS; a parent-death signal is Linux-only and fires when a
+thread ends. Only the standard library is imported, so that the guard starts in some 15 ms.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _scan_proc(group: int | None, cookie: str) -> list[int]:
         if not entry.name.isdecimal():
             continue
         with contextlib.suppress(OSError, ValueError, IndexError):
-            # proc(5): after the command in parentheses come the state, the parent and the process group.
+            # proc(5): the state, parent and process group follow the command in parentheses.
             with open(f"/proc/{entry.name}/stat", "rb") as stream:  # noqa: PTH123 - some hundred files, read often
                 fields = stream.read().rpartition(b")")[2].split()
             if fields[0] in {b"Z", b"X"}:
@@ -77,8 +77,7 @@ def _scan_ps(group: int | None, cookie: str) -> list[int]:
 def parse_ps(listing: str, group: int | None, cookie: str) -> list[int]:
     """Returns the live processes of a tree from the output of ``ps -E -o pid=,pgid=,stat=,command=``.
 
-    macOS hides the environment of protected programs (in ``/bin`` and ``/usr/bin``): of these, only members of the
-    group are found.
+    macOS hides the environment of programs in ``/bin`` and ``/usr/bin``, so only those in the group are found.
     """
     members = []
     for row in listing.splitlines():
@@ -95,15 +94,12 @@ def parse_ps(listing: str, group: int | None, cookie: str) -> list[int]:
 def end_tree(group: int | None, cookie: str, grace_period: float, delay: float = 0.0) -> None:
     """Ends a tree with SIGTERM and, after the grace period, SIGKILL; returns once all its processes have exited.
 
-    Args:
-        group: Process group id, if known. Its first process must not have been waited for, so that the id is not reused.
-        cookie: The execution's cookie.
-        grace_period: Seconds between SIGTERM and SIGKILL.
-        delay: Seconds that the tree has to exit by itself before SIGTERM.
+    SIGTERM is sent after `delay` seconds to exit by itself. The group's first process must not have been waited for, so
+    that its id is not reused.
     """
-    members = _await_end(find_members(group, cookie), group, cookie, delay)
+    members = _wait_for_end(find_members(group, cookie), group, cookie, delay)
     _signal(members, signal.SIGTERM)
-    members = _await_end(members, group, cookie, grace_period)
+    members = _wait_for_end(members, group, cookie, grace_period)
     deadline = time.monotonic() + _KILL_SECONDS
     while members and time.monotonic() < deadline:
         # Repeated: a process may start another one between the scan and the signal.
@@ -112,7 +108,7 @@ def end_tree(group: int | None, cookie: str, grace_period: float, delay: float =
         members = find_members(group, cookie)
 
 
-def _await_end(members: list[int], group: int | None, cookie: str, seconds: float) -> list[int]:
+def _wait_for_end(members: list[int], group: int | None, cookie: str, seconds: float) -> list[int]:
     """Waits up to `seconds` until a tree has ended; returns its remaining processes."""
     deadline = time.monotonic() + seconds
     while members and (remaining := deadline - time.monotonic()) > 0:
@@ -145,9 +141,7 @@ def _wait_for_any(pids: list[int], timeout: float) -> None:
 
 
 def open_pidfd(pid: int) -> int | None:
-    """Opens a descriptor that becomes readable when the process exits; returns None where that is not supported.
-
-    Linux has pidfds since 5.3; some sandboxes and a full descriptor table refuse them.
+    """Opens a descriptor that becomes readable when the process exits; None without Linux 5.3, or if a sandbox refuses.
 
     Raises:
         ProcessLookupError: No process has this pid.
@@ -163,7 +157,7 @@ def open_pidfd(pid: int) -> int | None:
 
 
 def process_birth(pid: int) -> str | None:
-    """Returns the start time of a process, which no other process with its pid has; None if it is not alive."""
+    """Returns the start time of a live process, which identifies it together with its pid; else None."""
     if not Path("/proc/self/stat").exists():
         listed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
         return listed.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""Processes: their output, their ends, and that nothing is left of them."""
+"""Processes: output, exit, and the end of their process trees."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bash(
     )
 
 
-def test_output_and_exit_code() -> None:
+def test_output_and_exit_code_are_returned() -> None:
     recorder = Recorder()
     assert bash("printf 'a\\xff'; echo b >&2; exit 3", recorder) == ProcessResult("exited", 3)
     assert (recorder.text("stdout"), recorder.text("stderr")) == (b"a\xff", b"b\n")
@@ -65,13 +65,13 @@ def test_stdin_is_empty() -> None:
     assert recorder.text("stdout") == b"done\n"
 
 
-def test_a_megabyte_without_a_newline_arrives_whole() -> None:
+def test_a_megabyte_without_a_newline_is_complete() -> None:
     recorder = Recorder()
     bash("head -c 3000000 /dev/zero | tr '\\0' x", recorder)
     assert recorder.text("stdout") == b"x" * 3_000_000
 
 
-def test_what_the_leader_leaves_ends_with_it_and_its_output_is_kept() -> None:
+def test_remaining_processes_are_ended_and_their_output_is_kept() -> None:
     recorder = Recorder()
     result = bash("(sleep 1000; echo never) & echo $!; setsid sleep 1000 & echo $!; exit 0", recorder)
     assert result == ProcessResult("exited", 0)
@@ -84,13 +84,13 @@ def test_what_the_leader_leaves_ends_with_it_and_its_output_is_kept() -> None:
     ("command", "lines"),
     [("exec > >(sort); seq 20000; exit 3", 20000), ("exec > >(sleep 0.3; cat); seq 100; exit 3", 100)],
 )
-def test_what_the_leader_leaves_finishes_its_output(command: str, lines: int) -> None:
+def test_remaining_processes_can_finish_their_output(command: str, lines: int) -> None:
     recorder = Recorder()
     assert bash(command, recorder) == ProcessResult("exited", 3)
     assert len(recorder.text("stdout").split()) == lines
 
 
-def test_the_leader_keeps_its_number_until_its_tree_has_ended() -> None:
+def test_the_child_process_keeps_its_pid_until_its_tree_has_ended() -> None:
     states: list[str] = []
     leader: list[str] = []
 
@@ -106,7 +106,7 @@ def test_the_leader_keeps_its_number_until_its_tree_has_ended() -> None:
     assert states == ["Z"]
 
 
-def test_a_writer_that_hides_holds_nothing_up() -> None:
+def test_a_process_that_can_not_be_found_does_not_block() -> None:
     recorder = Recorder()
 
     def write(stream: str, data: bytes) -> None:
@@ -126,7 +126,7 @@ def test_a_writer_that_hides_holds_nothing_up() -> None:
     assert result == ProcessResult("exited", 5)
 
 
-def test_who_takes_the_output_may_fail() -> None:
+def test_an_error_of_the_consumer_ends_the_tree() -> None:
     pids: list[int] = []
 
     def write(stream: str, data: bytes) -> None:
@@ -142,13 +142,13 @@ def test_who_takes_the_output_may_fail() -> None:
     assert not any(is_alive(pid) for pid in pids)
 
 
-def test_orphans_in_sessions_of_their_own_are_found() -> None:
+def test_orphans_in_other_sessions_are_found() -> None:
     recorder = Recorder()
     bash("setsid bash -c 'setsid sleep 1000 & echo $!' ; sleep 0.2", recorder)
     assert not is_alive(int(recorder.text("stdout")))
 
 
-def test_stop_asks_first_and_kills_after_the_grace_period() -> None:
+def test_a_stop_request_sends_sigterm_and_kills_after_the_grace_period() -> None:
     for command, expected in (
         ("trap 'echo bye; exit 4' TERM; echo ready; while :; do sleep 0.05; done", 4),
         ("trap '' TERM; echo ready; while :; do sleep 0.05; done", -9),
@@ -172,7 +172,7 @@ def test_a_timeout_ends_the_tree() -> None:
     assert not is_alive(int(recorder.text("stdout")))
 
 
-def test_stop_works_while_the_output_is_held_up() -> None:
+def test_a_stop_request_works_while_the_consumer_blocks() -> None:
     stop, blocked = StopSignal(), threading.Event()
 
     def write(stream: str, data: bytes) -> None:
@@ -186,7 +186,7 @@ def test_stop_works_while_the_output_is_held_up() -> None:
     assert result.ending == "stopped"
 
 
-def test_a_program_that_does_not_exist() -> None:
+def test_a_missing_program_is_an_os_error() -> None:
     with pytest.raises(OSError, match="no-such-program"):
         run_tool(["no-such-program"], cwd=None, env={}, report=print, stop=None)
 
@@ -197,7 +197,7 @@ def test_a_tool_reports_its_lines() -> None:
     assert (result.exit_code, sorted(lines), sorted(result.output_tail)) == (2, ["a", "b"], ["a", "b"])
 
 
-def test_many_at_once_leave_no_descriptor_and_no_zombie() -> None:
+def test_concurrent_processes_leave_no_descriptor_or_zombie() -> None:
     bash("true")
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the count is what matters
     results: list[ProcessResult] = []
@@ -281,7 +281,7 @@ except KeyboardInterrupt:
 """
 
 
-def test_an_interrupt_asks_before_it_kills(tmp_path: Path) -> None:
+def test_an_interrupt_sends_sigterm_before_sigkill(tmp_path: Path) -> None:
     note = tmp_path / "note"
     owner = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED_OWNER],
@@ -315,14 +315,14 @@ run("trap '' TERM; sleep 1000", timeout=0.3, grace=0.3)
 
 
 @pytest.mark.parametrize("change", ["os.__dict__.pop('pidfd_open', None)", "os.pidfd_open = refuse"])
-def test_systems_without_descriptors_of_processes(change: str) -> None:
+def test_systems_without_pidfds_are_supported(change: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_PIDFD.format(change=change)], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["exited 3", "exited 4", "timed-out -9"]
 
 
-def test_the_listing_of_macos() -> None:
+def test_the_ps_listing_of_macos_is_parsed() -> None:
     listing = (
         "  100   100 Ss   bash -c x HOME=/x PREFECT_MLPROJECTS_EXECUTION_ID=aa/bb PATH=/bin\n"
         "  101   101 S    sleep 9 PREFECT_MLPROJECTS_EXECUTION_ID=aa/bb/cc\n"

@@ -1,20 +1,21 @@
-"""The ``validate-params`` task: project file + values -> the command line, with remote paths downloaded."""
+"""The tasks before ``execute``: ``fetch``, ``validate-params`` and ``resolve-env``."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prefect_mlprojects._support.secrets import reveal
+from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.runs.check import CheckedRun, RunContext, check_request, map_paths
 from prefect_mlprojects.runs.request import RunRequest
-from prefect_mlprojects.sources import WorkingCopy
+from prefect_mlprojects.sources import Source, WorkingCopy, describe_working_copy
 from prefect_mlprojects.sources.downloads.download import download_all
 from prefect_mlprojects.spec import CheckedParameters, build_command
 from prefect_mlprojects.tasks.steps import Step, run_step
@@ -22,19 +23,22 @@ from prefect_mlprojects.tracking.artifacts import download_artifacts
 from prefect_mlprojects.types import StopSignal
 
 
+@task(name="fetch", cache_policy=NO_CACHE, persist_result=False)
+async def fetch(source: Source) -> WorkingCopy:
+    """Returns the project's working copy with a resolved version; raises `FetchError`."""
+    async with run_step("fetch") as step:
+        copy = await asyncio.to_thread(source.fetch, step.stop, step.report)
+        step.detail = describe_working_copy(copy)
+        return copy
+
+
 @dataclass(frozen=True)
 class Invocation:
-    """The command that will run.
-
-    Attributes:
-        command: The shell command line.
-        parameters: The values in it, with the local copies of remote paths.
-        paths: By each local file or folder that the command needs, what it calls it where it runs.
-    """
+    """The command that will run; `paths` maps local files and folders to their names where it runs."""
 
     command: str
     parameters: CheckedParameters
-    paths: Mapping[str, str] = field(default_factory=dict)
+    paths: Mapping[str, str]
 
 
 @task(name="validate-params", cache_policy=NO_CACHE, persist_result=False)
@@ -45,19 +49,10 @@ async def validate_params(
     on_checked: Callable[[CheckedRun], None],
     stop: StopSignal,
 ) -> Invocation:
-    """Checks the request, downloads remote ``path`` parameters and builds the command line.
-
-    Args:
-        request: The run request.
-        working_copy: The project's files.
-        context: What else belongs to the run.
-        on_checked: Called once the request is checked, before anything is downloaded.
-        stop: Ends the downloads.
+    """Checks the request, calls `on_checked`, downloads remote ``path`` parameters and builds the command line.
 
     Raises:
-        ProjectSpecError: The project file is malformed, or there is no such entry point.
-        ParameterError: Parameters are missing or not of their type; all of them at once.
-        BackendError: The backend can't run the request, or a ``path`` can't be reached from where it runs.
+        ExecutionException: As `check_request` and `map_paths` do.
         FetchError: A remote path could not be downloaded.
     """
     async with run_step("validate-params") as step:
@@ -78,7 +73,7 @@ async def validate_params(
 async def _download(
     parameters: CheckedParameters, storage_dir: str | None, step: Step, stop: StopSignal
 ) -> CheckedParameters:
-    # As MLflow does: a new folder for each run, below the one that was asked for.
+    # As in MLflow: a new folder for each run, in the requested one.
     if storage_dir:
         Path(storage_dir).mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="mlprojects-", dir=storage_dir))
@@ -93,3 +88,12 @@ async def _download(
         ),
     )
     return parameters.with_downloads({name: str(path) for name, path in local.items()})
+
+
+@task(name="resolve-env", cache_policy=NO_CACHE, persist_result=False)
+async def resolve_env(checked: CheckedRun, stop: StopSignal) -> AnyPrepared:
+    """Prepares the environment, image or upload; raises `EnvironmentBuildError` or `BackendError`."""
+    async with run_step("resolve-env") as step:
+        prepared = await asyncio.to_thread(checked.backend.prepare, checked.backend_request, step.report, stop)
+        step.detail = prepared.description + (" (reused)" if prepared.reused else "")
+        return prepared
