@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.runs.check import CheckedRun
@@ -27,7 +26,7 @@ from prefect_mlprojects.runs.handles import (
 )
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tasks.session import RunSession
-from prefect_mlprojects.tracking import TrackedRun
+from prefect_mlprojects.tracking import TrackedRun, display_uri
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -129,7 +128,7 @@ def _labels(checked: CheckedRun, tracked: TrackedRun) -> dict[str, str]:
     labels = {
         RUN_ID_LABEL: tracked.run_id,
         EXPERIMENT_ID_LABEL: tracked.experiment_id,
-        TRACKING_URI_LABEL: redact(tracked.tracking_uri),
+        TRACKING_URI_LABEL: display_uri(tracked.tracking_uri),
         COMMIT_LABEL: copy.commit,
         BRANCH_LABEL: copy.branch,
         REPOSITORY_LABEL: copy.repository_url,
@@ -182,7 +181,7 @@ def render(facts: RunFacts) -> str:
         "Backend": escape(facts.backend),
         "MLflow run": f"[{tracked.run_id}]({tracked.url})" if tracked.url else code(tracked.run_id),
         "MLflow experiment": code(tracked.experiment_id),
-        "Tracking": code(tracked.masked_tracking_uri),
+        "Tracking": code(display_uri(tracked.tracking_uri)),
     }
     parts = [f"# {escape(facts.project)} / {escape(facts.entry_point)}", _table(("", ""), rows)]
     if facts.message:

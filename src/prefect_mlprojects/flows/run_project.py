@@ -17,8 +17,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
-from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects._support.secrets import Secret, reveal
+from prefect_mlprojects._support.secrets import reveal
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.contract import AnyPrepared, RunIdentity
 from prefect_mlprojects.blocks.resolution import (
@@ -53,7 +52,14 @@ from prefect_mlprojects.tasks.resolve_env import resolve_env
 from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_session
 from prefect_mlprojects.tasks.steps import install_plain_errors
 from prefect_mlprojects.tasks.validate_params import Invocation, validate_params
-from prefect_mlprojects.tracking import TrackedRun, TrackingRequest, child_variables, failure_tags, resolve_tracking_uri
+from prefect_mlprojects.tracking import (
+    TrackedRun,
+    TrackingRequest,
+    child_variables,
+    display_uri,
+    failure_tags,
+    resolve_tracking_uri,
+)
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
 _logger = logging.getLogger(__name__)
@@ -186,7 +192,7 @@ class _ProjectRun:
         )
         context = RunContext(
             config,
-            tracking_uri or session.tracking_uri or Secret(resolve_tracking_uri()),
+            tracking_uri or session.tracking_uri or resolve_tracking_uri(),
             session.docker_auth,
             credentials,
             session.rebuild_environment,
@@ -257,7 +263,7 @@ class _ProjectRun:
             return
         call, session = self._call, self._session
         request = TrackingRequest(
-            tracking_uri=reveal(checked.backend_request.tracking_uri),
+            tracking_uri=checked.backend_request.tracking_uri,
             experiment_name=call.experiment_name,
             experiment_id=call.experiment_id,
             run_id=call.run_id or self._earlier_run_id(),
@@ -327,7 +333,7 @@ class _ProjectRun:
             message=message,
             exit_code=exit_code,
             experiment_id=tracked.experiment_id if tracked else None,
-            tracking_uri=redact(tracked.tracking_uri) if tracked else None,
+            tracking_uri=display_uri(tracked.tracking_uri) if tracked else None,
             error=error,
             category=category,
             cause=cause,

@@ -13,17 +13,18 @@ from prefect_mlprojects.tracking.uris import sqlite_uri
 PROGRAM = """
 import sys, threading
 from pathlib import Path
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import WorkingCopy
-from prefect_mlprojects.tracking import InProcessTracker, TrackingRequest
+from prefect_mlprojects.tracking import Tracker, TrackingRequest
 uri, name = sys.argv[1:]
 copy = WorkingCopy(directory=Path.cwd(), uri="x", kind="local", source_name="x")
-tracker = InProcessTracker()
+tracker = Tracker()
 import mlflow
 print("ready", flush=True)
 sys.stdin.readline()
 def one(number):
     request = TrackingRequest(
-        tracking_uri=uri, working_copy=copy, entry_point="main", experiment_name="shared", parameters={"n": f"{name}{number}"}
+        tracking_uri=Secret(uri), working_copy=copy, entry_point="main", experiment_name="shared", parameters={"n": f"{name}{number}"}
     )
     tracker.finish(tracker.start(request), "FINISHED")
 threads = [threading.Thread(target=one, args=(number,)) for number in range(17)]

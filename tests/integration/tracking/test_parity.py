@@ -11,8 +11,9 @@ import pytest
 from mlflow import MlflowClient
 from tests.services.git import git
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import detect_source
-from prefect_mlprojects.tracking import InProcessTracker, TrackingRequest
+from prefect_mlprojects.tracking import Tracker, TrackingRequest
 from prefect_mlprojects.tracking.uris import sqlite_uri
 from prefect_mlprojects.types import StopSignal
 
@@ -59,7 +60,7 @@ def their_run(uri: str, **options: Any) -> Any:
 def our_run(uri: str, tracking_uri: str, **fields: Any) -> Any:
     copy = detect_source(uri).fetch(StopSignal(), lambda line: None)
     request = TrackingRequest(
-        tracking_uri=tracking_uri,
+        tracking_uri=Secret(tracking_uri),
         working_copy=copy,
         **{
             "entry_point": "main",
@@ -69,8 +70,8 @@ def our_run(uri: str, tracking_uri: str, **fields: Any) -> Any:
             **fields,
         },
     )
-    run = InProcessTracker().start(request)
-    InProcessTracker().finish(run, "FINISHED")
+    run = Tracker().start(request)
+    Tracker().finish(run, "FINISHED")
     return MlflowClient().get_run(run.run_id)
 
 
@@ -102,7 +103,7 @@ def test_a_nested_run_hangs_on_the_active_one(tmp_path: Path, tracking_uri: str)
 
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "MLproject").write_text(MLPROJECT)
-    InProcessTracker().warm_up(tracking_uri)
+    Tracker().warm_up(Secret(tracking_uri))
 
     with mlflow.start_run() as parent:
         theirs = their_run(str(tmp_path / "project"))

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import FetchError, TrackingError
 from prefect_mlprojects.sources.downloads.download import download
-from prefect_mlprojects.tracking import InProcessTracker, ProcessTracker, TrackedRun, Tracker, TrackingRequest
-from prefect_mlprojects.tracking.artifacts import download_artifacts
-from prefect_mlprojects.tracking.stores import UnreachableError
+from prefect_mlprojects.tracking import ProcessTracker, TrackedRun, Tracker, TrackingRequest
+from prefect_mlprojects.tracking.stores import UnreachableError, download_artifacts
 from prefect_mlprojects.types import StopSignal
 
 RequestMaker = Callable[..., TrackingRequest]
@@ -23,13 +23,13 @@ RequestMaker = Callable[..., TrackingRequest]
 
 @pytest.fixture(params=["in-process", "tracker process"])
 def tracker(request: pytest.FixtureRequest, server: Any) -> Iterator[Tracker]:
-    tracker: Tracker = InProcessTracker() if request.param == "in-process" else ProcessTracker.start_process(server.uri)
+    tracker: Tracker = Tracker() if request.param == "in-process" else ProcessTracker(Secret(server.uri))
     yield tracker
     tracker.close()
 
 
 def stored(run: TrackedRun) -> Any:
-    return MlflowClient(run.tracking_uri).get_run(run.run_id)
+    return MlflowClient(reveal(run.tracking_uri)).get_run(run.run_id)
 
 
 def test_a_run_from_start_to_end(
@@ -76,9 +76,9 @@ def test_what_does_not_exist_or_was_deleted_is_named(tracker: Tracker, server: A
     client.delete_run(run.info.run_id)
 
     for fields, message in (
-        ({"run_id": "0" * 32}, "There is no MLflow run"),
+        ({"run_id": "0" * 32}, "No MLflow run with the ID"),
         ({"run_id": run.info.run_id}, "mlflow runs restore"),
-        ({"experiment_id": "987654"}, "There is no MLflow experiment"),
+        ({"experiment_id": "987654"}, "No MLflow experiment with the ID"),
         ({"experiment_id": experiment_id}, "mlflow experiments restore"),
         ({"experiment_name": name}, "mlflow experiments restore"),
     ):
@@ -113,7 +113,7 @@ def test_twenty_runs_at_once(tracker: Tracker, server: Any, request_for: Request
 
 
 def test_a_server_that_is_away_for_a_moment_is_waited_for(server: Any, request_for: RequestMaker) -> None:
-    tracker = InProcessTracker(retry_seconds=180)
+    tracker = Tracker(retry_seconds=180)
     run = tracker.start(request_for(server.uri))
     server.stop()
     finishing = threading.Thread(target=tracker.finish, args=(run, "KILLED"))
@@ -131,7 +131,7 @@ def test_a_server_that_stays_away_is_an_error_that_names_it(unused_port: int) ->
     uri = f"http://127.0.0.1:{unused_port}"
 
     with pytest.raises(UnreachableError, match=f"{uri} can't be reached: Connection refused"):
-        InProcessTracker(retry_seconds=1).finish(TrackedRun("r" * 32, "0", uri), "FINISHED")
+        Tracker(retry_seconds=1).finish(TrackedRun("r" * 32, "0", Secret(uri)), "FINISHED")
 
 
 def test_a_server_that_never_answers_is_an_error(request_for: RequestMaker) -> None:
@@ -139,18 +139,18 @@ def test_a_server_that_never_answers_is_an_error(request_for: RequestMaker) -> N
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
 
         with pytest.raises(UnreachableError, match=f"{uri} can't be reached: timed out"):
-            InProcessTracker().start(request_for(uri))
+            Tracker().start(request_for(uri))
 
 
 def test_artifacts_of_a_run_are_downloaded(server: Any, request_for: RequestMaker, tmp_path: Path) -> None:
-    tracker = InProcessTracker()
+    tracker = Tracker()
     run = tracker.start(request_for(server.uri))
     client = MlflowClient(server.uri)
     client.log_text(run.run_id, "hello", "folder/a.txt")
     client.log_text(run.run_id, "world", "folder/deep/b.txt")
 
     def fetch(uri: str) -> Path:
-        fetch = partial(download_artifacts, tracking_uri=server.uri)
+        fetch = partial(download_artifacts, tracking_uri=Secret(server.uri))
         return download(uri, tmp_path / "storage", report=lambda line: None, stop=StopSignal(), fetch_artifact=fetch)
 
     file, folder = fetch(f"runs:/{run.run_id}/folder/a.txt"), fetch(f"runs:/{run.run_id}/folder")

@@ -16,9 +16,9 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects._support.secrets import Secret, reveal, reveal_values
 from prefect_mlprojects.exceptions import TrackingError
-from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, TrackingRequest, child_variables, failure_tags
+from prefect_mlprojects.tracking import TrackedRun, Tracker, TrackingRequest, child_variables, failure_tags
 from prefect_mlprojects.tracking.stores import UnreachableError
 from prefect_mlprojects.tracking.uris import sqlite_path, sqlite_uri
 
@@ -26,8 +26,8 @@ RequestMaker = Callable[..., TrackingRequest]
 
 
 @pytest.fixture
-def tracker() -> InProcessTracker:
-    return InProcessTracker()
+def tracker() -> Tracker:
+    return Tracker()
 
 
 @pytest.fixture(params=["sqlite", "file"])
@@ -39,12 +39,10 @@ def any_uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def stored(run: TrackedRun) -> Any:
-    return MlflowClient(run.tracking_uri).get_run(run.run_id)
+    return MlflowClient(reveal(run.tracking_uri)).get_run(run.run_id)
 
 
-def test_a_run_has_its_tags_parameters_and_name(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker
-) -> None:
+def test_a_run_has_its_tags_parameters_and_name(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(
         request_for(any_uri, parameters={"alpha": "0.5", "words": "a 'b' c"}, run_name="mine", flow_run_id="f")
     )
@@ -62,9 +60,7 @@ def test_a_run_has_its_tags_parameters_and_name(
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_a_run_ends_as_it_is_told_to(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker, status: Any
-) -> None:
+def test_a_run_ends_as_it_is_told_to(tracker: Tracker, any_uri: str, request_for: RequestMaker, status: Any) -> None:
     run = tracker.start(request_for(any_uri))
 
     tracker.finish(run, status)
@@ -75,7 +71,7 @@ def test_a_run_ends_as_it_is_told_to(
 
 
 def test_the_last_status_stands_and_the_same_again_changes_nothing(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker
+    tracker: Tracker, uri: str, request_for: RequestMaker
 ) -> None:
     run = tracker.start(request_for(uri))
     MlflowClient(uri).set_terminated(run.run_id, "FINISHED")
@@ -85,13 +81,11 @@ def test_the_last_status_stands_and_the_same_again_changes_nothing(
     tracker.finish(run, "FAILED")
     assert (stored(run).info.status, stored(run).info.end_time) == ("FAILED", ended)
 
-    InProcessTracker().finish(run, "KILLED")
+    Tracker().finish(run, "KILLED")
     assert stored(run).info.status == "KILLED"
 
 
-def test_metrics_are_the_last_values_by_name(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker
-) -> None:
+def test_metrics_are_the_last_values_by_name(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(any_uri))
     assert tracker.metrics(run) == {}
     client = MlflowClient(any_uri)
@@ -105,7 +99,7 @@ def test_metrics_are_the_last_values_by_name(
     assert metrics["rmse"] == 1.5
 
 
-def test_tags_are_set_later(tracker: InProcessTracker, any_uri: str, request_for: RequestMaker) -> None:
+def test_tags_are_set_later(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(any_uri))
 
     tracker.set_tags(run, {"mlflow.project.env": "uv", "long": "x" * 9000})
@@ -116,19 +110,17 @@ def test_tags_are_set_later(tracker: InProcessTracker, any_uri: str, request_for
     assert tags["long"] == "x" * 8000
 
 
-def test_a_run_of_somebody_else_is_adopted_as_it_is(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker
-) -> None:
+def test_a_run_of_somebody_else_is_adopted_as_it_is(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     client = MlflowClient(any_uri)
     created = client.create_run("0", run_name="theirs")
     adopted = tracker.adopt(created.info.run_id, Secret(any_uri))
-    assert (adopted.run_id, adopted.run_name, adopted.tracking_uri) == (created.info.run_id, "theirs", any_uri)
+    assert (adopted.run_id, adopted.run_name, adopted.tracking_uri) == (created.info.run_id, "theirs", Secret(any_uri))
     assert stored(adopted).info.status == "RUNNING"
     with pytest.raises(TrackingError, match="no-such-run"):
         tracker.adopt("no-such-run", Secret(any_uri))
 
 
-def test_the_reason_of_a_failure_becomes_tags(tracker: InProcessTracker, uri: str, request_for: RequestMaker) -> None:
+def test_the_reason_of_a_failure_becomes_tags(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(uri))
     tracker.set_tags(run, failure_tags("out-of-memory", "killed at https://me:s3cret@host/"))
     tags = stored(run).data.tags
@@ -136,7 +128,7 @@ def test_the_reason_of_a_failure_becomes_tags(tracker: InProcessTracker, uri: st
     assert tags["mlprojects.failure.cause"] == "killed at https://me:***@host/"
 
 
-def test_many_long_parameters_are_recorded(tracker: InProcessTracker, uri: str, request_for: RequestMaker) -> None:
+def test_many_long_parameters_are_recorded(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     parameters = {f"p{number}": "中" * 6000 for number in range(30)} | {f"q{number}": "1" for number in range(250)}
 
     run = tracker.start(request_for(uri, parameters=parameters))
@@ -147,9 +139,7 @@ def test_many_long_parameters_are_recorded(tracker: InProcessTracker, uri: str, 
 # Experiments
 
 
-def test_an_experiment_given_by_name_is_created_once(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker
-) -> None:
+def test_an_experiment_given_by_name_is_created_once(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     first = tracker.start(request_for(any_uri, experiment_name="new one"))
     second = tracker.start(request_for(any_uri, experiment_name="new one"))
 
@@ -157,14 +147,14 @@ def test_an_experiment_given_by_name_is_created_once(
     assert MlflowClient(any_uri).get_experiment(first.experiment_id).name == "new one"
 
 
-def test_an_experiment_given_by_id_is_used(tracker: InProcessTracker, any_uri: str, request_for: RequestMaker) -> None:
+def test_an_experiment_given_by_id_is_used(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     experiment_id = MlflowClient(any_uri).create_experiment("mine")
 
     assert tracker.start(request_for(any_uri, experiment_id=experiment_id)).experiment_id == experiment_id
 
 
 def test_the_variables_of_mlflow_choose_the_experiment(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker, monkeypatch: pytest.MonkeyPatch
+    tracker: Tracker, uri: str, request_for: RequestMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment_id = MlflowClient(uri).create_experiment("by variable")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment_id)
@@ -177,14 +167,14 @@ def test_the_variables_of_mlflow_choose_the_experiment(
     assert tracker.start(request_for(uri, experiment_id="0")).experiment_id == "0"
 
 
-def test_name_and_id_at_once_are_an_error(tracker: InProcessTracker, uri: str, request_for: RequestMaker) -> None:
+def test_name_and_id_at_once_are_an_error(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     with pytest.raises(TrackingError, match="Give only one of them"):
         tracker.start(request_for(uri, experiment_name="a", experiment_id="0"))
 
 
 @pytest.mark.parametrize("by", ["name", "id"])
 def test_a_deleted_experiment_says_how_to_get_it_back(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker, by: str
+    tracker: Tracker, any_uri: str, request_for: RequestMaker, by: str
 ) -> None:
     client = MlflowClient(any_uri)
     experiment_id = client.create_experiment("old")
@@ -200,13 +190,13 @@ def test_a_deleted_experiment_says_how_to_get_it_back(
 
 @pytest.mark.parametrize("experiment_id", ["987654", "no-number", "a b;c"])
 def test_an_unknown_experiment_is_named(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker, experiment_id: str
+    tracker: Tracker, any_uri: str, request_for: RequestMaker, experiment_id: str
 ) -> None:
-    with pytest.raises(TrackingError, match=f"no MLflow experiment with the ID '{experiment_id}'"):
+    with pytest.raises(TrackingError, match=f"No MLflow experiment with the ID '{experiment_id}'"):
         tracker.start(request_for(any_uri, experiment_id=experiment_id))
 
 
-def test_a_name_that_mlflow_refuses_is_an_error(tracker: InProcessTracker, uri: str, request_for: RequestMaker) -> None:
+def test_a_name_that_mlflow_refuses_is_an_error(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     with pytest.raises(TrackingError, match="500"):
         tracker.start(request_for(uri, experiment_name="x" * 600))
 
@@ -215,7 +205,7 @@ def test_a_name_that_mlflow_refuses_is_an_error(tracker: InProcessTracker, uri: 
 
 
 def test_an_existing_run_goes_on(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker, caplog: pytest.LogCaptureFixture
+    tracker: Tracker, any_uri: str, request_for: RequestMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = MlflowClient(any_uri)
     experiment_id = client.create_experiment("its own")
@@ -244,7 +234,7 @@ def test_an_existing_run_goes_on(
 
 
 def test_an_existing_run_can_be_renamed_and_finished_twice(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker
+    tracker: Tracker, uri: str, request_for: RequestMaker
 ) -> None:
     first = tracker.start(request_for(uri, run_name="one"))
     tracker.finish(first, "FINISHED")
@@ -257,16 +247,12 @@ def test_an_existing_run_can_be_renamed_and_finished_twice(
 
 
 @pytest.mark.parametrize("run_id", ["0" * 32, "not a run id!"])
-def test_an_unknown_run_is_an_error(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker, run_id: str
-) -> None:
-    with pytest.raises(TrackingError, match=f"There is no MLflow run with the ID '{run_id}'"):
+def test_an_unknown_run_is_an_error(tracker: Tracker, any_uri: str, request_for: RequestMaker, run_id: str) -> None:
+    with pytest.raises(TrackingError, match=f"No MLflow run with the ID '{run_id}'"):
         tracker.start(request_for(any_uri, run_id=run_id))
 
 
-def test_a_deleted_run_says_how_to_get_it_back(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker
-) -> None:
+def test_a_deleted_run_says_how_to_get_it_back(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(any_uri))
     MlflowClient(any_uri).delete_run(run.run_id)
 
@@ -276,16 +262,16 @@ def test_a_deleted_run_says_how_to_get_it_back(
         tracker.finish(run, "FINISHED")
 
 
-def test_metrics_of_an_unknown_run_are_an_error(tracker: InProcessTracker, uri: str) -> None:
-    with pytest.raises(TrackingError, match="There is no MLflow run"):
-        tracker.metrics(TrackedRun(run_id="0" * 32, experiment_id="0", tracking_uri=uri))
+def test_metrics_of_an_unknown_run_are_an_error(tracker: Tracker, uri: str) -> None:
+    with pytest.raises(TrackingError, match="No MLflow run with the ID"):
+        tracker.metrics(TrackedRun(run_id="0" * 32, experiment_id="0", tracking_uri=Secret(uri)))
 
 
 # What it leaves alone
 
 
 def test_nothing_of_this_process_is_changed(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker, capfd: pytest.CaptureFixture[str]
+    tracker: Tracker, uri: str, request_for: RequestMaker, capfd: pytest.CaptureFixture[str]
 ) -> None:
     environment, tracking_uri = dict(os.environ), mlflow.get_tracking_uri()
 
@@ -300,9 +286,9 @@ def test_nothing_of_this_process_is_changed(
 
 
 def test_what_the_child_is_told() -> None:
-    run = TrackedRun(run_id="r", experiment_id="3", tracking_uri="http://me:pw@host")
+    run = TrackedRun(run_id="r", experiment_id="3", tracking_uri=Secret("http://me:pw@host"))
 
-    assert child_variables(run) == {
+    assert reveal_values(child_variables(run)) == {
         "MLFLOW_RUN_ID": "r",
         "MLFLOW_TRACKING_URI": "http://me:pw@host",
         "MLFLOW_EXPERIMENT_ID": "3",
@@ -314,7 +300,7 @@ def test_a_child_of_a_databricks_run_is_told_the_credentials(monkeypatch: pytest
     monkeypatch.setenv("DATABRICKS_HOST", "https://workspace.example")
     monkeypatch.setenv("DATABRICKS_TOKEN", "secret")
 
-    variables = child_variables(TrackedRun(run_id="r", experiment_id="3", tracking_uri="databricks"))
+    variables = reveal_values(child_variables(TrackedRun("r", "3", Secret("databricks"))))
 
     assert variables["DATABRICKS_HOST"] == "https://workspace.example"
     assert variables["DATABRICKS_TOKEN"] == "secret"
@@ -325,7 +311,7 @@ def test_a_child_of_a_databricks_run_is_told_the_credentials(monkeypatch: pytest
 
 
 def test_a_new_database_is_made_with_its_folders_and_nothing_else(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "new folder" / "100%" / "mlflow.db"
 
@@ -334,11 +320,11 @@ def test_a_new_database_is_made_with_its_folders_and_nothing_else(
     assert [entry.name for entry in path.parent.iterdir()] == ["mlflow.db"]
     assert {entry.name for entry in tmp_path.iterdir()} <= {"new folder", "cache"}
     assert stored(run).info.status == "RUNNING"
-    assert MlflowClient(run.tracking_uri).get_experiment("0").artifact_location == f"{tmp_path}/mlruns/0"
+    assert MlflowClient(reveal(run.tracking_uri)).get_experiment("0").artifact_location == f"{tmp_path}/mlruns/0"
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_empty_file_becomes_a_database(tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path) -> None:
+def test_an_empty_file_becomes_a_database(tracker: Tracker, request_for: RequestMaker, tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     path.touch()
 
@@ -346,7 +332,7 @@ def test_an_empty_file_becomes_a_database(tracker: InProcessTracker, request_for
 
 
 def test_a_database_that_was_deleted_in_between_is_made_again(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker, database_template: bytes
+    tracker: Tracker, uri: str, request_for: RequestMaker, database_template: bytes
 ) -> None:
     tracker.start(request_for(uri))
     path = sqlite_path(uri)
@@ -361,7 +347,7 @@ def test_a_database_that_was_deleted_in_between_is_made_again(
 
 
 def test_leftovers_of_a_killed_maker_are_removed_and_young_ones_left(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path
 ) -> None:
     old, young = (tmp_path / f".mlflow.db.{digit * 32}" for digit in "ab")
     old.touch()
@@ -375,7 +361,7 @@ def test_leftovers_of_a_killed_maker_are_removed_and_young_ones_left(
 
 
 def test_without_a_cache_folder_a_database_is_made_all_the_same(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PREFECT_MLPROJECTS_CACHE_DIR", str(tmp_path / "file"))
@@ -386,7 +372,7 @@ def test_without_a_cache_folder_a_database_is_made_all_the_same(
 # Many at once
 
 
-def test_fifty_runs_at_once_share_one_database(tracker: InProcessTracker, uri: str, request_for: RequestMaker) -> None:
+def test_fifty_runs_at_once_share_one_database(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     failures: list[BaseException] = []
     runs: list[TrackedRun] = []
 
@@ -413,11 +399,11 @@ def test_fifty_runs_at_once_share_one_database(tracker: InProcessTracker, uri: s
 
 
 def test_a_database_that_is_locked_for_a_while_is_waited_for(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker
+    tracker: Tracker, uri: str, request_for: RequestMaker
 ) -> None:
     path = sqlite_path(uri)
     assert path is not None
-    tracker.warm_up(uri)
+    tracker.warm_up(Secret(uri))
     locker = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     locker.execute("BEGIN EXCLUSIVE")
     timer = threading.Timer(1.0, locker.rollback)
@@ -434,7 +420,7 @@ def test_a_database_that_is_locked_for_a_while_is_waited_for(
 
 
 def test_a_file_that_is_no_database_says_so_at_once(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "mlflow.db"
     path.write_bytes(b"This is no database. " * 100)
@@ -448,7 +434,7 @@ def test_a_file_that_is_no_database_says_so_at_once(
 
 
 def test_a_folder_in_place_of_the_database_is_an_error(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path
 ) -> None:
     (tmp_path / "mlflow.db").mkdir()
 
@@ -456,18 +442,14 @@ def test_a_folder_in_place_of_the_database_is_an_error(
         tracker.start(request_for(sqlite_uri(tmp_path / "mlflow.db")))
 
 
-def test_a_folder_that_can_not_be_made_is_an_error(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path
-) -> None:
+def test_a_folder_that_can_not_be_made_is_an_error(tracker: Tracker, request_for: RequestMaker, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(TrackingError, match="could not open the tracking database"):
         tracker.start(request_for(sqlite_uri(tmp_path / "file" / "mlflow.db")))
 
 
-def test_a_database_of_a_newer_mlflow_says_what_to_do(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker
-) -> None:
+def test_a_database_of_a_newer_mlflow_says_what_to_do(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     path = sqlite_path(uri)
     with contextlib.closing(sqlite3.connect(str(path))) as database, database:
         database.execute("update alembic_version set version_num = 'ffffffffffff'")
@@ -477,19 +459,19 @@ def test_a_database_of_a_newer_mlflow_says_what_to_do(
 
 
 def test_the_file_store_is_refused_with_mlflow_s_own_words(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path
 ) -> None:
     with pytest.raises(TrackingError, match="MLFLOW_ALLOW_FILE_STORE=true"):
         tracker.start(request_for((tmp_path / "mlruns").as_uri()))
 
 
-def test_an_unknown_kind_of_store_is_an_error(tracker: InProcessTracker, request_for: RequestMaker) -> None:
+def test_an_unknown_kind_of_store_is_an_error(tracker: Tracker, request_for: RequestMaker) -> None:
     with pytest.raises(TrackingError, match="nonsense://x"):
         tracker.start(request_for("nonsense://x"))
 
 
 def test_a_server_that_is_down_is_named_without_its_password(
-    tracker: InProcessTracker, request_for: RequestMaker, unused_port: int, capfd: pytest.CaptureFixture[str]
+    tracker: Tracker, request_for: RequestMaker, unused_port: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UnreachableError) as caught:
         tracker.start(request_for(f"http://me:hunter2@127.0.0.1:{unused_port}"))
@@ -497,19 +479,19 @@ def test_a_server_that_is_down_is_named_without_its_password(
     shown = f"http://me:***@127.0.0.1:{unused_port}"
     assert str(caught.value) == (
         f"The MLflow tracking store {shown} can't be reached: Connection refused. "
-        "Start it, or set MLFLOW_TRACKING_URI to another."
+        "Start it, or set MLFLOW_TRACKING_URI to another store."
     )
     assert caught.value.tracking_uri == shown
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_host_that_does_not_exist_is_named(tracker: InProcessTracker, request_for: RequestMaker) -> None:
+def test_a_host_that_does_not_exist_is_named(tracker: Tracker, request_for: RequestMaker) -> None:
     with pytest.raises(UnreachableError, match=r"http://nowhere.invalid can't be reached"):
         tracker.start(request_for("http://nowhere.invalid"))
 
 
 def test_a_database_server_that_is_down_is_named_without_its_password(
-    tracker: InProcessTracker, request_for: RequestMaker, unused_port: int
+    tracker: Tracker, request_for: RequestMaker, unused_port: int
 ) -> None:
     with pytest.raises(
         UnreachableError, match=rf"postgresql://me:\*\*\*@127.0.0.1:{unused_port}/mlflow can't be reached"
@@ -521,15 +503,16 @@ def test_a_database_server_that_is_down_is_named_without_its_password(
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import WorkingCopy
-from prefect_mlprojects.tracking import InProcessTracker, TrackingRequest
+from prefect_mlprojects.tracking import Tracker, TrackingRequest
 path, uri = Path(sys.argv[1]), sys.argv[2]
-tracker = InProcessTracker()
-tracker.warm_up(uri)
+tracker = Tracker()
+tracker.warm_up(Secret(uri))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 copy = WorkingCopy(directory=path.parent, uri="x", kind="local", source_name="x")
-tracker.start(TrackingRequest(tracking_uri=uri, working_copy=copy, entry_point="main"))
+tracker.start(TrackingRequest(tracking_uri=Secret(uri), working_copy=copy, entry_point="main"))
 """
 
 

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from tests.services.waiting import is_alive, wait_for
 
-from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking import ProcessTracker, TrackedRun, TrackingRequest
 from prefect_mlprojects.tracking.stores import UnreachableError
@@ -27,7 +27,7 @@ RequestMaker = Callable[..., TrackingRequest]
 
 @pytest.fixture
 def tracker(uri: str) -> Iterator[ProcessTracker]:
-    tracker = ProcessTracker.start_process(uri)
+    tracker = ProcessTracker(Secret(uri))
     yield tracker
     tracker.close()
 
@@ -37,7 +37,7 @@ def process_of(tracker: ProcessTracker) -> subprocess.Popen[bytes]:
 
 
 def stored(run: TrackedRun) -> Any:
-    return MlflowClient(run.tracking_uri).get_run(run.run_id)
+    return MlflowClient(reveal(run.tracking_uri)).get_run(run.run_id)
 
 
 def test_a_run_of_somebody_else_is_adopted(tracker: ProcessTracker, uri: str) -> None:
@@ -71,7 +71,7 @@ def test_a_run_from_start_to_end(
     assert found.info.status == "KILLED"
     assert found.data.params == {"a": "ä\u2028", "long": "x" * 6000}
     assert found.data.tags["k"] == "v"
-    assert (run.run_name, run.tracking_uri, run.experiment_id) == ("mine", uri, found.info.experiment_id)
+    assert (run.run_name, run.tracking_uri, run.experiment_id) == ("mine", Secret(uri), found.info.experiment_id)
     assert list(metrics) == ["nan", "rmse"]
     assert metrics["rmse"] == 0.5
     assert metrics["nan"] != metrics["nan"]
@@ -99,7 +99,7 @@ def test_what_mlflow_prints_does_not_disturb_it(
 ) -> None:
     # SQLAlchemy's echo goes to stdout.
     monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_ECHO", "true")
-    tracker = ProcessTracker.start_process(uri)
+    tracker = ProcessTracker(Secret(uri))
 
     run = tracker.start(request_for(uri))
     tracker.finish(run, "FINISHED")
@@ -112,7 +112,7 @@ def test_what_mlflow_prints_does_not_disturb_it(
 def test_errors_come_across_with_their_type(
     tracker: ProcessTracker, uri: str, request_for: RequestMaker, unused_port: int
 ) -> None:
-    with pytest.raises(TrackingError, match="There is no MLflow run") as unknown:
+    with pytest.raises(TrackingError, match="No MLflow run with the ID") as unknown:
         tracker.start(request_for(uri, run_id="0" * 32))
     with pytest.raises(UnreachableError, match="Connection refused") as down:
         tracker.start(request_for(f"http://me:hunter2@127.0.0.1:{unused_port}"))
@@ -159,7 +159,7 @@ def test_signals_that_end_everything_else_leave_it_working(
 
 
 def test_closing_while_mlflow_is_being_imported_ends_it(uri: str) -> None:
-    tracker = ProcessTracker.start_process(uri)
+    tracker = ProcessTracker(Secret(uri))
 
     tracker.close()
 
@@ -177,7 +177,7 @@ def has_content(folder: Path) -> bool:
 
 def test_closing_while_a_database_is_being_made_leaves_a_whole_one_or_none(tmp_path: Path) -> None:
     folder = tmp_path / "new"
-    tracker = ProcessTracker.start_process(sqlite_uri(folder / "mlflow.db"))
+    tracker = ProcessTracker(Secret(sqlite_uri(folder / "mlflow.db")))
     wait_for(lambda: folder.exists() and has_content(folder), "the database's folder", 60)
 
     tracker.close()
@@ -188,14 +188,14 @@ def test_closing_while_a_database_is_being_made_leaves_a_whole_one_or_none(tmp_p
 def test_a_kill_while_a_database_is_being_made_leaves_no_half_of_one(tmp_path: Path, request_for: RequestMaker) -> None:
     folder = tmp_path / "new"
     uri = sqlite_uri(folder / "mlflow.db")
-    tracker = ProcessTracker.start_process(uri)
+    tracker = ProcessTracker(Secret(uri))
     wait_for(lambda: folder.exists() and has_content(folder), "the database's folder", 60)
 
     process_of(tracker).kill()
     tracker.close()
     assert not (folder / "mlflow.db").exists()
 
-    second = ProcessTracker.start_process(uri)
+    second = ProcessTracker(Secret(uri))
     assert stored(second.start(request_for(uri))).info.status == "RUNNING"
     second.close()
 
@@ -231,7 +231,7 @@ def test_when_it_dies_this_process_goes_on_with_its_run(
 def test_when_it_dies_in_the_middle_of_a_start_there_is_an_error_and_no_second_run(
     uri: str, request_for: RequestMaker
 ) -> None:
-    tracker = ProcessTracker.start_process(uri)
+    tracker = ProcessTracker(Secret(uri))
     killer = threading.Timer(0.3, process_of(tracker).kill)
     killer.start()
 
@@ -250,7 +250,7 @@ def test_a_file_named_mlflow_in_the_working_directory_is_not_imported(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
 
-    tracker = ProcessTracker.start_process(uri)
+    tracker = ProcessTracker(Secret(uri))
     run = tracker.start(request_for(uri))
     tracker.close()
 
@@ -261,12 +261,13 @@ def test_a_file_named_mlflow_in_the_working_directory_is_not_imported(
 PARENT = """
 import json, os, signal, sys
 from pathlib import Path
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tracking import ProcessTracker, TrackingRequest
 uri, end = sys.argv[1:]
-tracker = ProcessTracker.start_process(uri)
+tracker = ProcessTracker(Secret(uri))
 copy = WorkingCopy(directory=Path.cwd(), uri="x", kind="local", source_name="x")
-request = TrackingRequest(tracking_uri=uri, working_copy=copy, entry_point="main")
+request = TrackingRequest(tracking_uri=Secret(uri), working_copy=copy, entry_point="main")
 first, second = tracker.start(request), tracker.start(request)
 tracker.finish(second, "FINISHED")
 print(json.dumps([first.run_id, second.run_id, tracker._process.pid]), flush=True)
@@ -293,8 +294,8 @@ def test_it_ends_with_its_parent_and_accounts_for_runs_that_nobody_ended(uri: st
 GREEDY = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from prefect_mlprojects.tracking.tracker_process import _import_mlflow
-_import_mlflow("sqlite:////x.db")
+from prefect_mlprojects.tracking._mlflow_internals import import_mlflow
+import_mlflow("sqlite:////x.db")
 import mlflow
 print(mlflow.what)
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.tracking.uris import absolute_tracking_uri, run_page, sqlite_path, sqlite_uri
 
 HERE = Path("/here/now")
@@ -66,23 +67,24 @@ def test_only_sqlite_files_have_a_path(uri: str) -> None:
     ],
 )
 def test_a_server_has_a_page_for_a_run(uri: str, page: str | None) -> None:
-    assert run_page(uri, "3", "abc")[0] == page
+    assert run_page(Secret(uri), "3", "abc")[0] == page
 
 
 def test_a_page_of_a_workspace_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team a")
 
-    assert run_page("http://host", "3", "abc")[0] == "http://host/#/experiments/3/runs/abc?workspace=team%20a"
+    assert run_page(Secret("http://host"), "3", "abc")[0] == "http://host/#/experiments/3/runs/abc?workspace=team%20a"
 
 
 def test_a_database_has_a_hint_without_its_password() -> None:
-    _, hint = run_page("postgresql://me:hunter2@db/mlflow", "3", "abc")
+    _, hint = run_page(Secret("postgresql://me:hunter2@db/mlflow"), "3", "abc")
 
     assert hint == "mlflow ui --backend-store-uri 'postgresql://me:***@db/mlflow'"
 
 
 # What follows is asked of real interpreters, since it depends on whether MLflow is imported and on what was set in it.
-ASK = "from prefect_mlprojects.tracking import resolve_tracking_uri, active_run_id, active_experiment_id\n"
+ASK = "from prefect_mlprojects._support.secrets import reveal\n"
+ASK += "from prefect_mlprojects.tracking import resolve_tracking_uri, active_run_id, active_experiment_id\n"
 
 
 def answer(program: str, directory: Path, **variables: str) -> list[str]:
@@ -102,21 +104,22 @@ def test_without_anything_set_it_is_a_database_in_the_working_directory_and_mlfl
     tmp_path: Path,
 ) -> None:
     program = (
-        ASK + "import sys; print(resolve_tracking_uri()); print('mlflow' in sys.modules, 'prefect' in sys.modules)"
+        ASK
+        + "import sys; print(reveal(resolve_tracking_uri())); print('mlflow' in sys.modules, 'prefect' in sys.modules)"
     )
 
     assert answer(program, tmp_path) == [f"sqlite:///{tmp_path}/mlflow.db", "False False"]
 
 
 def test_the_variable_wins_over_the_default(tmp_path: Path) -> None:
-    program = ASK + "print(resolve_tracking_uri())"
+    program = ASK + "print(reveal(resolve_tracking_uri()))"
 
     assert answer(program, tmp_path, MLFLOW_TRACKING_URI="sqlite:///a.db") == [f"sqlite:///{tmp_path}/a.db"]
     assert answer(program, tmp_path, MLFLOW_TRACKING_URI="") == [f"sqlite:///{tmp_path}/mlflow.db"]
 
 
 def test_a_folder_of_runs_that_is_there_is_kept_in_use_by_mlflow_s_rule(tmp_path: Path) -> None:
-    program = ASK + "print(resolve_tracking_uri()); import mlflow; print(mlflow.get_tracking_uri())"
+    program = ASK + "print(reveal(resolve_tracking_uri())); import mlflow; print(mlflow.get_tracking_uri())"
     (tmp_path / "mlruns" / "0").mkdir(parents=True)
     assert answer(program, tmp_path) == [f"sqlite:///{tmp_path}/mlflow.db"] * 2
 
@@ -128,8 +131,8 @@ def test_a_folder_of_runs_that_is_there_is_kept_in_use_by_mlflow_s_rule(tmp_path
 def test_what_a_script_set_in_mlflow_wins(tmp_path: Path) -> None:
     program = (
         ASK
-        + "import mlflow; print(resolve_tracking_uri()); print(active_run_id(), active_experiment_id())\n"
-        + "mlflow.set_tracking_uri('sqlite:///set.db'); print(resolve_tracking_uri())\n"
+        + "import mlflow; print(reveal(resolve_tracking_uri())); print(active_run_id(), active_experiment_id())\n"
+        + "mlflow.set_tracking_uri('sqlite:///set.db'); print(reveal(resolve_tracking_uri()))\n"
         + "experiment = mlflow.set_experiment('mine'); print(active_experiment_id() == experiment.experiment_id)\n"
         + "with mlflow.start_run() as run: print(active_run_id() == run.info.run_id)\n"
         + "print(active_run_id())"

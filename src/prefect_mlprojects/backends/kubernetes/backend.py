@@ -354,7 +354,7 @@ def _link_annotations(
     # Prefect Cloud serves its pages under another host than its API.
     if api.endswith("/api"):
         links[FLOW_RUN_URL_ANNOTATION] = f"{redact(api.removesuffix('/api'))}/runs/flow-run/{identity.flow_run_id}"
-    page, _ = run_page(reveal(request.tracking_uri), child_env.get(EXPERIMENT_ID_VARIABLE, ""), identity.mlflow_run_id)
+    page, _ = run_page(request.tracking_uri, child_env.get(EXPERIMENT_ID_VARIABLE, ""), identity.mlflow_run_id)
     if page:
         links[MLFLOW_RUN_URL_ANNOTATION] = page
     return links
