@@ -270,7 +270,6 @@ class _ProjectRun:
             run_name=call.run_name,
             parent_run_id=session.parent_run_id,
             entry_point=checked.entry_point.name,
-            version=call.version,
             working_copy=working_copy,
             environment=checked.environment_kind,
             backend=call.backend,

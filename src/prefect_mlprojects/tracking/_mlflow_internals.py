@@ -7,12 +7,15 @@ it ends one. MLflow is imported inside the functions, since its import takes sec
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
+
+from prefect_mlprojects.types import RunStatus
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
@@ -25,26 +28,23 @@ MAX_BATCH_ENTRIES: Final = 100
 # A request may have a million bytes; the other half is room for the frame around the entries.
 MAX_BATCH_BYTES: Final = 500_000
 
+# Without the limits MLflow retries a server that is down for minutes.
 HTTP_LIMITS: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""Variables that keep MLflow from retrying a server that is down for minutes."""
-
 NO_TELEMETRY: Final = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 
+# Loggers whose records during our calls are of no interest, or repeat the error that we raise.
 NOISY_LOGGERS: Final = (
     "mlflow.store.db.utils",
     "alembic.runtime.migration",
     "alembic.runtime.plugins",
     "urllib3.connectionpool",
 )
-"""Loggers whose records during our calls are of no interest, or repeat the error that we raise."""
-
+# How mlflow/utils/rest_utils.py says that it got no answer, after all its retries.
 NETWORK_FAILURE: Final = re.compile(
-    r"API request to \S+ failed with (?:timeout )?exception (?!.*too many \d+ error)", re.DOTALL
+    r"(?s)API request to \S+ failed with (?:timeout )?exception (?!.*too many \d+ error)"
 )
-"""How mlflow/utils/rest_utils.py says that it got no answer, after all its retries."""
-
-NOT_FOUND_CODES: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-"""Error codes of stores for an unknown ID; the second for IDs of the wrong form."""
+# Error codes of stores for an unknown ID; the second for IDs of the wrong form.
+_NOT_FOUND: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 # mlflow-skinny works without these, and where they are installed they take more than half of the time of its import.
 _OPTIONAL_IMPORTS: Final = ("pandas", "numpy", "scipy", "sklearn", "pyarrow")
@@ -68,35 +68,30 @@ class MlflowStore:
         self, experiment_id: str, user: str, start_time: int, tags: Mapping[str, str], name: str | None
     ) -> Run:
         """Creates a run in one transaction with its tags; `start_time` in milliseconds since 1970."""
-        run: Run = self._store.create_run(
-            experiment_id=experiment_id,
-            user_id=user,
-            start_time=start_time,
-            tags=_entities("RunTag", tags),
-            run_name=name,
-        )
-        return run
+        from mlflow import entities
+
+        run_tags = [entities.RunTag(*entry) for entry in tags.items()]
+        run = self._store.create_run(experiment_id, user, start_time=start_time, tags=run_tags, run_name=name)
+        return cast("Run", run)
 
     def get_run(self, run_id: str) -> Run | None:
         """Returns a run, deleted ones too; None if no such ID exists."""
-        run: Run | None = _found(lambda: self._store.get_run(run_id))
-        return run
+        return cast("Run | None", _unless(_NOT_FOUND, self._store.get_run, run_id))
 
-    def set_status(
-        self,
-        run_id: str,
-        status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"],
-        end_time: int | None,
-        name: str | None = None,
-    ) -> None:
+    def set_status(self, run_id: str, status: RunStatus, end_time: int | None, name: str | None = None) -> None:
         """Sets a run's status and end time (milliseconds since 1970), and its name unless that is None."""
-        from mlflow.entities import RunStatus
+        from mlflow import entities
 
-        self._store.update_run_info(run_id, getattr(RunStatus, status), end_time=end_time, run_name=name)
+        self._store.update_run_info(run_id, getattr(entities.RunStatus, status), end_time=end_time, run_name=name)
 
     def log(self, run_id: str, parameters: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Logs parameters and tags, not more than one request can hold."""
-        self._store.log_batch(run_id, metrics=[], params=_entities("Param", parameters), tags=_entities("RunTag", tags))
+        """Logs parameters, then tags, in requests that MLflow accepts."""
+        from mlflow import entities
+
+        for batch in batches(parameters):
+            self._store.log_batch(run_id, [], [entities.Param(*entry) for entry in batch.items()], [])
+        for batch in batches(tags):
+            self._store.log_batch(run_id, [], [], [entities.RunTag(*entry) for entry in batch.items()])
 
     def log_text(self, run_id: str, name: str, text: str) -> None:
         """Stores a text as an artifact of a run, by MLflow's client, which knows where artifacts go."""
@@ -107,24 +102,16 @@ class MlflowStore:
 
     def experiment(self, experiment_id: str) -> Experiment | None:
         """Returns an experiment, deleted ones too; None if no such ID exists."""
-        experiment: Experiment | None = _found(lambda: self._store.get_experiment(experiment_id))
-        return experiment
+        return cast("Experiment | None", _unless(_NOT_FOUND, self._store.get_experiment, experiment_id))
 
     def experiment_by_name(self, name: str) -> Experiment | None:
         """Returns an experiment, deleted ones too; None if no such name exists."""
-        experiment: Experiment | None = self._store.get_experiment_by_name(name)
-        return experiment
+        return cast("Experiment | None", self._store.get_experiment_by_name(name))
 
     def create_experiment(self, name: str) -> str | None:
         """Creates an experiment and returns its ID; None if the name exists."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return str(self._store.create_experiment(name, artifact_location=None, tags=[]))
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_ALREADY_EXISTS":
-                return None
-            raise
+        created = _unless(("RESOURCE_ALREADY_EXISTS",), self._store.create_experiment, name, None, [])
+        return None if created is None else str(created)
 
     def default_experiment_id(self) -> str | None:
         """Returns the experiment that MLflow uses when none is chosen; Databricks has none outside of notebooks and jobs."""
@@ -139,29 +126,35 @@ class MlflowStore:
         self._store.engine.dispose()
 
 
-def _entities(kind: Literal["RunTag", "Param"], values: Mapping[str, str]) -> list[Any]:
-    from mlflow import entities
-
-    return [getattr(entities, kind)(key, value) for key, value in values.items()]
-
-
-def _found(read: Any) -> Any:
+def _unless(codes: Container[str], function: Any, *arguments: Any) -> Any:
+    """Calls a function of MLflow; returns None if it fails with one of the error codes."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return read()
+        return function(*arguments)
     except MlflowException as error:
-        if error.error_code in NOT_FOUND_CODES:
+        if error.error_code in codes:
             return None
         raise
 
 
-def ask_server(uri: str, timeout: float) -> None:
-    """Sends one small request to an MLflow server; any answer will do, even a refusal. `timeout` in seconds.
+def batches(entries: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Splits tags or parameters into batches that MLflow accepts in one request."""
+    batch: dict[str, str] = {}
+    size = 0
+    for name, value in entries.items():
+        cost = len(json.dumps(name)) + len(json.dumps(value))
+        if batch and (len(batch) == MAX_BATCH_ENTRIES or size + cost > MAX_BATCH_BYTES):
+            yield batch
+            batch, size = {}, 0
+        batch[name] = value
+        size += cost
+    if batch:
+        yield batch
 
-    Raises:
-        MlflowException: Nothing answered.
-    """
+
+def ask_server(uri: str, timeout: float) -> None:
+    """Sends one small request to an MLflow server; raises ``MlflowException`` if nothing answers in `timeout` seconds."""
     from mlflow.utils import credentials, rest_utils
 
     host_credentials: Any = credentials.get_default_host_creds

@@ -1,13 +1,14 @@
 """A tracker that runs MLflow in another process, so that its import overlaps with everything else.
 
-The tracker process makes the calls of a `Tracker`; requests come by its stdin and are answered on its stdout, one JSON
-object a line.
+That process makes the calls of a `Tracker`; requests come by its stdin and are answered on its stdout, as lines of JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import inspect
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn, TypeVar
 
@@ -36,7 +37,6 @@ _PROGRAM: Final = (
     "import json, sys; hello = json.loads(sys.stdin.buffer.readline()); sys.path[:] = hello['path']; "
     "from prefect_mlprojects.tracking.process_tracker import main; main(hello['tracking_uri'])"
 )
-
 _CLOSE_SECONDS: Final = 30.0
 _STDERR_BYTES: Final = 2000
 _THREADS: Final = 8
@@ -45,11 +45,13 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _logger = logging.getLogger(__name__)
 
 
-def _error_fields(error: TrackingError) -> dict[str, str]:
-    return {"message": error.message, "tracking_uri": error.tracking_uri}
+def _error_fields(error: Exception) -> dict[str, str]:
+    if isinstance(error, TrackingError):
+        return {"message": error.message, "tracking_uri": error.tracking_uri}
+    return {"message": f"{type(error).__name__}: {error}", "tracking_uri": ""}
 
 
-# What is not JSON: its type, its fields or its text, and how it is made of them.
+# Types that JSON lacks: how to get the fields or the text, and how to make the value of them.
 _CODECS: Final[Mapping[str, tuple[type, Callable[[Any], Any], Callable[..., Any]]]] = {
     "request": (TrackingRequest, vars, TrackingRequest),
     "working copy": (WorkingCopy, vars, WorkingCopy),
@@ -58,7 +60,7 @@ _CODECS: Final[Mapping[str, tuple[type, Callable[[Any], Any], Callable[..., Any]
     "path": (Path, str, Path),
     "secret": (Secret, reveal, Secret),
     "unreachable": (UnreachableError, _error_fields, UnreachableError),
-    "error": (TrackingError, _error_fields, TrackingError),
+    "error": (Exception, _error_fields, TrackingError),
 }
 
 
@@ -68,13 +70,11 @@ def to_json(value: Any) -> Any:
         if isinstance(value, kind):
             plain = encode(value)
             return {name: {k: to_json(v) for k, v in plain.items()} if isinstance(plain, dict) else plain}
-    return [to_json(each) for each in value] if isinstance(value, tuple) else value
+    return value
 
 
 def from_json(data: Any) -> Any:
-    """Returns what `to_json` made into JSON data; tuples come back as lists."""
-    if isinstance(data, list):
-        return [from_json(each) for each in data]
+    """Returns what `to_json` made into JSON data."""
     if not isinstance(data, dict):
         return data
     ((name, plain),) = data.items()
@@ -90,18 +90,23 @@ class _TrackerProcessExitedError(Exception):
 
 def _remote(method: _F) -> _F:
     """Makes a method of `Tracker` one that the tracker process executes, or this process if that has exited."""
+    signature = inspect.signature(method)
 
     @functools.wraps(method)
-    def call(self: ProcessTracker, *arguments: Any, **keywords: Any) -> Any:
+    def call(self: ProcessTracker, *positional: Any, **named: Any) -> Any:
+        arguments = signature.bind(self, *positional, **named).arguments
+        del arguments["self"]
         try:
-            return self._ask(method.__name__, arguments, keywords)
+            return self._ask(method.__name__, arguments)
         except _TrackerProcessExitedError as error:
-            request = next(iter((*arguments, *keywords.values())), None)
-            if error.sent and isinstance(request, TrackingRequest) and request.run_id is None:
+            if error.sent and "request" in arguments and not arguments["request"].run_id:
                 # The process may have created the run before it died: a second one would be wrong.
                 raise TrackingError(str(error), tracking_uri=self._shown) from None
-            self._warn_of_exit(error)
-        return method(self, *arguments, **keywords)
+            with self._lock:
+                warned, self._warned = self._warned, True
+            if not warned:
+                _logger.warning("%s MLflow is used in this process instead.", error)
+        return method(self, **arguments)
 
     return call  # type: ignore[return-value]  # its signature is the method's
 
@@ -122,16 +127,9 @@ class ProcessTracker(Tracker):
     metrics = _remote(Tracker.metrics)
 
     def __init__(self, tracking_uri: Secret | None = None) -> None:
-        """Starts the process, which at once imports MLflow and opens the store; returns in milliseconds.
-
-        Args:
-            tracking_uri: The absolute tracking URI that will be used, by default as ``resolve_tracking_uri`` finds it;
-                runs of other stores work too.
-
-        Raises:
-            OSError: The process could not be started.
-        """
+        """Starts the process, which opens the most likely store (default: this process's); or raises ``OSError``."""
         super().__init__()
+        self._lock = threading.Lock()
         tracking_uri = tracking_uri or resolve_tracking_uri()
         self._shown = display_uri(tracking_uri)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process runs
@@ -176,16 +174,15 @@ class ProcessTracker(Tracker):
         self._replies.close()
         self._stderr.close()
 
-    def _ask(self, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    def _ask(self, method: str, arguments: Mapping[str, Any]) -> Any:
         reply: Future[dict[str, Any]] = Future()
-        message = {"method": method, "arguments": to_json(arguments), "keywords": to_json(keywords)}
         with self._lock:
             if self._closed:
                 raise TrackingError("The tracker was closed before this call.", tracking_uri=self._shown)
             self._last_number += 1
             number = self._last_number
             self._pending[number] = reply
-            if self._exited or not self._send({**message, "number": number}):
+            if self._exited or not self._send({"number": number, "method": method, "arguments": to_json(arguments)}):
                 self._pending.pop(number)
                 raise _TrackerProcessExitedError(self._exit_message(), sent=False)
         answer = reply.result()
@@ -225,36 +222,30 @@ class ProcessTracker(Tracker):
         descriptor = self._stderr.fileno()
         offset = max(0, os.fstat(descriptor).st_size - _STDERR_BYTES)
         output = os.pread(descriptor, _STDERR_BYTES, offset).decode("utf-8", "replace").strip()
-        return f"The process that talks to MLflow ended unexpectedly{how}." + (
-            f" Its last output: {redact(output)}" if output else ""
-        )
-
-    def _warn_of_exit(self, error: _TrackerProcessExitedError) -> None:
-        with self._lock:
-            warned, self._warned = self._warned, True
-        if not warned:
-            _logger.warning("%s MLflow is used in this process instead.", error)
+        last = f" Its last output: {redact(output)}" if output else ""
+        return f"The process that talks to MLflow ended unexpectedly{how}.{last}"
 
 
 def main(tracking_uri: str) -> NoReturn:
     """Serves the parent process until it sends ``close`` or ends; `tracking_uri` is the most likely store."""
-    replies = _private_stdout()
+    # What MLflow prints goes to stderr, which is read only if this process dies.
+    sys.stdout.flush()
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A shutdown signals all processes at once, but the parent still has an end to report; we end after the parent.
         signal.signal(number, signal.SIG_IGN)
     server = _Server(replies)
-    requests: list[Future[None]] = []
     closed = False
     pool = ThreadPoolExecutor(_THREADS)
-    pool.submit(server.warm_up, tracking_uri)
+    # Not in the pool, which is waited for.
+    threading.Thread(target=server.warm_up, args=(tracking_uri,), daemon=True).start()
     for line in sys.stdin.buffer:
         message = json.loads(line)
-        closed = message["method"] == "close"
-        if closed:
+        if closed := message["method"] == "close":
             break
-        requests = [request for request in requests if not request.done()]
-        requests.append(pool.submit(server.answer, message))
-    wait(requests)
+        pool.submit(server.answer, message)
+    pool.shutdown()
     if not closed:
         server.fail_unfinished_runs()
     # Unloading MLflow takes longer than anything else here, and the parent may be waiting for our end. A database that
@@ -282,10 +273,9 @@ class _Server:
                 import_mlflow(tracking_uri)
             finally:
                 self._imported.set()
-            self._tracker.warm_up(Secret(tracking_uri))
-        except TrackingError:
             # The first request will fail with the same error, and reports it to its caller.
-            return
+            with contextlib.suppress(TrackingError):
+                self._tracker.warm_up(Secret(tracking_uri))
         finally:
             gc.enable()
 
@@ -293,17 +283,14 @@ class _Server:
         # Two threads must not import MLflow at once: Python would let one of them use half-initialised modules.
         self._imported.wait()
         try:
-            value = self._call(message["method"], from_json(message["arguments"]), from_json(message["keywords"]))
+            value = self._call(message["method"], from_json(message["arguments"]))
         except Exception as error:  # noqa: BLE001 - the parent raises it
-            value = sendable_error(error, "")
+            value = error
         reply = {"number": message["number"], "value": to_json(value), "logged": self._log.take()}
-        with self._lock:
-            try:
-                self._replies.write(json.dumps(reply).encode() + b"\n")
-                self._replies.flush()
-            except OSError:
-                # The parent ended; the main thread learns it from stdin.
-                return
+        # If the parent ended, the main thread learns it from stdin.
+        with self._lock, contextlib.suppress(OSError):
+            self._replies.write(json.dumps(reply).encode() + b"\n")
+            self._replies.flush()
 
     def fail_unfinished_runs(self) -> None:
         for run in list(self._unfinished.values()):
@@ -312,23 +299,16 @@ class _Server:
             except TrackingError as error:
                 sys.stderr.write(f"{error}\n")
 
-    def _call(self, method: str, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    def _call(self, method: str, arguments: dict[str, Any]) -> Any:
         if method not in self._METHODS:
             raise ValueError(f"unknown method {method!r}")
-        value = getattr(self._tracker, method)(*arguments, **keywords)
+        value = getattr(self._tracker, method)(**arguments)
         with self._lock:
             if method == "start":
                 self._unfinished[value.run_id] = value
             elif method == "finish":
-                self._unfinished.pop((arguments[0] if arguments else keywords["run"]).run_id, None)
+                self._unfinished.pop(arguments["run"].run_id, None)
         return value
-
-
-def sendable_error(error: Exception, shown_uri: str) -> TrackingError:
-    """Returns an error as the parent can raise it: any but a ``TrackingError`` becomes one, of the store at `shown_uri`."""
-    if isinstance(error, TrackingError):
-        return error
-    return TrackingError(f"{type(error).__name__}: {error}", tracking_uri=shown_uri)
 
 
 class _ThreadLog(logging.Handler):
@@ -339,17 +319,8 @@ class _ThreadLog(logging.Handler):
         self._local = threading.local()
 
     def emit(self, record: logging.LogRecord) -> None:
-        records: list[tuple[int, str]] = self._local.__dict__.setdefault("records", [])
-        records.append((record.levelno, redact(record.getMessage())))
+        self._local.__dict__.setdefault("records", []).append((record.levelno, redact(record.getMessage())))
 
     def take(self) -> list[tuple[int, str]]:
         records: list[tuple[int, str]] = self._local.__dict__.pop("records", [])
         return records
-
-
-def _private_stdout() -> IO[bytes]:
-    """Keeps stdout for replies: what MLflow prints goes to stderr, which is read only if this process dies."""
-    sys.stdout.flush()
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return replies

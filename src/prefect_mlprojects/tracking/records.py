@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import getpass
-import json
 import logging
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -15,28 +14,13 @@ from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.sources.base import WorkingCopy
-from prefect_mlprojects.tracking._mlflow_internals import (
-    MAX_BATCH_BYTES,
-    MAX_BATCH_ENTRIES,
-    MAX_KEY_LENGTH,
-    MAX_PARAMETER_LENGTH,
-    MAX_TAG_LENGTH,
-    databricks_variables,
-)
-from prefect_mlprojects.tracking.uris import (
-    EXPERIMENT_ID_VARIABLE,
-    RUN_ID_VARIABLE,
-    TRACKING_URI_VARIABLE,
-    display_uri,
-)
+from prefect_mlprojects.tracking import _mlflow_internals as internals
+from prefect_mlprojects.tracking.uris import EXPERIMENT_ID_VARIABLE, RUN_ID_VARIABLE, TRACKING_URI_VARIABLE, display_uri
 
 FinalStatus: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 """How an MLflow run can end; the names are MLflow's."""
 
 FLOW_RUN_ID_TAG = "prefect.flow_run_id"
-FLOW_RUN_URL_TAG = "prefect.flow_run_url"
-FAILURE_CATEGORY_TAG = "mlprojects.failure.category"
-FAILURE_CAUSE_TAG = "mlprojects.failure.cause"
 
 _BAD_KEY_CHARACTERS = re.compile(r"[^/\w.\- :]")
 
@@ -48,12 +32,11 @@ class TrackingRequest:
     """The MLflow run that a project run asks for.
 
     Attributes:
-        tracking_uri: The absolute tracking URI, as ``resolve_tracking_uri`` returns it.
+        tracking_uri: Absolute.
         parameters: Declared (defaults included) and extra parameters as text, unquoted.
         experiment_name: Created if it does not exist. With neither name nor ID, MLflow's default is used:
             ``MLFLOW_EXPERIMENT_NAME``, then ``MLFLOW_EXPERIMENT_ID``, then the experiment ``Default``.
         run_id: An existing run to continue; None creates a new one.
-        version: The requested branch, tag or commit; the working copy has the resolved one.
         environment: An environment manager's name or ``docker``; ``local`` is not recorded, as in MLflow.
         tags: Further tags; they win over those made from the other fields.
     """
@@ -67,7 +50,6 @@ class TrackingRequest:
     run_id: str | None = None
     run_name: str | None = None
     parent_run_id: str | None = None
-    version: str | None = None
     backend: str = "local"
     environment: str | None = None
     docker_image: str | None = None
@@ -83,7 +65,6 @@ class TrackedRun:
     Attributes:
         url: The run's page in MLflow's UI; None when the store is not behind a server.
         hint: How to see the run when there is no ``url`` ("mlflow ui --backend-store-uri …"); else None.
-        run_name: None if it is not known.
     """
 
     run_id: str
@@ -97,10 +78,7 @@ class TrackedRun:
 def child_variables(run: TrackedRun) -> dict[str, Secret | str]:
     """Returns the variables by which MLflow in the child process finds the run, as ``mlflow run`` sets them.
 
-    For a Databricks store they include the credentials of the profile in use.
-
-    Raises:
-        TrackingError: The credentials of a Databricks store can't be found or passed on.
+    For a Databricks store they include the credentials of the profile in use; raises ``TrackingError`` without any.
     """
     variables: dict[str, Secret | str] = {
         RUN_ID_VARIABLE: run.run_id,
@@ -112,7 +90,7 @@ def child_variables(run: TrackedRun) -> dict[str, Secret | str]:
         from mlflow.exceptions import MlflowException
 
         try:
-            variables |= {name: Secret(value) for name, value in databricks_variables(uri).items()}
+            variables |= {name: Secret(value) for name, value in internals.databricks_variables(uri).items()}
         except MlflowException as error:
             raise TrackingError(str(error), tracking_uri=display_uri(run.tracking_uri)) from None
     return variables
@@ -138,15 +116,15 @@ def project_tags(request: TrackingRequest) -> dict[str, str]:
         "mlflow.parentRunId": request.parent_run_id,
         "mlflow.docker.image.uri": request.docker_image,
         FLOW_RUN_ID_TAG: request.flow_run_id,
-        FLOW_RUN_URL_TAG: request.flow_run_url,
+        "prefect.flow_run_url": request.flow_run_url,
         **request.tags,
     }
-    return storable_tags({name: value for name, value in tags.items() if value is not None})
+    return storable("tag", {name: value for name, value in tags.items() if value is not None})
 
 
 def failure_tags(category: str, cause: str) -> dict[str, str]:
     """Returns the tags that say why a run did not finish: its `FailureCategory`, and the cause in words."""
-    return storable_tags({FAILURE_CATEGORY_TAG: str(category), FAILURE_CAUSE_TAG: redact(cause)})
+    return storable("tag", {"mlprojects.failure.category": str(category), "mlprojects.failure.cause": redact(cause)})
 
 
 def user_name() -> str:
@@ -157,35 +135,12 @@ def user_name() -> str:
         return "unknown"
 
 
-def storable_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Returns the tags with names and values that MLflow can store; changes are logged as warnings."""
-    return _storable("tag", tags, MAX_TAG_LENGTH)
-
-
-def storable_parameters(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Returns the parameters with names and values that MLflow can store; changes are logged as warnings."""
-    return _storable("parameter", parameters, MAX_PARAMETER_LENGTH)
-
-
-def batches(entries: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Splits tags or parameters into batches that MLflow accepts in one request."""
-    batch: dict[str, str] = {}
-    size = 0
+def storable(kind: Literal["tag", "parameter"], entries: Mapping[str, str]) -> dict[str, str]:
+    """Returns tags or parameters with names and values that MLflow can store; changes are logged as warnings."""
+    max_length = internals.MAX_TAG_LENGTH if kind == "tag" else internals.MAX_PARAMETER_LENGTH
+    result: dict[str, str] = {}
     for name, value in entries.items():
-        cost = len(json.dumps(name)) + len(json.dumps(value))
-        if batch and (len(batch) == MAX_BATCH_ENTRIES or size + cost > MAX_BATCH_BYTES):
-            yield batch
-            batch, size = {}, 0
-        batch[name] = value
-        size += cost
-    if batch:
-        yield batch
-
-
-def _storable(kind: str, entries: Mapping[str, str], max_length: int) -> dict[str, str]:
-    storable: dict[str, str] = {}
-    for name, value in entries.items():
-        key = _storable_key(name, taken=storable.keys() | (entries.keys() - {name}))
+        key = _storable_key(name, taken=result.keys() | (entries.keys() - {name}))
         if key is None:
             _logger.warning("MLflow can't store a %s named %r; it is not recorded.", kind, name)
             continue
@@ -194,21 +149,19 @@ def _storable(kind: str, entries: Mapping[str, str], max_length: int) -> dict[st
         # Bytes that are not UTF-8 arrive as lone surrogates, which no store takes; PostgreSQL refuses NUL.
         text = value.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
         if len(text) > max_length:
-            _logger.warning(
-                "The %s %r has %d characters; MLflow records its first %d.", kind, key, len(text), max_length
-            )
-        storable[key] = text[:max_length]
-    return storable
+            message = "The %s %r has %d characters; MLflow records its first %d."
+            _logger.warning(message, kind, key, len(text), max_length)
+        result[key] = text[:max_length]
+    return result
 
 
 def _storable_key(name: str, taken: Iterable[str]) -> str | None:
     """The name, changed where MLflow forbids it: characters, length, and paths like ``a//b``."""
-    key = _BAD_KEY_CHARACTERS.sub("_", name)[:MAX_KEY_LENGTH]
+    key = _BAD_KEY_CHARACTERS.sub("_", name)[: internals.MAX_KEY_LENGTH]
     if not _is_normal_path(key):
         key = re.sub(r"[/.]", "_", key)
-    if not key or not _is_normal_path(key):
-        return None
-    return key if key == name or key not in taken else None
+    is_usable = key and _is_normal_path(key) and (key == name or key not in taken)
+    return key if is_usable else None
 
 
 def _is_normal_path(key: str) -> bool:

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -22,13 +23,8 @@ from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.settings import cache_directory
-from prefect_mlprojects.tracking._mlflow_internals import (
-    NETWORK_FAILURE,
-    NOISY_LOGGERS,
-    MlflowStore,
-    ask_server,
-    model_location,
-)
+from prefect_mlprojects.tracking import _mlflow_internals as internals
+from prefect_mlprojects.tracking._mlflow_internals import MlflowStore
 from prefect_mlprojects.tracking.uris import display_uri, scheme_of, sqlite_path, sqlite_uri
 
 _PROBE_SECONDS = 10.0
@@ -38,9 +34,8 @@ _STALE_SECONDS = 600.0
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 _opening = threading.Lock()
+# Held while a database is created: a process that ends by itself waits for it.
 creating = threading.Lock()
-"""Held while a database is created: a process that ends by itself waits for it."""
-
 _stores_lock = threading.Lock()
 _stores: dict[Secret, Store] = {}
 _quiet = threading.local()
@@ -61,15 +56,12 @@ class Store:
         self._answered = -math.inf
 
     def call(self, action_name: str, action: Callable[[MlflowStore], _T]) -> _T:
-        """Returns what `action` returns; `action_name` follows "could not" in errors: ``"create the run"``.
-
-        Raises:
-            TrackingError: The store can't be opened, or the action failed; ``UnreachableError`` if it did not answer.
-        """
+        """Returns what `action` returns; every failure is a ``TrackingError`` that says "could not `action_name`"."""
         try:
-            store = self._open()
-            with self._gate, _without_noise():
-                result = action(store)
+            with _without_noise():
+                store = self._open()
+                with self._gate:
+                    result = action(store)
         except Exception as error:  # noqa: BLE001 - stores raise whatever their drivers do
             self.distrust()
             raise tracking_error(error, self.shown, action_name) from None
@@ -83,22 +75,19 @@ class Store:
     def _open(self) -> MlflowStore:
         # MLflow retries a store that is down for minutes, which would look like a run that hangs: it is probed first.
         untrusted = time.monotonic() - self._answered >= _TRUST_SECONDS
-        with _opening, _without_noise():
-            try:
-                path = sqlite_path(self._uri)
+        path = sqlite_path(self._uri)
+        try:
+            with _opening:
                 if path is not None:
                     return self._open_sqlite(path)
                 if untrusted and self._scheme in _DATABASE_PORTS:
                     _probe_database(self._uri)
                 store = MlflowStore(self._uri)
-            except Exception as error:  # noqa: BLE001 - stores raise whatever their drivers do
-                raise tracking_error(error, self.shown, "open the tracking store") from None
-        if untrusted and self._scheme in ("http", "https"):
-            try:
-                with _without_noise():
-                    ask_server(self._uri, _PROBE_SECONDS)
-            except Exception as error:  # noqa: BLE001 - MLflow wraps whatever requests raised
-                raise _unreachable(self.shown, str(error)) from None
+            if untrusted and self._scheme in ("http", "https"):
+                internals.ask_server(self._uri, _PROBE_SECONDS)
+        except Exception as error:  # noqa: BLE001 - stores raise whatever their drivers do
+            kind = "store" if path is None else "database"
+            raise tracking_error(error, self.shown, f"open the tracking {kind}") from None
         return store
 
     def _open_sqlite(self, path: Path) -> MlflowStore:
@@ -108,28 +97,15 @@ class Store:
                 return store
             # The file was deleted or replaced; MLflow's connections still lead to the old one.
             store.disconnect()
-        self._probe_sqlite(path)
-        if _identity(path) is not None and path.stat().st_size > 0:
+        _probe_sqlite(path)
+        is_created = path.exists() and path.stat().st_size > 0
+        with contextlib.nullcontext() if is_created else _creation_lock(path):
+            if not path.exists():
+                with creating:
+                    _create_sqlite(path)
             store = MlflowStore(self._uri)
-        else:
-            with _creation_lock(path):
-                if not path.exists():
-                    with creating:
-                        _create_sqlite(path)
-                store = MlflowStore(self._uri)
         self._sqlite = store, _identity(path)
         return store
-
-    def _probe_sqlite(self, path: Path) -> None:
-        """Opens the file with plain SQLite: MLflow would retry for a minute and a half before it reports an error."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                address = f"file:{quote(str(path))}?mode=rw"
-                with contextlib.closing(sqlite3.connect(address, uri=True, timeout=20)) as database:
-                    database.execute("PRAGMA schema_version").fetchone()
-        except (OSError, sqlite3.Error) as error:
-            raise tracking_error(error, self.shown, "open the tracking database") from None
 
 
 def store_of(uri: Secret) -> Store:
@@ -143,8 +119,7 @@ def download_artifacts(uri: str, folder: Path, tracking_uri: Secret | None) -> P
 
     With no `tracking_uri` the store is the one that this process uses. Raises whatever MLflow raises.
     """
-    import mlflow
-    from mlflow import artifacts
+    import mlflow.artifacts
 
     store = reveal(tracking_uri) if tracking_uri is not None else None
     registry = mlflow.get_registry_uri()
@@ -152,10 +127,9 @@ def download_artifacts(uri: str, folder: Path, tracking_uri: Secret | None) -> P
         if registry == mlflow.get_tracking_uri():
             # No registry was set apart from the tracking store, so the models are where the runs are.
             registry = store
-        uri = model_location(uri, store, registry)
-    return Path(
-        artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=store, registry_uri=registry)
-    )
+        uri = internals.model_location(uri, store, registry)
+    download = partial(mlflow.artifacts.download_artifacts, tracking_uri=store, registry_uri=registry)
+    return Path(download(artifact_uri=uri, dst_path=str(folder)))
 
 
 def check_store(tracking_uri: Secret) -> None:
@@ -168,14 +142,13 @@ def check_store(tracking_uri: Secret) -> None:
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
     """Drops the records of this thread that noisy loggers emit meanwhile."""
-    for name in NOISY_LOGGERS:
+    for name in internals.NOISY_LOGGERS:
         logging.getLogger(name).addFilter(_is_wanted)  # a no-op if it is there
-    before = getattr(_quiet, "on", False)
     _quiet.on = True
     try:
         yield
     finally:
-        _quiet.on = before
+        _quiet.on = False
 
 
 def _is_wanted(_record: logging.LogRecord) -> bool:
@@ -183,11 +156,19 @@ def _is_wanted(_record: logging.LogRecord) -> bool:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    try:
+    with contextlib.suppress(OSError):
         status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
+    return None
+
+
+def _probe_sqlite(path: Path) -> None:
+    """Opens the file, if it exists, with plain SQLite: MLflow would retry for a minute and a half before it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        address = f"file:{quote(str(path))}?mode=rw"
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=20)) as database:
+            database.execute("PRAGMA schema_version").fetchone()
 
 
 def _create_sqlite(path: Path) -> None:
@@ -217,20 +198,16 @@ def _creation_lock(path: Path) -> Iterator[None]:
 
 
 def _probe_database(uri: str) -> None:
-    from sqlalchemy import create_engine
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.pool import NullPool
+    from sqlalchemy import create_engine, engine, pool
 
-    url = make_url(uri)
+    url = engine.make_url(uri)
     if url.host:
         port = url.port or _DATABASE_PORTS[url.get_backend_name()]
         try:
             socket.create_connection((url.host, port), timeout=_PROBE_SECONDS).close()
         except OSError as error:
             raise _unreachable(redact(uri), str(error)) from None
-    engine = create_engine(url, poolclass=NullPool)
-    engine.connect().close()
-    engine.dispose()
+    create_engine(url, poolclass=pool.NullPool).connect().close()
 
 
 _ADVICE = {
@@ -247,18 +224,11 @@ _ADVICE = {
     "MLFLOW_TRACKING_PASSWORD, or in MLFLOW_TRACKING_TOKEN.",
 }
 
-_ROLLED_BACK = re.compile(r"database is locked|deadlock", re.IGNORECASE)
-_BROKEN_OFF = re.compile(r"server closed the connection|connection (?:reset|refused|timed out)", re.IGNORECASE)
-
-_NETWORK_REASONS = (
-    "Connection refused",
-    "Name or service not known",
-    "Temporary failure in name resolution",
-    "No route to host",
-    "Network is unreachable",
-    "Connection reset by peer",
-    "certificate verify failed",
-    "timed out",
+_ROLLED_BACK = re.compile("(?i)database is locked|deadlock")
+_BROKEN_OFF = re.compile("(?i)server closed the connection|connection (?:reset|refused|timed out)")
+_NETWORK_REASON = re.compile(
+    "(?i)Connection refused|Name or service not known|Temporary failure in name resolution|No route to host|"
+    "Network is unreachable|Connection reset by peer|certificate verify failed|timed out"
 )
 
 # What SQLAlchemy adds to a driver's message: how it came to the statement, the statement with its values, a link.
@@ -271,19 +241,18 @@ class UnreachableError(TrackingError):
     """The store did not answer; a later attempt may succeed."""
 
 
-def is_transient(error: Exception, *, idempotent: bool) -> bool:
-    """Returns whether a call may succeed if retried; one that is not idempotent must have been rolled back."""
-    text = str(error)
-    return bool(_ROLLED_BACK.search(text)) or (
-        idempotent and (isinstance(error, UnreachableError) or bool(_BROKEN_OFF.search(text)))
-    )
+def is_transient(error: Exception, *, once: bool) -> bool:
+    """Returns whether a call may succeed if retried; a call that is made only `once` must have been rolled back."""
+    if _ROLLED_BACK.search(str(error)):
+        return True
+    return not once and (isinstance(error, UnreachableError) or _BROKEN_OFF.search(str(error)) is not None)
 
 
 def tracking_error(error: BaseException, shown: str, action_name: str) -> TrackingError:
     """Returns one error that says what failed, at which store (its redacted URI), why, and what to do."""
     if isinstance(error, TrackingError):
         return error
-    if NETWORK_FAILURE.search(str(error)):
+    if internals.NETWORK_FAILURE.search(str(error)):
         return _unreachable(shown, str(error))
     reason = " ".join(_SQLALCHEMY_NOTES.sub("", redact(str(error))).split()) or type(error).__name__
     reason += "" if reason.endswith((".", "!", "?")) else "."
@@ -292,7 +261,8 @@ def tracking_error(error: BaseException, shown: str, action_name: str) -> Tracki
 
 
 def _unreachable(shown: str, reason: str) -> UnreachableError:
-    reason = next((known for known in _NETWORK_REASONS if known.lower() in reason.lower()), redact(reason))
+    known = _NETWORK_REASON.search(reason)
+    reason = known[0] if known else redact(reason)
     return UnreachableError(
         f"The MLflow tracking store {shown} can't be reached: {reason}. "
         "Start it, or set MLFLOW_TRACKING_URI to another store.",

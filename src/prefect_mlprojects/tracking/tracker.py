@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,22 +14,9 @@ from prefect_mlprojects._support.retry import Backoff, retry
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking._mlflow_internals import MlflowStore
-from prefect_mlprojects.tracking.records import (
-    FinalStatus,
-    TrackedRun,
-    TrackingRequest,
-    batches,
-    project_tags,
-    storable_parameters,
-    storable_tags,
-)
+from prefect_mlprojects.tracking.records import FinalStatus, TrackedRun, TrackingRequest, project_tags, storable
 from prefect_mlprojects.tracking.stores import is_transient, store_of
-from prefect_mlprojects.tracking.uris import (
-    EXPERIMENT_ID_VARIABLE,
-    EXPERIMENT_NAME_VARIABLE,
-    display_uri,
-    run_page,
-)
+from prefect_mlprojects.tracking.uris import EXPERIMENT_ID_VARIABLE, EXPERIMENT_NAME_VARIABLE, display_uri, run_page
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
@@ -52,22 +38,17 @@ class Tracker:
 
     def __init__(self, retry_seconds: float = 30.0) -> None:
         self._retry_seconds = retry_seconds
-        self._lock = threading.Lock()
         self._finished: dict[str, FinalStatus] = {}
 
     def warm_up(self, tracking_uri: Secret) -> None:
         """Imports MLflow and opens a store ahead of its first use."""
-        self._call(tracking_uri, "open the tracking store", lambda _store: None, idempotent=False)
+        self._call(tracking_uri, "open the tracking store", lambda _store: None, once=True)
 
     def start(self, request: TrackingRequest) -> TrackedRun:
         """Creates the run with its tags and parameters, or continues ``request.run_id``; its status is RUNNING.
 
         What MLflow can't store is changed, with a warning: long values are shortened, characters that names may not have
         are replaced. Parameters that a continued run has with another value keep it, with a warning.
-
-        Raises:
-            TrackingError: The store can't be used; the experiment is deleted, unknown, or given by name and ID; or the
-                run to continue is unknown or deleted.
         """
         uri = request.tracking_uri
         if request.experiment_name and request.experiment_id:
@@ -79,19 +60,14 @@ class Tracker:
         if not request.run_id:
             return _tracked(self._create(request), uri, request.run_name)
         run_id = request.run_id
-        run = self._call(uri, "continue the run", lambda store: _resume(store, run_id, request), idempotent=False)
-        with self._lock:
-            self._finished.pop(run_id, None)
+        run = self._call(uri, "continue the run", lambda store: _resume(store, run_id, request), once=True)
+        self._finished.pop(run_id, None)
         return _tracked(run, uri, request.run_name)
 
-    def resolve_experiment(self, tracking_uri: Secret, name: str | None, experiment_id: str | None) -> str:
+    def resolve_experiment(self, uri: Secret, name: str | None, experiment_id: str | None) -> str:
         """Returns the ID of an experiment by name, ID or MLflow's default; creates one that is given by name."""
-        return self._call(
-            tracking_uri,
-            "find the experiment",
-            lambda store: _experiment_id(store, tracking_uri, name, experiment_id),
-            idempotent=False,
-        )
+        find = partial(_experiment_id, uri=uri, name=name, experiment_id=experiment_id)
+        return self._call(uri, "find the experiment", find, once=True)
 
     def adopt(self, run_id: str, tracking_uri: Secret) -> TrackedRun:
         """Returns an MLflow run that another program created and will finish; changes nothing."""
@@ -100,8 +76,8 @@ class Tracker:
     def set_tags(self, run: TrackedRun, tags: Mapping[str, str]) -> None:
         """Sets tags of a run; no-op without tags."""
         if tags:
-            storable = storable_tags(tags)
-            self._call(run.tracking_uri, "set tags of the run", lambda store: _log(store, run.run_id, storable, {}))
+            entries = storable("tag", tags)
+            self._call(run.tracking_uri, "set tags of the run", lambda store: store.log(run.run_id, {}, entries))
 
     def log_text(self, run: TrackedRun, name: str, text: str) -> None:
         """Stores a text as an artifact of a run; `name` is its path: ``source/uncommitted-changes.patch``."""
@@ -110,22 +86,14 @@ class Tracker:
     def finish(self, run: TrackedRun, status: FinalStatus, tags: Mapping[str, str] = MappingProxyType({})) -> None:
         """Sets the run's final status and end time, whatever the project's own code set, then the tags. Idempotent.
 
-        Raises:
-            TrackingError: The project's run has ended all the same: report this, but don't let it replace its result.
+        The project's run has ended even if this fails: report the error, but don't let it replace the run's result.
         """
-        with self._lock:
-            is_set = self._finished.get(run.run_id) == status
-        if not is_set:
-            ended = _now()
+        if self._finished.get(run.run_id) != status:
             # Hours may have passed since the last call.
             store_of(run.tracking_uri).distrust()
-            self._call(
-                run.tracking_uri,
-                f"set the run {run.run_id} to {status}",
-                lambda store: store.set_status(run.run_id, status, ended),
-            )
-            with self._lock:
-                self._finished[run.run_id] = status
+            end = partial(MlflowStore.set_status, run_id=run.run_id, status=status, end_time=_now_milliseconds())
+            self._call(run.tracking_uri, f"set the run {run.run_id} to {status}", end)
+            self._finished[run.run_id] = status
         self.set_tags(run, tags)
 
     def metrics(self, run: TrackedRun) -> Mapping[str, float]:
@@ -136,27 +104,24 @@ class Tracker:
         """Releases what the tracker holds; idempotent. MLflow's connections stay open for other trackers."""
 
     def _read(self, run_id: str, tracking_uri: Secret) -> Run:
-        run = self._call(tracking_uri, "read the run", lambda store: store.get_run(run_id))
-        if run is None:
-            raise _no_such_run(run_id, tracking_uri)
-        return run
+        return self._call(tracking_uri, "read the run", lambda store: _existing_run(store, run_id, tracking_uri))
 
     def _create(self, request: TrackingRequest) -> Run:
         uri = request.tracking_uri
         tags = project_tags(request)
-        parameters = storable_parameters(request.parameters)
+        parameters = storable("parameter", request.parameters)
 
         def create(store: MlflowStore) -> Run:
             experiment_id = _experiment_id(store, uri, request.experiment_name, request.experiment_id)
             try:
-                return store.create_run(experiment_id, tags["mlflow.user"], _now(), tags, request.run_name)
+                return store.create_run(experiment_id, tags["mlflow.user"], _now_milliseconds(), tags, request.run_name)
             except Exception:
-                _refuse_unusable(store.experiment(experiment_id), experiment_id, uri)
+                _usable_id(store.experiment(experiment_id), experiment_id, uri)
                 raise
 
-        run = self._call(uri, "create the run", create, idempotent=False)
+        run = self._call(uri, "create the run", create, once=True)
         try:
-            self._call(uri, "log the parameters", lambda store: _log(store, run.info.run_id, {}, parameters))
+            self._call(uri, "log the parameters", lambda store: store.log(run.info.run_id, parameters, {}))
         except BaseException:
             # The caller never learns of this run: it must not stay RUNNING.
             try:
@@ -166,20 +131,16 @@ class Tracker:
             raise
         return run
 
-    def _call(
-        self, uri: Secret, action_name: str, action: Callable[[MlflowStore], _T], *, idempotent: bool = True
-    ) -> _T:
-        store = store_of(uri)
+    def _call(self, uri: Secret, action_name: str, action: Callable[[MlflowStore], _T], *, once: bool = False) -> _T:
         return retry(
-            lambda: store.call(action_name, action),
-            is_transient=partial(is_transient, idempotent=idempotent),
+            partial(store_of(uri).call, action_name, action),
+            is_transient=partial(is_transient, once=once),
             seconds=self._retry_seconds,
             backoff=Backoff(0.1, 2.0),
         )
 
 
-def _now() -> int:
-    """Milliseconds since 1970, as MLflow keeps times."""
+def _now_milliseconds() -> int:
     return int(time.time() * 1000)
 
 
@@ -189,38 +150,23 @@ def _tracked(run: Run, uri: Secret, name: str | None = None) -> TrackedRun:
     return TrackedRun(run_id, experiment_id, uri, url, hint, name or run.info.run_name)
 
 
-def _log(store: MlflowStore, run_id: str, tags: Mapping[str, str], parameters: Mapping[str, str]) -> None:
-    for batch in batches(parameters):
-        store.log(run_id, batch, {})
-    for batch in batches(tags):
-        store.log(run_id, {}, batch)
-
-
 def _resume(store: MlflowStore, run_id: str, request: TrackingRequest) -> Run:
     """Continues an existing run: RUNNING again, the project's tags set, its own parameters kept."""
-    run = store.get_run(run_id)
-    if run is None:
-        raise _no_such_run(run_id, request.tracking_uri)
+    run = _existing_run(store, run_id, request.tracking_uri)
     if run.info.lifecycle_stage != "active":
-        shown = display_uri(request.tracking_uri)
-        raise TrackingError(
-            f"The MLflow run {run_id} at {shown} is deleted. Restore it with `mlflow runs restore --run-id {run_id}`, "
-            "or leave the run ID out to start a new run.",
-            tracking_uri=shown,
+        raise _unusable(
+            request.tracking_uri,
+            f"The MLflow run {run_id} was deleted",
+            f"Restore it with `mlflow runs restore --run-id {run_id}`, or leave the run ID out to start a new run.",
         )
-    logged, parameters = run.data.params, storable_parameters(request.parameters)
+    logged, parameters = run.data.params, storable("parameter", request.parameters)
     for name, value in parameters.items():
         if logged.get(name, value) != value:
-            _logger.warning(
-                "The run %s has the parameter %r = %r already; MLflow never changes one, so %r is not recorded.",
-                run_id,
-                name,
-                logged[name],
-                value,
-            )
+            message = "The run %s has the parameter %r = %r already; MLflow never changes one, so %r is not recorded."
+            _logger.warning(message, run_id, name, logged[name], value)
     tags = {name: value for name, value in project_tags(request).items() if name not in _TAGS_OF_A_NEW_RUN}
     store.set_status(run_id, "RUNNING", None, request.run_name)
-    _log(store, run_id, tags, {name: value for name, value in parameters.items() if name not in logged})
+    store.log(run_id, {name: value for name, value in parameters.items() if name not in logged}, tags)
     return run
 
 
@@ -230,7 +176,12 @@ def _experiment_id(store: MlflowStore, uri: Secret, name: str | None, experiment
         return experiment_id
     name = name or os.environ.get(EXPERIMENT_NAME_VARIABLE)
     if name:
-        return _named_experiment(store, name, uri)
+        experiment = store.experiment_by_name(name)
+        if experiment is None:
+            # If that returns None, another run created it a moment ago.
+            experiment_id = store.create_experiment(name)
+            experiment = None if experiment_id else store.experiment_by_name(name)
+        return experiment_id or _usable_id(experiment, "unknown", uri)
     experiment_id = os.environ.get(EXPERIMENT_ID_VARIABLE) or store.default_experiment_id()
     if experiment_id is None:
         raise TrackingError(
@@ -241,38 +192,31 @@ def _experiment_id(store: MlflowStore, uri: Secret, name: str | None, experiment
     return experiment_id
 
 
-def _named_experiment(store: MlflowStore, name: str, uri: Secret) -> str:
-    experiment = store.experiment_by_name(name)
+def _existing_run(store: MlflowStore, run_id: str, uri: Secret) -> Run:
+    run = store.get_run(run_id)
+    if run is None:
+        problem = f"No MLflow run with the ID {run_id!r} exists"
+        raise _unusable(uri, problem, "Leave the run ID out to start a new run.")
+    return run
+
+
+def _usable_id(experiment: Experiment | None, experiment_id: str, uri: Secret) -> str:
     if experiment is None:
-        created = store.create_experiment(name)
-        if created is not None:
-            return created
-        # Another run created it a moment ago.
-        experiment = store.experiment_by_name(name)
-    experiment_id = "unknown" if experiment is None else str(experiment.experiment_id)
-    _refuse_unusable(experiment, experiment_id, uri)
+        raise _unusable(
+            uri,
+            f"No MLflow experiment with the ID {experiment_id!r} exists",
+            "`mlflow experiments search` lists those that exist; one given by name is created if it is missing.",
+        )
+    experiment_id = str(experiment.experiment_id)
+    if experiment.lifecycle_stage != "active":
+        raise _unusable(
+            uri,
+            f"The MLflow experiment {experiment.name!r} (ID {experiment_id}) was deleted",
+            f"Restore it with `mlflow experiments restore --experiment-id {experiment_id}`, or name another experiment.",
+        )
     return experiment_id
 
 
-def _no_such_run(run_id: str, uri: Secret) -> TrackingError:
+def _unusable(uri: Secret, problem: str, advice: str) -> TrackingError:
     shown = display_uri(uri)
-    return TrackingError(
-        f"No MLflow run with the ID {run_id!r} exists at {shown}. Leave the run ID out to start a new run.",
-        tracking_uri=shown,
-    )
-
-
-def _refuse_unusable(experiment: Experiment | None, experiment_id: str, uri: Secret) -> None:
-    shown = display_uri(uri)
-    if experiment is None:
-        raise TrackingError(
-            f"No MLflow experiment with the ID {experiment_id!r} exists at {shown}. `mlflow experiments search` lists "
-            "those that exist; one given by name is created if it is missing.",
-            tracking_uri=shown,
-        )
-    if experiment.lifecycle_stage != "active":
-        raise TrackingError(
-            f"The MLflow experiment {experiment.name!r} (ID {experiment_id}) at {shown} is deleted. Restore it with "
-            f"`mlflow experiments restore --experiment-id {experiment_id}`, or name another experiment.",
-            tracking_uri=shown,
-        )
+    return TrackingError(f"{problem} at {shown}. {advice}", tracking_uri=shown)

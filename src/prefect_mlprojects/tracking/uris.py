@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -124,14 +125,12 @@ def _default_tracking_uri(directory: Path) -> str:
 
 
 def _holds_experiments(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return any(
-                entry.is_dir() and entry.name.isdigit() and os.path.lexists(Path(entry.path) / "meta.yaml")
-                for entry in entries
-            )
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return any(
+            entry.is_dir() and entry.name.isdigit() and os.path.lexists(Path(entry.path) / "meta.yaml")
+            for entry in entries
+        )
+    return False
 
 
 def _encoded(path: Path) -> Path:

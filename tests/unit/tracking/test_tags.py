@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tracking import TrackingRequest
-from prefect_mlprojects.tracking.records import batches, project_tags, storable_parameters, storable_tags, user_name
+from prefect_mlprojects.tracking._mlflow_internals import batches
+from prefect_mlprojects.tracking.records import project_tags, storable, user_name
 
 COPY = WorkingCopy(directory=Path("/p"), uri="/p", kind="local", source_name="file:///p")
 REQUEST = TrackingRequest(tracking_uri=Secret("sqlite:////x.db"), working_copy=COPY, entry_point="main")
@@ -92,8 +93,8 @@ def test_a_user_that_the_system_does_not_know_is_unknown() -> None:
 
 def test_long_values_are_shortened_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert storable_parameters({"a": "x" * 6000, "b": "y" * 6001}) == {"a": "x" * 6000, "b": "y" * 6000}
-        assert storable_tags({"t": "z" * 9000}) == {"t": "z" * 8000}
+        assert storable("parameter", {"a": "x" * 6000, "b": "y" * 6001}) == {"a": "x" * 6000, "b": "y" * 6000}
+        assert storable("tag", {"t": "z" * 9000}) == {"t": "z" * 8000}
 
     assert [record.getMessage() for record in caplog.records] == [
         "The parameter 'b' has 6001 characters; MLflow records its first 6000.",
@@ -121,24 +122,24 @@ def test_names_that_mlflow_forbids_are_changed_with_a_warning(
     name: str, recorded: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert storable_parameters({name: "1"}) == {recorded: "1"}
+        assert storable("parameter", {name: "1"}) == {recorded: "1"}
 
     assert bool(caplog.records) == (name != recorded)
 
 
 def test_a_changed_name_never_replaces_another(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert storable_parameters({"a,b": "1", "a_b": "2", "a;b": "3"}) == {"a_b": "2"}
+        assert storable("parameter", {"a,b": "1", "a_b": "2", "a;b": "3"}) == {"a_b": "2"}
 
     assert "MLflow can't store a parameter named 'a,b'" in caplog.text
 
 
 def test_an_empty_name_is_left_out() -> None:
-    assert storable_parameters({"": "1", "b": "2"}) == {"b": "2"}
+    assert storable("parameter", {"": "1", "b": "2"}) == {"b": "2"}
 
 
 def test_bytes_that_are_no_text_can_be_stored() -> None:
-    assert storable_parameters({"a": "x\udcffy", "b": "\0"}) == {"a": "x\\udcffy", "b": "\\x00"}
+    assert storable("parameter", {"a": "x\udcffy", "b": "\0"}) == {"a": "x\\udcffy", "b": "\\x00"}
 
 
 @settings(deadline=None)
@@ -148,9 +149,9 @@ def test_whatever_is_recorded_mlflow_accepts(entries: dict[str, str]) -> None:
 
     validate_param: Any = validation._validate_param
     validate_tag: Any = validation._validate_tag
-    for name, value in storable_parameters(entries).items():
+    for name, value in storable("parameter", entries).items():
         assert validate_param(name, value).key == name
-    for name, value in storable_tags(entries).items():
+    for name, value in storable("tag", entries).items():
         assert validate_tag(name, value).key == name
 
 
