@@ -24,7 +24,11 @@ print("ready", flush=True)
 sys.stdin.readline()
 def one(number):
     request = TrackingRequest(
-        tracking_uri=Secret(uri), working_copy=copy, entry_point="main", experiment_name="shared", parameters={"n": f"{name}{number}"}
+        tracking_uri=Secret(uri),
+        working_copy=copy,
+        entry_point="main",
+        experiment_name="shared",
+        parameters={"n": f"{name}{number}"},
     )
     tracker.finish(tracker.start(request), "FINISHED")
 threads = [threading.Thread(target=one, args=(number,)) for number in range(17)]
