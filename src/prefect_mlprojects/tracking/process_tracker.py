@@ -39,8 +39,9 @@ _PROGRAM: Final = (
 )
 _CLOSE_SECONDS: Final = 30.0
 _STDERR_BYTES: Final = 2000
-_THREADS: Final = 8
 
+# The methods of a `Tracker` that the process executes; `_remote` adds them.
+_methods: set[str] = set()
 _F = TypeVar("_F", bound=Callable[..., Any])
 _logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class _TrackerProcessExitedError(Exception):
 
 def _remote(method: _F) -> _F:
     """Makes a method of `Tracker` one that the tracker process executes, or this process if that has exited."""
+    _methods.add(method.__name__)
     signature = inspect.signature(method)
 
     @functools.wraps(method)
@@ -237,7 +239,7 @@ def main(tracking_uri: str) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
     server = _Server(replies)
     closed = False
-    pool = ThreadPoolExecutor(_THREADS)
+    pool = ThreadPoolExecutor(max_workers=8)
     # Not in the pool, which is waited for.
     threading.Thread(target=server.warm_up, args=(tracking_uri,), daemon=True).start()
     for line in sys.stdin.buffer:
@@ -255,8 +257,6 @@ def main(tracking_uri: str) -> NoReturn:
 
 
 class _Server:
-    _METHODS: Final = ("start", "adopt", "set_tags", "log_text", "finish", "metrics")
-
     def __init__(self, replies: IO[bytes]) -> None:
         self._replies = replies
         self._lock = threading.Lock()
@@ -300,7 +300,7 @@ class _Server:
                 sys.stderr.write(f"{error}\n")
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
-        if method not in self._METHODS:
+        if method not in _methods:
             raise ValueError(f"unknown method {method!r}")
         value = getattr(self._tracker, method)(**arguments)
         with self._lock:
