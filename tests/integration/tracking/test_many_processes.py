@@ -1,4 +1,4 @@
-"""Processes that share one database from its first moment on."""
+"""Concurrent processes that create and share one database."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ threads = [threading.Thread(target=one, args=(number,)) for number in range(17)]
 """
 
 
-def test_processes_make_one_database_and_fill_it_together(tmp_path: Path) -> None:
+def test_concurrent_processes_create_and_fill_one_database(tmp_path: Path) -> None:
     uri = sqlite_uri(tmp_path / "new" / "mlflow.db")
     processes = [
         subprocess.Popen(

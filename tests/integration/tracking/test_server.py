@@ -32,7 +32,7 @@ def stored(run: TrackedRun) -> Any:
     return MlflowClient(reveal(run.tracking_uri)).get_run(run.run_id)
 
 
-def test_a_run_from_start_to_end(
+def test_run_from_start_to_finish_is_recorded(
     tracker: Tracker, server: Any, request_for: RequestMaker, capfd: pytest.CaptureFixture[str]
 ) -> None:
     parameters = {f"p{number}": "中" * 6000 for number in range(30)}
@@ -54,7 +54,7 @@ def test_a_run_from_start_to_end(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_existing_run_goes_on(tracker: Tracker, server: Any, request_for: RequestMaker) -> None:
+def test_start_existing_run_continues_it(tracker: Tracker, server: Any, request_for: RequestMaker) -> None:
     client = MlflowClient(server.uri)
     old = client.create_run("0", run_name="old")
     client.log_param(old.info.run_id, "a", "1")
@@ -67,7 +67,7 @@ def test_an_existing_run_goes_on(tracker: Tracker, server: Any, request_for: Req
     assert stored(run).data.params == {"a": "1", "b": "3"}
 
 
-def test_what_does_not_exist_or_was_deleted_is_named(tracker: Tracker, server: Any, request_for: RequestMaker) -> None:
+def test_start_missing_or_deleted_records_are_named(tracker: Tracker, server: Any, request_for: RequestMaker) -> None:
     client = MlflowClient(server.uri)
     name = f"deleted {type(tracker).__name__}"
     experiment_id = client.create_experiment(name)
@@ -86,7 +86,7 @@ def test_what_does_not_exist_or_was_deleted_is_named(tracker: Tracker, server: A
             tracker.start(request_for(server.uri, **fields))
 
 
-def test_twenty_runs_at_once(tracker: Tracker, server: Any, request_for: RequestMaker) -> None:
+def test_start_twenty_concurrent_runs_succeeds(tracker: Tracker, server: Any, request_for: RequestMaker) -> None:
     name = f"many {type(tracker).__name__}"
     failures: list[BaseException] = []
 
@@ -112,7 +112,7 @@ def test_twenty_runs_at_once(tracker: Tracker, server: Any, request_for: Request
     assert {run.info.status for run in found} == {"FINISHED"}
 
 
-def test_a_server_that_is_away_for_a_moment_is_waited_for(server: Any, request_for: RequestMaker) -> None:
+def test_finish_server_restarting_is_retried(server: Any, request_for: RequestMaker) -> None:
     tracker = Tracker(retry_seconds=180)
     run = tracker.start(request_for(server.uri))
     server.stop()
@@ -127,14 +127,14 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for(server: Any, request_f
     assert stored(run).info.status == "KILLED"
 
 
-def test_a_server_that_stays_away_is_an_error_that_names_it(unused_port: int) -> None:
+def test_finish_server_down_raises_and_names_it(unused_port: int) -> None:
     uri = f"http://127.0.0.1:{unused_port}"
 
     with pytest.raises(UnreachableError, match=f"{uri} can't be reached: Connection refused"):
         Tracker(retry_seconds=1).finish(TrackedRun("r" * 32, "0", Secret(uri)), "FINISHED")
 
 
-def test_a_server_that_never_answers_is_an_error(request_for: RequestMaker) -> None:
+def test_start_server_that_never_answers_raises(request_for: RequestMaker) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
 
@@ -142,7 +142,7 @@ def test_a_server_that_never_answers_is_an_error(request_for: RequestMaker) -> N
             Tracker().start(request_for(uri))
 
 
-def test_artifacts_of_a_run_are_downloaded(server: Any, request_for: RequestMaker, tmp_path: Path) -> None:
+def test_download_artifacts_of_runs_and_models_succeeds(server: Any, request_for: RequestMaker, tmp_path: Path) -> None:
     tracker = Tracker()
     run = tracker.start(request_for(server.uri))
     client = MlflowClient(server.uri)

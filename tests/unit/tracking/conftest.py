@@ -26,7 +26,7 @@ def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def database_template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A new MLflow database: making one takes seconds."""
+    """A new MLflow database: creating one takes seconds."""
     from prefect_mlprojects.tracking import Tracker
 
     path = tmp_path_factory.mktemp("template") / "mlflow.db"

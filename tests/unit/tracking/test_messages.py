@@ -14,7 +14,7 @@ from prefect_mlprojects.tracking.stores import UnreachableError
 COPY = WorkingCopy(directory=Path("/p"), uri="/p", kind="local", source_name="file:///p", commit="c" * 40, dirty=True)
 
 
-def test_a_request_survives_the_wire() -> None:
+def test_to_json_request_round_trips() -> None:
     request = TrackingRequest(
         tracking_uri=Secret("http://me:pw@host"),
         working_copy=COPY,
@@ -27,7 +27,7 @@ def test_a_request_survives_the_wire() -> None:
     assert from_json(json.loads(json.dumps(to_json(request)))) == request
 
 
-def test_errors_keep_their_type_and_facts() -> None:
+def test_to_json_tracking_errors_keep_type_and_attributes() -> None:
     for error in (TrackingError("m", tracking_uri="u"), UnreachableError("m", tracking_uri="u")):
         copy = from_json(json.loads(json.dumps(to_json(error))))
         assert type(copy) is type(error)
@@ -35,7 +35,7 @@ def test_errors_keep_their_type_and_facts() -> None:
         assert type(pickle.loads(pickle.dumps(error))) is type(error)
 
 
-def test_any_other_error_becomes_a_tracking_error() -> None:
+def test_to_json_other_error_becomes_tracking_error() -> None:
     copy = from_json(json.loads(json.dumps(to_json(KeyError("x")))))
 
     assert type(copy) is TrackingError
@@ -43,7 +43,7 @@ def test_any_other_error_becomes_a_tracking_error() -> None:
     assert copy.tracking_uri == ""
 
 
-def test_passwords_do_not_show_in_a_repr() -> None:
+def test_repr_of_request_and_run_hides_passwords() -> None:
     request = TrackingRequest(tracking_uri=Secret("http://me:hunter2@host"), working_copy=COPY, entry_point="main")
     run = TrackedRun(run_id="r", experiment_id="0", tracking_uri=Secret("http://me:hunter2@host"))
 

@@ -42,7 +42,9 @@ def stored(run: TrackedRun) -> Any:
     return MlflowClient(reveal(run.tracking_uri)).get_run(run.run_id)
 
 
-def test_a_run_has_its_tags_parameters_and_name(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
+def test_start_new_run_records_tags_parameters_and_name(
+    tracker: Tracker, any_uri: str, request_for: RequestMaker
+) -> None:
     run = tracker.start(
         request_for(any_uri, parameters={"alpha": "0.5", "words": "a 'b' c"}, run_name="mine", flow_run_id="f")
     )
@@ -60,7 +62,9 @@ def test_a_run_has_its_tags_parameters_and_name(tracker: Tracker, any_uri: str, 
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_a_run_ends_as_it_is_told_to(tracker: Tracker, any_uri: str, request_for: RequestMaker, status: Any) -> None:
+def test_finish_sets_status_and_end_time(
+    tracker: Tracker, any_uri: str, request_for: RequestMaker, status: Any
+) -> None:
     run = tracker.start(request_for(any_uri))
 
     tracker.finish(run, status)
@@ -70,7 +74,7 @@ def test_a_run_ends_as_it_is_told_to(tracker: Tracker, any_uri: str, request_for
     assert found.info.end_time >= found.info.start_time
 
 
-def test_the_last_status_stands_and_the_same_again_changes_nothing(
+def test_finish_repeated_last_status_wins_and_same_status_is_no_op(
     tracker: Tracker, uri: str, request_for: RequestMaker
 ) -> None:
     run = tracker.start(request_for(uri))
@@ -85,7 +89,7 @@ def test_the_last_status_stands_and_the_same_again_changes_nothing(
     assert stored(run).info.status == "KILLED"
 
 
-def test_metrics_are_the_last_values_by_name(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
+def test_metrics_returns_last_values_sorted_by_name(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(any_uri))
     assert tracker.metrics(run) == {}
     client = MlflowClient(any_uri)
@@ -99,7 +103,7 @@ def test_metrics_are_the_last_values_by_name(tracker: Tracker, any_uri: str, req
     assert metrics["rmse"] == 1.5
 
 
-def test_tags_are_set_later(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
+def test_set_tags_after_start_sets_shortened_values(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(any_uri))
 
     tracker.set_tags(run, {"mlflow.project.env": "uv", "long": "x" * 9000})
@@ -110,7 +114,9 @@ def test_tags_are_set_later(tracker: Tracker, any_uri: str, request_for: Request
     assert tags["long"] == "x" * 8000
 
 
-def test_a_run_of_somebody_else_is_adopted_as_it_is(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
+def test_adopt_run_of_another_program_changes_nothing(
+    tracker: Tracker, any_uri: str, request_for: RequestMaker
+) -> None:
     client = MlflowClient(any_uri)
     created = client.create_run("0", run_name="theirs")
     adopted = tracker.adopt(created.info.run_id, Secret(any_uri))
@@ -120,7 +126,7 @@ def test_a_run_of_somebody_else_is_adopted_as_it_is(tracker: Tracker, any_uri: s
         tracker.adopt("no-such-run", Secret(any_uri))
 
 
-def test_the_reason_of_a_failure_becomes_tags(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
+def test_failure_tags_hold_category_and_redacted_cause(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(uri))
     tracker.set_tags(run, failure_tags("out-of-memory", "killed at https://me:s3cret@host/"))
     tags = stored(run).data.tags
@@ -128,7 +134,7 @@ def test_the_reason_of_a_failure_becomes_tags(tracker: Tracker, uri: str, reques
     assert tags["mlprojects.failure.cause"] == "killed at https://me:***@host/"
 
 
-def test_many_long_parameters_are_recorded(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
+def test_start_many_long_parameters_records_all(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     parameters = {f"p{number}": "中" * 6000 for number in range(30)} | {f"q{number}": "1" for number in range(250)}
 
     run = tracker.start(request_for(uri, parameters=parameters))
@@ -139,7 +145,7 @@ def test_many_long_parameters_are_recorded(tracker: Tracker, uri: str, request_f
 # Experiments
 
 
-def test_an_experiment_given_by_name_is_created_once(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
+def test_start_experiment_name_creates_it_once(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     first = tracker.start(request_for(any_uri, experiment_name="new one"))
     second = tracker.start(request_for(any_uri, experiment_name="new one"))
 
@@ -147,13 +153,13 @@ def test_an_experiment_given_by_name_is_created_once(tracker: Tracker, any_uri: 
     assert MlflowClient(any_uri).get_experiment(first.experiment_id).name == "new one"
 
 
-def test_an_experiment_given_by_id_is_used(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
+def test_start_experiment_id_uses_it(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     experiment_id = MlflowClient(any_uri).create_experiment("mine")
 
     assert tracker.start(request_for(any_uri, experiment_id=experiment_id)).experiment_id == experiment_id
 
 
-def test_the_variables_of_mlflow_choose_the_experiment(
+def test_start_experiment_variables_choose_the_experiment(
     tracker: Tracker, uri: str, request_for: RequestMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment_id = MlflowClient(uri).create_experiment("by variable")
@@ -167,13 +173,13 @@ def test_the_variables_of_mlflow_choose_the_experiment(
     assert tracker.start(request_for(uri, experiment_id="0")).experiment_id == "0"
 
 
-def test_name_and_id_at_once_are_an_error(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
+def test_start_experiment_name_and_id_raises(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     with pytest.raises(TrackingError, match="Give only one of them"):
         tracker.start(request_for(uri, experiment_name="a", experiment_id="0"))
 
 
 @pytest.mark.parametrize("by", ["name", "id"])
-def test_a_deleted_experiment_says_how_to_get_it_back(
+def test_start_deleted_experiment_says_how_to_restore_it(
     tracker: Tracker, any_uri: str, request_for: RequestMaker, by: str
 ) -> None:
     client = MlflowClient(any_uri)
@@ -189,22 +195,22 @@ def test_a_deleted_experiment_says_how_to_get_it_back(
 
 
 @pytest.mark.parametrize("experiment_id", ["987654", "no-number", "a b;c"])
-def test_an_unknown_experiment_is_named(
+def test_start_unknown_experiment_id_is_named(
     tracker: Tracker, any_uri: str, request_for: RequestMaker, experiment_id: str
 ) -> None:
     with pytest.raises(TrackingError, match=f"No MLflow experiment with the ID '{experiment_id}'"):
         tracker.start(request_for(any_uri, experiment_id=experiment_id))
 
 
-def test_a_name_that_mlflow_refuses_is_an_error(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
+def test_start_experiment_name_refused_by_mlflow_raises(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     with pytest.raises(TrackingError, match="500"):
         tracker.start(request_for(uri, experiment_name="x" * 600))
 
 
-# Runs that are gone on with
+# Continued runs
 
 
-def test_an_existing_run_goes_on(
+def test_start_existing_run_continues_it(
     tracker: Tracker, any_uri: str, request_for: RequestMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = MlflowClient(any_uri)
@@ -233,7 +239,7 @@ def test_an_existing_run_goes_on(
     assert stored(run).info.status == "FINISHED"
 
 
-def test_an_existing_run_can_be_renamed_and_finished_twice(
+def test_start_existing_run_can_be_renamed_and_finished_again(
     tracker: Tracker, uri: str, request_for: RequestMaker
 ) -> None:
     first = tracker.start(request_for(uri, run_name="one"))
@@ -247,12 +253,12 @@ def test_an_existing_run_can_be_renamed_and_finished_twice(
 
 
 @pytest.mark.parametrize("run_id", ["0" * 32, "not a run id!"])
-def test_an_unknown_run_is_an_error(tracker: Tracker, any_uri: str, request_for: RequestMaker, run_id: str) -> None:
+def test_start_unknown_run_id_raises(tracker: Tracker, any_uri: str, request_for: RequestMaker, run_id: str) -> None:
     with pytest.raises(TrackingError, match=f"No MLflow run with the ID '{run_id}'"):
         tracker.start(request_for(any_uri, run_id=run_id))
 
 
-def test_a_deleted_run_says_how_to_get_it_back(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
+def test_start_deleted_run_says_how_to_restore_it(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(any_uri))
     MlflowClient(any_uri).delete_run(run.run_id)
 
@@ -262,15 +268,15 @@ def test_a_deleted_run_says_how_to_get_it_back(tracker: Tracker, any_uri: str, r
         tracker.finish(run, "FINISHED")
 
 
-def test_metrics_of_an_unknown_run_are_an_error(tracker: Tracker, uri: str) -> None:
+def test_metrics_unknown_run_raises(tracker: Tracker, uri: str) -> None:
     with pytest.raises(TrackingError, match="No MLflow run with the ID"):
         tracker.metrics(TrackedRun(run_id="0" * 32, experiment_id="0", tracking_uri=Secret(uri)))
 
 
-# What it leaves alone
+# State that stays unchanged
 
 
-def test_nothing_of_this_process_is_changed(
+def test_tracker_leaves_environment_and_mlflow_state_unchanged(
     tracker: Tracker, uri: str, request_for: RequestMaker, capfd: pytest.CaptureFixture[str]
 ) -> None:
     environment, tracking_uri = dict(os.environ), mlflow.get_tracking_uri()
@@ -285,7 +291,7 @@ def test_nothing_of_this_process_is_changed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_the_child_is_told() -> None:
+def test_child_variables_identify_the_run() -> None:
     run = TrackedRun(run_id="r", experiment_id="3", tracking_uri=Secret("http://me:pw@host"))
 
     assert reveal_values(child_variables(run)) == {
@@ -295,7 +301,7 @@ def test_what_the_child_is_told() -> None:
     }
 
 
-def test_a_child_of_a_databricks_run_is_told_the_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_child_variables_databricks_store_include_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("DATABRICKS_HOST", "https://workspace.example")
     monkeypatch.setenv("DATABRICKS_TOKEN", "secret")
@@ -310,7 +316,7 @@ def test_a_child_of_a_databricks_run_is_told_the_credentials(monkeypatch: pytest
 # New databases
 
 
-def test_a_new_database_is_made_with_its_folders_and_nothing_else(
+def test_start_missing_database_creates_it_with_its_folders_only(
     tracker: Tracker, request_for: RequestMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "new folder" / "100%" / "mlflow.db"
@@ -324,14 +330,14 @@ def test_a_new_database_is_made_with_its_folders_and_nothing_else(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_empty_file_becomes_a_database(tracker: Tracker, request_for: RequestMaker, tmp_path: Path) -> None:
+def test_start_empty_file_becomes_a_database(tracker: Tracker, request_for: RequestMaker, tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     path.touch()
 
     assert stored(tracker.start(request_for(sqlite_uri(path)))).info.status == "RUNNING"
 
 
-def test_a_database_that_was_deleted_in_between_is_made_again(
+def test_start_replaced_database_uses_the_new_file(
     tracker: Tracker, uri: str, request_for: RequestMaker, database_template: bytes
 ) -> None:
     tracker.start(request_for(uri))
@@ -346,7 +352,7 @@ def test_a_database_that_was_deleted_in_between_is_made_again(
         assert database.execute("select run_uuid from runs").fetchall() == [(run.run_id,)]
 
 
-def test_leftovers_of_a_killed_maker_are_removed_and_young_ones_left(
+def test_create_database_deletes_stale_temporary_files_only(
     tracker: Tracker, request_for: RequestMaker, tmp_path: Path
 ) -> None:
     old, young = (tmp_path / f".mlflow.db.{digit * 32}" for digit in "ab")
@@ -360,7 +366,7 @@ def test_leftovers_of_a_killed_maker_are_removed_and_young_ones_left(
     assert young.exists()
 
 
-def test_without_a_cache_folder_a_database_is_made_all_the_same(
+def test_create_database_without_cache_folder_succeeds(
     tracker: Tracker, request_for: RequestMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -369,10 +375,10 @@ def test_without_a_cache_folder_a_database_is_made_all_the_same(
     assert stored(tracker.start(request_for(sqlite_uri(tmp_path / "mlflow.db")))).info.status == "RUNNING"
 
 
-# Many at once
+# Concurrency
 
 
-def test_fifty_runs_at_once_share_one_database(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
+def test_start_fifty_concurrent_runs_share_one_database(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     failures: list[BaseException] = []
     runs: list[TrackedRun] = []
 
@@ -398,9 +404,7 @@ def test_fifty_runs_at_once_share_one_database(tracker: Tracker, uri: str, reque
     assert {run.info.status for run in found} == {"FINISHED"}
 
 
-def test_a_database_that_is_locked_for_a_while_is_waited_for(
-    tracker: Tracker, uri: str, request_for: RequestMaker
-) -> None:
+def test_start_locked_database_is_retried(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     path = sqlite_path(uri)
     assert path is not None
     tracker.warm_up(Secret(uri))
@@ -416,10 +420,10 @@ def test_a_database_that_is_locked_for_a_while_is_waited_for(
     assert stored(run).info.status == "RUNNING"
 
 
-# Stores that can't be used
+# Unusable stores
 
 
-def test_a_file_that_is_no_database_says_so_at_once(
+def test_start_file_that_is_not_a_database_raises_at_once(
     tracker: Tracker, request_for: RequestMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "mlflow.db"
@@ -433,23 +437,23 @@ def test_a_file_that_is_no_database_says_so_at_once(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_folder_in_place_of_the_database_is_an_error(
-    tracker: Tracker, request_for: RequestMaker, tmp_path: Path
-) -> None:
+def test_start_folder_instead_of_database_raises(tracker: Tracker, request_for: RequestMaker, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").mkdir()
 
     with pytest.raises(TrackingError, match=r"unable to open database file. Make the file and its folder writable"):
         tracker.start(request_for(sqlite_uri(tmp_path / "mlflow.db")))
 
 
-def test_a_folder_that_can_not_be_made_is_an_error(tracker: Tracker, request_for: RequestMaker, tmp_path: Path) -> None:
+def test_start_folder_that_cannot_be_created_raises(
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(TrackingError, match="could not open the tracking database"):
         tracker.start(request_for(sqlite_uri(tmp_path / "file" / "mlflow.db")))
 
 
-def test_a_database_of_a_newer_mlflow_says_what_to_do(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
+def test_start_database_of_newer_mlflow_says_what_to_do(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     path = sqlite_path(uri)
     with contextlib.closing(sqlite3.connect(str(path))) as database, database:
         database.execute("update alembic_version set version_num = 'ffffffffffff'")
@@ -458,19 +462,19 @@ def test_a_database_of_a_newer_mlflow_says_what_to_do(tracker: Tracker, uri: str
         tracker.start(request_for(uri))
 
 
-def test_the_file_store_is_refused_with_mlflow_s_own_words(
+def test_start_file_store_passes_on_the_refusal_of_mlflow(
     tracker: Tracker, request_for: RequestMaker, tmp_path: Path
 ) -> None:
     with pytest.raises(TrackingError, match="MLFLOW_ALLOW_FILE_STORE=true"):
         tracker.start(request_for((tmp_path / "mlruns").as_uri()))
 
 
-def test_an_unknown_kind_of_store_is_an_error(tracker: Tracker, request_for: RequestMaker) -> None:
+def test_start_unknown_store_scheme_raises(tracker: Tracker, request_for: RequestMaker) -> None:
     with pytest.raises(TrackingError, match="nonsense://x"):
         tracker.start(request_for("nonsense://x"))
 
 
-def test_a_server_that_is_down_is_named_without_its_password(
+def test_start_server_down_names_it_without_password(
     tracker: Tracker, request_for: RequestMaker, unused_port: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UnreachableError) as caught:
@@ -485,12 +489,12 @@ def test_a_server_that_is_down_is_named_without_its_password(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_host_that_does_not_exist_is_named(tracker: Tracker, request_for: RequestMaker) -> None:
+def test_start_unknown_host_is_named(tracker: Tracker, request_for: RequestMaker) -> None:
     with pytest.raises(UnreachableError, match=r"http://nowhere.invalid can't be reached"):
         tracker.start(request_for("http://nowhere.invalid"))
 
 
-def test_a_database_server_that_is_down_is_named_without_its_password(
+def test_start_database_server_down_names_it_without_password(
     tracker: Tracker, request_for: RequestMaker, unused_port: int
 ) -> None:
     with pytest.raises(
@@ -499,7 +503,7 @@ def test_a_database_server_that_is_down_is_named_without_its_password(
         tracker.start(request_for(f"postgresql://me:hunter2@127.0.0.1:{unused_port}/mlflow"))
 
 
-# The disk is full when a file may not grow: the limit is the process's own, so it is a process of its own.
+# A file-size limit simulates a full disk; it applies to a process, so the test needs its own.
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
@@ -516,7 +520,7 @@ tracker.start(TrackingRequest(tracking_uri=Secret(uri), working_copy=copy, entry
 """
 
 
-def test_a_full_disk_is_told(uri: str) -> None:
+def test_start_full_disk_says_what_to_do(uri: str) -> None:
     result = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(sqlite_path(uri)), uri], capture_output=True, text=True
     )
