@@ -68,20 +68,11 @@ _STATUS_NAMES = {1: "RUNNING", 2: "SCHEDULED", 3: "FINISHED", 4: "FAILED", 5: "K
 
 
 def _experiment_id(request: dict[str, Any]) -> str:
-    from pathlib import Path
+    from prefect_mlprojects._support.secrets import Secret
+    from prefect_mlprojects.tracking import Tracker
 
-    from prefect_mlprojects.sources.base import WorkingCopy
-    from prefect_mlprojects.tracking import InProcessTracker, TrackingRequest
-
-    project = request["project"]
-    return InProcessTracker().resolve_experiment(
-        TrackingRequest(
-            tracking_uri=os.environ["MLFLOW_TRACKING_URI"],
-            working_copy=WorkingCopy(Path(project), project, "local", project),
-            entry_point=request["entry_point"],
-            experiment_name=request["experiment_name"],
-            experiment_id=request["experiment_id"],
-        )
+    return Tracker().resolve_experiment(
+        Secret(os.environ["MLFLOW_TRACKING_URI"]), request["experiment_name"], request["experiment_id"]
     )
 
 

@@ -237,6 +237,7 @@ class MLflowTrackingServer(Block):
         Raises:
             MlflowException: Authentication failed, or the store can't be reached.
         """
-        from prefect_mlprojects.tracking.artifacts import check_store
+        from prefect_mlprojects._support.secrets import Secret
+        from prefect_mlprojects.tracking.stores import check_store
 
-        check_store(self.tracking_uri())
+        check_store(Secret(self.tracking_uri()))

@@ -164,14 +164,14 @@ def worker_command(pool: str | None, name: str | None, limit: int | None, once: 
     address = resolve_api(lambda line: click.echo(line, err=True))
     configure_prefect(address.api_url)
 
-    from prefect_mlprojects._support.redaction import redact
+    from prefect_mlprojects._support.secrets import reveal
     from prefect_mlprojects.deployments.work_pools import (
         HEARTBEAT_SECONDS,
         ensure_work_pool,
         ensure_zombie_automation,
     )
     from prefect_mlprojects.server.api import call_api
-    from prefect_mlprojects.tracking import resolve_tracking_uri
+    from prefect_mlprojects.tracking import display_uri, resolve_tracking_uri
 
     wanted = call_api(address.api_url, ensure_work_pool, pool).name
     call_api(address.api_url, ensure_zombie_automation)
@@ -184,8 +184,9 @@ def worker_command(pool: str | None, name: str | None, limit: int | None, once: 
     environment = {**os.environ, "PREFECT_API_URL": address.api_url}
     environment.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_SECONDS))
     # Each flow run starts in a temporary folder, where MLflow's default store would be lost.
-    environment["MLFLOW_TRACKING_URI"] = resolve_tracking_uri()
-    click.echo(f"MLflow results: {redact(environment['MLFLOW_TRACKING_URI'])}", err=True)
+    tracking_uri = resolve_tracking_uri()
+    environment["MLFLOW_TRACKING_URI"] = reveal(tracking_uri)
+    click.echo(f"MLflow results: {display_uri(tracking_uri)}", err=True)
     # The worker's terminal shows its own log.
     for variable in environment.pop(OWN_VARIABLES, "").split():
         environment.pop(variable, None)

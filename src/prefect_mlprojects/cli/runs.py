@@ -64,17 +64,17 @@ def _run(
     report: int | None,
 ) -> int:
     from prefect_mlprojects.cli.display import RunDisplay, StderrOutput
-    from prefect_mlprojects.tracking import InProcessTracker, ProcessTracker, Tracker
+    from prefect_mlprojects.tracking import ProcessTracker, Tracker
 
     display = RunDisplay()
     # MLflow and Prefect take some two seconds each to import: the companion process imports the one while this
     # process imports the other.
     tracker: Tracker
     try:
-        tracker = ProcessTracker.start_process()
+        tracker = ProcessTracker()
     except OSError:
         # No more processes, or no memory: this process imports MLflow, too.
-        tracker = InProcessTracker()
+        tracker = Tracker()
     try:
         from prefect_mlprojects.runs.start import start, wait_interruptibly
         from prefect_mlprojects.tasks.session import RunSession, TerminalOutput

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
+from prefect_mlprojects._support.secrets import reveal
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
 from prefect_mlprojects.deployments.update import Update, make_schedule, read_update, schedule_texts
 from prefect_mlprojects.deployments.work_pools import default_job_variables, ensure_work_pool, ensure_zombie_automation
@@ -305,7 +306,7 @@ def serve(
     call_api(address.api_url, ensure_zombie_automation)
     updates = [call_api(address.api_url, read_update, each) for each in specifications]
     # The runs' processes start in temporary folders, where MLflow's default store would be lost.
-    os.environ.setdefault("MLFLOW_TRACKING_URI", resolve_tracking_uri())
+    os.environ.setdefault("MLFLOW_TRACKING_URI", reveal(resolve_tracking_uri()))
     with use_api(address.api_url):
         serve_deployments(*[_runner_deployment(each) for each in updates], limit=limit)
 

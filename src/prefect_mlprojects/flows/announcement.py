@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.runs.check import CheckedRun
@@ -26,7 +25,7 @@ from prefect_mlprojects.runs.handles import (
 )
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tasks.session import RunSession
-from prefect_mlprojects.tracking import TrackedRun
+from prefect_mlprojects.tracking import TrackedRun, display_uri
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -124,7 +123,7 @@ def _labels(checked: CheckedRun, tracked: TrackedRun) -> dict[str, Any]:
     labels = {
         RUN_ID_LABEL: tracked.run_id,
         EXPERIMENT_ID_LABEL: tracked.experiment_id,
-        TRACKING_URI_LABEL: redact(tracked.tracking_uri),
+        TRACKING_URI_LABEL: display_uri(tracked.tracking_uri),
         COMMIT_LABEL: copy.commit,
         BRANCH_LABEL: copy.branch,
         REPOSITORY_LABEL: copy.repository_url,
@@ -161,7 +160,7 @@ def render(
         "Backend": escape(backend),
         "MLflow run": f"[{tracked.run_id}]({tracked.url})" if tracked.url else code(tracked.run_id),
         "MLflow experiment": code(tracked.experiment_id),
-        "Tracking": code(tracked.masked_tracking_uri),
+        "Tracking": code(display_uri(tracked.tracking_uri)),
     }
     sections = [f"# {escape(project)} / {escape(entry_point)}", _table(("", ""), rows)]
     if message:

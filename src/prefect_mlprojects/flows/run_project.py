@@ -17,7 +17,6 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
-from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.contract import AnyPrepared, RunIdentity
@@ -52,7 +51,14 @@ from prefect_mlprojects.tasks.execute import Target, execute
 from prefect_mlprojects.tasks.prepare import Invocation, fetch, resolve_env, validate_params
 from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_session
 from prefect_mlprojects.tasks.steps import configure_logging
-from prefect_mlprojects.tracking import TrackedRun, TrackingRequest, child_variables, failure_tags, resolve_tracking_uri
+from prefect_mlprojects.tracking import (
+    TrackedRun,
+    TrackingRequest,
+    child_variables,
+    display_uri,
+    failure_tags,
+    resolve_tracking_uri,
+)
 from prefect_mlprojects.tracking.uris import short_lived_default
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
@@ -232,12 +238,12 @@ class _ProjectRun:
         uri = resolve_tracking_uri()
         if self._flow_run.deployment_id is not None and (why := short_lived_default()):
             raise TrackingError(
-                f"The results would be lost: no tracking server is set, and the default store {uri} {why}. Set "
+                f"The results would be lost: no tracking server is set, and the default store {display_uri(uri)} {why}. Set "
                 "MLFLOW_TRACKING_URI for the worker or in the work pool's `env`, deploy with `--tracking BLOCK`, or start "
                 "the worker with `mlprojects worker`.",
-                tracking_uri=uri,
+                tracking_uri=display_uri(uri),
             )
-        return Secret(uri)
+        return uri
 
     async def _prepare(self, working_copy: WorkingCopy, context: RunContext) -> tuple[CheckedRun, Invocation]:
         """Checks the request; then downloads, builds the environment and starts the MLflow run concurrently."""
@@ -270,14 +276,13 @@ class _ProjectRun:
             return
         options, session = self._request, self._session
         request = TrackingRequest(
-            tracking_uri=reveal(checked.backend_request.tracking_uri),
+            tracking_uri=checked.backend_request.tracking_uri,
             experiment_name=options.experiment_name,
             experiment_id=options.experiment_id,
             run_id=options.run_id or self._earlier_run_id(),
             run_name=options.run_name,
             parent_run_id=session.parent_run_id,
             entry_point=checked.entry_point.name,
-            version=options.version,
             working_copy=working_copy,
             environment=checked.environment_kind,
             backend=options.backend,
@@ -340,7 +345,7 @@ class _ProjectRun:
             message=message,
             exit_code=exit_code,
             experiment_id=tracked.experiment_id if tracked else None,
-            tracking_uri=redact(tracked.tracking_uri) if tracked else None,
+            tracking_uri=display_uri(tracked.tracking_uri) if tracked else None,
             error=error,
             category=category,
             cause=cause,

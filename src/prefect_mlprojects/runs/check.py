@@ -40,7 +40,7 @@ class RunContext:
 
 
 def context_before_run(
-    request: RunRequest, tracking_uri: str, config_secrets: Mapping[str, Any] | None = None
+    request: RunRequest, tracking_uri: Secret, config_secrets: Mapping[str, Any] | None = None
 ) -> RunContext:
     """Returns the context of a run without a flow run: blocks are not read.
 
@@ -49,9 +49,9 @@ def context_before_run(
     """
     config = request.backend_config
     if isinstance(config, str):
-        return RunContext(None, Secret(tracking_uri))
+        return RunContext(None, tracking_uri)
     parsed = get_backend(request.backend).parse_config({**(config or {}), **(config_secrets or {})})
-    return RunContext(parsed, Secret(tracking_uri))
+    return RunContext(parsed, tracking_uri)
 
 
 @dataclass(frozen=True)

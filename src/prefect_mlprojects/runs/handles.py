@@ -270,21 +270,18 @@ class AttachedSubmittedRun(SubmittedRun):
         await client.set_flow_run_state(self._id, Cancelled(message=message), force=True)
 
     def _mark_mlflow_run_killed(self, flow_run: FlowRun) -> None:
-        from prefect_mlprojects._support.redaction import redact
-        from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, resolve_tracking_uri
+        from prefect_mlprojects._support.secrets import Secret
+        from prefect_mlprojects.tracking import TrackedRun, Tracker, display_uri, resolve_tracking_uri
 
-        run_id, tracking_uri = flow_run.labels.get(RUN_ID_LABEL), flow_run.labels.get(TRACKING_URI_LABEL)
-        if not run_id or not tracking_uri:
+        run_id, shown_uri = flow_run.labels.get(RUN_ID_LABEL), flow_run.labels.get(TRACKING_URI_LABEL)
+        if not run_id or not shown_uri:
             return
         # The label is redacted; this process may have the same URI with its password.
         own = resolve_tracking_uri()
-        if redact(own) == tracking_uri:
-            tracking_uri = own
+        tracking_uri = own if display_uri(own) == shown_uri else Secret(str(shown_uri))
         experiment_id = str(flow_run.labels.get(EXPERIMENT_ID_LABEL, ""))
         try:
-            InProcessTracker().finish(
-                TrackedRun(run_id=str(run_id), experiment_id=experiment_id, tracking_uri=str(tracking_uri)), "KILLED"
-            )
+            Tracker().finish(TrackedRun(str(run_id), experiment_id, tracking_uri), "KILLED")
         except ExecutionException as error:
             _logger.warning("The MLflow run %s could not be marked as KILLED: %s", run_id, error)
 

@@ -171,7 +171,7 @@ def start(
     """
     from prefect_mlprojects.tracking import active_run_id, resolve_tracking_uri
 
-    session.tracking_uri = Secret(resolve_tracking_uri())
+    session.tracking_uri = resolve_tracking_uri()
     session.parent_run_id = None if request.run_id else active_run_id()
     session.project_uri = secrets.uri
     session.docker_auth = secrets.docker_auth

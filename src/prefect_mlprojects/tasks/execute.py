@@ -25,7 +25,7 @@ from prefect_mlprojects.server.compat import client_context
 from prefect_mlprojects.tasks.flow_log import FlowRunLog
 from prefect_mlprojects.tasks.prepare import Invocation
 from prefect_mlprojects.tasks.steps import Step, run_step
-from prefect_mlprojects.tracking.tags import FLOW_RUN_ID_TAG
+from prefect_mlprojects.tracking.records import FLOW_RUN_ID_TAG
 from prefect_mlprojects.types import FailureCategory, OutputSink, StopSignal, StreamName
 
 _logger = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from prefect_mlprojects._support.secrets import reveal
 from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.runs.check import CheckedRun, RunContext, check_request, map_paths
 from prefect_mlprojects.runs.request import RunRequest
@@ -19,7 +18,7 @@ from prefect_mlprojects.sources import Source, WorkingCopy, describe_working_cop
 from prefect_mlprojects.sources.downloads.download import download_all
 from prefect_mlprojects.spec import CheckedParameters, build_command
 from prefect_mlprojects.tasks.steps import Step, run_step
-from prefect_mlprojects.tracking.artifacts import download_artifacts
+from prefect_mlprojects.tracking.stores import download_artifacts
 from prefect_mlprojects.types import StopSignal
 
 
@@ -83,9 +82,7 @@ async def _download(
         directory,
         report=step.report,
         stop=stop,
-        fetch_artifact=lambda uri, folder: download_artifacts(
-            uri, folder, reveal(store) if (store := step.session.tracking_uri) else None
-        ),
+        fetch_artifact=lambda uri, folder: download_artifacts(uri, folder, step.session.tracking_uri),
     )
     return parameters.with_downloads({name: str(path) for name, path in local.items()})
 

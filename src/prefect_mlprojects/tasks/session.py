@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
-from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, Tracker
+from prefect_mlprojects.tracking import TrackedRun, Tracker
 from prefect_mlprojects.types import FailureCategory, OutputSink, RunStatus, StopSignal, StreamName
 
 _logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class RunSession:
     """
 
     stop: StopSignal = field(default_factory=StopSignal)
-    tracker: Tracker = field(default_factory=InProcessTracker)
+    tracker: Tracker = field(default_factory=Tracker)
     tracking_uri: Secret | None = None
     parent_run_id: str | None = None
     project_uri: Secret | None = None

@@ -1,160 +1,172 @@
-"""A tracker that runs MLflow in another process, so that its import overlaps with everything else."""
+"""A tracker that runs MLflow in another process, so that its import overlaps with everything else.
+
+That process makes the calls of a `Tracker`; requests come by its stdin and are answered on its stdout, as lines of JSON.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
+import inspect
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
-from concurrent.futures import Future
-from dataclasses import asdict
-from types import MappingProxyType
-from typing import IO, Any, Final
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, Final, NoReturn, TypeVar
 
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import TrackingError
-from prefect_mlprojects.tracking.base import FinalStatus, TrackedRun, Tracker, TrackingRequest
-from prefect_mlprojects.tracking.tracker_process import error_from_json, request_to_json
-from prefect_mlprojects.tracking.uris import resolve_tracking_uri
+from prefect_mlprojects.sources.base import WorkingCopy
+from prefect_mlprojects.tracking._mlflow_internals import HTTP_LIMITS, NO_TELEMETRY, import_mlflow
+from prefect_mlprojects.tracking.records import TrackedRun, TrackingRequest
+from prefect_mlprojects.tracking.stores import UnreachableError, creating
+from prefect_mlprojects.tracking.tracker import Tracker
+from prefect_mlprojects.tracking.uris import display_uri, resolve_tracking_uri
 
 # The path is this process's own, so that both import the same package, wherever it comes from.
 _PROGRAM: Final = (
     "import json, sys; hello = json.loads(sys.stdin.buffer.readline()); sys.path[:] = hello['path']; "
-    "from prefect_mlprojects.tracking.tracker_process import main; main(hello['tracking_uri'])"
+    "from prefect_mlprojects.tracking.process_tracker import main; main(hello['tracking_uri'])"
 )
-
 _CLOSE_SECONDS: Final = 30.0
-_COMPLAINT_BYTES: Final = 2000
+_STDERR_BYTES: Final = 2000
 
+# The methods of a `Tracker` that the process executes; `_remote` adds them.
+_methods: set[str] = set()
+_F = TypeVar("_F", bound=Callable[..., Any])
 _logger = logging.getLogger(__name__)
 
 
-class _TrackerProcessGoneError(Exception):
-    """Raised when the tracker process has ended."""
+def _error_fields(error: Exception) -> dict[str, str]:
+    if isinstance(error, TrackingError):
+        return {"message": error.message, "tracking_uri": error.tracking_uri}
+    return {"message": f"{type(error).__name__}: {error}", "tracking_uri": ""}
 
-    def __init__(self, message: str, *, asked: bool) -> None:
+
+# Types that JSON lacks: how to get the fields or the text, and how to make the value of them.
+_CODECS: Final[Mapping[str, tuple[type, Callable[[Any], Any], Callable[..., Any]]]] = {
+    "request": (TrackingRequest, vars, TrackingRequest),
+    "working copy": (WorkingCopy, vars, WorkingCopy),
+    "run": (TrackedRun, vars, TrackedRun),
+    "mapping": (Mapping, dict, dict),
+    "path": (Path, str, Path),
+    "secret": (Secret, reveal, Secret),
+    "unreachable": (UnreachableError, _error_fields, UnreachableError),
+    "error": (Exception, _error_fields, TrackingError),
+}
+
+
+def to_json(value: Any) -> Any:
+    """Returns an argument or a result as JSON data; every mapping in it has one key, the name of a codec."""
+    for name, (kind, encode, _) in _CODECS.items():
+        if isinstance(value, kind):
+            plain = encode(value)
+            return {name: {k: to_json(v) for k, v in plain.items()} if isinstance(plain, dict) else plain}
+    return value
+
+
+def from_json(data: Any) -> Any:
+    """Returns what `to_json` made into JSON data."""
+    if not isinstance(data, dict):
+        return data
+    ((name, plain),) = data.items()
+    make = _CODECS[name][2]
+    return make(**{k: from_json(v) for k, v in plain.items()}) if isinstance(plain, dict) else make(plain)
+
+
+class _TrackerProcessExitedError(Exception):
+    def __init__(self, message: str, *, sent: bool) -> None:
         super().__init__(message)
-        self.asked = asked
+        self.sent = sent
 
 
-class ProcessTracker:
+def _remote(method: _F) -> _F:
+    """Makes a method of `Tracker` one that the tracker process executes, or this process if that has exited."""
+    _methods.add(method.__name__)
+    signature = inspect.signature(method)
+
+    @functools.wraps(method)
+    def call(self: ProcessTracker, *positional: Any, **named: Any) -> Any:
+        arguments = signature.bind(self, *positional, **named).arguments
+        del arguments["self"]
+        try:
+            return self._ask(method.__name__, arguments)
+        except _TrackerProcessExitedError as error:
+            if error.sent and "request" in arguments and not arguments["request"].run_id:
+                # The process may have created the run before it died: a second one would be wrong.
+                raise TrackingError(str(error), tracking_uri=self._shown) from None
+            with self._lock:
+                warned, self._warned = self._warned, True
+            if not warned:
+                _logger.warning("%s MLflow is used in this process instead.", error)
+        return method(self, **arguments)
+
+    return call  # type: ignore[return-value]  # its signature is the method's
+
+
+class ProcessTracker(Tracker):
     """Keeps MLflow runs in a tracker process, which imports MLflow while this process does other things.
 
-    It runs in its own session, so a Ctrl-C at the terminal does not reach it; what it prints never shows.
-    It ends when ``close`` is called. When this process ends without that (killed, crashed), it gives the
-    runs that it started and that were not finished the status FAILED, and ends. When it dies itself, this
-    process's own MLflow takes over, with a warning.
-
-    Make one with ``start_process``.
+    The process has its own session, so a Ctrl-C at the terminal does not reach it; what it prints is not shown. It ends at
+    ``close``. If this process ends without that (killed, crashed), it gives the runs that it started and that were not
+    finished the status FAILED, and ends. If it dies itself, the MLflow of this process is used, with a warning.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], complaints: IO[bytes], tracking_uri: str) -> None:
-        if process.stdin is None or process.stdout is None:
-            raise ValueError("the tracker process's stdin and stdout must be pipes")
-        self._process = process
-        self._complaints = complaints
-        self._masked_uri = redact(tracking_uri)
-        self._requests = process.stdin
-        self._replies = process.stdout
+    start = _remote(Tracker.start)
+    adopt = _remote(Tracker.adopt)
+    set_tags = _remote(Tracker.set_tags)
+    log_text = _remote(Tracker.log_text)
+    finish = _remote(Tracker.finish)
+    metrics = _remote(Tracker.metrics)
+
+    def __init__(self, tracking_uri: Secret | None = None) -> None:
+        """Starts the process, which opens the most likely store (default: this process's); or raises ``OSError``."""
+        super().__init__()
         self._lock = threading.Lock()
-        self._pending: dict[int, Future[dict[str, Any]]] = {}
-        self._last_number = 0
-        self._gone = False
-        self._closed = False
-        self._substitute: Tracker | None = None
-        self._reader = threading.Thread(target=self._read_replies, name="mlflow-tracker", daemon=True)
-        self._reader.start()
-
-    @classmethod
-    def start_process(cls, tracking_uri: str | None = None) -> ProcessTracker:
-        """Starts the process, which at once imports MLflow and opens the store; returns in milliseconds.
-
-        Args:
-            tracking_uri: The absolute tracking URI that will be used, by default as ``resolve_tracking_uri`` finds it;
-                runs of other stores work too.
-
-        Raises:
-            OSError: The process could not be started.
-        """
         tracking_uri = tracking_uri or resolve_tracking_uri()
-        complaints = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
-        process = subprocess.Popen(
+        self._shown = display_uri(tracking_uri)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process runs
+        self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaints,
-            env=_process_environment(),
+            stderr=self._stderr,
+            env={**HTTP_LIMITS, **os.environ, **NO_TELEMETRY},
             start_new_session=True,
         )
-        tracker = cls(process, complaints, tracking_uri)
-        with tracker._lock:
-            tracker._send({"path": sys.path, "tracking_uri": tracking_uri})
-        return tracker
-
-    def start(self, request: TrackingRequest) -> TrackedRun:
-        """Creates the run, or continues one; see ``Tracker``."""
-        try:
-            return TrackedRun(**self._ask("start", request=request_to_json(request)))
-        except _TrackerProcessGoneError as error:
-            if error.asked and request.run_id is None:
-                # It may have made the run before it died, and a second one would be a lie.
-                raise TrackingError(str(error), tracking_uri=self._masked_uri) from None
-            return self._own_tracker(error).start(request)
-
-    def adopt(self, run_id: str, tracking_uri: Secret) -> TrackedRun:
-        """Returns a run that somebody else created; see ``Tracker``."""
-        try:
-            return TrackedRun(**self._ask("adopt", run_id=run_id, tracking_uri=reveal(tracking_uri)))
-        except _TrackerProcessGoneError as error:
-            return self._own_tracker(error).adopt(run_id, tracking_uri)
-
-    def set_tags(self, run: TrackedRun, tags: Mapping[str, str]) -> None:
-        """Sets tags of a run; see ``Tracker``."""
-        try:
-            self._ask("set_tags", run=asdict(run), tags=dict(tags))
-        except _TrackerProcessGoneError as error:
-            self._own_tracker(error).set_tags(run, tags)
-
-    def log_text(self, run: TrackedRun, name: str, text: str) -> None:
-        """Keeps a text as an artifact of a run; see ``Tracker``."""
-        try:
-            self._ask("log_text", run=asdict(run), name=name, text=text)
-        except _TrackerProcessGoneError as error:
-            self._own_tracker(error).log_text(run, name, text)
-
-    def finish(self, run: TrackedRun, status: FinalStatus, tags: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Sets the run's final status, then the tags; see ``Tracker``."""
-        try:
-            self._ask("finish", run=asdict(run), status=status, tags=dict(tags))
-        except _TrackerProcessGoneError as error:
-            self._own_tracker(error).finish(run, status, tags)
-
-    def metrics(self, run: TrackedRun) -> Mapping[str, float]:
-        """Returns the run's metrics; see ``Tracker``."""
-        try:
-            values: dict[str, float] = self._ask("metrics", run=asdict(run))
-        except _TrackerProcessGoneError as error:
-            return self._own_tracker(error).metrics(run)
-        return values
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._replies = self._process.stdin, self._process.stdout
+        self._pending: dict[int, Future[dict[str, Any]]] = {}
+        self._last_number = 0
+        self._exited = self._closed = self._warned = False
+        self._reader = threading.Thread(target=self._read_replies, name="mlflow-tracker", daemon=True)
+        self._reader.start()
+        with self._lock:
+            self._send({"path": sys.path, "tracking_uri": reveal(tracking_uri)})
 
     def close(self) -> None:
-        """Ends the process when it has done what it was asked; it is killed if that takes more than half a minute."""
+        """Ends the process once it has answered all requests; kills it if that takes more than half a minute."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            if not self._gone:
-                self._send({"op": "close"})
+            if not self._exited:
+                self._send({"method": "close"})
             try:
                 self._requests.close()
             except OSError:
-                # It is gone, with the last line unread.
-                self._gone = True
+                # It exited with the last line unread.
+                self._exited = True
         try:
             self._process.wait(_CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -162,39 +174,35 @@ class ProcessTracker:
             self._process.wait()
         self._reader.join()
         self._replies.close()
-        self._complaints.close()
-        if self._substitute is not None:
-            self._substitute.close()
+        self._stderr.close()
 
-    def _ask(self, op: str, **arguments: Any) -> Any:
+    def _ask(self, method: str, arguments: Mapping[str, Any]) -> Any:
         reply: Future[dict[str, Any]] = Future()
         with self._lock:
             if self._closed:
-                raise TrackingError("The tracker was closed before this call.", tracking_uri=self._masked_uri)
-            if self._gone:
-                raise _TrackerProcessGoneError(self._last_words(), asked=False)
+                raise TrackingError("The tracker was closed before this call.", tracking_uri=self._shown)
             self._last_number += 1
             number = self._last_number
             self._pending[number] = reply
-            if not self._send({"op": op, "number": number, **arguments}):
-                self._pending.pop(number, None)
-                raise _TrackerProcessGoneError(self._last_words(), asked=False)
+            if self._exited or not self._send({"number": number, "method": method, "arguments": to_json(arguments)}):
+                self._pending.pop(number)
+                raise _TrackerProcessExitedError(self._exit_message(), sent=False)
         answer = reply.result()
-        for level, message in answer.get("logged", ()):
-            _logger.log(level, "%s", message)
-        if "error" in answer:
-            raise error_from_json(answer["error"])
-        return answer["value"]
+        for level, text in answer["logged"]:
+            _logger.log(level, "%s", text)
+        value = from_json(answer["value"])
+        if isinstance(value, TrackingError):
+            raise value
+        return value
 
     def _send(self, message: Mapping[str, Any]) -> bool:
-        """Writes one line, under the lock; False when nobody is there to read it."""
+        """Writes one line, under the lock; False if the process has exited."""
         try:
             self._requests.write(json.dumps(message).encode() + b"\n")
             self._requests.flush()
         except (OSError, ValueError):
-            self._gone = True
-            return False
-        return True
+            self._exited = True
+        return not self._exited
 
     def _read_replies(self) -> None:
         for line in self._replies:
@@ -204,38 +212,115 @@ class ProcessTracker:
             reply.set_result(answer)
         self._process.wait()
         with self._lock:
-            self._gone = True
-            orphans, self._pending = list(self._pending.values()), {}
-        for reply in orphans:
-            reply.set_exception(_TrackerProcessGoneError(self._last_words(), asked=True))
+            self._exited = True
+            unanswered, self._pending = list(self._pending.values()), {}
+        for reply in unanswered:
+            reply.set_exception(_TrackerProcessExitedError(self._exit_message(), sent=True))
 
-    def _last_words(self) -> str:
+    def _exit_message(self) -> str:
         code = self._process.poll()
         how = "" if code is None else f" (exit code {code})" if code >= 0 else f" (signal {-code})"
         # pread leaves the file's offset alone, which the tracker process writes at.
-        descriptor = self._complaints.fileno()
-        size = os.fstat(descriptor).st_size
-        text = (
-            os.pread(descriptor, _COMPLAINT_BYTES, max(0, size - _COMPLAINT_BYTES)).decode("utf-8", "replace").strip()
-        )
-        return f"The process that talks to MLflow ended unexpectedly{how}." + (
-            f" Its last words: {redact(text)}" if text else ""
-        )
+        descriptor = self._stderr.fileno()
+        offset = max(0, os.fstat(descriptor).st_size - _STDERR_BYTES)
+        output = os.pread(descriptor, _STDERR_BYTES, offset).decode("utf-8", "replace").strip()
+        last = f" Its last output: {redact(output)}" if output else ""
+        return f"The process that talks to MLflow ended unexpectedly{how}.{last}"
 
-    def _own_tracker(self, error: _TrackerProcessGoneError) -> Tracker:
+
+def main(tracking_uri: str) -> NoReturn:
+    """Serves the parent process until it sends ``close`` or ends; `tracking_uri` is the most likely store."""
+    # What MLflow prints goes to stderr, which is read only if this process dies.
+    sys.stdout.flush()
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A shutdown signals all processes at once, but the parent still has an end to report; we end after the parent.
+        signal.signal(number, signal.SIG_IGN)
+    server = _Server(replies)
+    closed = False
+    pool = ThreadPoolExecutor(max_workers=8)
+    # Not in the pool, which is waited for.
+    threading.Thread(target=server.warm_up, args=(tracking_uri,), daemon=True).start()
+    for line in sys.stdin.buffer:
+        message = json.loads(line)
+        if closed := message["method"] == "close":
+            break
+        pool.submit(server.answer, message)
+    pool.shutdown()
+    if not closed:
+        server.fail_unfinished_runs()
+    # Unloading MLflow takes longer than anything else here, and the parent may be waiting for our end. A database that
+    # is being created (by the warm-up) is completed.
+    with creating:
+        os._exit(0)
+
+
+class _Server:
+    def __init__(self, replies: IO[bytes]) -> None:
+        self._replies = replies
+        self._lock = threading.Lock()
+        self._tracker = Tracker()
+        self._imported = threading.Event()
+        self._unfinished: dict[str, TrackedRun] = {}
+        self._log = _ThreadLog()
+        logging.getLogger("prefect_mlprojects").addHandler(self._log)
+
+    def warm_up(self, tracking_uri: str) -> None:
+        gc.disable()
+        try:
+            try:
+                import_mlflow(tracking_uri)
+            finally:
+                self._imported.set()
+            # The first request will fail with the same error, and reports it to its caller.
+            with contextlib.suppress(TrackingError):
+                self._tracker.warm_up(Secret(tracking_uri))
+        finally:
+            gc.enable()
+
+    def answer(self, message: dict[str, Any]) -> None:
+        # Two threads must not import MLflow at once: Python would let one of them use half-initialised modules.
+        self._imported.wait()
+        try:
+            value = self._call(message["method"], from_json(message["arguments"]))
+        except Exception as error:  # noqa: BLE001 - the parent raises it
+            value = error
+        reply = {"number": message["number"], "value": to_json(value), "logged": self._log.take()}
+        # If the parent ended, the main thread learns it from stdin.
+        with self._lock, contextlib.suppress(OSError):
+            self._replies.write(json.dumps(reply).encode() + b"\n")
+            self._replies.flush()
+
+    def fail_unfinished_runs(self) -> None:
+        for run in list(self._unfinished.values()):
+            try:
+                self._tracker.finish(run, "FAILED")
+            except TrackingError as error:
+                sys.stderr.write(f"{error}\n")
+
+    def _call(self, method: str, arguments: dict[str, Any]) -> Any:
+        if method not in _methods:
+            raise ValueError(f"unknown method {method!r}")
+        value = getattr(self._tracker, method)(**arguments)
         with self._lock:
-            if self._substitute is None:
-                from prefect_mlprojects.tracking.in_process import InProcessTracker
+            if method == "start":
+                self._unfinished[value.run_id] = value
+            elif method == "finish":
+                self._unfinished.pop(arguments["run"].run_id, None)
+        return value
 
-                _logger.warning("%s MLflow is used in this process instead.", error)
-                self._substitute = InProcessTracker()
-            return self._substitute
 
+class _ThreadLog(logging.Handler):
+    """Keeps the records of each thread until that thread takes them."""
 
-def _process_environment() -> dict[str, str]:
-    variables = dict(os.environ)
-    # Nobody waits for minutes for a server that is gone; and a helper's life is not worth reporting.
-    variables.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    variables.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    variables["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    return variables
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._local = threading.local()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._local.__dict__.setdefault("records", []).append((record.levelno, redact(record.getMessage())))
+
+    def take(self) -> list[tuple[int, str]]:
+        records: list[tuple[int, str]] = self._local.__dict__.pop("records", [])
+        return records

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
-import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from prefect_mlprojects._support.redaction import redact, strip_user_info
-from prefect_mlprojects.exceptions import TrackingError
-from prefect_mlprojects.tracking.base import TrackedRun
+from prefect_mlprojects._support.secrets import Secret, reveal
+from prefect_mlprojects.tracking._mlflow_internals import run_in_use, tracking_uri_in_use
 
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
@@ -24,19 +22,20 @@ EXPERIMENT_NAME_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 _SQLITE = re.compile(r"^(?P<scheme>sqlite(?:\+\w+)?):///(?P<path>[^?]*)(?P<query>\?.*)?$")
 
 
-def resolve_tracking_uri(directory: Path | None = None) -> str:
+def resolve_tracking_uri(directory: Path | None = None) -> Secret:
     """Returns the tracking URI of this process, absolute, so that it means the same in every working directory.
 
-    The order is MLflow's: what ``mlflow.set_tracking_uri`` set (when MLflow is imported), the variable
-    ``MLFLOW_TRACKING_URI``, else ``mlruns`` in the working directory when it holds experiments already, else
-    ``mlflow.db`` there.
-
-    Args:
-        directory: What relative paths are relative to; by default the working directory.
+    The order is MLflow's: ``mlflow.set_tracking_uri`` (if MLflow is imported), the variable ``MLFLOW_TRACKING_URI``,
+    ``mlruns`` in `directory` (default: the working directory) if it holds experiments, else ``mlflow.db`` there.
     """
     directory = Path.cwd() if directory is None else directory
-    configured = _set_in_process() or os.environ.get(TRACKING_URI_VARIABLE)
-    return absolute_tracking_uri(configured, directory) if configured else _default_tracking_uri(directory)
+    configured = tracking_uri_in_use() or os.environ.get(TRACKING_URI_VARIABLE)
+    return Secret(absolute_tracking_uri(configured, directory) if configured else _default_tracking_uri(directory))
+
+
+def display_uri(uri: Secret) -> str:
+    """Returns the tracking URI with its secrets redacted, for messages and records."""
+    return redact(reveal(uri))
 
 
 def short_lived_default() -> str:
@@ -44,7 +43,7 @@ def short_lived_default() -> str:
 
     Prefect's process worker runs each flow run in a temporary folder, other workers in a container.
     """
-    if _set_in_process() or os.environ.get(TRACKING_URI_VARIABLE):
+    if tracking_uri_in_use() or os.environ.get(TRACKING_URI_VARIABLE):
         return ""
     if Path.cwd().resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
         return "is in a temporary folder"
@@ -71,12 +70,13 @@ def absolute_tracking_uri(uri: str, directory: Path) -> str:
     return uri
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """Returns the file of a SQLite tracking URI as SQLAlchemy reads it; None for any other URI and for one in memory.
+def scheme_of(uri: str) -> str:
+    """Returns the scheme without a driver's name: ``postgresql`` for ``postgresql+psycopg://…``."""
+    return urlsplit(uri).scheme.partition("+")[0]
 
-    Args:
-        uri: An absolute tracking URI.
-    """
+
+def sqlite_path(uri: str) -> Path | None:
+    """Returns the file of an absolute SQLite URI as SQLAlchemy reads it; None for other URIs and databases in memory."""
     if not _SQLITE.match(uri):
         return None
     from sqlalchemy.engine import make_url
@@ -86,16 +86,10 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def is_on_this_machine(uri: str) -> bool:
-    """Returns whether a URI means something only on this machine: a file, a SQLite database, a loopback address.
-
-    Args:
-        uri: An absolute URI.
-    """
-    parts = urlsplit(uri)
-    scheme = parts.scheme.partition("+")[0].lower()
-    if scheme in ("file", "sqlite") or uri.startswith("/"):
+    """Returns whether an absolute URI is valid on this machine only: a file, a SQLite database, a loopback address."""
+    if scheme_of(uri).lower() in ("file", "sqlite") or uri.startswith("/"):
         return True
-    host = (parts.hostname or "").lower()
+    host = (urlsplit(uri).hostname or "").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -110,19 +104,13 @@ def sqlite_uri(path: Path) -> str:
     return f"sqlite:///{_encoded(path.absolute())}"
 
 
-def run_page(uri: str, experiment_id: str, run_id: str) -> tuple[str | None, str | None]:
-    """Returns where people can see a run: a link, or else what to do.
+def run_page(tracking_uri: Secret, experiment_id: str, run_id: str) -> tuple[str | None, str | None]:
+    """Returns the link of a run's page, for MLflow servers, and the command that starts MLflow's UI, for other stores.
 
-    Args:
-        uri: The absolute tracking URI.
-        experiment_id: The experiment's id.
-        run_id: The run's id.
-
-    Returns:
-        The link of the run's page when the store is an MLflow server, and a command to start MLflow's UI when it is
-        a database or a folder; both are None for stores of other kinds.
+    What does not apply is None; both are None for Databricks and stores of plugins.
     """
-    scheme = urlsplit(uri).scheme.partition("+")[0]
+    uri = reveal(tracking_uri)
+    scheme = scheme_of(uri)
     if scheme in ("http", "https"):
         page = f"{strip_user_info(uri).rstrip('/')}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
         workspace = os.environ.get("MLFLOW_WORKSPACE")
@@ -135,60 +123,29 @@ def run_page(uri: str, experiment_id: str, run_id: str) -> tuple[str | None, str
 def active_run_id() -> str | None:
     """Returns the MLflow run that this thread's code is part of, without importing MLflow.
 
-    That is the run that ``mlflow.start_run()`` began in this thread, else the run that this process was started for
-    (the variable ``MLFLOW_RUN_ID``), as long as that run's store is the one in use: a project that runs another project
-    is its parent.
+    That is the run that ``mlflow.start_run()`` began in this thread, else the one that this process was started for
+    (``MLFLOW_RUN_ID``) if its store is the one in use: a project that runs another project is its parent.
     """
-    fluent = _imported("mlflow.tracking.fluent")
-    run = fluent.active_run() if fluent is not None else None
-    if run is not None:
-        return str(run.info.run_id)
-    run_id = os.environ.get(RUN_ID_VARIABLE)
-    store = os.environ.get(TRACKING_URI_VARIABLE)
-    if not run_id or not store:
-        return None
-    return run_id if absolute_tracking_uri(store, Path.cwd()) == resolve_tracking_uri() else None
-
-
-def active_experiment_id() -> str | None:
-    """Returns the experiment that ``mlflow.set_experiment()`` chose in this process, without importing MLflow."""
-    fluent = _imported("mlflow.tracking.fluent")
-    chosen = getattr(fluent, "_active_experiment_id", None)
-    return None if chosen is None else str(chosen)
-
-
-def _set_in_process() -> str | None:
-    utils = _imported("mlflow.tracking._tracking_service.utils")
-    if utils is None or not utils.is_tracking_uri_set():
-        return None
-    return str(utils.get_tracking_uri())
-
-
-def _imported(name: str) -> ModuleType | None:
-    """A module of MLflow if it is there and whole: another thread may be importing it at this moment."""
-    module = sys.modules.get(name)
-    if module is None or getattr(getattr(module, "__spec__", None), "_initializing", False):
-        return None
-    return module
+    run_id, store = os.environ.get(RUN_ID_VARIABLE), os.environ.get(TRACKING_URI_VARIABLE)
+    active = run_in_use()
+    if active is not None or not run_id or not store:
+        return active
+    return run_id if absolute_tracking_uri(store, Path.cwd()) == reveal(resolve_tracking_uri()) else None
 
 
 def _default_tracking_uri(directory: Path) -> str:
     """MLflow's rule: ``mlflow.tracking._tracking_service.utils._get_default_tracking_uri``."""
     runs = directory / "mlruns"
-    if _holds_experiments(runs):
-        return runs.absolute().as_uri()
-    return sqlite_uri(directory / "mlflow.db")
+    return runs.absolute().as_uri() if _holds_experiments(runs) else sqlite_uri(directory / "mlflow.db")
 
 
 def _holds_experiments(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return any(
-                entry.is_dir() and entry.name.isdigit() and os.path.lexists(Path(entry.path) / "meta.yaml")
-                for entry in entries
-            )
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return any(
+            entry.is_dir() and entry.name.isdigit() and os.path.lexists(Path(entry.path) / "meta.yaml")
+            for entry in entries
+        )
+    return False
 
 
 def _encoded(path: Path) -> Path:
@@ -203,30 +160,5 @@ def _encoded(path: Path) -> Path:
 
 
 def _absolute(directory: Path, path: str) -> Path:
-    # abspath, as MLflow: ".." is taken off the text.
+    # abspath, as MLflow does: it removes ".." from the text, whatever symlinks say.
     return Path(os.path.abspath(directory / path))  # noqa: PTH100
-
-
-def child_variables(run: TrackedRun) -> dict[str, str]:
-    """Returns the variables with which MLflow in the project's process finds the run, as ``mlflow run`` sets them.
-
-    For a Databricks store that includes the credentials of the profile in use, so the values may be secret.
-
-    Raises:
-        TrackingError: The credentials of a Databricks store can't be found or handed on.
-    """
-    variables = {
-        RUN_ID_VARIABLE: run.run_id,
-        TRACKING_URI_VARIABLE: run.tracking_uri,
-        EXPERIMENT_ID_VARIABLE: run.experiment_id,
-    }
-    if run.tracking_uri.partition(":")[0] == "databricks":
-        from mlflow.exceptions import MlflowException
-        from mlflow.utils import databricks_utils
-
-        credentials_of: Any = databricks_utils.get_databricks_env_vars
-        try:
-            variables |= credentials_of(run.tracking_uri)
-        except MlflowException as error:
-            raise TrackingError(str(error), tracking_uri=run.masked_tracking_uri) from None
-    return variables

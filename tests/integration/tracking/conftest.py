@@ -9,6 +9,7 @@ import pytest
 from tests.services.mlflow_server import MlflowServer
 from tests.services.waiting import free_port
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tracking import TrackingRequest
 
@@ -29,7 +30,7 @@ def request_for(tmp_path: Path) -> RequestMaker:
     copy = WorkingCopy(directory=tmp_path, uri=str(tmp_path), kind="local", source_name=str(tmp_path))
 
     def make(uri: str, **fields: Any) -> TrackingRequest:
-        return TrackingRequest(**{"tracking_uri": uri, "working_copy": copy, "entry_point": "main", **fields})
+        return TrackingRequest(**{"tracking_uri": Secret(uri), "working_copy": copy, "entry_point": "main", **fields})
 
     return make
 

@@ -1,4 +1,4 @@
-"""Processes that share one database from its first moment on."""
+"""Concurrent processes that create and share one database."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from prefect_mlprojects.tracking.uris import sqlite_uri
 PROGRAM = """
 import sys, threading
 from pathlib import Path
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import WorkingCopy
-from prefect_mlprojects.tracking import InProcessTracker, TrackingRequest
+from prefect_mlprojects.tracking import Tracker, TrackingRequest
 uri, name = sys.argv[1:]
 copy = WorkingCopy(directory=Path.cwd(), uri="x", kind="local", source_name="x")
-tracker = InProcessTracker()
+tracker = Tracker()
 import mlflow
 print("ready", flush=True)
 sys.stdin.readline()
 def one(number):
     request = TrackingRequest(
-        tracking_uri=uri, working_copy=copy, entry_point="main", experiment_name="shared", parameters={"n": f"{name}{number}"}
+        tracking_uri=Secret(uri),
+        working_copy=copy,
+        entry_point="main",
+        experiment_name="shared",
+        parameters={"n": f"{name}{number}"},
     )
     tracker.finish(tracker.start(request), "FINISHED")
 threads = [threading.Thread(target=one, args=(number,)) for number in range(17)]
@@ -32,7 +37,7 @@ threads = [threading.Thread(target=one, args=(number,)) for number in range(17)]
 """
 
 
-def test_processes_make_one_database_and_fill_it_together(tmp_path: Path) -> None:
+def test_concurrent_processes_create_and_fill_one_database(tmp_path: Path) -> None:
     uri = sqlite_uri(tmp_path / "new" / "mlflow.db")
     processes = [
         subprocess.Popen(

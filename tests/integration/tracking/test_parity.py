@@ -1,4 +1,4 @@
-"""The run that we make of a project beside the run that ``mlflow.projects.run`` makes of it."""
+"""Compares the run of a project with the one that ``mlflow.projects.run`` records."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from mlflow import MlflowClient
 from tests.services.git import git
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import detect_source
-from prefect_mlprojects.tracking import InProcessTracker, TrackingRequest
+from prefect_mlprojects.tracking import Tracker, TrackingRequest
 from prefect_mlprojects.tracking.uris import sqlite_uri
 from prefect_mlprojects.types import StopSignal
 
@@ -59,7 +60,7 @@ def their_run(uri: str, **options: Any) -> Any:
 def our_run(uri: str, tracking_uri: str, **fields: Any) -> Any:
     copy = detect_source(uri).fetch(StopSignal(), lambda line: None)
     request = TrackingRequest(
-        tracking_uri=tracking_uri,
+        tracking_uri=Secret(tracking_uri),
         working_copy=copy,
         **{
             "entry_point": "main",
@@ -69,8 +70,8 @@ def our_run(uri: str, tracking_uri: str, **fields: Any) -> Any:
             **fields,
         },
     )
-    run = InProcessTracker().start(request)
-    InProcessTracker().finish(run, "FINISHED")
+    run = Tracker().start(request)
+    Tracker().finish(run, "FINISHED")
     return MlflowClient().get_run(run.run_id)
 
 
@@ -78,11 +79,11 @@ def without(tags: dict[str, str], *names: str) -> dict[str, str]:
     return {name: value for name, value in tags.items() if name not in names}
 
 
-def test_the_tags_are_those_of_mlflow_and_a_few_more(project: Path, tracking_uri: str) -> None:
+def test_start_tags_are_those_of_mlflow_and_our_own(project: Path, tracking_uri: str) -> None:
     theirs = their_run(str(project), run_name="same name")
     ours = our_run(str(project), tracking_uri, run_name="same name", parameters={"alpha": "0.5", "words": "none"})
 
-    # What we add: Prefect's own, and the branch that is checked out (MLflow tags it only when it was asked for).
+    # We add Prefect's tags, and the branch that is checked out (MLflow tags it only when it was asked for).
     added = {"prefect.flow_run_id", "prefect.flow_run_url"}
     if (project / ".git").exists() or project.name == "one":
         commit = theirs.data.tags.get("mlflow.source.git.commit")
@@ -97,12 +98,12 @@ def test_the_tags_are_those_of_mlflow_and_a_few_more(project: Path, tracking_uri
     assert "hunter2" not in str(ours.data.tags)
 
 
-def test_a_nested_run_hangs_on_the_active_one(tmp_path: Path, tracking_uri: str) -> None:
+def test_start_inside_active_run_has_it_as_parent(tmp_path: Path, tracking_uri: str) -> None:
     from prefect_mlprojects.tracking import active_run_id
 
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "MLproject").write_text(MLPROJECT)
-    InProcessTracker().warm_up(tracking_uri)
+    Tracker().warm_up(Secret(tracking_uri))
 
     with mlflow.start_run() as parent:
         theirs = their_run(str(tmp_path / "project"))
@@ -112,7 +113,7 @@ def test_a_nested_run_hangs_on_the_active_one(tmp_path: Path, tracking_uri: str)
     assert ours.data.tags["mlflow.parentRunId"] == parent.info.run_id
 
 
-def test_mlflow_records_shell_quotes_and_we_record_values(tmp_path: Path, tracking_uri: str) -> None:
+def test_start_parameters_are_recorded_without_shell_quotes(tmp_path: Path, tracking_uri: str) -> None:
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "MLproject").write_text(MLPROJECT)
     parameters = {"words": "two words", "extra": "it's"}
@@ -120,12 +121,12 @@ def test_mlflow_records_shell_quotes_and_we_record_values(tmp_path: Path, tracki
     theirs = their_run(str(tmp_path / "project"), parameters=parameters)
     ours = our_run(str(tmp_path / "project"), tracking_uri, parameters={"alpha": "0.5", **parameters})
 
-    # A difference on purpose: with the quotes, the same value logged by the project's own code would be a conflict.
+    # An intended difference: with the quotes, the same value logged by the project's own code would be a conflict.
     assert theirs.data.params == {"alpha": "0.5", "words": "'two words'", "extra": "'it'\"'\"'s'"}
     assert ours.data.params == {"alpha": "0.5", "words": "two words", "extra": "it's"}
 
 
-def test_an_experiment_by_name_is_the_same_one(
+def test_start_experiment_name_is_that_of_mlflow(
     tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "project").mkdir()

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import FetchError, TrackingError
 from prefect_mlprojects.sources.downloads.download import download
-from prefect_mlprojects.tracking import InProcessTracker, ProcessTracker, TrackedRun, Tracker, TrackingRequest
-from prefect_mlprojects.tracking.artifacts import download_artifacts
-from prefect_mlprojects.tracking.stores import UnreachableError
+from prefect_mlprojects.tracking import ProcessTracker, TrackedRun, Tracker, TrackingRequest
+from prefect_mlprojects.tracking.stores import UnreachableError, download_artifacts
 from prefect_mlprojects.types import StopSignal
 
 RequestMaker = Callable[..., TrackingRequest]
@@ -23,16 +23,16 @@ RequestMaker = Callable[..., TrackingRequest]
 
 @pytest.fixture(params=["in-process", "tracker process"])
 def tracker(request: pytest.FixtureRequest, server: Any) -> Iterator[Tracker]:
-    tracker: Tracker = InProcessTracker() if request.param == "in-process" else ProcessTracker.start_process(server.uri)
+    tracker: Tracker = Tracker() if request.param == "in-process" else ProcessTracker(Secret(server.uri))
     yield tracker
     tracker.close()
 
 
 def stored(run: TrackedRun) -> Any:
-    return MlflowClient(run.tracking_uri).get_run(run.run_id)
+    return MlflowClient(reveal(run.tracking_uri)).get_run(run.run_id)
 
 
-def test_a_run_from_start_to_end(
+def test_run_from_start_to_finish_is_recorded(
     tracker: Tracker, server: Any, request_for: RequestMaker, capfd: pytest.CaptureFixture[str]
 ) -> None:
     parameters = {f"p{number}": "中" * 6000 for number in range(30)}
@@ -54,7 +54,7 @@ def test_a_run_from_start_to_end(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_existing_run_goes_on(tracker: Tracker, server: Any, request_for: RequestMaker) -> None:
+def test_start_existing_run_continues_it(tracker: Tracker, server: Any, request_for: RequestMaker) -> None:
     client = MlflowClient(server.uri)
     old = client.create_run("0", run_name="old")
     client.log_param(old.info.run_id, "a", "1")
@@ -67,7 +67,7 @@ def test_an_existing_run_goes_on(tracker: Tracker, server: Any, request_for: Req
     assert stored(run).data.params == {"a": "1", "b": "3"}
 
 
-def test_what_does_not_exist_or_was_deleted_is_named(tracker: Tracker, server: Any, request_for: RequestMaker) -> None:
+def test_start_missing_or_deleted_records_are_named(tracker: Tracker, server: Any, request_for: RequestMaker) -> None:
     client = MlflowClient(server.uri)
     name = f"deleted {type(tracker).__name__}"
     experiment_id = client.create_experiment(name)
@@ -76,9 +76,9 @@ def test_what_does_not_exist_or_was_deleted_is_named(tracker: Tracker, server: A
     client.delete_run(run.info.run_id)
 
     for fields, message in (
-        ({"run_id": "0" * 32}, "There is no MLflow run"),
+        ({"run_id": "0" * 32}, "No MLflow run with the ID"),
         ({"run_id": run.info.run_id}, "mlflow runs restore"),
-        ({"experiment_id": "987654"}, "There is no MLflow experiment"),
+        ({"experiment_id": "987654"}, "No MLflow experiment with the ID"),
         ({"experiment_id": experiment_id}, "mlflow experiments restore"),
         ({"experiment_name": name}, "mlflow experiments restore"),
     ):
@@ -86,7 +86,7 @@ def test_what_does_not_exist_or_was_deleted_is_named(tracker: Tracker, server: A
             tracker.start(request_for(server.uri, **fields))
 
 
-def test_twenty_runs_at_once(tracker: Tracker, server: Any, request_for: RequestMaker) -> None:
+def test_start_twenty_concurrent_runs_succeeds(tracker: Tracker, server: Any, request_for: RequestMaker) -> None:
     name = f"many {type(tracker).__name__}"
     failures: list[BaseException] = []
 
@@ -112,8 +112,8 @@ def test_twenty_runs_at_once(tracker: Tracker, server: Any, request_for: Request
     assert {run.info.status for run in found} == {"FINISHED"}
 
 
-def test_a_server_that_is_away_for_a_moment_is_waited_for(server: Any, request_for: RequestMaker) -> None:
-    tracker = InProcessTracker(retry_seconds=180)
+def test_finish_server_restarting_is_retried(server: Any, request_for: RequestMaker) -> None:
+    tracker = Tracker(retry_seconds=180)
     run = tracker.start(request_for(server.uri))
     server.stop()
     finishing = threading.Thread(target=tracker.finish, args=(run, "KILLED"))
@@ -127,30 +127,30 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for(server: Any, request_f
     assert stored(run).info.status == "KILLED"
 
 
-def test_a_server_that_stays_away_is_an_error_that_names_it(unused_port: int) -> None:
+def test_finish_server_down_raises_and_names_it(unused_port: int) -> None:
     uri = f"http://127.0.0.1:{unused_port}"
 
     with pytest.raises(UnreachableError, match=f"{uri} can't be reached: Connection refused"):
-        InProcessTracker(retry_seconds=1).finish(TrackedRun("r" * 32, "0", uri), "FINISHED")
+        Tracker(retry_seconds=1).finish(TrackedRun("r" * 32, "0", Secret(uri)), "FINISHED")
 
 
-def test_a_server_that_never_answers_is_an_error(request_for: RequestMaker) -> None:
+def test_start_server_that_never_answers_raises(request_for: RequestMaker) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
 
         with pytest.raises(UnreachableError, match=f"{uri} can't be reached: timed out"):
-            InProcessTracker().start(request_for(uri))
+            Tracker().start(request_for(uri))
 
 
-def test_artifacts_of_a_run_are_downloaded(server: Any, request_for: RequestMaker, tmp_path: Path) -> None:
-    tracker = InProcessTracker()
+def test_download_artifacts_of_runs_and_models_succeeds(server: Any, request_for: RequestMaker, tmp_path: Path) -> None:
+    tracker = Tracker()
     run = tracker.start(request_for(server.uri))
     client = MlflowClient(server.uri)
     client.log_text(run.run_id, "hello", "folder/a.txt")
     client.log_text(run.run_id, "world", "folder/deep/b.txt")
 
     def fetch(uri: str) -> Path:
-        fetch = partial(download_artifacts, tracking_uri=server.uri)
+        fetch = partial(download_artifacts, tracking_uri=Secret(server.uri))
         return download(uri, tmp_path / "storage", report=lambda line: None, stop=StopSignal(), fetch_artifact=fetch)
 
     file, folder = fetch(f"runs:/{run.run_id}/folder/a.txt"), fetch(f"runs:/{run.run_id}/folder")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tracking import TrackingRequest
 from prefect_mlprojects.tracking.uris import sqlite_uri
@@ -25,11 +26,11 @@ def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def database_template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A new MLflow database: making one takes seconds."""
-    from prefect_mlprojects.tracking import InProcessTracker
+    """A new MLflow database: creating one takes seconds."""
+    from prefect_mlprojects.tracking import Tracker
 
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    InProcessTracker().warm_up(sqlite_uri(path))
+    Tracker().warm_up(Secret(sqlite_uri(path)))
     return path.read_bytes()
 
 
@@ -46,6 +47,6 @@ def request_for(tmp_path: Path) -> RequestMaker:
     copy = WorkingCopy(directory=tmp_path, uri=str(tmp_path), kind="local", source_name=str(tmp_path))
 
     def make(uri: str, **fields: Any) -> TrackingRequest:
-        return TrackingRequest(**{"tracking_uri": uri, "working_copy": copy, "entry_point": "main", **fields})
+        return TrackingRequest(**{"tracking_uri": Secret(uri), "working_copy": copy, "entry_point": "main", **fields})
 
     return make

@@ -16,9 +16,9 @@ import pytest
 from mlflow import MlflowClient
 from tests.services.waiting import is_alive, wait_for
 
-from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import TrackingError
-from prefect_mlprojects.tracking import ProcessTracker, TrackedRun, TrackingRequest
+from prefect_mlprojects.tracking import ProcessTracker, TrackedRun, Tracker, TrackingRequest, process_tracker
 from prefect_mlprojects.tracking.stores import UnreachableError
 from prefect_mlprojects.tracking.uris import sqlite_uri
 
@@ -27,7 +27,7 @@ RequestMaker = Callable[..., TrackingRequest]
 
 @pytest.fixture
 def tracker(uri: str) -> Iterator[ProcessTracker]:
-    tracker = ProcessTracker.start_process(uri)
+    tracker = ProcessTracker(Secret(uri))
     yield tracker
     tracker.close()
 
@@ -37,10 +37,10 @@ def process_of(tracker: ProcessTracker) -> subprocess.Popen[bytes]:
 
 
 def stored(run: TrackedRun) -> Any:
-    return MlflowClient(run.tracking_uri).get_run(run.run_id)
+    return MlflowClient(reveal(run.tracking_uri)).get_run(run.run_id)
 
 
-def test_a_run_of_somebody_else_is_adopted(tracker: ProcessTracker, uri: str) -> None:
+def test_adopt_run_of_another_program_leaves_it_running(tracker: ProcessTracker, uri: str) -> None:
     created = MlflowClient(uri).create_run("0", run_name="theirs")
     adopted = tracker.adopt(created.info.run_id, Secret(uri))
     assert (adopted.run_id, adopted.run_name) == (created.info.run_id, "theirs")
@@ -48,7 +48,7 @@ def test_a_run_of_somebody_else_is_adopted(tracker: ProcessTracker, uri: str) ->
     assert stored(adopted).info.status == "RUNNING"
 
 
-def test_a_run_from_start_to_end(
+def test_run_from_start_to_finish_is_recorded(
     tracker: ProcessTracker,
     uri: str,
     request_for: RequestMaker,
@@ -71,7 +71,7 @@ def test_a_run_from_start_to_end(
     assert found.info.status == "KILLED"
     assert found.data.params == {"a": "ä\u2028", "long": "x" * 6000}
     assert found.data.tags["k"] == "v"
-    assert (run.run_name, run.tracking_uri, run.experiment_id) == ("mine", uri, found.info.experiment_id)
+    assert (run.run_name, run.tracking_uri, run.experiment_id) == ("mine", Secret(uri), found.info.experiment_id)
     assert list(metrics) == ["nan", "rmse"]
     assert metrics["rmse"] == 0.5
     assert metrics["nan"] != metrics["nan"]
@@ -82,7 +82,25 @@ def test_a_run_from_start_to_end(
     assert process_of(tracker).returncode == 0
 
 
-def test_its_process_does_not_import_what_mlflow_does_without(
+def test_methods_of_tracker_are_all_executed_by_the_process() -> None:
+    public = {name for name, method in vars(Tracker).items() if callable(method) and not name.startswith("_")}
+
+    # These two serve the process itself and MLflow's plugins, which have a process of their own already.
+    assert process_tracker._methods == public - {"warm_up", "resolve_experiment", "close"}
+
+
+def test_finish_with_keywords_sets_status_and_tags(
+    tracker: ProcessTracker, uri: str, request_for: RequestMaker
+) -> None:
+    run = tracker.start(request=request_for(uri))
+
+    tracker.finish(run, tags={"why": "out-of-memory"}, status="FAILED")
+
+    assert stored(run).info.status == "FAILED"
+    assert stored(run).data.tags["why"] == "out-of-memory"
+
+
+def test_process_does_not_import_optional_packages(
     tracker: ProcessTracker, uri: str, request_for: RequestMaker
 ) -> None:
     tracker.start(request_for(uri))
@@ -94,12 +112,12 @@ def test_its_process_does_not_import_what_mlflow_does_without(
     assert "pandas" not in maps
 
 
-def test_what_mlflow_prints_does_not_disturb_it(
+def test_output_of_mlflow_does_not_disturb_replies(
     uri: str, request_for: RequestMaker, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # SQLAlchemy's echo goes to stdout.
     monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_ECHO", "true")
-    tracker = ProcessTracker.start_process(uri)
+    tracker = ProcessTracker(Secret(uri))
 
     run = tracker.start(request_for(uri))
     tracker.finish(run, "FINISHED")
@@ -109,10 +127,10 @@ def test_what_mlflow_prints_does_not_disturb_it(
     assert stored(run).info.status == "FINISHED"
 
 
-def test_errors_come_across_with_their_type(
+def test_errors_of_the_process_keep_their_type(
     tracker: ProcessTracker, uri: str, request_for: RequestMaker, unused_port: int
 ) -> None:
-    with pytest.raises(TrackingError, match="There is no MLflow run") as unknown:
+    with pytest.raises(TrackingError, match="No MLflow run with the ID") as unknown:
         tracker.start(request_for(uri, run_id="0" * 32))
     with pytest.raises(UnreachableError, match="Connection refused") as down:
         tracker.start(request_for(f"http://me:hunter2@127.0.0.1:{unused_port}"))
@@ -122,7 +140,7 @@ def test_errors_come_across_with_their_type(
     assert down.value.tracking_uri == f"http://me:***@127.0.0.1:{unused_port}"
 
 
-def test_many_runs_at_once(tracker: ProcessTracker, uri: str, request_for: RequestMaker) -> None:
+def test_start_fifty_concurrent_runs_succeeds(tracker: ProcessTracker, uri: str, request_for: RequestMaker) -> None:
     failures: list[BaseException] = []
 
     def one(number: int) -> None:
@@ -144,7 +162,7 @@ def test_many_runs_at_once(tracker: ProcessTracker, uri: str, request_for: Reque
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_that_end_everything_else_leave_it_working(
+def test_shutdown_signals_do_not_end_the_process(
     tracker: ProcessTracker, uri: str, request_for: RequestMaker, number: signal.Signals
 ) -> None:
     run = tracker.start(request_for(uri))
@@ -158,8 +176,8 @@ def test_signals_that_end_everything_else_leave_it_working(
     assert os.getsid(process.pid) != os.getsid(0)
 
 
-def test_closing_while_mlflow_is_being_imported_ends_it(uri: str) -> None:
-    tracker = ProcessTracker.start_process(uri)
+def test_close_during_import_of_mlflow_ends_the_process(uri: str) -> None:
+    tracker = ProcessTracker(Secret(uri))
 
     tracker.close()
 
@@ -175,9 +193,9 @@ def has_content(folder: Path) -> bool:
     return False
 
 
-def test_closing_while_a_database_is_being_made_leaves_a_whole_one_or_none(tmp_path: Path) -> None:
+def test_close_during_database_creation_leaves_a_complete_database(tmp_path: Path) -> None:
     folder = tmp_path / "new"
-    tracker = ProcessTracker.start_process(sqlite_uri(folder / "mlflow.db"))
+    tracker = ProcessTracker(Secret(sqlite_uri(folder / "mlflow.db")))
     wait_for(lambda: folder.exists() and has_content(folder), "the database's folder", 60)
 
     tracker.close()
@@ -185,29 +203,29 @@ def test_closing_while_a_database_is_being_made_leaves_a_whole_one_or_none(tmp_p
     assert [entry.name for entry in folder.iterdir()] == ["mlflow.db"]
 
 
-def test_a_kill_while_a_database_is_being_made_leaves_no_half_of_one(tmp_path: Path, request_for: RequestMaker) -> None:
+def test_kill_during_database_creation_leaves_no_partial_database(tmp_path: Path, request_for: RequestMaker) -> None:
     folder = tmp_path / "new"
     uri = sqlite_uri(folder / "mlflow.db")
-    tracker = ProcessTracker.start_process(uri)
+    tracker = ProcessTracker(Secret(uri))
     wait_for(lambda: folder.exists() and has_content(folder), "the database's folder", 60)
 
     process_of(tracker).kill()
     tracker.close()
     assert not (folder / "mlflow.db").exists()
 
-    second = ProcessTracker.start_process(uri)
+    second = ProcessTracker(Secret(uri))
     assert stored(second.start(request_for(uri))).info.status == "RUNNING"
     second.close()
 
 
-def test_a_closed_tracker_says_so(tracker: ProcessTracker, uri: str, request_for: RequestMaker) -> None:
+def test_start_after_close_raises(tracker: ProcessTracker, uri: str, request_for: RequestMaker) -> None:
     tracker.close()
 
     with pytest.raises(TrackingError, match="was closed before this call"):
         tracker.start(request_for(uri))
 
 
-def test_when_it_dies_this_process_goes_on_with_its_run(
+def test_process_killed_between_calls_uses_mlflow_of_this_process(
     tracker: ProcessTracker, uri: str, request_for: RequestMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tracker.start(request_for(uri))
@@ -228,14 +246,12 @@ def test_when_it_dies_this_process_goes_on_with_its_run(
     ]
 
 
-def test_when_it_dies_in_the_middle_of_a_start_there_is_an_error_and_no_second_run(
-    uri: str, request_for: RequestMaker
-) -> None:
-    tracker = ProcessTracker.start_process(uri)
+def test_process_killed_during_start_raises_and_creates_no_second_run(uri: str, request_for: RequestMaker) -> None:
+    tracker = ProcessTracker(Secret(uri))
     killer = threading.Timer(0.3, process_of(tracker).kill)
     killer.start()
 
-    # It has not imported MLflow yet, so it can't have answered.
+    # MLflow's import takes longer than that, so the process can't have answered.
     with pytest.raises(TrackingError, match=r"ended unexpectedly \(signal 9\)"):
         tracker.start(request_for(uri))
 
@@ -243,30 +259,31 @@ def test_when_it_dies_in_the_middle_of_a_start_there_is_an_error_and_no_second_r
     tracker.close()
 
 
-def test_a_file_named_mlflow_in_the_working_directory_is_not_imported(
+def test_file_named_mlflow_in_working_directory_is_not_imported(
     uri: str, request_for: RequestMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mlflow.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
 
-    tracker = ProcessTracker.start_process(uri)
+    tracker = ProcessTracker(Secret(uri))
     run = tracker.start(request_for(uri))
     tracker.close()
 
     assert stored(run).info.status == "RUNNING"
 
 
-# How it ends with its parent, for which the parent is a process of its own.
+# The parent of the tracker process, which a test can kill.
 PARENT = """
 import json, os, signal, sys
 from pathlib import Path
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tracking import ProcessTracker, TrackingRequest
 uri, end = sys.argv[1:]
-tracker = ProcessTracker.start_process(uri)
+tracker = ProcessTracker(Secret(uri))
 copy = WorkingCopy(directory=Path.cwd(), uri="x", kind="local", source_name="x")
-request = TrackingRequest(tracking_uri=uri, working_copy=copy, entry_point="main")
+request = TrackingRequest(tracking_uri=Secret(uri), working_copy=copy, entry_point="main")
 first, second = tracker.start(request), tracker.start(request)
 tracker.finish(second, "FINISHED")
 print(json.dumps([first.run_id, second.run_id, tracker._process.pid]), flush=True)
@@ -278,7 +295,7 @@ elif end == "kill":
 
 
 @pytest.mark.parametrize(("end", "status"), [("kill", "FAILED"), ("exit", "FAILED"), ("close", "RUNNING")])
-def test_it_ends_with_its_parent_and_accounts_for_runs_that_nobody_ended(uri: str, end: str, status: str) -> None:
+def test_process_ends_with_its_parent_and_fails_unfinished_runs(uri: str, end: str, status: str) -> None:
     parent = subprocess.run([sys.executable, "-c", PARENT, uri, end], stdout=subprocess.PIPE, text=True)
     first, second, process_id = json.loads(parent.stdout)
 
@@ -293,14 +310,14 @@ def test_it_ends_with_its_parent_and_accounts_for_runs_that_nobody_ended(uri: st
 GREEDY = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from prefect_mlprojects.tracking.tracker_process import _import_mlflow
-_import_mlflow("sqlite:////x.db")
+from prefect_mlprojects.tracking._mlflow_internals import import_mlflow
+import_mlflow("sqlite:////x.db")
 import mlflow
 print(mlflow.what)
 """
 
 
-def test_an_mlflow_that_needs_everything_is_imported_all_the_same(tmp_path: Path) -> None:
+def test_import_mlflow_that_needs_optional_packages_succeeds(tmp_path: Path) -> None:
     (tmp_path / "numpy.py").touch()
     (tmp_path / "mlflow").mkdir()
     (tmp_path / "mlflow" / "__init__.py").write_text("import mlflow.part\nwhat = mlflow.part.numpy.__name__\n")

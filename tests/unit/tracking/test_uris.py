@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.tracking.uris import absolute_tracking_uri, run_page, sqlite_path, sqlite_uri
 
 HERE = Path("/here/now")
@@ -36,12 +37,12 @@ HERE = Path("/here/now")
         ("plugin-scheme://x", "plugin-scheme://x"),
     ],
 )
-def test_paths_in_tracking_uris_become_absolute_and_nothing_else_changes(uri: str, expected: str) -> None:
+def test_absolute_tracking_uri_changes_relative_paths_only(uri: str, expected: str) -> None:
     assert absolute_tracking_uri(uri, HERE) == expected
     assert absolute_tracking_uri(expected, Path("/elsewhere")) == expected
 
 
-def test_a_percent_in_the_working_directory_survives(tmp_path: Path) -> None:
+def test_absolute_tracking_uri_percent_in_directory_is_kept(tmp_path: Path) -> None:
     # A question mark begins the query in SQLAlchemy 2.0, which has no way to write it in a path.
     folder = tmp_path / "100%20 x"
 
@@ -52,7 +53,7 @@ def test_a_percent_in_the_working_directory_survives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "uri", ["sqlite://", "sqlite:///:memory:", "http://host", "postgresql://db/mlflow", "file:///x"]
 )
-def test_only_sqlite_files_have_a_path(uri: str) -> None:
+def test_sqlite_path_other_uris_is_none(uri: str) -> None:
     assert sqlite_path(uri) is None
 
 
@@ -65,24 +66,25 @@ def test_only_sqlite_files_have_a_path(uri: str) -> None:
         ("databricks", None),
     ],
 )
-def test_a_server_has_a_page_for_a_run(uri: str, page: str | None) -> None:
-    assert run_page(uri, "3", "abc")[0] == page
+def test_run_page_is_known_for_servers_only(uri: str, page: str | None) -> None:
+    assert run_page(Secret(uri), "3", "abc")[0] == page
 
 
-def test_a_page_of_a_workspace_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_page_in_workspace_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team a")
 
-    assert run_page("http://host", "3", "abc")[0] == "http://host/#/experiments/3/runs/abc?workspace=team%20a"
+    assert run_page(Secret("http://host"), "3", "abc")[0] == "http://host/#/experiments/3/runs/abc?workspace=team%20a"
 
 
-def test_a_database_has_a_hint_without_its_password() -> None:
-    _, hint = run_page("postgresql://me:hunter2@db/mlflow", "3", "abc")
+def test_run_page_database_hint_has_no_password() -> None:
+    _, hint = run_page(Secret("postgresql://me:hunter2@db/mlflow"), "3", "abc")
 
     assert hint == "mlflow ui --backend-store-uri 'postgresql://me:***@db/mlflow'"
 
 
-# What follows is asked of real interpreters, since it depends on whether MLflow is imported and on what was set in it.
-ASK = "from prefect_mlprojects.tracking import resolve_tracking_uri, active_run_id, active_experiment_id\n"
+# These tests start interpreters: the results depend on whether MLflow is imported and on the state set in it.
+ASK = "from prefect_mlprojects._support.secrets import reveal\n"
+ASK += "from prefect_mlprojects.tracking import resolve_tracking_uri, active_run_id, active_experiment_id\n"
 
 
 def answer(program: str, directory: Path, **variables: str) -> list[str]:
@@ -98,25 +100,26 @@ def answer(program: str, directory: Path, **variables: str) -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_without_anything_set_it_is_a_database_in_the_working_directory_and_mlflow_is_not_imported(
+def test_resolve_tracking_uri_default_is_a_local_database_without_importing_mlflow(
     tmp_path: Path,
 ) -> None:
     program = (
-        ASK + "import sys; print(resolve_tracking_uri()); print('mlflow' in sys.modules, 'prefect' in sys.modules)"
+        ASK
+        + "import sys; print(reveal(resolve_tracking_uri())); print('mlflow' in sys.modules, 'prefect' in sys.modules)"
     )
 
     assert answer(program, tmp_path) == [f"sqlite:///{tmp_path}/mlflow.db", "False False"]
 
 
-def test_the_variable_wins_over_the_default(tmp_path: Path) -> None:
-    program = ASK + "print(resolve_tracking_uri())"
+def test_resolve_tracking_uri_variable_overrides_default(tmp_path: Path) -> None:
+    program = ASK + "print(reveal(resolve_tracking_uri()))"
 
     assert answer(program, tmp_path, MLFLOW_TRACKING_URI="sqlite:///a.db") == [f"sqlite:///{tmp_path}/a.db"]
     assert answer(program, tmp_path, MLFLOW_TRACKING_URI="") == [f"sqlite:///{tmp_path}/mlflow.db"]
 
 
-def test_a_folder_of_runs_that_is_there_is_kept_in_use_by_mlflow_s_rule(tmp_path: Path) -> None:
-    program = ASK + "print(resolve_tracking_uri()); import mlflow; print(mlflow.get_tracking_uri())"
+def test_resolve_tracking_uri_existing_mlruns_is_used_as_by_mlflow(tmp_path: Path) -> None:
+    program = ASK + "print(reveal(resolve_tracking_uri())); import mlflow; print(mlflow.get_tracking_uri())"
     (tmp_path / "mlruns" / "0").mkdir(parents=True)
     assert answer(program, tmp_path) == [f"sqlite:///{tmp_path}/mlflow.db"] * 2
 
@@ -125,11 +128,11 @@ def test_a_folder_of_runs_that_is_there_is_kept_in_use_by_mlflow_s_rule(tmp_path
     assert answer(program, tmp_path) == [f"file://{tmp_path}/mlruns"] * 2
 
 
-def test_what_a_script_set_in_mlflow_wins(tmp_path: Path) -> None:
+def test_state_set_in_mlflow_overrides_variables(tmp_path: Path) -> None:
     program = (
         ASK
-        + "import mlflow; print(resolve_tracking_uri()); print(active_run_id(), active_experiment_id())\n"
-        + "mlflow.set_tracking_uri('sqlite:///set.db'); print(resolve_tracking_uri())\n"
+        + "import mlflow; print(reveal(resolve_tracking_uri())); print(active_run_id(), active_experiment_id())\n"
+        + "mlflow.set_tracking_uri('sqlite:///set.db'); print(reveal(resolve_tracking_uri()))\n"
         + "experiment = mlflow.set_experiment('mine'); print(active_experiment_id() == experiment.experiment_id)\n"
         + "with mlflow.start_run() as run: print(active_run_id() == run.info.run_id)\n"
         + "print(active_run_id())"
@@ -145,14 +148,14 @@ def test_what_a_script_set_in_mlflow_wins(tmp_path: Path) -> None:
     ]
 
 
-def test_a_project_s_process_is_inside_of_its_run(tmp_path: Path) -> None:
+def test_active_run_id_in_child_process_is_its_run(tmp_path: Path) -> None:
     program = ASK + "print(active_run_id())"
 
     assert answer(program, tmp_path, MLFLOW_RUN_ID="abc", MLFLOW_TRACKING_URI="sqlite:////x/y.db") == ["abc"]
     assert answer(program, tmp_path, MLFLOW_RUN_ID="abc") == ["None"]
 
 
-def test_a_run_of_another_store_is_no_parent(tmp_path: Path) -> None:
+def test_active_run_id_of_another_store_is_ignored(tmp_path: Path) -> None:
     program = ASK + "import mlflow; mlflow.set_tracking_uri('sqlite:///other.db')\n"
     program += "import os; os.environ['MLFLOW_TRACKING_URI'] = 'sqlite:///first.db'; print(active_run_id())"
 

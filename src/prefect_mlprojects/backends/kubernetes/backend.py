@@ -327,7 +327,7 @@ def _links(identity: RunIdentity, request: KubernetesRequest, child_env: Mapping
     # Prefect Cloud serves its pages under another host than its API.
     if api.endswith("/api"):
         links["flow-run-url"] = f"{redact(api.removesuffix('/api'))}/runs/flow-run/{identity.flow_run_id}"
-    page, _ = run_page(reveal(request.tracking_uri), child_env.get(EXPERIMENT_ID_VARIABLE, ""), identity.mlflow_run_id)
+    page, _ = run_page(request.tracking_uri, child_env.get(EXPERIMENT_ID_VARIABLE, ""), identity.mlflow_run_id)
     if page:
         links["mlflow-run-url"] = page
     return links

@@ -12,15 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tracking import TrackingRequest
-from prefect_mlprojects.tracking.tags import batches, fitting_parameters, fitting_tags, project_tags, user_name
+from prefect_mlprojects.tracking._mlflow_internals import batches
+from prefect_mlprojects.tracking.records import project_tags, storable, user_name
 
 COPY = WorkingCopy(directory=Path("/p"), uri="/p", kind="local", source_name="file:///p")
-REQUEST = TrackingRequest(tracking_uri="sqlite:////x.db", working_copy=COPY, entry_point="main")
+REQUEST = TrackingRequest(tracking_uri=Secret("sqlite:////x.db"), working_copy=COPY, entry_point="main")
 
 
-def test_a_run_outside_of_git_has_the_least_tags() -> None:
+def test_project_tags_outside_git_are_minimal() -> None:
     assert project_tags(REQUEST) == {
         "mlflow.user": user_name(),
         "mlflow.source.name": "file:///p",
@@ -30,7 +32,7 @@ def test_a_run_outside_of_git_has_the_least_tags() -> None:
     }
 
 
-def test_everything_that_is_known_is_tagged() -> None:
+def test_project_tags_complete_request_tags_all_fields() -> None:
     request = dataclasses.replace(
         REQUEST,
         working_copy=dataclasses.replace(
@@ -64,11 +66,11 @@ def test_everything_that_is_known_is_tagged() -> None:
     }
 
 
-def test_the_local_environment_is_not_tagged_as_in_mlflow() -> None:
+def test_project_tags_local_environment_is_not_tagged() -> None:
     assert "mlflow.project.env" not in project_tags(dataclasses.replace(REQUEST, environment="local"))
 
 
-def test_a_password_in_the_source_does_not_become_a_tag() -> None:
+def test_project_tags_source_password_is_redacted() -> None:
     copy = dataclasses.replace(COPY, source_name="https://me:hunter2@host/r")
 
     tags = project_tags(dataclasses.replace(REQUEST, working_copy=copy))
@@ -76,9 +78,9 @@ def test_a_password_in_the_source_does_not_become_a_tag() -> None:
     assert tags["mlflow.source.name"] == "https://me:***@host/r"
 
 
-def test_a_user_that_the_system_does_not_know_is_unknown() -> None:
+def test_user_name_unknown_user_id_is_unknown() -> None:
     # Such a user is what a container with `--user 12345` has.
-    program = "from prefect_mlprojects.tracking.tags import user_name; import os, pwd\n"
+    program = "from prefect_mlprojects.tracking.records import user_name; import os, pwd\n"
     program += "os.setuid(3123456) if os.getuid() == 0 else None; print(user_name())"
     environment = {n: v for n, v in os.environ.items() if n not in ("LOGNAME", "USER", "LNAME", "USERNAME")}
 
@@ -89,10 +91,10 @@ def test_a_user_that_the_system_does_not_know_is_unknown() -> None:
     assert result.stdout.strip() == ("unknown" if os.getuid() == 0 else user_name())
 
 
-def test_long_values_are_shortened_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_storable_long_values_are_shortened_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert fitting_parameters({"a": "x" * 6000, "b": "y" * 6001}) == {"a": "x" * 6000, "b": "y" * 6000}
-        assert fitting_tags({"t": "z" * 9000}) == {"t": "z" * 8000}
+        assert storable("parameter", {"a": "x" * 6000, "b": "y" * 6001}) == {"a": "x" * 6000, "b": "y" * 6000}
+        assert storable("tag", {"t": "z" * 9000}) == {"t": "z" * 8000}
 
     assert [record.getMessage() for record in caplog.records] == [
         "The parameter 'b' has 6001 characters; MLflow records its first 6000.",
@@ -116,52 +118,52 @@ def test_long_values_are_shortened_with_a_warning(caplog: pytest.LogCaptureFixtu
         ("k" * 300, "k" * 250),
     ],
 )
-def test_names_that_mlflow_forbids_are_changed_with_a_warning(
+def test_storable_forbidden_names_are_changed_with_a_warning(
     name: str, recorded: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert fitting_parameters({name: "1"}) == {recorded: "1"}
+        assert storable("parameter", {name: "1"}) == {recorded: "1"}
 
     assert bool(caplog.records) == (name != recorded)
 
 
-def test_a_changed_name_never_replaces_another(caplog: pytest.LogCaptureFixture) -> None:
+def test_storable_changed_name_never_replaces_another(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert fitting_parameters({"a,b": "1", "a_b": "2", "a;b": "3"}) == {"a_b": "2"}
+        assert storable("parameter", {"a,b": "1", "a_b": "2", "a;b": "3"}) == {"a_b": "2"}
 
-    assert "MLflow has no room for a parameter named 'a,b'" in caplog.text
-
-
-def test_an_empty_name_is_left_out() -> None:
-    assert fitting_parameters({"": "1", "b": "2"}) == {"b": "2"}
+    assert "MLflow can't store a parameter named 'a,b'" in caplog.text
 
 
-def test_bytes_that_are_no_text_can_be_stored() -> None:
-    assert fitting_parameters({"a": "x\udcffy", "b": "\0"}) == {"a": "x\\udcffy", "b": "\\x00"}
+def test_storable_empty_name_is_left_out() -> None:
+    assert storable("parameter", {"": "1", "b": "2"}) == {"b": "2"}
+
+
+def test_storable_bytes_that_are_not_utf8_are_escaped() -> None:
+    assert storable("parameter", {"a": "x\udcffy", "b": "\0"}) == {"a": "x\\udcffy", "b": "\\x00"}
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=260), st.text(max_size=50), max_size=8))
-def test_whatever_is_recorded_mlflow_accepts(entries: dict[str, str]) -> None:
+def test_storable_entries_are_accepted_by_mlflow(entries: dict[str, str]) -> None:
     from mlflow.utils import validation
 
     validate_param: Any = validation._validate_param
     validate_tag: Any = validation._validate_tag
-    for name, value in fitting_parameters(entries).items():
+    for name, value in storable("parameter", entries).items():
         assert validate_param(name, value).key == name
-    for name, value in fitting_tags(entries).items():
+    for name, value in storable("tag", entries).items():
         assert validate_tag(name, value).key == name
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=20), st.text(max_size=6000), max_size=20))
-def test_batches_hold_everything_once_and_in_order(entries: dict[str, str]) -> None:
+def test_batches_hold_every_entry_once_and_in_order(entries: dict[str, str]) -> None:
     parts = list(batches(entries))
 
     assert [item for part in parts for item in part.items()] == list(entries.items())
     assert all(parts)
 
 
-def test_batches_are_as_small_as_one_request_must_be() -> None:
+def test_batches_respect_limits_of_one_request() -> None:
     assert [len(part) for part in batches({str(n): "x" for n in range(250)})] == [100, 100, 50]
     # Characters that JSON writes as six.
     assert [len(part) for part in batches({str(n): "\u4e2d" * 6000 for n in range(30)})] == [13, 13, 4]

@@ -16,9 +16,9 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects._support.secrets import Secret, reveal, reveal_values
 from prefect_mlprojects.exceptions import TrackingError
-from prefect_mlprojects.tracking import InProcessTracker, TrackedRun, TrackingRequest, child_variables, failure_tags
+from prefect_mlprojects.tracking import TrackedRun, Tracker, TrackingRequest, child_variables, failure_tags
 from prefect_mlprojects.tracking.stores import UnreachableError
 from prefect_mlprojects.tracking.uris import sqlite_path, sqlite_uri
 
@@ -26,8 +26,8 @@ RequestMaker = Callable[..., TrackingRequest]
 
 
 @pytest.fixture
-def tracker() -> InProcessTracker:
-    return InProcessTracker()
+def tracker() -> Tracker:
+    return Tracker()
 
 
 @pytest.fixture(params=["sqlite", "file"])
@@ -39,11 +39,11 @@ def any_uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def stored(run: TrackedRun) -> Any:
-    return MlflowClient(run.tracking_uri).get_run(run.run_id)
+    return MlflowClient(reveal(run.tracking_uri)).get_run(run.run_id)
 
 
-def test_a_run_has_its_tags_parameters_and_name(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker
+def test_start_new_run_records_tags_parameters_and_name(
+    tracker: Tracker, any_uri: str, request_for: RequestMaker
 ) -> None:
     run = tracker.start(
         request_for(any_uri, parameters={"alpha": "0.5", "words": "a 'b' c"}, run_name="mine", flow_run_id="f")
@@ -62,8 +62,8 @@ def test_a_run_has_its_tags_parameters_and_name(
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_a_run_ends_as_it_is_told_to(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker, status: Any
+def test_finish_sets_status_and_end_time(
+    tracker: Tracker, any_uri: str, request_for: RequestMaker, status: Any
 ) -> None:
     run = tracker.start(request_for(any_uri))
 
@@ -74,8 +74,8 @@ def test_a_run_ends_as_it_is_told_to(
     assert found.info.end_time >= found.info.start_time
 
 
-def test_the_last_status_stands_and_the_same_again_changes_nothing(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker
+def test_finish_repeated_last_status_wins_and_same_status_is_no_op(
+    tracker: Tracker, uri: str, request_for: RequestMaker
 ) -> None:
     run = tracker.start(request_for(uri))
     MlflowClient(uri).set_terminated(run.run_id, "FINISHED")
@@ -85,13 +85,11 @@ def test_the_last_status_stands_and_the_same_again_changes_nothing(
     tracker.finish(run, "FAILED")
     assert (stored(run).info.status, stored(run).info.end_time) == ("FAILED", ended)
 
-    InProcessTracker().finish(run, "KILLED")
+    Tracker().finish(run, "KILLED")
     assert stored(run).info.status == "KILLED"
 
 
-def test_metrics_are_the_last_values_by_name(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker
-) -> None:
+def test_metrics_returns_last_values_sorted_by_name(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(any_uri))
     assert tracker.metrics(run) == {}
     client = MlflowClient(any_uri)
@@ -105,7 +103,7 @@ def test_metrics_are_the_last_values_by_name(
     assert metrics["rmse"] == 1.5
 
 
-def test_tags_are_set_later(tracker: InProcessTracker, any_uri: str, request_for: RequestMaker) -> None:
+def test_set_tags_after_start_sets_shortened_values(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(any_uri))
 
     tracker.set_tags(run, {"mlflow.project.env": "uv", "long": "x" * 9000})
@@ -116,19 +114,19 @@ def test_tags_are_set_later(tracker: InProcessTracker, any_uri: str, request_for
     assert tags["long"] == "x" * 8000
 
 
-def test_a_run_of_somebody_else_is_adopted_as_it_is(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker
+def test_adopt_run_of_another_program_changes_nothing(
+    tracker: Tracker, any_uri: str, request_for: RequestMaker
 ) -> None:
     client = MlflowClient(any_uri)
     created = client.create_run("0", run_name="theirs")
     adopted = tracker.adopt(created.info.run_id, Secret(any_uri))
-    assert (adopted.run_id, adopted.run_name, adopted.tracking_uri) == (created.info.run_id, "theirs", any_uri)
+    assert (adopted.run_id, adopted.run_name, adopted.tracking_uri) == (created.info.run_id, "theirs", Secret(any_uri))
     assert stored(adopted).info.status == "RUNNING"
     with pytest.raises(TrackingError, match="no-such-run"):
         tracker.adopt("no-such-run", Secret(any_uri))
 
 
-def test_the_reason_of_a_failure_becomes_tags(tracker: InProcessTracker, uri: str, request_for: RequestMaker) -> None:
+def test_failure_tags_hold_category_and_redacted_cause(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(uri))
     tracker.set_tags(run, failure_tags("out-of-memory", "killed at https://me:s3cret@host/"))
     tags = stored(run).data.tags
@@ -136,7 +134,7 @@ def test_the_reason_of_a_failure_becomes_tags(tracker: InProcessTracker, uri: st
     assert tags["mlprojects.failure.cause"] == "killed at https://me:***@host/"
 
 
-def test_many_long_parameters_are_recorded(tracker: InProcessTracker, uri: str, request_for: RequestMaker) -> None:
+def test_start_many_long_parameters_records_all(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     parameters = {f"p{number}": "中" * 6000 for number in range(30)} | {f"q{number}": "1" for number in range(250)}
 
     run = tracker.start(request_for(uri, parameters=parameters))
@@ -147,9 +145,7 @@ def test_many_long_parameters_are_recorded(tracker: InProcessTracker, uri: str, 
 # Experiments
 
 
-def test_an_experiment_given_by_name_is_created_once(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker
-) -> None:
+def test_start_experiment_name_creates_it_once(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     first = tracker.start(request_for(any_uri, experiment_name="new one"))
     second = tracker.start(request_for(any_uri, experiment_name="new one"))
 
@@ -157,14 +153,14 @@ def test_an_experiment_given_by_name_is_created_once(
     assert MlflowClient(any_uri).get_experiment(first.experiment_id).name == "new one"
 
 
-def test_an_experiment_given_by_id_is_used(tracker: InProcessTracker, any_uri: str, request_for: RequestMaker) -> None:
+def test_start_experiment_id_uses_it(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     experiment_id = MlflowClient(any_uri).create_experiment("mine")
 
     assert tracker.start(request_for(any_uri, experiment_id=experiment_id)).experiment_id == experiment_id
 
 
-def test_the_variables_of_mlflow_choose_the_experiment(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker, monkeypatch: pytest.MonkeyPatch
+def test_start_experiment_variables_choose_the_experiment(
+    tracker: Tracker, uri: str, request_for: RequestMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment_id = MlflowClient(uri).create_experiment("by variable")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment_id)
@@ -177,14 +173,14 @@ def test_the_variables_of_mlflow_choose_the_experiment(
     assert tracker.start(request_for(uri, experiment_id="0")).experiment_id == "0"
 
 
-def test_name_and_id_at_once_are_an_error(tracker: InProcessTracker, uri: str, request_for: RequestMaker) -> None:
+def test_start_experiment_name_and_id_raises(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     with pytest.raises(TrackingError, match="Give only one of them"):
         tracker.start(request_for(uri, experiment_name="a", experiment_id="0"))
 
 
 @pytest.mark.parametrize("by", ["name", "id"])
-def test_a_deleted_experiment_says_how_to_get_it_back(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker, by: str
+def test_start_deleted_experiment_says_how_to_restore_it(
+    tracker: Tracker, any_uri: str, request_for: RequestMaker, by: str
 ) -> None:
     client = MlflowClient(any_uri)
     experiment_id = client.create_experiment("old")
@@ -199,23 +195,23 @@ def test_a_deleted_experiment_says_how_to_get_it_back(
 
 
 @pytest.mark.parametrize("experiment_id", ["987654", "no-number", "a b;c"])
-def test_an_unknown_experiment_is_named(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker, experiment_id: str
+def test_start_unknown_experiment_id_is_named(
+    tracker: Tracker, any_uri: str, request_for: RequestMaker, experiment_id: str
 ) -> None:
-    with pytest.raises(TrackingError, match=f"no MLflow experiment with the ID '{experiment_id}'"):
+    with pytest.raises(TrackingError, match=f"No MLflow experiment with the ID '{experiment_id}'"):
         tracker.start(request_for(any_uri, experiment_id=experiment_id))
 
 
-def test_a_name_that_mlflow_refuses_is_an_error(tracker: InProcessTracker, uri: str, request_for: RequestMaker) -> None:
+def test_start_experiment_name_refused_by_mlflow_raises(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     with pytest.raises(TrackingError, match="500"):
         tracker.start(request_for(uri, experiment_name="x" * 600))
 
 
-# Runs that are gone on with
+# Continued runs
 
 
-def test_an_existing_run_goes_on(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker, caplog: pytest.LogCaptureFixture
+def test_start_existing_run_continues_it(
+    tracker: Tracker, any_uri: str, request_for: RequestMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = MlflowClient(any_uri)
     experiment_id = client.create_experiment("its own")
@@ -243,8 +239,8 @@ def test_an_existing_run_goes_on(
     assert stored(run).info.status == "FINISHED"
 
 
-def test_an_existing_run_can_be_renamed_and_finished_twice(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker
+def test_start_existing_run_can_be_renamed_and_finished_again(
+    tracker: Tracker, uri: str, request_for: RequestMaker
 ) -> None:
     first = tracker.start(request_for(uri, run_name="one"))
     tracker.finish(first, "FINISHED")
@@ -257,16 +253,12 @@ def test_an_existing_run_can_be_renamed_and_finished_twice(
 
 
 @pytest.mark.parametrize("run_id", ["0" * 32, "not a run id!"])
-def test_an_unknown_run_is_an_error(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker, run_id: str
-) -> None:
-    with pytest.raises(TrackingError, match=f"There is no MLflow run with the ID '{run_id}'"):
+def test_start_unknown_run_id_raises(tracker: Tracker, any_uri: str, request_for: RequestMaker, run_id: str) -> None:
+    with pytest.raises(TrackingError, match=f"No MLflow run with the ID '{run_id}'"):
         tracker.start(request_for(any_uri, run_id=run_id))
 
 
-def test_a_deleted_run_says_how_to_get_it_back(
-    tracker: InProcessTracker, any_uri: str, request_for: RequestMaker
-) -> None:
+def test_start_deleted_run_says_how_to_restore_it(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(any_uri))
     MlflowClient(any_uri).delete_run(run.run_id)
 
@@ -276,16 +268,16 @@ def test_a_deleted_run_says_how_to_get_it_back(
         tracker.finish(run, "FINISHED")
 
 
-def test_metrics_of_an_unknown_run_are_an_error(tracker: InProcessTracker, uri: str) -> None:
-    with pytest.raises(TrackingError, match="There is no MLflow run"):
-        tracker.metrics(TrackedRun(run_id="0" * 32, experiment_id="0", tracking_uri=uri))
+def test_metrics_unknown_run_raises(tracker: Tracker, uri: str) -> None:
+    with pytest.raises(TrackingError, match="No MLflow run with the ID"):
+        tracker.metrics(TrackedRun(run_id="0" * 32, experiment_id="0", tracking_uri=Secret(uri)))
 
 
-# What it leaves alone
+# State that stays unchanged
 
 
-def test_nothing_of_this_process_is_changed(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker, capfd: pytest.CaptureFixture[str]
+def test_tracker_leaves_environment_and_mlflow_state_unchanged(
+    tracker: Tracker, uri: str, request_for: RequestMaker, capfd: pytest.CaptureFixture[str]
 ) -> None:
     environment, tracking_uri = dict(os.environ), mlflow.get_tracking_uri()
 
@@ -299,22 +291,22 @@ def test_nothing_of_this_process_is_changed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_the_child_is_told() -> None:
-    run = TrackedRun(run_id="r", experiment_id="3", tracking_uri="http://me:pw@host")
+def test_child_variables_identify_the_run() -> None:
+    run = TrackedRun(run_id="r", experiment_id="3", tracking_uri=Secret("http://me:pw@host"))
 
-    assert child_variables(run) == {
+    assert reveal_values(child_variables(run)) == {
         "MLFLOW_RUN_ID": "r",
         "MLFLOW_TRACKING_URI": "http://me:pw@host",
         "MLFLOW_EXPERIMENT_ID": "3",
     }
 
 
-def test_a_child_of_a_databricks_run_is_told_the_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_child_variables_databricks_store_include_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("DATABRICKS_HOST", "https://workspace.example")
     monkeypatch.setenv("DATABRICKS_TOKEN", "secret")
 
-    variables = child_variables(TrackedRun(run_id="r", experiment_id="3", tracking_uri="databricks"))
+    variables = reveal_values(child_variables(TrackedRun("r", "3", Secret("databricks"))))
 
     assert variables["DATABRICKS_HOST"] == "https://workspace.example"
     assert variables["DATABRICKS_TOKEN"] == "secret"
@@ -324,8 +316,8 @@ def test_a_child_of_a_databricks_run_is_told_the_credentials(monkeypatch: pytest
 # New databases
 
 
-def test_a_new_database_is_made_with_its_folders_and_nothing_else(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_start_missing_database_creates_it_with_its_folders_only(
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "new folder" / "100%" / "mlflow.db"
 
@@ -334,19 +326,19 @@ def test_a_new_database_is_made_with_its_folders_and_nothing_else(
     assert [entry.name for entry in path.parent.iterdir()] == ["mlflow.db"]
     assert {entry.name for entry in tmp_path.iterdir()} <= {"new folder", "cache"}
     assert stored(run).info.status == "RUNNING"
-    assert MlflowClient(run.tracking_uri).get_experiment("0").artifact_location == f"{tmp_path}/mlruns/0"
+    assert MlflowClient(reveal(run.tracking_uri)).get_experiment("0").artifact_location == f"{tmp_path}/mlruns/0"
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_empty_file_becomes_a_database(tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path) -> None:
+def test_start_empty_file_becomes_a_database(tracker: Tracker, request_for: RequestMaker, tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     path.touch()
 
     assert stored(tracker.start(request_for(sqlite_uri(path)))).info.status == "RUNNING"
 
 
-def test_a_database_that_was_deleted_in_between_is_made_again(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker, database_template: bytes
+def test_start_replaced_database_uses_the_new_file(
+    tracker: Tracker, uri: str, request_for: RequestMaker, database_template: bytes
 ) -> None:
     tracker.start(request_for(uri))
     path = sqlite_path(uri)
@@ -360,8 +352,8 @@ def test_a_database_that_was_deleted_in_between_is_made_again(
         assert database.execute("select run_uuid from runs").fetchall() == [(run.run_id,)]
 
 
-def test_leftovers_of_a_killed_maker_are_removed_and_young_ones_left(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path
+def test_create_database_deletes_stale_temporary_files_only(
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path
 ) -> None:
     old, young = (tmp_path / f".mlflow.db.{digit * 32}" for digit in "ab")
     old.touch()
@@ -374,8 +366,8 @@ def test_leftovers_of_a_killed_maker_are_removed_and_young_ones_left(
     assert young.exists()
 
 
-def test_without_a_cache_folder_a_database_is_made_all_the_same(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_create_database_without_cache_folder_succeeds(
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PREFECT_MLPROJECTS_CACHE_DIR", str(tmp_path / "file"))
@@ -383,10 +375,10 @@ def test_without_a_cache_folder_a_database_is_made_all_the_same(
     assert stored(tracker.start(request_for(sqlite_uri(tmp_path / "mlflow.db")))).info.status == "RUNNING"
 
 
-# Many at once
+# Concurrency
 
 
-def test_fifty_runs_at_once_share_one_database(tracker: InProcessTracker, uri: str, request_for: RequestMaker) -> None:
+def test_start_fifty_concurrent_runs_share_one_database(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     failures: list[BaseException] = []
     runs: list[TrackedRun] = []
 
@@ -412,12 +404,10 @@ def test_fifty_runs_at_once_share_one_database(tracker: InProcessTracker, uri: s
     assert {run.info.status for run in found} == {"FINISHED"}
 
 
-def test_a_database_that_is_locked_for_a_while_is_waited_for(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker
-) -> None:
+def test_start_locked_database_is_retried(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     path = sqlite_path(uri)
     assert path is not None
-    tracker.warm_up(uri)
+    tracker.warm_up(Secret(uri))
     locker = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     locker.execute("BEGIN EXCLUSIVE")
     timer = threading.Timer(1.0, locker.rollback)
@@ -430,11 +420,11 @@ def test_a_database_that_is_locked_for_a_while_is_waited_for(
     assert stored(run).info.status == "RUNNING"
 
 
-# Stores that can't be used
+# Unusable stores
 
 
-def test_a_file_that_is_no_database_says_so_at_once(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_start_file_that_is_not_a_database_raises_at_once(
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "mlflow.db"
     path.write_bytes(b"This is no database. " * 100)
@@ -447,17 +437,15 @@ def test_a_file_that_is_no_database_says_so_at_once(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_folder_in_place_of_the_database_is_an_error(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path
-) -> None:
+def test_start_folder_instead_of_database_raises(tracker: Tracker, request_for: RequestMaker, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").mkdir()
 
     with pytest.raises(TrackingError, match=r"unable to open database file. Make the file and its folder writable"):
         tracker.start(request_for(sqlite_uri(tmp_path / "mlflow.db")))
 
 
-def test_a_folder_that_can_not_be_made_is_an_error(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path
+def test_start_folder_that_cannot_be_created_raises(
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
 
@@ -465,9 +453,7 @@ def test_a_folder_that_can_not_be_made_is_an_error(
         tracker.start(request_for(sqlite_uri(tmp_path / "file" / "mlflow.db")))
 
 
-def test_a_database_of_a_newer_mlflow_says_what_to_do(
-    tracker: InProcessTracker, uri: str, request_for: RequestMaker
-) -> None:
+def test_start_database_of_newer_mlflow_says_what_to_do(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     path = sqlite_path(uri)
     with contextlib.closing(sqlite3.connect(str(path))) as database, database:
         database.execute("update alembic_version set version_num = 'ffffffffffff'")
@@ -476,20 +462,20 @@ def test_a_database_of_a_newer_mlflow_says_what_to_do(
         tracker.start(request_for(uri))
 
 
-def test_the_file_store_is_refused_with_mlflow_s_own_words(
-    tracker: InProcessTracker, request_for: RequestMaker, tmp_path: Path
+def test_start_file_store_passes_on_the_refusal_of_mlflow(
+    tracker: Tracker, request_for: RequestMaker, tmp_path: Path
 ) -> None:
     with pytest.raises(TrackingError, match="MLFLOW_ALLOW_FILE_STORE=true"):
         tracker.start(request_for((tmp_path / "mlruns").as_uri()))
 
 
-def test_an_unknown_kind_of_store_is_an_error(tracker: InProcessTracker, request_for: RequestMaker) -> None:
+def test_start_unknown_store_scheme_raises(tracker: Tracker, request_for: RequestMaker) -> None:
     with pytest.raises(TrackingError, match="nonsense://x"):
         tracker.start(request_for("nonsense://x"))
 
 
-def test_a_server_that_is_down_is_named_without_its_password(
-    tracker: InProcessTracker, request_for: RequestMaker, unused_port: int, capfd: pytest.CaptureFixture[str]
+def test_start_server_down_names_it_without_password(
+    tracker: Tracker, request_for: RequestMaker, unused_port: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UnreachableError) as caught:
         tracker.start(request_for(f"http://me:hunter2@127.0.0.1:{unused_port}"))
@@ -497,19 +483,19 @@ def test_a_server_that_is_down_is_named_without_its_password(
     shown = f"http://me:***@127.0.0.1:{unused_port}"
     assert str(caught.value) == (
         f"The MLflow tracking store {shown} can't be reached: Connection refused. "
-        "Start it, or set MLFLOW_TRACKING_URI to another."
+        "Start it, or set MLFLOW_TRACKING_URI to another store."
     )
     assert caught.value.tracking_uri == shown
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_host_that_does_not_exist_is_named(tracker: InProcessTracker, request_for: RequestMaker) -> None:
+def test_start_unknown_host_is_named(tracker: Tracker, request_for: RequestMaker) -> None:
     with pytest.raises(UnreachableError, match=r"http://nowhere.invalid can't be reached"):
         tracker.start(request_for("http://nowhere.invalid"))
 
 
-def test_a_database_server_that_is_down_is_named_without_its_password(
-    tracker: InProcessTracker, request_for: RequestMaker, unused_port: int
+def test_start_database_server_down_names_it_without_password(
+    tracker: Tracker, request_for: RequestMaker, unused_port: int
 ) -> None:
     with pytest.raises(
         UnreachableError, match=rf"postgresql://me:\*\*\*@127.0.0.1:{unused_port}/mlflow can't be reached"
@@ -517,23 +503,24 @@ def test_a_database_server_that_is_down_is_named_without_its_password(
         tracker.start(request_for(f"postgresql://me:hunter2@127.0.0.1:{unused_port}/mlflow"))
 
 
-# The disk is full when a file may not grow: the limit is the process's own, so it is a process of its own.
+# A file-size limit simulates a full disk; it applies to a process, so the test needs its own.
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import WorkingCopy
-from prefect_mlprojects.tracking import InProcessTracker, TrackingRequest
+from prefect_mlprojects.tracking import Tracker, TrackingRequest
 path, uri = Path(sys.argv[1]), sys.argv[2]
-tracker = InProcessTracker()
-tracker.warm_up(uri)
+tracker = Tracker()
+tracker.warm_up(Secret(uri))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 copy = WorkingCopy(directory=path.parent, uri="x", kind="local", source_name="x")
-tracker.start(TrackingRequest(tracking_uri=uri, working_copy=copy, entry_point="main"))
+tracker.start(TrackingRequest(tracking_uri=Secret(uri), working_copy=copy, entry_point="main"))
 """
 
 
-def test_a_full_disk_is_told(uri: str) -> None:
+def test_start_full_disk_says_what_to_do(uri: str) -> None:
     result = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(sqlite_path(uri)), uri], capture_output=True, text=True
     )

@@ -1,0 +1,168 @@
+"""MLflow runs as values: the request for one with its tags and parameters, and the tracked run with its child's variables."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import Secret, reveal
+from prefect_mlprojects.exceptions import TrackingError
+from prefect_mlprojects.sources.base import WorkingCopy
+from prefect_mlprojects.tracking import _mlflow_internals as internals
+from prefect_mlprojects.tracking.uris import EXPERIMENT_ID_VARIABLE, RUN_ID_VARIABLE, TRACKING_URI_VARIABLE, display_uri
+
+FinalStatus: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
+"""How an MLflow run can end; the names are MLflow's."""
+
+FLOW_RUN_ID_TAG = "prefect.flow_run_id"
+
+_BAD_KEY_CHARACTERS = re.compile(r"[^/\w.\- :]")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrackingRequest:
+    """The MLflow run that a project run asks for.
+
+    Attributes:
+        tracking_uri: Absolute.
+        parameters: Declared (defaults included) and extra parameters as text, unquoted.
+        experiment_name: Created if it does not exist. With neither name nor ID, MLflow's default is used:
+            ``MLFLOW_EXPERIMENT_NAME``, then ``MLFLOW_EXPERIMENT_ID``, then the experiment ``Default``.
+        run_id: An existing run to continue; None creates a new one.
+        environment: An environment manager's name or ``docker``; ``local`` is not recorded, as in MLflow.
+        tags: Further tags; they win over those made from the other fields.
+    """
+
+    tracking_uri: Secret
+    working_copy: WorkingCopy
+    entry_point: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    experiment_name: str | None = None
+    experiment_id: str | None = None
+    run_id: str | None = None
+    run_name: str | None = None
+    parent_run_id: str | None = None
+    backend: str = "local"
+    environment: str | None = None
+    docker_image: str | None = None
+    flow_run_id: str | None = None
+    flow_run_url: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """An MLflow run.
+
+    Attributes:
+        url: The run's page in MLflow's UI; None when the store is not behind a server.
+        hint: How to see the run when there is no ``url`` ("mlflow ui --backend-store-uri …"); else None.
+    """
+
+    run_id: str
+    experiment_id: str
+    tracking_uri: Secret
+    url: str | None = None
+    hint: str | None = None
+    run_name: str | None = None
+
+
+def child_variables(run: TrackedRun) -> dict[str, Secret | str]:
+    """Returns the variables by which MLflow in the child process finds the run, as ``mlflow run`` sets them.
+
+    For a Databricks store they include the credentials of the profile in use; raises ``TrackingError`` without any.
+    """
+    variables: dict[str, Secret | str] = {
+        RUN_ID_VARIABLE: run.run_id,
+        TRACKING_URI_VARIABLE: run.tracking_uri,
+        EXPERIMENT_ID_VARIABLE: run.experiment_id,
+    }
+    uri = reveal(run.tracking_uri)
+    if uri.partition(":")[0] == "databricks":
+        from mlflow.exceptions import MlflowException
+
+        try:
+            variables |= {name: Secret(value) for name, value in internals.databricks_variables(uri).items()}
+        except MlflowException as error:
+            raise TrackingError(str(error), tracking_uri=display_uri(run.tracking_uri)) from None
+    return variables
+
+
+def project_tags(request: TrackingRequest) -> dict[str, str]:
+    """Returns the tags that ``mlflow run`` gives a project's run, and Prefect's.
+
+    The names are MLflow's (mlflow/utils/mlflow_tags.py), set as mlflow/projects/utils.py and backend/local.py set them.
+    """
+    copy = request.working_copy
+    tags: dict[str, str | None] = {
+        "mlflow.user": user_name(),
+        "mlflow.source.name": redact(copy.source_name),
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.git.commit": copy.commit,
+        "mlflow.source.git.branch": copy.branch if copy.commit else None,
+        "mlflow.source.git.dirty": "true" if copy.dirty else None,
+        "mlflow.source.git.repoURL": copy.repository_url,
+        "mlflow.project.entryPoint": request.entry_point,
+        "mlflow.project.backend": request.backend,
+        "mlflow.project.env": None if request.environment == "local" else request.environment,
+        "mlflow.parentRunId": request.parent_run_id,
+        "mlflow.docker.image.uri": request.docker_image,
+        FLOW_RUN_ID_TAG: request.flow_run_id,
+        "prefect.flow_run_url": request.flow_run_url,
+        **request.tags,
+    }
+    return storable("tag", {name: value for name, value in tags.items() if value is not None})
+
+
+def failure_tags(category: str, cause: str) -> dict[str, str]:
+    """Returns the tags that say why a run did not finish: its `FailureCategory`, and the cause in words."""
+    return storable("tag", {"mlprojects.failure.category": str(category), "mlprojects.failure.cause": redact(cause)})
+
+
+def user_name() -> str:
+    """Returns the user's name, as MLflow finds it; ``unknown`` if the system has no name for the user ID."""
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        return "unknown"
+
+
+def storable(kind: Literal["tag", "parameter"], entries: Mapping[str, str]) -> dict[str, str]:
+    """Returns tags or parameters with names and values that MLflow can store; changes are logged as warnings."""
+    max_length = internals.MAX_TAG_LENGTH if kind == "tag" else internals.MAX_PARAMETER_LENGTH
+    result: dict[str, str] = {}
+    for name, value in entries.items():
+        key = _storable_key(name, taken=result.keys() | (entries.keys() - {name}))
+        if key is None:
+            _logger.warning("MLflow can't store a %s named %r; it is not recorded.", kind, name)
+            continue
+        if key != name:
+            _logger.warning("MLflow does not allow the %s name %r; it is recorded as %r.", kind, name, key)
+        # Bytes that are not UTF-8 arrive as lone surrogates, which no store takes; PostgreSQL refuses NUL.
+        text = value.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+        if len(text) > max_length:
+            message = "The %s %r has %d characters; MLflow records its first %d."
+            _logger.warning(message, kind, key, len(text), max_length)
+        result[key] = text[:max_length]
+    return result
+
+
+def _storable_key(name: str, taken: Iterable[str]) -> str | None:
+    """The name, changed where MLflow forbids it: characters, length, and paths like ``a//b``."""
+    key = _BAD_KEY_CHARACTERS.sub("_", name)[: internals.MAX_KEY_LENGTH]
+    if not _is_normal_path(key):
+        key = re.sub(r"[/.]", "_", key)
+    is_usable = key and _is_normal_path(key) and (key == name or key not in taken)
+    return key if is_usable else None
+
+
+def _is_normal_path(key: str) -> bool:
+    return key == posixpath.normpath(key) != "." and not key.startswith(("..", "/"))
