@@ -43,6 +43,7 @@ _COMMANDS = {
     "server": ("resources", "Manage the embedded Prefect server."),
     "start": ("deployments", "Start a run of a deployment."),
     "status": ("runs", "Print the status of a run."),
+    "ui": ("resources", "Start MLflow's UI for the current tracking store."),
     "validate": ("inspection", "Check a project file, and parameter values for it."),
     "wait": ("runs", "Wait for a run to end."),
     "worker": ("deployments", "Start a worker that runs deployments on this machine."),

@@ -67,7 +67,6 @@ def check_parameters(
     """
     given = {str(name): str(value) for name, value in (values or {}).items() if value is not None}
     problems: list[Problem] = []
-    warnings: list[Problem] = []
     declared: dict[str, str] = {}
     downloads: dict[str, str] = {}
     for parameter in entry_point.parameters.values():
@@ -78,14 +77,13 @@ def check_parameters(
             problems.append(_missing(parameter, given, entry_point))
             continue
         expected = _expectation(parameter.type, text)
-        if expected is not None:
-            is_default = text == parameter.default
-            ill_typed = _ill_typed(parameter, text, expected, is_default=is_default)
-            # Such as "None" or "auto" for a number.
-            passes = is_default and parameter.type in {"int", "float"} and _unusable(parameter.name, text) is None
-            (warnings if passes else problems).append(ill_typed)
-            if not passes:
-                continue
+        # An author's "None" or "auto" for a number runs under MLflow, too; the parser has warned of it.
+        passes = (
+            text == parameter.default and parameter.type in {"int", "float"} and not _unusable(parameter.name, text)
+        )
+        if expected is not None and not passes:
+            problems.append(_ill_typed(parameter, text, expected, is_default=parameter.name not in given))
+            continue
         declared[parameter.name] = text
         if parameter.type == "path":
             local = local_path(text)
@@ -100,7 +98,7 @@ def check_parameters(
     problems += place_problems(template, known, extra)
     if problems:
         raise ParameterError(f"Parameters of entry point '{entry_point.name}' do not fit", problems)
-    return CheckedParameters(declared, extra, downloads, (*warnings, *_typo_warnings(entry_point, given)))
+    return CheckedParameters(declared, extra, downloads, _typo_warnings(entry_point, given))
 
 
 def is_relative_default(parameter: ProjectParameter) -> bool:

@@ -33,6 +33,16 @@ PROJECT_FILE_NAME = "MLproject"
 _ENVIRONMENT_KEYS = ("python_env", "conda_env", "docker_env")
 _TOP_LEVEL_KEYS = ("name", "entry_points", *_ENVIRONMENT_KEYS, "databricks_spark_job")
 _DEFAULT_FILES = {"python_env": "python_env.yaml", "conda_env": "conda.yaml"}
+# Types of other formats, which public projects use; MLflow takes them for strings.
+_OTHER_NAMES: Mapping[str, ParameterType] = {
+    "str": "string",
+    "text": "string",
+    "bool": "string",
+    "boolean": "string",
+    "number": "float",
+    "double": "float",
+    "integer": "int",
+}
 _LARGEST_DEFAULT = 1000
 """How many values a default that is a list or a mapping may hold."""
 
@@ -115,6 +125,7 @@ class _Parser:
         self._content: Mapping[str, Any] = document.content
         self.warnings: list[Problem] = []
         self.problems: list[Problem] = []
+        self._unknown_types: set[str] = set()
 
     def _fail(self, message: str, *path: str, fix: str | None = None, parameter: str | None = None) -> None:
         self.problems.append(self._document.problem(message, *path, fix=fix, parameter=parameter))
@@ -127,6 +138,9 @@ class _Parser:
             if key not in known:
                 near = nearest(key, known)
                 fix = f"did you mean {near!r}?" if near else f"the keys are {', '.join(known)}"
+                name, colon, rest = key.partition(":")
+                if colon and name in known:
+                    fix = f"write '{name}: {rest}', with a blank after the colon"
                 self._warn(f"unknown key {key!r}{where}; it is ignored", *path, key, fix=fix)
 
     def parse(self) -> Project:
@@ -222,7 +236,7 @@ class _Parser:
         text = self._default_text(path, default)
         if text is not None and (expected := type_expectation(kind, text)) is not None:
             self._warn(
-                f"the default {text!r} of parameter {name!r} ({kind}) is of no use: {expected.rstrip(',')} was expected",
+                f"the default {text!r} of parameter {name!r} ({kind}) is not {expected.rstrip(',')}",
                 *path,
                 "default",
                 parameter=name,
@@ -231,8 +245,12 @@ class _Parser:
 
     def _parameter_type(self, path: tuple[str, ...], declared: Any) -> ParameterType:
         known: dict[Any, ParameterType] = {each: each for each in get_args(ParameterType)}
-        if isinstance(declared, str) and declared in known:
-            return known[declared]
+        if isinstance(declared, str) and declared in (understood := {**known, **_OTHER_NAMES}):
+            return understood[declared]
+        if str(declared) in self._unknown_types:
+            # One warning per file: large files have the same word on each parameter.
+            return "string"
+        self._unknown_types.add(str(declared))
         near = nearest(str(declared), get_args(ParameterType))
         self._warn(
             f"parameter {path[-1]!r} has the unknown type {str(declared)!r}; it is treated as string",

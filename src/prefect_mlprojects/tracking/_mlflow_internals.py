@@ -84,6 +84,21 @@ class MlflowStore:
 
         self._store.update_run_info(run_id, getattr(entities.RunStatus, status), end_time=end_time, run_name=name)
 
+    def running_below(self, run_id: str) -> list[str]:
+        """Returns the IDs of the RUNNING runs that are nested in a run, at any depth, whatever their experiments."""
+        from mlflow.entities import ViewType
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        experiments = [each.experiment_id for each in self._store.search_experiments(max_results=1000)]
+        found: list[str] = []
+        parents = [run_id]
+        while parents:
+            wanted = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parents.pop()}'"
+            runs = self._store.search_runs(experiments, wanted, ViewType.ACTIVE_ONLY, max_results=1000)
+            parents += [run.info.run_id for run in runs]
+            found += [run.info.run_id for run in runs if run.info.status == "RUNNING"]
+        return found
+
     def log(self, run_id: str, parameters: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Logs parameters, then tags, in requests that MLflow accepts."""
         from mlflow import entities

@@ -64,7 +64,7 @@ class TrackedRun:
 
     Attributes:
         url: The run's page in MLflow's UI; None when the store is not behind a server.
-        hint: How to see the run when there is no ``url`` ("mlflow ui --backend-store-uri …"); else None.
+        hint: How to see the run when there is no ``url`` ("mlprojects ui"); else None.
     """
 
     run_id: str

@@ -84,14 +84,16 @@ class Tracker:
         self._call(run.tracking_uri, f"store {name}", lambda store: store.log_text(run.run_id, name, text))
 
     def finish(self, run: TrackedRun, status: FinalStatus, tags: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Sets the run's final status and end time, whatever the project's own code set, then the tags. Idempotent.
+        """Sets the run's final status and end time, then the tags. Idempotent.
 
-        The project's run has ended even if this fails: report the error, but don't let it replace the run's result.
+        A run that the project's own code ended as FAILED or KILLED is not made FINISHED. Unless it finished, RUNNING runs
+        nested in it are ended too: nothing executes them any more. The project's run has ended even if this fails: report
+        the error, but don't let it replace the run's result.
         """
         if self._finished.get(run.run_id) != status:
             # Hours may have passed since the last call.
             store_of(run.tracking_uri).distrust()
-            end = partial(MlflowStore.set_status, run_id=run.run_id, status=status, end_time=_now_milliseconds())
+            end = partial(_end_run, run_id=run.run_id, status=status, end_time=_now_milliseconds())
             self._call(run.tracking_uri, f"set the run {run.run_id} to {status}", end)
             self._finished[run.run_id] = status
         self.set_tags(run, tags)
@@ -138,6 +140,17 @@ class Tracker:
             seconds=self._retry_seconds,
             backoff=Backoff(0.1, 2.0),
         )
+
+
+def _end_run(store: MlflowStore, run_id: str, status: FinalStatus, end_time: int) -> None:
+    if status == "FINISHED":
+        run = store.get_run(run_id)
+        if run is not None and run.info.status in ("FAILED", "KILLED"):
+            return
+    else:
+        for nested in store.running_below(run_id):
+            store.set_status(nested, status, end_time)
+    store.set_status(run_id, status, end_time)
 
 
 def _now_milliseconds() -> int:

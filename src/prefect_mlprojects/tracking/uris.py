@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -116,8 +117,22 @@ def run_page(tracking_uri: Secret, experiment_id: str, run_id: str) -> tuple[str
         workspace = os.environ.get("MLFLOW_WORKSPACE")
         return (f"{page}?workspace={quote(workspace, safe='')}" if workspace else page), None
     if scheme in ("sqlite", "file", "postgresql", "mysql", "mssql"):
-        return None, f"mlflow ui --backend-store-uri '{redact(uri)}'"
+        default = resolve_tracking_uri()
+        return None, "mlprojects ui" if reveal(default) == uri else f"MLFLOW_TRACKING_URI='{redact(uri)}' mlprojects ui"
     return None, None
+
+
+def ui_command_line() -> list[str]:
+    """Returns the command that starts MLflow's UI: MLflow's own, or uv's where only mlflow-skinny is installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("mlflow")
+    except PackageNotFoundError:
+        from uv import find_uv_bin
+
+        return [find_uv_bin(), "tool", "run", "--from", f"mlflow=={version('mlflow-skinny')}", "mlflow", "ui"]
+    return [sys.executable, "-m", "mlflow", "ui"]
 
 
 def active_run_id() -> str | None:

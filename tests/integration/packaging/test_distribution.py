@@ -88,7 +88,7 @@ def test_the_first_command_of_the_readme_in_a_clean_clone_with_an_empty_home(tmp
         )
         assert done.returncode == 0, done.stderr
         assert "rmse" in done.stdout
-        for words in ("rmse", "flow run", "/runs/flow-run/", "MLflow run", "mlflow ui"):
+        for words in ("rmse", "flow run", "/runs/flow-run/", "MLflow run", "mlprojects ui"):
             assert words in done.stderr
     finally:
         subprocess.run(["uv", "run", "mlprojects", "server", "stop"], cwd=clone, env=environment, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -9,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.waiting import wait_for
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 LOCAL = ("--env-manager", "local")
@@ -22,7 +25,7 @@ LOCAL = ("--env-manager", "local")
 def test_a_run_prints_the_project_on_stdout_and_all_else_on_stderr(mlprojects: Run, greet: str) -> None:
     done = mlprojects("run", greet, "-P", "name=a=b", *LOCAL)
     assert (done.returncode, done.stdout) == (0, "hello a=b\n"), done.stderr
-    for words in ("fetch", "resolve-env", "validate-params", "execute", "succeeded", "flow run", "mlflow ui"):
+    for words in ("fetch", "resolve-env", "validate-params", "execute", "succeeded", "flow run", "mlprojects ui"):
         assert words in done.stderr
 
 
@@ -271,3 +274,32 @@ def test_the_command_line_s_own_settings_do_not_reach_the_project(mlprojects: Ru
         "run", greet, "-e", "variables", *LOCAL, env={"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR"}
     )
     assert "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL=ERROR" in chosen.stdout.splitlines()
+
+
+def test_ui_starts_mlflow_s_for_the_current_store(
+    mlprojects: Run, greet: str, workspace: Path, unused_port: int
+) -> None:
+    run_id = json.loads(mlprojects("run", greet, "--json", *LOCAL).stdout)["run_id"]
+    command = [
+        sys.executable,
+        "-c",
+        "from prefect_mlprojects.cli import main; main()",
+        "ui",
+        "--port",
+        str(unused_port),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("Prefect: http://")
+            assert process.stdout.readline().startswith(f"MLflow:  http://127.0.0.1:{unused_port}")
+            address = f"http://127.0.0.1:{unused_port}/api/2.0/mlflow/runs/get?run_id={run_id}"
+
+            def found() -> bool:
+                with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
+                    return bool(json.load(answer)["run"]["info"]["status"] == "FINISHED")
+                return False
+
+            wait_for(found, "MLflow's server", 120)
+        finally:
+            process.send_signal(signal.SIGINT)

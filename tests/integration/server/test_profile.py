@@ -80,6 +80,15 @@ def test_prefect_s_commands_and_clients_find_the_embedded_server(command: Run, h
     assert "block kept" in said
     assert "again FINISHED" in said
 
+    # Stopping it would take the server away from a run.
+    (home.parent / "project" / "MLproject").write_text("name: found\nentry_points: {main: {command: sleep 600}}\n")
+    run = command("prefect_mlprojects", "run", "project", "--env-manager", "local", "--detach").stdout.strip()
+    refused = command("prefect_mlprojects", "server", "stop")
+    assert refused.returncode == 1
+    assert f"found/main  {run}" in refused.stderr
+    assert command("prefect_mlprojects", "status", run).stdout == "RUNNING\n"
+    assert command("prefect_mlprojects", "cancel", run).returncode == 0
+
     # After a restart the address is the same, also for programs that have read the profile.
     profiles = home / ".prefect" / "profiles.toml"
     before = profiles.read_text()

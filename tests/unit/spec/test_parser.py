@@ -170,3 +170,25 @@ def test_an_unknown_key_of_docker_env_is_warned_of(tmp_path: Path) -> None:
 def test_volumes_are_expanded_without_a_shell(volume: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert expand_volume(volume, Path("/project")) == expected
+
+
+def test_types_of_other_formats_are_understood_and_unknown_ones_warn_once(tmp_path: Path) -> None:
+    names = {"a": "str", "b": "number", "c": "boolean", "d": "blob", "e": "blob", "f": "float"}
+    types = "".join(f"      {name}: {{type: {kind}}}\n" for name, kind in names.items())
+    (tmp_path / "MLproject").write_text(
+        f"entry_points:\n  main:\n    parameters:\n{types}      g: {{type:int}}\n    command: x\n"
+    )
+    project = load_project(tmp_path)
+    parameters = project.entry_points["main"].parameters
+    assert [each.type for each in parameters.values()] == [
+        "string",
+        "float",
+        "string",
+        "string",
+        "string",
+        "float",
+        "string",
+    ]
+    unknown, blank = project.warnings
+    assert "parameter 'd' has the unknown type 'blob'" in unknown.message
+    assert blank.fix == "write 'type: int', with a blank after the colon"

@@ -529,3 +529,32 @@ def test_start_full_disk_says_what_to_do(uri: str) -> None:
     assert last.startswith("prefect_mlprojects.exceptions.TrackingError: MLflow could not create the run")
     assert "Free some space on the disk that holds the database." in last
     assert "[SQL:" not in result.stderr
+
+
+def test_finish_keeps_the_failure_that_the_project_itself_recorded(
+    tracker: Tracker, any_uri: str, request_for: RequestMaker
+) -> None:
+    run = tracker.start(request_for(any_uri))
+    MlflowClient(any_uri).set_terminated(run.run_id, "FAILED")
+    tracker.finish(run, "FINISHED")
+    assert stored(run).info.status == "FAILED"
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED"])
+def test_finish_ends_running_runs_below(tracker: Tracker, any_uri: str, request_for: RequestMaker, status: Any) -> None:
+    run, other = tracker.start(request_for(any_uri)), tracker.start(request_for(any_uri))
+    client = MlflowClient(any_uri)
+    experiment = client.create_experiment("of the child")
+
+    def nested(parent: str, experiment_id: str = "0") -> str:
+        made = client.create_run(experiment_id, tags={"mlflow.parentRunId": parent})
+        return str(made.info.run_id)
+
+    child = nested(run.run_id, experiment)
+    ended = nested(run.run_id)
+    client.set_terminated(ended, "FINISHED")
+    below = [child, nested(child), nested(ended)]
+    unrelated = nested(other.run_id)
+    tracker.finish(run, status)
+    assert [client.get_run(each).info.status for each in below] == [status] * 3
+    assert [client.get_run(each).info.status for each in (ended, unrelated)] == ["FINISHED", "RUNNING"]

@@ -79,7 +79,7 @@ def test_run_page_in_workspace_names_it(monkeypatch: pytest.MonkeyPatch) -> None
 def test_run_page_database_hint_has_no_password() -> None:
     _, hint = run_page(Secret("postgresql://me:hunter2@db/mlflow"), "3", "abc")
 
-    assert hint == "mlflow ui --backend-store-uri 'postgresql://me:***@db/mlflow'"
+    assert hint == "MLFLOW_TRACKING_URI='postgresql://me:***@db/mlflow' mlprojects ui"
 
 
 # These tests start interpreters: the results depend on whether MLflow is imported and on the state set in it.
