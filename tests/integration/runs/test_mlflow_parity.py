@@ -93,7 +93,8 @@ def outcome(function: Any, error: type[Exception], uri: str, out: Path, **call: 
         {"entry_point": "needs", "parameters": {"count": "7"}},
         {"entry_point": "bare.py", "parameters": {"a": "b"}},
         {"entry_point": "fail"},
-        {"uri": "#sub"},
+        # Its default "." is another difference on purpose (docs/compatibility.md, project-defaults).
+        {"uri": "#sub", "parameters": {"file": "show.py"}},
         {"version": "v1"},
         {"run_name": "named"},
         # Refused by both.
