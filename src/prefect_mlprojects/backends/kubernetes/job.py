@@ -39,6 +39,7 @@ WATCHED_ANNOTATION = f"{PREFIX}/watched-at"
 _MAX_NAME = 52
 _VARIABLES_SUFFIX, _LOGIN_SUFFIX, _ARCHIVE_SUFFIX = "-env", "-pull", "-code"
 _CONTAINER_NAME = "project"
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DEFAULT_TTL_SECONDS = 86_400
 PLAIN_VARIABLES = frozenset({"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID"})
 """Variables whose values may be in the Job's spec; all others go into the Secret, as they may be secret."""
@@ -246,6 +247,9 @@ def _set_pod_spec(pod: dict[str, Any], request: JobRequest) -> None:
 
 def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobRequest) -> None:
     container.setdefault("name", _CONTAINER_NAME)
+    if not _LABEL.fullmatch(str(container["name"])):
+        # MLflow's example of a job template has a placeholder for the project's name there.
+        container["name"] = _slug(request.labels.get(PROJECT_LABEL, ""))[:63].strip("-") or _CONTAINER_NAME
     if request.image is not None:
         container["image"] = request.image
     elif not container.get("image"):

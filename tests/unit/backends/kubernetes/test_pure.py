@@ -14,7 +14,7 @@ from prefect_mlprojects.backends.contract import RunIdentity
 from prefect_mlprojects.backends.kubernetes.api import ApiError
 from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig, parse_kubernetes_config
 from prefect_mlprojects.backends.kubernetes.diagnosis import explain_end, explain_refusal, find_problem
-from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job, job_name
+from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job, job_name, run_labels
 from prefect_mlprojects.backends.kubernetes.logs import LineFilter
 from prefect_mlprojects.backends.kubernetes.submission import choose_delivery
 from prefect_mlprojects.exceptions import BackendError
@@ -63,6 +63,25 @@ def test_build_job_keeps_the_template() -> None:
     assert project["args"] == ["echo $$$$"]
     assert [each["name"] for each in project["env"]] == ["A", "B"]
     assert "hidden" not in str(job)
+
+
+@pytest.mark.parametrize(
+    ("written", "project", "name"),
+    [
+        ("{replaced with MLflow Project name}", "Churn Model_2", "churn-model-2"),
+        ("{replaced with MLflow Project name}", "日本", "project"),
+        ("Train", "p" * 70, "p" * 63),
+        ("train", "churn", "train"),
+        (None, "churn", "project"),
+    ],
+)
+def test_build_job_unusable_container_name_becomes_the_project_s(written: str | None, project: str, name: str) -> None:
+    container = {"image": "i"} if written is None else {"image": "i", "name": written}
+    template = {"spec": {"template": {"spec": {"containers": [container]}}}}
+    labels = run_labels(RunIdentity("f", "m", project, "main"), 1)
+    request = JobRequest("j", "ns", None, "x", "none", KubernetesConfig(), template, labels=labels)
+    (built,) = build_job(request)["spec"]["template"]["spec"]["containers"]
+    assert built["name"] == name
 
 
 def test_choose_delivery_follows_the_options() -> None:
