@@ -270,6 +270,9 @@ class Kubelet:
         )
 
     def _run_pod(self, pod: Json) -> None:
+        # A real node takes this long and longer (scheduling, sandbox, network): a client that has just submitted a Job can list
+        # its pod before a container that does nothing has ended.
+        time.sleep(1.0)
         try:
             if self._schedule(pod):
                 self._run_containers(pod)
