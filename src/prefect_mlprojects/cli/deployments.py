@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import click
 
 from prefect_mlprojects.cli.options import click_option, json_option, parse_with, split_pairs
+from prefect_mlprojects.cli.servers import announce, connect
 from prefect_mlprojects.runs.request import OPTIONS, options_of
 from prefect_mlprojects.settings import OWN_VARIABLES
 
@@ -50,7 +51,7 @@ def _specify(uri: str, options: dict[str, Any], job_variables: dict[str, Any] | 
         uri,
         schedule=make_schedule(*timing),
         job_variables=job_variables,
-        announce=lambda line: click.echo(line, err=True),
+        announce=announce,
         **options,
     )
 
@@ -98,9 +99,7 @@ def deploy_command(
     from prefect_mlprojects.deployments.creation import create_deployment
     from prefect_mlprojects.deployments.update import next_times
 
-    deployment = create_deployment(
-        _specify(uri, options, job_variables), work_pool, lambda line: click.echo(line, err=True)
-    )
+    deployment = create_deployment(_specify(uri, options, job_variables), work_pool, announce)
     if as_json:
         click.echo(
             json.dumps(
@@ -146,9 +145,7 @@ def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> N
     places = uris or (".",)
     if options["name"] and len(places) > 1:
         raise click.BadParameter("Several deployments can't have one name.", param_hint="--name")
-    serve(
-        [_specify(uri, dict(options)) for uri in places], limit=limit, announce=lambda line: click.echo(line, err=True)
-    )
+    serve([_specify(uri, dict(options)) for uri in places], limit=limit, announce=announce)
 
 
 @click.command("worker")
@@ -158,12 +155,7 @@ def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> N
 @click.option("--once", is_flag=True, help="Execute the runs that are due now, then exit.")
 def worker_command(pool: str | None, name: str | None, limit: int | None, once: bool) -> None:
     """Start a process worker: it executes the runs of deployments on this machine until Ctrl-C."""
-    from prefect_mlprojects.runs.start import configure_prefect
-    from prefect_mlprojects.server.process import resolve_api
-
-    address = resolve_api(lambda line: click.echo(line, err=True))
-    configure_prefect(address.api_url)
-
+    api_url = connect()
     from prefect_mlprojects._support.secrets import reveal
     from prefect_mlprojects.deployments.work_pools import (
         HEARTBEAT_SECONDS,
@@ -173,15 +165,15 @@ def worker_command(pool: str | None, name: str | None, limit: int | None, once: 
     from prefect_mlprojects.server.api import call_api
     from prefect_mlprojects.tracking import display_uri, resolve_tracking_uri
 
-    wanted = call_api(address.api_url, ensure_work_pool, pool).name
-    call_api(address.api_url, ensure_zombie_automation)
+    wanted = call_api(api_url, ensure_work_pool, pool).name
+    call_api(api_url, ensure_zombie_automation)
     arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", wanted, "--type", "process"]
     for option, value in (("--name", name), ("--limit", limit)):
         if value is not None:
             arguments += [option, str(value)]
     if once:
         arguments.append("--run-once")
-    environment = {**os.environ, "PREFECT_API_URL": address.api_url}
+    environment = {**os.environ, "PREFECT_API_URL": api_url}
     environment.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_SECONDS))
     # Each flow run starts in a temporary folder, where MLflow's default store would be lost.
     tracking_uri = resolve_tracking_uri()
@@ -204,19 +196,12 @@ def start_command(
     context: click.Context, deployment: str, parameters: dict[str, str] | None, wait: bool, as_json: bool
 ) -> None:
     """Start a run of DEPLOYMENT and print its ID: a worker of its work pool executes it."""
-    import json
-
-    _connect()
-    from prefect_mlprojects.cli.runs import exit_code_of_status
+    connect()
+    from prefect_mlprojects.cli.runs import exit_code_of_status, print_started
     from prefect_mlprojects.deployments.creation import run_deployment
 
     run = run_deployment(deployment, parameters=parameters)
-    if as_json:
-        click.echo(json.dumps({"flow_run_id": run.flow_run_id, "flow_run_url": run.url}))
-    else:
-        click.echo(run.flow_run_id)
-        click.echo(f"Flow run: {run.url or run.flow_run_id}", err=True)
-        click.echo(f"Follow it with: mlprojects status|logs|wait|cancel {run.flow_run_id}", err=True)
+    print_started({"flow_run_id": run.flow_run_id, "flow_run_url": run.url}, as_json=as_json)
     if wait:
         result = run.result()
         click.echo(result.message or result.status, err=True)
@@ -236,7 +221,7 @@ def list_deployments_command(as_json: bool) -> None:
 
     from prefect_mlprojects.deployments.creation import list_deployments
 
-    rows = list_deployments(_connect())
+    rows = list_deployments(connect())
     if as_json:
         click.echo(json.dumps(rows))
     for row in [] if as_json else rows:
@@ -250,20 +235,10 @@ def _change_command(name: Literal["pause", "resume", "delete"], done: str, text:
     def change(deployment: str) -> None:
         from prefect_mlprojects.deployments.creation import change_deployment
 
-        change_deployment(_connect(), deployment, name)
+        change_deployment(connect(), deployment, name)
         click.echo(f"{done} {deployment}.")
 
 
 _change_command("pause", "Paused", "Pause DEPLOYMENT: its schedule starts no runs until it is resumed.")
 _change_command("resume", "Resumed", "Resume DEPLOYMENT and its schedules.")
 _change_command("delete", "Deleted", "Delete DEPLOYMENT; its runs stay.")
-
-
-def _connect() -> str:
-    """Returns the Prefect API's address, made that of this process."""
-    from prefect_mlprojects.runs.start import configure_prefect
-    from prefect_mlprojects.server.process import resolve_api
-
-    api_url = resolve_api(lambda line: click.echo(line, err=True)).api_url
-    configure_prefect(api_url)
-    return api_url

@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from prefect_mlprojects.tasks.session import quiet_on_broken_pipe
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -37,19 +39,12 @@ class StderrOutput:
             return
 
 
-class _Console(Console):
-    """A console on stderr that goes quiet when its reader is gone (`2>&1 | head`)."""
-
-    def on_broken_pipe(self) -> None:
-        """Stops printing; rich would point stdout to the null device and exit."""
-        self.quiet = True
-
-
 class RunDisplay:
     """Shows a run's steps: live on a terminal until the command starts, as plain lines in a pipe."""
 
     def __init__(self) -> None:
-        self._console = _Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        quiet_on_broken_pipe(self._console)
         self._lock = threading.RLock()
         self._started: dict[str, float] = {}
         self._ended: dict[str, tuple[str, float, str]] = {}

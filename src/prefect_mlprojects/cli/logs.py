@@ -7,16 +7,18 @@ import heapq
 from collections import deque
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
 
+from prefect_mlprojects.server.api import read_all
+
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import Log
 
-_PAGE = 200
 _POLL_SECONDS = 0.5
 _SETTLE_SECONDS = 2.0
 """How long a record is held back: Prefect's log handler sends a batch every two seconds, so older records may still come."""
@@ -36,7 +38,7 @@ async def print_logs(
         time = f"{log.timestamp.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z " if timestamps else ""
         return [f"{time}{line}" for line in log.message.split("\n")]
 
-    stored = [log async for log in _read(client, identifier)]
+    stored = await _read(client, identifier)
     lines: deque[str] = deque((line for log in stored for line in show(log)), maxlen=tail)
     for line in lines:
         click.echo(line)
@@ -46,8 +48,8 @@ async def print_logs(
                 click.echo(line)
 
 
-async def _read(client: PrefectClient, flow_run_id: UUID, since: datetime | None = None) -> AsyncIterator[Log]:
-    """Yields the stored records from a time on, oldest first."""
+async def _read(client: PrefectClient, flow_run_id: UUID, since: datetime | None = None) -> list[Log]:
+    """Returns the stored records from a time on, oldest first."""
     from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
     from prefect.client.schemas.sorting import LogSort
 
@@ -55,14 +57,7 @@ async def _read(client: PrefectClient, flow_run_id: UUID, since: datetime | None
         flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]),
         timestamp=LogFilterTimestamp.model_validate({"after_": since}) if since is not None else None,
     )
-    offset = 0
-    while True:
-        page = await client.read_logs(wanted, limit=_PAGE, offset=offset, sort=LogSort.TIMESTAMP_ASC)
-        for log in page:
-            yield log
-        offset += len(page)
-        if len(page) < _PAGE:
-            return
+    return await read_all(partial(client.read_logs, wanted), sort=LogSort.TIMESTAMP_ASC)
 
 
 async def _follow(client: PrefectClient, flow_run_id: UUID, printed: list[Log]) -> AsyncIterator[Log]:
@@ -77,7 +72,7 @@ async def _follow(client: PrefectClient, flow_run_id: UUID, printed: list[Log]) 
     while True:
         # Records come in batches of several processes: one that is a little older may come later.
         since = newest - timedelta(seconds=3 * _SETTLE_SECONDS) if newest is not None else None
-        async for log in _read(client, flow_run_id, since):
+        for log in await _read(client, flow_run_id, since):
             if log.id not in seen:
                 seen.add(log.id)
                 heapq.heappush(waiting, (log.timestamp, len(seen), log))

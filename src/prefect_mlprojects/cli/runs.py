@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prefect_mlprojects.cli.options import json_option, request_from_options, run_options
+from prefect_mlprojects.cli.servers import connect
 
 if TYPE_CHECKING:
     from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
@@ -161,13 +162,18 @@ def _run_detached(*, as_json: bool) -> int:
             click.echo(stream.read().rstrip(), err=True)
         return exit_code or 1
     started = json.loads(text)
+    print_started(started, as_json=as_json)
+    return 0
+
+
+def print_started(started: Mapping[str, Any], *, as_json: bool) -> None:
+    """Prints the ID of a run that goes on without this process, and how to follow it."""
     if as_json:
         click.echo(json.dumps(started))
-        return 0
+        return
     click.echo(started["flow_run_id"])
     click.echo(f"Flow run: {started['flow_run_url'] or started['flow_run_id']}", err=True)
     click.echo(f"Follow it with: mlprojects status|logs|wait|cancel {started['flow_run_id']}", err=True)
-    return 0
 
 
 def _report_start(descriptor: int, run: LocalSubmittedRun) -> None:
@@ -177,10 +183,7 @@ def _report_start(descriptor: int, run: LocalSubmittedRun) -> None:
 
 
 def _attach(run: str) -> SubmittedRun:
-    from prefect_mlprojects.runs.start import configure_prefect
-    from prefect_mlprojects.server.process import resolve_api
-
-    configure_prefect(resolve_api(None).api_url)
+    connect()
     from prefect_mlprojects.runs.handles import SubmittedRun
 
     return SubmittedRun.attach(run)
@@ -244,9 +247,10 @@ def cancel_command(run: str) -> None:
 @click.option("--stdout-only", is_flag=True, help="Print only what the project wrote to stdout.")
 def logs_command(run: str, follow: bool, tail: int | None, timestamps: bool, stdout_only: bool) -> None:
     """Print the log of the flow run with the ID RUN, in order."""
-    handle = _attach(run)
+    api_url = connect()
     from prefect_mlprojects.cli.logs import print_logs
+    from prefect_mlprojects.runs.handles import SubmittedRun
     from prefect_mlprojects.server.api import call_api
-    from prefect_mlprojects.server.process import resolve_api
 
-    call_api(resolve_api(None).api_url, print_logs, handle.flow_run_id, follow, tail, timestamps, stdout_only)
+    handle = SubmittedRun.attach(run)
+    call_api(api_url, print_logs, handle.flow_run_id, follow, tail, timestamps, stdout_only)

@@ -12,13 +12,20 @@ from uuid import UUID
 
 from prefect_mlprojects._support.secrets import reveal
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
-from prefect_mlprojects.deployments.update import Update, make_schedule, read_update, schedule_texts
+from prefect_mlprojects.deployments.update import (
+    Update,
+    find_deployment,
+    full_name,
+    make_schedule,
+    read_update,
+    schedule_texts,
+)
 from prefect_mlprojects.deployments.work_pools import default_job_variables, ensure_work_pool, ensure_zombie_automation
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
 from prefect_mlprojects.runs.request import FLOW_NAME, unknown_options
-from prefect_mlprojects.server.api import call_api, use_api
-from prefect_mlprojects.spec.parameters import type_expectation, typed_value
+from prefect_mlprojects.server.api import call_api, read_all, use_api
+from prefect_mlprojects.spec.parameters import typed_value
 from prefect_mlprojects.spec.project import ParameterType
 from prefect_mlprojects.tracking import resolve_tracking_uri
 
@@ -54,7 +61,7 @@ class Deployment:
     @property
     def full_name(self) -> str:
         """``flow/deployment``, as Prefect's commands name it."""
-        return f"{FLOW_NAME}/{self.name}"
+        return full_name(self.name)
 
     def run(self, parameters: Mapping[str, Any] | None = None, **options: Any) -> SubmittedRun:
         """Starts a run on the work pool and returns a handle at once.
@@ -97,22 +104,23 @@ def run_deployment(
     """
     from prefect_mlprojects.server.process import resolve_api
 
-    full_name = name if "/" in name else f"{FLOW_NAME}/{name}"
-    api_url = resolve_api().api_url
-    found = call_api(api_url, _find, full_name)
+    api_url, headline = resolve_api().api_url, f"The deployment {full_name(name)} can't run"
+    found = _existing(api_url, name, headline, "create it with `mlprojects deploy`")
+    own_entry_point = found.parameters.get("entry_point", "main")
+    if entry_point is not None and own_entry_point != entry_point:
+        raise ParameterError(headline, [Problem(f"it is for the entry point {own_entry_point!r}, not {entry_point!r}")])
+    flow_parameters = _with_values(
+        found.parameters, found.parameter_openapi_schema or {}, parameters or {}, options or {}
+    )
+    return AttachedSubmittedRun(call_api(api_url, _start, str(found.id), full_name(name), flow_parameters))
+
+
+def _existing(api_url: str, name: str, headline: str, fix: str) -> Any:
+    """Returns a deployment as the Prefect server has it; raises `ParameterError` if it does not exist."""
+    found = call_api(api_url, find_deployment, name)
     if found is None:
-        raise ParameterError(
-            f"The deployment {full_name} can't run",
-            [Problem("no deployment of that name exists", fix="create it with `mlprojects deploy`")],
-        )
-    deployment_id, stored, schema = found
-    if entry_point is not None and stored.get("entry_point", "main") != entry_point:
-        raise ParameterError(
-            f"The deployment {full_name} can't run",
-            [Problem(f"it is for the entry point {stored.get('entry_point', 'main')!r}, not {entry_point!r}")],
-        )
-    flow_parameters = _with_values(stored, schema, parameters or {}, options or {})
-    return AttachedSubmittedRun(call_api(api_url, _start, deployment_id, full_name, flow_parameters))
+        raise ParameterError(headline, [Problem("no deployment of that name exists", fix=fix)])
+    return found
 
 
 def _with_values(
@@ -135,19 +143,7 @@ def _with_values(
 def _as_typed(value: Any, field_schema: Mapping[str, Any]) -> Any:
     kinds: dict[str, ParameterType] = {"integer": "int", "number": "float"}
     kind = kinds.get(str(field_schema.get("type")))
-    if kind is None or not isinstance(value, str) or type_expectation(kind, value) is not None:
-        return value
-    return typed_value(kind, value)
-
-
-async def _find(client: PrefectClient, full_name: str) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        found = await client.read_deployment_by_name(full_name)
-    except ObjectNotFound:
-        return None
-    return str(found.id), dict(found.parameters), dict(found.parameter_openapi_schema or {})
+    return value if kind is None or not isinstance(value, str) else typed_value(kind, value)
 
 
 def deploy(  # noqa: D417 - the run options are listed with run()
@@ -340,14 +336,7 @@ def list_deployments(api_url: str) -> list[dict[str, Any]]:
     async def read(client: PrefectClient) -> list[Any]:
         from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 
-        found: list[Any] = []
-        while True:
-            page = await client.read_deployments(
-                flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW_NAME])), limit=200, offset=len(found)
-            )
-            found += page
-            if len(page) < 200:
-                return found
+        return await read_all(client.read_deployments, flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW_NAME])))
 
     return [
         {
@@ -367,20 +356,13 @@ def change_deployment(api_url: str, name: str, action: Literal["pause", "resume"
     Raises:
         ParameterError: No deployment of that name exists.
     """
-    full_name = name if "/" in name else f"{FLOW_NAME}/{name}"
-    found = call_api(api_url, _find, full_name)
-    if found is None:
-        raise ParameterError(
-            f"The deployment {full_name} can't be changed",
-            [Problem("no deployment of that name exists", fix="`mlprojects deployments list` shows all")],
-        )
+    headline = f"The deployment {full_name(name)} can't be changed"
+    found = _existing(api_url, name, headline, "`mlprojects deployments list` shows all")
 
     async def change(client: PrefectClient) -> None:
-        identifier = UUID(found[0])
-        await getattr(client, f"{action}_deployment")(identifier)
-        if action == "resume":
-            for schedule in await client.read_deployment_schedules(identifier):
-                if not schedule.active:
-                    await client.update_deployment_schedule(identifier, schedule.id, active=True)
+        await getattr(client, f"{action}_deployment")(found.id)
+        for schedule in found.schedules if action == "resume" else ():
+            if not schedule.active:
+                await client.update_deployment_schedule(found.id, schedule.id, active=True)
 
     call_api(api_url, change)

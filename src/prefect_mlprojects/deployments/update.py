@@ -24,39 +24,30 @@ def make_schedule(
         ParameterError: More than one is given, a time zone without one, or Prefect does not accept it.
     """
     given = [text for text, value in (("cron", cron), ("interval", interval), ("rrule", rrule)) if value is not None]
+    if isinstance(interval, int | float):
+        interval = timedelta(seconds=interval)
+    schedule = Schedule(cron, interval, rrule, timezone)
     problem = None
     if len(given) > 1:
         problem = Problem(f"give only one of {' and '.join(given)}", parameter=given[0])
     elif timezone is not None and not given:
         problem = Problem("a time zone needs a schedule", parameter="timezone", fix="give cron, interval or rrule, too")
+    elif interval is not None and interval <= timedelta():
+        words = f"the interval must be a positive number of seconds, not {interval.total_seconds():g}"
+        problem = Problem(words, parameter="interval")
+    elif given and (reason := _why_invalid(schedule)):
+        problem = Problem(f"the schedule {schedule} is not valid: {reason}", parameter=given[0])
     if problem is not None:
         raise ParameterError("The deployment can't be made", [problem])
-    if not given:
-        return None
-    if isinstance(interval, int | float):
-        interval = timedelta(seconds=interval)
-    if interval is not None and interval <= timedelta():
-        raise ParameterError(
-            "The deployment can't be made",
-            [
-                Problem(
-                    f"the interval must be a positive number of seconds, not {interval.total_seconds():g}",
-                    parameter="interval",
-                )
-            ],
-        )
-    schedule = Schedule(cron, interval, rrule, timezone)
+    return schedule if given else None
+
+
+def _why_invalid(schedule: Schedule) -> str | None:
     try:
-        if not next_times(schedule, 1):
-            raise ValueError("it never fires")
+        return None if next_times(schedule, 1) else "it never fires"
     except ValueError as error:
         details = getattr(error, "errors", None)
-        reason = "; ".join(str(each["msg"]) for each in details()) if callable(details) else str(error)
-        raise ParameterError(
-            "The deployment can't be made",
-            [Problem(f"the schedule {schedule} is not valid: {reason}", parameter=given[0])],
-        ) from None
-    return schedule
+        return "; ".join(str(each["msg"]) for each in details()) if callable(details) else str(error)
 
 
 def prefect_schedule(schedule: Schedule) -> Any:
@@ -184,11 +175,21 @@ def _shown(value: Any) -> str:
     return (", ".join(value) if isinstance(value, list) else str(value or "")) or "none"
 
 
-async def read_update(client: PrefectClient, specification: DeploymentSpecification) -> Update:
-    """Reads the deployment that one of this name would update."""
+def full_name(name: str) -> str:
+    """Returns ``flow/deployment``, as Prefect names it, for a deployment's name with or without its flow's."""
+    return name if "/" in name else f"{FLOW_NAME}/{name}"
+
+
+async def find_deployment(client: PrefectClient, name: str) -> Any:
+    """Returns a deployment as the Prefect server has it; None if it does not exist."""
     from prefect.exceptions import ObjectNotFound
 
     try:
-        return Update(specification, await client.read_deployment_by_name(f"{FLOW_NAME}/{specification.name}"))
+        return await client.read_deployment_by_name(full_name(name))
     except ObjectNotFound:
-        return Update(specification, None)
+        return None
+
+
+async def read_update(client: PrefectClient, specification: DeploymentSpecification) -> Update:
+    """Returns what deploying changes of the deployment of this name, if it exists."""
+    return Update(specification, await find_deployment(client, specification.name))

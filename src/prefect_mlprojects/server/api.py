@@ -56,6 +56,19 @@ def call_api(api_url: str, method: Callable[..., Coroutine[Any, Any, _T]], *argu
     return background_loop().run(call())
 
 
+_PAGE = 200  # the most that Prefect's server returns at once
+
+
+async def read_all(read: Callable[..., Coroutine[Any, Any, list[_T]]], **arguments: Any) -> list[_T]:
+    """Returns all objects that a paged method of a `PrefectClient` reads."""
+    found: list[_T] = []
+    while True:
+        page = await read(**arguments, limit=_PAGE, offset=len(found))
+        found += page
+        if len(page) < _PAGE:
+            return found
+
+
 def flow_run_url(ui_url: str | None, flow_run_id: str) -> str | None:
     """Returns the URL of a flow run's page in the Prefect UI; None if the UI's URL is not known."""
     return f"{ui_url.rstrip('/')}/runs/flow-run/{flow_run_id}" if ui_url else None

@@ -33,8 +33,9 @@ PROJECT_FILE_NAME = "MLproject"
 _ENVIRONMENT_KEYS = ("python_env", "conda_env", "docker_env")
 _TOP_LEVEL_KEYS = ("name", "entry_points", *_ENVIRONMENT_KEYS, "databricks_spark_job")
 _DEFAULT_FILES = {"python_env": "python_env.yaml", "conda_env": "conda.yaml"}
-# Types of other formats, which public projects use; MLflow takes them for strings.
-_OTHER_NAMES: Mapping[str, ParameterType] = {
+_TYPES: Mapping[Any, ParameterType] = {
+    **{each: each for each in get_args(ParameterType)},
+    # Types of other formats, which public projects use; MLflow takes them for strings.
     "str": "string",
     "text": "string",
     "bool": "string",
@@ -244,9 +245,8 @@ class _Parser:
         return ProjectParameter(name, str(declared), kind, text, line)
 
     def _parameter_type(self, path: tuple[str, ...], declared: Any) -> ParameterType:
-        known: dict[Any, ParameterType] = {each: each for each in get_args(ParameterType)}
-        if isinstance(declared, str) and declared in (understood := {**known, **_OTHER_NAMES}):
-            return understood[declared]
+        if isinstance(declared, str) and declared in _TYPES:
+            return _TYPES[declared]
         if str(declared) in self._unknown_types:
             # One warning per file: large files have the same word on each parameter.
             return "string"
@@ -256,7 +256,7 @@ class _Parser:
             f"parameter {path[-1]!r} has the unknown type {str(declared)!r}; it is treated as string",
             *path,
             "type",
-            fix=f"did you mean {near!r}?" if near else f"the types are {', '.join(known)}",
+            fix=f"did you mean {near!r}?" if near else f"the types are {', '.join(get_args(ParameterType))}",
             parameter=path[-1],
         )
         return "string"

@@ -166,7 +166,7 @@ def parse_docker_environment(
         volumes = []
     for volume in volumes:
         try:
-            expand_volume(volume, Path.cwd())
+            expand_volume(volume, document.file.parent)
         except ValueError as error:
             message = f"volume {volume!r} of 'docker_env' can't be used: {error}"
             fix = "only $(pwd), $PWD (the project's folder) and $HOME are expanded; write an absolute path"

@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.tracking import TrackedRun, Tracker
 from prefect_mlprojects.types import FailureCategory, OutputSink, RunStatus, StopSignal, StreamName
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _logger = logging.getLogger(__name__)
 
@@ -82,6 +86,11 @@ class TerminalOutput:
         except (OSError, ValueError):
             # The reader of our output exited (`| head`); the run and its log continue.
             return
+
+
+def quiet_on_broken_pipe(console: Console) -> None:
+    """Lets a console go quiet when its reader is gone (`| head`, a worker that died); rich would exit the process."""
+    console.on_broken_pipe = partial(setattr, console, "quiet", True)  # type: ignore[method-assign]
 
 
 class _GuardedObserver:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from prefect.client.orchestration import get_client
@@ -19,7 +18,7 @@ from rich.console import Console
 
 from prefect_mlprojects._support.progress import send_progress_to
 from prefect_mlprojects.exceptions import ExecutionException
-from prefect_mlprojects.tasks.session import RunSession, StepEvent, StepName, current_session
+from prefect_mlprojects.tasks.session import RunSession, StepEvent, StepName, current_session, quiet_on_broken_pipe
 from prefect_mlprojects.types import StopSignal
 
 if TYPE_CHECKING:
@@ -96,10 +95,7 @@ class _PlainErrors(logging.Filter):
 
 
 def configure_logging() -> None:
-    """Makes Prefect's engines log this package's errors without a traceback, and runs survive broken pipes; idempotent.
-
-    rich exits the process when the reader of its console is gone: a worker that died, or `| head`.
-    """
+    """Makes Prefect's engines log this package's errors without a traceback, and runs survive broken pipes; idempotent."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(existing, _PlainErrors) for existing in logger.filters):
@@ -108,7 +104,7 @@ def configure_logging() -> None:
         for handler in logger.handlers:
             console = getattr(handler, "console", None)
             if isinstance(console, Console):
-                console.on_broken_pipe = partial(setattr, console, "quiet", True)  # type: ignore[method-assign]
+                quiet_on_broken_pipe(console)
 
 
 _SHORT_SECONDS = 2.0  # shorter operations get no artifact

@@ -30,8 +30,12 @@ def resolve_tracking_uri(directory: Path | None = None) -> Secret:
     ``mlruns`` in `directory` (default: the working directory) if it holds experiments, else ``mlflow.db`` there.
     """
     directory = Path.cwd() if directory is None else directory
-    configured = tracking_uri_in_use() or os.environ.get(TRACKING_URI_VARIABLE)
+    configured = _configured_uri()
     return Secret(absolute_tracking_uri(configured, directory) if configured else _default_tracking_uri(directory))
+
+
+def _configured_uri() -> str | None:
+    return tracking_uri_in_use() or os.environ.get(TRACKING_URI_VARIABLE)
 
 
 def display_uri(uri: Secret) -> str:
@@ -44,7 +48,7 @@ def short_lived_default() -> str:
 
     Prefect's process worker runs each flow run in a temporary folder, other workers in a container.
     """
-    if tracking_uri_in_use() or os.environ.get(TRACKING_URI_VARIABLE):
+    if _configured_uri():
         return ""
     if Path.cwd().resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
         return "is in a temporary folder"

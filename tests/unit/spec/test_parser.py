@@ -161,7 +161,7 @@ def test_an_unknown_key_of_docker_env_is_warned_of(tmp_path: Path) -> None:
         ("./data:/data", "/project/data:/data"),
         ("../shared:/s", "/shared:/s"),
         ("data/raw:/raw", "/project/data/raw:/raw"),
-        ("$HOME/.aws:/root/.aws", "/home/me/.aws:/root/.aws"),
+        ("$HOME/.aws:/aws", "/home/me/.aws:/aws"),
         ("~/x:/x", "/home/me/x:/x"),
         ("named:/data", "named:/data"),
         ("/abs:/abs", "/abs:/abs"),

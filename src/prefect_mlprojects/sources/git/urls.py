@@ -135,10 +135,9 @@ def resolve_submodule_url(parent: GitUrl, text: str) -> GitUrl | None:
     """
     if not text.startswith(("./", "../")):
         return parse_git_url(text)
-    if parent.scp is not None:
-        place, _, path = parent.scp.partition(":") if "[" not in parent.scp else parent.scp.partition("]:")
-        separator = "]:" if "[" in parent.scp else ":"
-        return parse_git_url(f"{place}{separator}{posixpath.normpath(posixpath.join(path, text))}")
+    if scp := _SCP_ADDRESS.match(parent.scp or ""):
+        path = posixpath.normpath(posixpath.join(scp["path"], text))
+        return parse_git_url(f"{scp['user']}@{scp['host']}:{path}")
     parts = urlsplit(parent.url)
     path = posixpath.normpath(posixpath.join(parts.path, text))
     return GitUrl(urlunsplit(parts._replace(path=path)), parent.credentials)
