@@ -131,7 +131,9 @@ class RunDisplay:
 
     def _line(self, step: str) -> Text:
         phase, seconds, detail = self._ended[step]
-        mark, name, elapsed, text = self._row(step, phase, seconds, "" if step == "execute" else detail)
+        mark, name, elapsed, text = self._row(
+            step, phase, seconds, detail if phase == "finished" and step != "execute" else ""
+        )
         return Text.assemble(mark, " ", name, " ", elapsed, "  ", text)
 
     def _stop_live(self) -> None:
@@ -159,7 +161,8 @@ class RunDisplay:
         rows: list[tuple[str, Any]] = [(name, f"{value:g}") for name, value in sorted(metrics.items())]
         rows.append(("flow run", url or result.flow_run_id))
         if tracked is not None:
-            rows.append(("MLflow run", tracked.url or f"{tracked.run_id}  ({tracked.hint})"))
+            served_by = f"  (served by `{tracked.hint}`)" if tracked.hint else ""
+            rows.append(("MLflow run", f"{tracked.url or tracked.run_id}{served_by}"))
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
             self._print(Text(f"  {name:<{width}}  {value}"))

@@ -41,7 +41,7 @@ from prefect_mlprojects.flows.cancellation import watch_cancellation
 from prefect_mlprojects.runs.check import CheckedRun, RunContext
 from prefect_mlprojects.runs.handles import RUN_ID_LABEL
 from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, RunRequest, document_options
-from prefect_mlprojects.settings import log_uncommitted_changes
+from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
 from prefect_mlprojects.sources.git.urls import with_url_credentials
@@ -160,7 +160,7 @@ class _ProjectRun:
         # Prefect's own name for it; its type is FAILED.
         name = "TimedOut" if isinstance(error, RunTimedOut) else "Failed"
         get_run_logger().error("%s", error.message)
-        return Failed(message=error.message, data=error, name=name)
+        return Failed(message=error.summary, data=error, name=name)
 
     async def _with_changes(self, error: ParameterError | ProjectSpecError) -> ExecutionException:
         """Adds the project's changes since it was deployed to the error of a deployment's run."""
@@ -223,6 +223,7 @@ class _ProjectRun:
             child_env={
                 **(child_variables(tracked) if tracked is not None else {}),
                 FLOW_RUN_ID_VARIABLE: flow_run_id,
+                **({f"{PREFIX}ENV_MANAGER": manager} if (manager := self._request.env_manager) else {}),
                 # So that a Prefect client in the child, or a nested run, uses the same server.
                 **({"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}),
             },
@@ -324,7 +325,8 @@ class _ProjectRun:
             # The backend created the MLflow run during the execution.
             self._announce(self._checked, tracked, None)
         if self._announcement is not None:
-            announced = asyncio.ensure_future(self._announcement.end(status, message, self._prepared))
+            reason = "\n".join([message, *getattr(error, "output_tail", ())])
+            announced = asyncio.ensure_future(self._announcement.end(status, reason, self._prepared))
         if tracked is not None and not (self._checked and self._checked.backend.tracks_runs):
             tags = failure_tags(category, cause or message) if category is not None else {}
             try:

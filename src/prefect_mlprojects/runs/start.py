@@ -299,9 +299,13 @@ def wait_interruptibly(run: LocalSubmittedRun, *, reraise: bool = True) -> RunRe
         try:
             return run.result()
         except BaseException as interruption:
-            run.session.stop.request(f"it was interrupted ({type(interruption).__name__})")
+            by_user = isinstance(interruption, KeyboardInterrupt)
+            reason = (
+                "it was interrupted by Ctrl-C" if by_user else f"it was interrupted ({type(interruption).__name__})"
+            )
+            run.session.stop.request(reason, interrupted=by_user)
             result = run.result()
-            if reraise or not isinstance(interruption, KeyboardInterrupt):
+            if reraise or not by_user:
                 raise
             return result
 
@@ -362,6 +366,6 @@ def _wait_for_runs() -> None:
                 run.result()
         except KeyboardInterrupt:
             for session in sessions:
-                session.stop.request("the process was interrupted")
+                session.stop.request("the process was interrupted", interrupted=True)
             for run in runs:
                 run.result()

@@ -63,8 +63,8 @@ class TrackedRun:
     """An MLflow run.
 
     Attributes:
-        url: The run's page in MLflow's UI; None when the store is not behind a server.
-        hint: How to see the run when there is no ``url`` ("mlprojects ui"); else None.
+        url: The run's page in MLflow's UI; None when it is not known.
+        hint: The command that serves the page ("mlprojects ui"); None when an MLflow server does.
     """
 
     run_id: str

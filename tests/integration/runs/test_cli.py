@@ -82,6 +82,29 @@ def test_an_interrupt_exits_with_130_and_the_summary(number: signal.Signals, gre
     assert run.info.status == "KILLED"
 
 
+def test_ctrl_c_sends_sigint_before_sigterm(workspace: Path) -> None:
+    (workspace / "MLproject").write_text("entry_points:\n  main: {command: 'python signals.py'}\n")
+    (workspace / "signals.py").write_text(
+        "import signal, sys, time\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, lambda n, frame: print(signal.Signals(n).name, flush=True))\n"
+        "print('started', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from prefect_mlprojects.cli import main; main()", "run", ".", *LOCAL],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PREFECT_MLPROJECTS_GRACE_PERIOD": "2"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=120)[0] == "SIGINT\nSIGTERM\n"
+    assert process.returncode == 130
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
