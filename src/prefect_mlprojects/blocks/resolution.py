@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config
-from prefect_mlprojects.exceptions import BackendError, ExecutionException
+from prefect_mlprojects.exceptions import BackendError, ExecutionException, InvalidInputError
 from prefect_mlprojects.runs.request import PROJECT_SCHEME
 from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
 
@@ -46,7 +46,7 @@ async def load_block(client: PrefectClient, slug: str, name: str) -> Block:
         document = await client.read_block_document_by_name(name, slug)
     except ObjectNotFound:
         there = await _names(client, slug)
-        raise ExecutionException(
+        raise InvalidInputError(
             f"The Prefect server has no block '{slug}/{name}'"
             + (f"; blocks of that type: {', '.join(there)}" if there else "")
             + ". Create it in the UI under Blocks, or with Block.save() in Python; `mlprojects blocks register` registers the "

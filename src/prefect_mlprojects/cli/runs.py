@@ -104,13 +104,13 @@ def _run(
 
 
 def _exit_code(result: Any) -> int:
-    from prefect_mlprojects.cli import EXIT_CANCELLED, EXIT_FAILED, exit_code_of
+    from prefect_mlprojects.cli import EXIT_CANCELLED, EXIT_FAILED
 
     if result.status == "FINISHED":
         return 0
     if result.status == "KILLED":
         return EXIT_CANCELLED
-    return exit_code_of(result.error) if result.error is not None else EXIT_FAILED
+    return result.error.exit_status if result.error is not None else EXIT_FAILED
 
 
 def _as_json(result: Any, url: str | None, tracked: Any, metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from prefect_mlprojects.exceptions import PrefectServerError
+from prefect_mlprojects.exceptions import InvalidInputError
 from prefect_mlprojects.runs.request import FLOW_NAME
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ async def ensure_work_pool(client: PrefectClient, name: str | None, kind: str = 
     """Returns a work pool; creates the default one, of type `kind`, if it does not exist.
 
     Raises:
-        PrefectServerError: No pool has that name.
+        InvalidInputError: No pool has that name.
     """
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.client.schemas.filters import WorkPoolFilter
@@ -55,11 +55,10 @@ async def ensure_work_pool(client: PrefectClient, name: str | None, kind: str = 
     except ObjectNotFound:
         if name is not None and name != DEFAULT_WORK_POOL:
             known = [pool.name for pool in await client.read_work_pools(work_pool_filter=WorkPoolFilter())]
-            raise PrefectServerError(
-                f"There is no work pool {name!r}"
-                + (f"; there are {', '.join(known)}" if known else "")
-                + f". Make it with: prefect work-pool create {name} --type {kind}",
-                api_url=str(client.api_url),
+            raise InvalidInputError(
+                f"No work pool {name!r} exists"
+                + (f"; known: {', '.join(known)}" if known else "")
+                + f". Create it with `prefect work-pool create {name} --type {kind}`."
             ) from None
         try:
             return await client.create_work_pool(

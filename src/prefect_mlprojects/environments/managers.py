@@ -18,7 +18,7 @@ from prefect_mlprojects.environments.activation import local_variables, own_envi
 from prefect_mlprojects.environments.cache import release_pin
 from prefect_mlprojects.environments.conda import CondaManager, check_conda_environment
 from prefect_mlprojects.environments.python import VirtualEnvironmentManager, read_contents
-from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
+from prefect_mlprojects.exceptions import InvalidEnvironmentError, Problem
 from prefect_mlprojects.settings import default_env_manager
 from prefect_mlprojects.spec.project import CondaEnvironment, DockerEnvironment, Project, PythonEnvironment
 from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
@@ -45,7 +45,7 @@ def choose_manager(project: Project, requested: str | None = None) -> Environmen
     name = next((name for name in MANAGER_NAMES if name == requested), None)
     if requested is not None and name is None:
         near = nearest(requested.lower(), MANAGER_NAMES)
-        raise EnvironmentBuildError(
+        raise InvalidEnvironmentError(
             f"There is no environment manager {requested!r}; there are {', '.join(MANAGER_NAMES)}."
             + (f" Did you mean {near!r}?" if near else ""),
             manager=requested,
@@ -55,7 +55,7 @@ def choose_manager(project: Project, requested: str | None = None) -> Environmen
         return "local"
     if name == "conda" and not isinstance(environment, CondaEnvironment):
         what = environment.file.name if isinstance(environment, PythonEnvironment) else "no conda environment file"
-        raise EnvironmentBuildError(
+        raise InvalidEnvironmentError(
             f"Project '{project.display_name}' can't be run with --env-manager conda: it has {what}, and conda only "
             "makes environments from a conda.yaml. Use --env-manager uv, virtualenv or local, or give the project a "
             "conda_env.",

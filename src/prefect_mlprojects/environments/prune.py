@@ -11,7 +11,7 @@ from pathlib import Path
 from prefect_mlprojects import settings
 from prefect_mlprojects._support.files import disk_usage
 from prefect_mlprojects.environments.cache import EnvironmentCache
-from prefect_mlprojects.exceptions import EnvironmentBuildError
+from prefect_mlprojects.exceptions import InvalidEnvironmentError
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def find_environment(prefix: str, cache_directory: Path | None = None) -> Cached
         return _describe(cache, keys[0])
     found = "is no environment" if not keys else f"are {len(keys)} environments"
     advice = "give more of the key" if keys else "'mlprojects env list' shows what there is"
-    raise EnvironmentBuildError(
+    raise InvalidEnvironmentError(
         f"There {found} in {cache.folder} whose key begins with {prefix!r}; {advice}.", manager=""
     )
 

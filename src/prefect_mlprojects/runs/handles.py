@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects.exceptions import ExecutionException
+from prefect_mlprojects.exceptions import ExecutionException, InvalidInputError
 from prefect_mlprojects.server.api import call_api, flow_run_url
 from prefect_mlprojects.settings import grace_period
 from prefect_mlprojects.types import RunStatus
@@ -171,7 +171,7 @@ class AttachedSubmittedRun(SubmittedRun):
         try:
             self._id = UUID(str(flow_run_id))
         except ValueError:
-            raise ExecutionException(f"{flow_run_id!r} is not the ID of a flow run (a UUID).") from None
+            raise InvalidInputError(f"{flow_run_id!r} is not the ID of a flow run (a UUID).") from None
         self._api = resolve_api()
         super().__init__(str(self._id), flow_run_url(self._api.ui_url, str(self._id)))
         self._call(self._read)
@@ -185,7 +185,7 @@ class AttachedSubmittedRun(SubmittedRun):
         try:
             return await client.read_flow_run(self._id)
         except ObjectNotFound:
-            raise ExecutionException(
+            raise InvalidInputError(
                 f"No flow run {self._id} found on the Prefect server at {self._api.api_url}."
             ) from None
 

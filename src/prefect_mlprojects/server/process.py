@@ -253,7 +253,8 @@ def _start(directory: Path, say: Announce) -> ServerAddress:
             raise OSError(
                 None, next((line.strip() for line in tail.splitlines() if database.ERROR_PREFIX in line), failure)
             )
-        if "address already in use" not in tail:
+        # Prefect's own shutdown may log much after uvicorn's line about the port.
+        if "address already in use" not in _tail(log, 500):
             break
     raise PrefectServerError(f"The embedded Prefect server {failure}. The end of its log, {log}:\n{tail}")
 

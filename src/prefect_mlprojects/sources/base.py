@@ -13,7 +13,7 @@ from typing import Literal, Protocol, TypeAlias
 from prefect_mlprojects._support.files import remove_tree
 from prefect_mlprojects._support.locks import Lock, try_lock
 from prefect_mlprojects._support.text import nearest
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.settings import cache_directory, keep_working_copies
 from prefect_mlprojects.types import StopSignal
 
@@ -106,7 +106,7 @@ def new_working_copy(shown: str) -> Path:
         project = folder / "project"
         project.mkdir()
     except OSError as error:
-        raise FetchError(
+        raise SourceUnavailableError(
             f"There is no place for the files of {shown!r}: {error.filename or root}: {error.strerror or error}. "
             "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
             uri=shown,

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from prefect_mlprojects._support.redaction import strip_user_info
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.settings import PREFIX, trusted_sources
 from prefect_mlprojects.sources.base import SourceKind, WorkingCopy, apply_subdirectory
 from prefect_mlprojects.sources.git.facts import read_git_facts
@@ -46,12 +46,12 @@ class LocalSource:
             FetchError: The folder is gone, can't be read, or the subdirectory leads out of it; or the run was stopped.
         """
         if stop.requested:
-            raise FetchError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
+            raise SourceUnavailableError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
         directory = apply_subdirectory(self.folder, self.subdirectory, self.uri)
         if not directory.is_dir():
             raise FetchError(f"The project folder {str(directory)!r} does not exist any more.", uri=self.uri)
         if not os.access(directory, os.R_OK | os.X_OK):
-            raise FetchError(
+            raise SourceUnavailableError(
                 f"The project folder {str(directory)!r} can't be read: permission denied. Check its owner and mode.",
                 uri=self.uri,
             )

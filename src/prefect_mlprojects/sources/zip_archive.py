@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from prefect_mlprojects._support.redaction import strip_user_info
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.settings import PREFIX, max_zip_bytes
 from prefect_mlprojects.sources.base import (
     SourceKind,
@@ -53,7 +53,7 @@ class ZipSource:
                 much, there is no such subdirectory, or the fetch was stopped.
         """
         if stop.requested:
-            raise FetchError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
+            raise SourceUnavailableError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
         folder = new_working_copy(self.uri)
         try:
             if isinstance(self.location, Path):
@@ -104,7 +104,7 @@ def unpack(file: Path, folder: Path, shown: str, stop: StopSignal) -> None:
             left = limit
             for member in members:
                 if stop.requested:
-                    raise FetchError(f"Unpacking {shown!r} was stopped: {stop.reason}.", uri=shown)
+                    raise SourceUnavailableError(f"Unpacking {shown!r} was stopped: {stop.reason}.", uri=shown)
                 left -= _write_member(archive, member, folder, left, shown)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, ValueError) as error:
         raise FetchError(f"{shown!r} is no zip archive that can be unpacked: {error}.", uri=shown) from None
@@ -112,7 +112,7 @@ def unpack(file: Path, folder: Path, shown: str, stop: StopSignal) -> None:
         # Zip's way to say that a password is needed.
         raise FetchError(f"{shown!r} can't be unpacked: {error}.", uri=shown) from None
     except OSError as error:
-        raise FetchError(
+        raise SourceUnavailableError(
             f"{shown!r} can't be unpacked: {error.filename or folder}: {error.strerror or error}.", uri=shown
         ) from None
 

@@ -14,7 +14,7 @@ import pytest
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects import deploy, load_project
-from prefect_mlprojects.exceptions import ParameterError, PrefectServerError
+from prefect_mlprojects.exceptions import InvalidInputError, ParameterError
 from prefect_mlprojects.runs.request import OPTIONS
 
 from .conftest import started
@@ -93,7 +93,7 @@ def test_the_server_refuses_what_does_not_fit(
 
 
 def test_a_pool_that_there_is_not(project: Path) -> None:
-    with pytest.raises(PrefectServerError, match=r"no work pool 'nowhere'.*prefect work-pool create nowhere"):
+    with pytest.raises(InvalidInputError, match=r"No work pool 'nowhere'.*prefect work-pool create nowhere"):
         deploy(project, work_pool="nowhere")
 
 

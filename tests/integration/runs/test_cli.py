@@ -187,6 +187,25 @@ def test_the_small_commands(mlprojects: Run) -> None:
         assert "_MLPROJECTS_COMPLETE" in mlprojects("completion", shell).stdout
 
 
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"PYTHONIOENCODING": "ascii", "TERM": "dumb"}, "ünï…"),
+        ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, "ascii"),
+    ],
+)
+def test_an_ascii_terminal_gets_ascii(variables: dict[str, str], name: str, mlprojects: Run, greet: str) -> None:
+    done = mlprojects("run", greet, "--json", *LOCAL, env=variables)
+    assert done.returncode == 0, done.stderr
+    steps = [line for line in done.stderr.splitlines() if line.startswith("+ ")]
+    assert {line.split()[1] for line in steps} == {"fetch", "resolve-env", "validate-params", "execute"}
+    run = json.loads(done.stdout)["flow_run_id"]
+    for arguments in (["logs", run], ["plan", greet, "-P", f"name={name}"], ["describe", greet], ["status", "…"]):
+        shown = mlprojects(*arguments, env=variables)
+        assert shown.returncode == (2 if "…" in arguments else 0), shown.stderr
+        assert (shown.stdout.isascii(), shown.stderr.isascii()) == (True, True)
+
+
 def test_help_imports_neither_prefect_nor_mlflow() -> None:
     code = (
         "import sys\nfrom prefect_mlprojects.cli import main\n"

@@ -19,7 +19,7 @@ from prefect_mlprojects._support.secrets import Secret, reveal_all, secrets_in
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.contract import BackendRequest
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 from prefect_mlprojects.types import StopSignal
 
 if TYPE_CHECKING:
@@ -286,6 +286,9 @@ _ADVICE = MappingProxyType(
     }
 )
 
+_MISTAKES = ("ValueError", "NotFound", "ResourceDoesNotExist", "InvalidParameterValue")
+"""Errors of the SDK about something that the configuration names."""
+
 
 def is_transient(error: BaseException) -> bool:
     """Returns whether an error is transient: a rate limit, a server error, a lost connection."""
@@ -336,4 +339,5 @@ def refused(what: str, error: BaseException, config: DatabricksConfig) -> Backen
         error = error.__cause__
     # The SDK appends its configuration, with names of files and variables.
     text = config.redact(str(error).partition(". Config:")[0].strip()) or type(error).__name__
-    return BackendError(f"{what}: {text.rstrip('.')}. {advice}".rstrip(), backend=NAME)
+    kind = BackendError if type(error).__name__ in _MISTAKES else BackendUnavailableError
+    return kind(f"{what}: {text.rstrip('.')}. {advice}".rstrip(), backend=NAME)

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from prefect_mlprojects import settings
 from prefect_mlprojects._support.progress import ProgressSink, progress_sink
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.sources.downloads.cache import DownloadCache, StoppedError
 from prefect_mlprojects.sources.downloads.remote_files import check_unchanged, fetch_item, look_at
 from prefect_mlprojects.types import StopSignal
@@ -187,7 +187,7 @@ class _Download:
                 fetch = self._by_mlflow if self._scheme in MLFLOW_SCHEMES else self._by_fsspec
                 return self._while_not_stopped(fetch, folder)
             except StoppedError:
-                raise FetchError(
+                raise SourceUnavailableError(
                     f"The download of {self.shown} was stopped: {self.stop.reason}.", uri=self.shown
                 ) from None
             except FetchError:
@@ -261,12 +261,12 @@ class _Download:
         if isinstance(error, ImportError):
             extra = _EXTRAS.get(self._scheme)
             advice = f'pip install "prefect-mlprojects[{extra}]"' if extra else _words(error)
-            return FetchError(
+            return SourceUnavailableError(
                 f"{self.shown} can't be downloaded: no driver for it is installed. {advice}", uri=self.shown
             )
         if isinstance(error, FileNotFoundError):
             return FetchError(f"{self.shown} can't be downloaded: there is no such file or folder.", uri=self.shown)
-        return FetchError(f"{self.shown} can't be downloaded: {_words(error)}", uri=self.shown)
+        return SourceUnavailableError(f"{self.shown} can't be downloaded: {_words(error)}", uri=self.shown)
 
 
 def _progress(job: _Download, *, whole: bool = True) -> Any:

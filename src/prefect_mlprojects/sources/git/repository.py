@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prefect_mlprojects._support.files import replacing
 from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.settings import cache_directory
 from prefect_mlprojects.sources.git.program import GitAnswer, GitFailure, GitProgram, explain_failure
 from prefect_mlprojects.sources.git.urls import GitUrl
@@ -250,11 +250,11 @@ class CachedRepository:
                 self._make_or_mend()
                 yield
         except LockStoppedError:
-            raise FetchError(
+            raise SourceUnavailableError(
                 f"The fetch of {self._shown!r} was stopped: {self._git.stop.reason}.", uri=self._shown
             ) from None
         except OSError as error:
-            raise FetchError(
+            raise SourceUnavailableError(
                 f"{self._shown!r} can't be kept in the cache: {error.filename or self.directory}: {error.strerror or error}. "
                 "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
                 uri=self._shown,
@@ -284,7 +284,8 @@ class CachedRepository:
 
     def _error(self, what: str, failure: GitFailure) -> FetchError:
         text = failure.text.rstrip(".")
-        return FetchError(f"{self._shown!r} {what}: {text}. {failure.advice}".rstrip(), uri=self._shown)
+        kind = FetchError if failure.cause == "missing" else SourceUnavailableError
+        return kind(f"{self._shown!r} {what}: {text}. {failure.advice}".rstrip(), uri=self._shown)
 
 
 def _parse_references(lines: tuple[str, ...]) -> tuple[dict[str, str], str | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from prefect_mlprojects._support.redaction import strip_user_info
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.sources.base import (
     SourceKind,
     WorkingCopy,
@@ -57,7 +57,7 @@ class GitSource:
                 fetch was stopped.
         """
         if stop.requested:
-            raise FetchError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
+            raise SourceUnavailableError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
         with use_git(self.url, self._credentials_for(self.url), stop, self.uri) as git:
             repository = CachedRepository(self.url, self.uri, git, report)
             resolved = repository.fetch_version(self.version)
@@ -139,7 +139,7 @@ class GitSource:
             url = resolve_submodule_url(parent, address)
             place = folder / PurePosixPath(path)
             if url is None or not place.resolve().is_relative_to(folder.resolve()):
-                raise FetchError(
+                raise SourceUnavailableError(
                     f"{self.uri!r} has a submodule {path!r} that can't be fetched from {strip_user_info(address)!r}.",
                     uri=self.uri,
                 )
@@ -169,7 +169,9 @@ class GitSource:
         if answer.succeeded:
             return
         failure = explain_failure(answer.text, scheme=self.url.scheme, host=self.url.host)
-        raise FetchError(f"{self.uri!r} can't be checked out: {failure.text}. {failure.advice}".rstrip(), uri=self.uri)
+        raise SourceUnavailableError(
+            f"{self.uri!r} can't be checked out: {failure.text}. {failure.advice}".rstrip(), uri=self.uri
+        )
 
 
 def _escaped(text: str) -> str:
