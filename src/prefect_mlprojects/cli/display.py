@@ -96,7 +96,7 @@ class RunDisplay:
 
     def cancelling(self) -> None:
         """Prints that the run was asked to stop."""
-        self._print(Text("Cancelling …", style="yellow"))
+        self._print(Text("Cancelling ...", style="yellow"))
 
     def tracked(self, run: TrackedRun) -> None:
         """Ignores the MLflow run: the summary shows it."""

@@ -144,7 +144,7 @@ def ensure_server(announce: Announce | None = None) -> ServerAddress:
         with hold_lock(
             directory / "server.lock",
             timeout=server_start_timeout() + _BUSY_SECONDS,
-            on_wait=lambda: say("Waiting for the Prefect server that another process is starting …"),
+            on_wait=lambda: say("Waiting for the Prefect server that another process is starting ..."),
         ):
             record = _wait_for_recorded(directory, say)
             return _published(record.address() if record is not None else _start(directory, say))
@@ -211,7 +211,7 @@ def _wait_for_recorded(directory: Path, say: Announce) -> ServerRecord | None:
     if record is None or not is_alive(record):
         return None
     if not answers(record):
-        say(f"Waiting for the Prefect server (process {record.pid}) to answer …")
+        say(f"Waiting for the Prefect server (process {record.pid}) to answer ...")
         timeout = min(_BUSY_SECONDS, server_start_timeout()) if record.ready else server_start_timeout()
         failure = _wait_until_healthy(record, None, timeout, say)
         if failure is not None:
@@ -233,7 +233,7 @@ def _start(directory: Path, say: Announce) -> ServerAddress:
         path = directory / "prefect.db"
         first = not path.exists()
         url = f"sqlite+aiosqlite:///{path}"
-    say(f"Starting a local Prefect server ({'the first start takes' if first else 'this takes'} some 15 s) …")
+    say(f"Starting a local Prefect server ({'the first start takes' if first else 'this takes'} some 15 s) ...")
     if uses_proxy(HOST):
         say(f"HTTP_PROXY is set: Prefect's client asks that proxy for {HOST} too, unless NO_PROXY={HOST} is set.")
     log = directory / "server.log"
@@ -328,7 +328,7 @@ def _wait_until_healthy(
             return f"did not answer within {timeout:g} s (PREFECT_MLPROJECTS_SERVER_START_TIMEOUT)"
         if now - reported >= 5:
             reported = now
-            say(f"  … still starting ({now - started:.0f} s)")
+            say(f"  ... still starting ({now - started:.0f} s)")
 
 
 def _tail(log: Path, lines: int = 15) -> str:
