@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import ExecutionException
@@ -41,24 +41,17 @@ class StepEvent:
     at: float = field(default_factory=time.monotonic)
 
 
-class RunObserver(Protocol):
-    """Receives a run's events in the process that started it, on the event loop's thread: it must be quick."""
+class RunObserver:
+    """Receives a run's events in the process that started it, on the event loop's thread: it must be quick.
+
+    This one ignores them.
+    """
 
     def step(self, event: StepEvent) -> None:
         """Receives an event of a step."""
 
     def tracked(self, run: TrackedRun) -> None:
         """Receives the MLflow run once it exists."""
-
-
-class QuietObserver:
-    """Ignores everything."""
-
-    def step(self, event: StepEvent) -> None:
-        """Ignores it."""
-
-    def tracked(self, run: TrackedRun) -> None:
-        """Ignores it."""
 
 
 class TerminalOutput:
@@ -93,7 +86,7 @@ def quiet_on_broken_pipe(console: Console) -> None:
     console.on_broken_pipe = partial(setattr, console, "quiet", True)  # type: ignore[method-assign]
 
 
-class _GuardedObserver:
+class _GuardedObserver(RunObserver):
     """Passes events on to an observer, whose failures never reach the run."""
 
     def __init__(self, observer: RunObserver) -> None:
@@ -163,7 +156,7 @@ class RunSession:
     backend_secrets: Mapping[str, Any] | None = field(default=None, repr=False)
     git_credentials: GitCredentialsLookup | None = None
     output: OutputSink = field(default_factory=TerminalOutput)
-    observer: RunObserver = field(default_factory=QuietObserver)
+    observer: RunObserver = field(default_factory=RunObserver)
     rebuild_environment: bool = False
 
     flow_run_id: str | None = field(default=None, init=False)
