@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from prefect_mlprojects.tasks.session import quiet_on_broken_pipe
+from prefect_mlprojects.tasks.session import RunObserver, quiet_on_broken_pipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ class StderrOutput:
             return
 
 
-class RunDisplay:
+class RunDisplay(RunObserver):
     """Shows a run's steps: live on a terminal until the command starts, as plain lines in a pipe."""
 
     def __init__(self) -> None:
@@ -97,9 +97,6 @@ class RunDisplay:
     def cancelling(self) -> None:
         """Prints that the run was asked to stop."""
         self._print(Text("Cancelling ...", style="yellow"))
-
-    def tracked(self, run: TrackedRun) -> None:
-        """Ignores the MLflow run: the summary shows it."""
 
     def step(self, event: StepEvent) -> None:
         """Shows a step's progress."""

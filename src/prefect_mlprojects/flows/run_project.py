@@ -185,16 +185,14 @@ class _ProjectRun:
             self._request = self._request.with_project(await read_project(self._client, self._request.uri))
         request, session = self._request, self._session
         resolved = await resolve_backend_config(self._client, request.backend_config, request.backend)
-        config = get_backend(request.backend).parse_config({**resolved, **(session.backend_secrets or {})})
+        config = get_backend(request.backend).parse_config({**resolved, **session.secrets.backend_config})
         tracking_uri = await resolve_tracking(self._client, request.tracking) if request.tracking else None
-        credentials = session.git_credentials or git_credentials_lookup(
-            self._client, asyncio.get_running_loop(), request.git_credentials
-        )
-        uri = reveal(session.project_uri) if session.project_uri else request.uri
+        credentials = git_credentials_lookup(self._client, asyncio.get_running_loop(), request.git_credentials)
+        uri = reveal(session.secrets.uri) if session.secrets.uri else request.uri
         context = RunContext(
             config,
             tracking_uri or session.tracking_uri or self._default_tracking_uri(),
-            session.docker_auth,
+            session.secrets.docker_auth,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
         )

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,7 @@ from prefect_mlprojects.runs.request import OPTIONS, PROJECT_SCHEME, RunRequest,
 from prefect_mlprojects.server.api import use_api
 from prefect_mlprojects.settings import OWN_VARIABLES, max_concurrent_runs
 from prefect_mlprojects.sources import detect_source
-from prefect_mlprojects.tasks.session import RunResult, RunSession, use_session
+from prefect_mlprojects.tasks.session import RunResult, RunSecrets, RunSession, use_session
 from prefect_mlprojects.types import RunStatus, StopSignal
 
 if TYPE_CHECKING:
@@ -51,15 +50,6 @@ _running: WeakSet[LocalSubmittedRun] = WeakSet()
 _running_lock = threading.Lock()
 _exit_hook_installed = False
 _run_semaphore: asyncio.Semaphore | None = None
-
-
-@dataclass(frozen=True)
-class RunSecrets:
-    """The secret arguments of a run, which stay in memory; `backend_config` has the secret keys only."""
-
-    uri: Secret | None = None
-    backend_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
@@ -173,9 +163,7 @@ def start(
 
     session.tracking_uri = resolve_tracking_uri()
     session.parent_run_id = None if request.run_id else active_run_id()
-    session.project_uri = secrets.uri
-    session.docker_auth = secrets.docker_auth
-    session.backend_secrets = secrets.backend_config
+    session.secrets = secrets
     api_url, ui_url = _find_api(announce)
     if own_process:
         configure_prefect(api_url)
