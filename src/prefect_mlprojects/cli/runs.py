@@ -100,7 +100,13 @@ def _run(
             click.echo(json.dumps(_as_json(result, handle.url, tracked, metrics)))
     finally:
         tracker.close()
-    return _exit_code(result)
+    code = _exit_code(result)
+    if session.server_lost:
+        # Prefect's exit hooks would wait for the server.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _exit_code(result: Any) -> int:
