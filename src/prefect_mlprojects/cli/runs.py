@@ -100,13 +100,7 @@ def _run(
             click.echo(json.dumps(_as_json(result, handle.url, tracked, metrics)))
     finally:
         tracker.close()
-    code = _exit_code(result)
-    if session.server_lost:
-        # Prefect's exit hooks would wait for the server.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    return _exit_code(result)
 
 
 def _exit_code(result: Any) -> int:

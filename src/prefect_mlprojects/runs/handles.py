@@ -182,13 +182,14 @@ class LocalSubmittedRun(SubmittedRun):
 
     def _leave_server(self) -> None:
         """Ends a stopped run without its Prefect server; its work and its MLflow run end first."""
+        from prefect_mlprojects.server.compat import abandon_services
         from prefect_mlprojects.tasks.session import RunResult
 
         session = self.session
         session.server_lost = True
         # The engine's requests to the server are given up; its error messages about them are of no use.
-        logging.getLogger("prefect").setLevel(logging.CRITICAL)
-        logging.getLogger("prefect._internal").setLevel(logging.CRITICAL)
+        for name in ("prefect", "prefect._internal", "prefect._internal.concurrency"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         limit = grace_period() + 30
         self._future.cancel()
         session.wait_until(lambda: session.result is not None, limit)
@@ -203,6 +204,7 @@ class LocalSubmittedRun(SubmittedRun):
             f"The Prefect server at {redact(self._api_url)} does not answer and may show the flow run as running: once it "
             f"is back, use `mlprojects cancel {self.flow_run_id}`."
         )
+        abandon_services()
         session.set_result(replace(result, message=f"{result.message}\n{advice}"))
 
 
