@@ -131,6 +131,12 @@ def test_failed_run_reports_its_error_once(workspace: Path, flow_records: Callab
     assert sum("failed: exit code 1." in message for message in messages) == 1
 
 
+def test_wrong_options_and_values_are_reported_together(greet: str, workspace: Path) -> None:
+    with pytest.raises(ParameterError) as caught:
+        run(greet, parameters={"times": 1.5}, timeout=-1, retries=-1, experiment_name="a", experiment_id="1")
+    assert [problem.parameter for problem in caught.value.problems] == ["experiment_id", "timeout", "retries", "times"]
+
+
 def test_invalid_parameters_are_reported_once(greet: str, workspace: Path, prefect_state: Read) -> None:
     project = f"file://{greet}"
     with pytest.raises(ParameterError) as caught:
