@@ -291,7 +291,7 @@ def _portable_uri(source: Source, copy: WorkingCopy) -> str:
 
 def _absolute(uri: str) -> str:
     place, separator, below = uri.partition("#")
-    if "://" in place or re.match(r"^[^/\s:]+@[^/\s:]+:", place):
+    if "://" in place or (re.match(r"^[^/\s:]+:", place) and not Path(place).exists()):
         return uri
     return f"{Path(place).expanduser().absolute()}{separator}{below}"
 

@@ -19,7 +19,7 @@ from prefect_mlprojects.sources.zip_archive import ZipSource
 
 ACCEPTED_FORMS = (
     "a local folder (absolute, relative to the working directory, or beginning with ~) or file:///path; "
-    "a git repository as https://, http://, ssh://, git://, git+https://…, file:///path or user@host:path; "
+    "a git repository as https://, http://, ssh://, git://, git+https://…, file:///path or [user@]host:path; "
     "or a .zip archive, local or behind any protocol of fsspec (https://, s3://, gs://, …); "
     "each with an optional #sub/directory"
 )
@@ -38,7 +38,7 @@ def detect_source(
     """Recognises where a project is; looks at names and folders only, and changes nothing.
 
     The order: a folder or zip archive that exists here; a ``.zip`` elsewhere; a git repository. ``#`` divides the place from
-    the subdirectory; a folder whose own name holds a ``#`` is found too. A folder runs in place, but as a git repository when it
+    the subdirectory, which may begin and end with a slash; a folder whose own name holds a ``#`` is found too. A folder runs in place, but as a git repository when it
     is a bare one, when a version of it is asked for, or when it is the top of one and named by ``git+file://``.
 
     Args:
@@ -133,6 +133,7 @@ def _local_zip(text: str, shown: str, version: str | None, base: Path) -> Source
 
 def _elsewhere(text: str, shown: str, version: str | None, credentials: GitCredentialsLookup | None) -> Source | None:
     place, _, subdirectory = text.partition("#")
+    subdirectory = subdirectory.strip("/")
     scheme = place.partition("://")[0].lower() if "://" in place else ""
     if scheme == "file":
         return None
@@ -141,7 +142,7 @@ def _elsewhere(text: str, shown: str, version: str | None, credentials: GitCrede
         _refuse_version_of_zip(version, shown)
         return ZipSource(place, subdirectory, shown)
     url = parse_git_url(place)
-    if url is None:
+    if url is None or (url.scp and place.lower().endswith(".zip")):
         return None
     check_trusted(url.url, shown)
     return GitSource(url, subdirectory, version, shown, credentials)
@@ -168,7 +169,7 @@ def _readings(text: str, base: Path) -> Iterator[tuple[Path, str]]:
     for cut in cuts:
         folder = _local_path(text[:cut], base)
         if folder is not None:
-            yield folder, text[cut + 1 :]
+            yield folder, text[cut + 1 :].strip("/")
     whole = _local_path(text, base)
     if whole is not None:
         yield whole, ""
@@ -193,7 +194,7 @@ def _local_path(text: str, base: Path) -> Path | None:
 
 def _exists(folder: Path, subdirectory: str) -> bool:
     try:
-        return folder.is_dir() and (folder / subdirectory.lstrip("/")).is_dir()
+        return folder.is_dir() and (folder / subdirectory).is_dir()
     except (OSError, ValueError):
         return False
 

@@ -70,6 +70,38 @@ def test_an_address_reaches_git_as_it_is_written(remote: Remote, fetch: Fetch, c
     settings = Path(os.environ["GIT_CONFIG_GLOBAL"])
     settings.write_text(f'[url "{remote.root.as_uri()}/"]\n\tinsteadOf = git@nowhere.invalid:team/\n')
     assert text_of(fetch("git@nowhere.invalid:team/project.git")) == "three"
+    # The short names that people give their hosts have no user.
+    settings.write_text(f'[url "{remote.root.as_uri()}/"]\n\tinsteadOf = work:\n')
+    assert text_of(fetch("work:project.git")) == "three"
+    assert fetch("work:project.git#/sub/").directory.name == "sub"
+
+
+def test_an_address_without_a_user_is_reached_by_ssh(
+    remote: Remote, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of ssh, which gets the host and git's command for it, a script runs the command in the server's home."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text(
+        f'#!/bin/sh\nfor last; do :; done\necho "$@" >> {tmp_path}/calls\ncd {remote.root} && eval "$last"\n'
+    )
+    ssh.chmod(0o755)
+    monkeypatch.setenv("GIT_SSH_COMMAND", str(ssh))
+    copy = fetch("example.org:project.git", "annotated")
+
+    assert text_of(copy) == "two"
+    assert "example.org git-upload-pack 'project.git'" in (tmp_path / "calls").read_text()
+
+
+def test_a_repository_of_another_user_says_how_to_allow_it(
+    remote: Remote, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Git's own way to be tested for this without being root.
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(FetchError, match=f"git config --global --add safe.directory {remote.bare}`"):
+        fetch(remote.uri)
+    settings = Path(os.environ["GIT_CONFIG_GLOBAL"])
+    settings.write_text(f"[safe]\n\tdirectory = {remote.bare}\n\tdirectory = *\n")
+    assert text_of(fetch(remote.uri)) == "three"
 
 
 def test_over_the_git_protocol(git_daemon: str, remote: Remote, fetch: Fetch) -> None:
@@ -182,6 +214,19 @@ def test_submodules_in_submodules(remote: Remote, tmp_path: Path, fetch: Fetch) 
         copy = fetch(remote.uri)
         assert (copy.directory / "lib/middle/version.txt").read_text() == "middle"
         assert (copy.directory / "lib/middle/deeper/version.txt").read_text() == "inner"
+
+
+def test_a_submodule_by_a_local_path_needs_git_s_own_permission(remote: Remote, tmp_path: Path, fetch: Fetch) -> None:
+    git(tmp_path, "init", "-q", "-b", "trunk", "other")
+    commit(tmp_path / "other", "other")
+    git(remote.work, "submodule", "add", "-q", str(tmp_path / "other"), "lib/other")
+    git(remote.work, "commit", "-qm", "with a submodule")
+    remote.push()
+
+    with pytest.raises(FetchError, match=r"submodule 'lib/other'.*git config --global protocol.file.allow always"):
+        fetch(remote.uri)
+    Path(os.environ["GIT_CONFIG_GLOBAL"]).write_text('[protocol "file"]\n\tallow = always\n')
+    assert (fetch(remote.uri).directory / "lib/other/version.txt").read_text() == "other"
 
 
 def test_a_submodule_must_be_trusted_too(

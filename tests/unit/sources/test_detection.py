@@ -63,9 +63,9 @@ def test_a_symbolic_link_keeps_its_name(project: Path) -> None:
     assert fetched(str(link)).directory == link
 
 
-@pytest.mark.parametrize("subdirectory", ["sub", "sub/deep", "sub/deep/", "./sub"])
+@pytest.mark.parametrize("subdirectory", ["sub", "sub/deep", "sub/deep/", "./sub", "/sub", "/sub/deep/"])
 def test_a_subdirectory_is_applied(project: Path, subdirectory: str) -> None:
-    expected = project / subdirectory
+    expected = project / subdirectory.strip("/")
 
     assert fetched(f"{project}#{subdirectory}").directory == expected
     assert fetched(f"{project.as_uri()}#{subdirectory}").directory == expected
@@ -89,7 +89,7 @@ def test_a_subdirectory_wins_over_a_folder_with_a_hash_in_its_name(project: Path
     assert fetched(f"{project}#sub").directory == project / "sub"
 
 
-@pytest.mark.parametrize("subdirectory", ["..", "../..", "sub/../..", "../project", "/etc", "/sub"])
+@pytest.mark.parametrize("subdirectory", ["..", "../..", "sub/../..", "../project"])
 def test_a_subdirectory_can_not_lead_out_of_the_project(project: Path, subdirectory: str) -> None:
     with pytest.raises(FetchError, match="leads out of the project"):
         detect_source(f"{project}#{subdirectory}")
@@ -156,6 +156,10 @@ def test_a_very_long_name_is_refused_like_any_missing_folder() -> None:
         ("HTTPS://example.com:8443/o/r", "https://example.com:8443/o/r", ""),
         ("git@example.com:o/r.git", "ssh://git@example.com/o/r.git", ""),
         ("git@example.com:~me/r.git", "ssh://git@example.com/~me/r.git", ""),
+        ("example.com:o/r.git", "ssh://example.com/o/r.git", ""),
+        ("example.com:/o/r.git", "ssh://example.com/o/r.git", ""),
+        ("[::1]:o/r.git", "ssh://[::1]/o/r.git", ""),
+        ("https://example.com/o/r.git#/sub/deep/", "https://example.com/o/r.git", "sub/deep"),
         ("ssh://git@example.com:2222/o/r#sub", "ssh://git@example.com:2222/o/r", "sub"),
         ("git+https://example.com/o/r", "https://example.com/o/r", ""),
         ("git+ssh://git@example.com/o/r", "ssh://git@example.com/o/r", ""),
@@ -170,7 +174,7 @@ def test_git_repositories_elsewhere(uri: str, url: str, subdirectory: str, tmp_p
     assert isinstance(source, GitSource)
     assert (source.url.url, source.subdirectory, source.version) == (url, subdirectory, "v1")
     # ssh://host/path is another folder than host:path, which is relative to the user's home there.
-    assert source.url.address == (uri if uri.startswith("git@") else url)
+    assert source.url.address == (url if "://" in uri else uri)
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/project.zip", "https://example.com/project.zip?x=1#sub"])
@@ -190,6 +194,9 @@ def test_zip_archives_elsewhere(uri: str, tmp_path: Path) -> None:
         ("s3://bucket/project", "can't be fetched. Give a local folder"),
         ("git+ext://sh", "can't be fetched. Give a local folder"),
         ("project.zip", "zip archive '.*project.zip' does not exist"),
+        ("backup:project.zip", "zip archive '.*backup:project.zip' does not exist"),
+        ("/sub:1/project", "project folder '/sub:1/project' does not exist"),
+        ("-oProxyCommand=x:o/r", "begins with '-'"),
         ("https://example.com", "names no repository"),
         ("ssh://-oProxyCommand=touch/o/r", "begins with '-'"),
         ("ssh://git@example.com/-upload", "begins with '-'"),
@@ -249,6 +256,19 @@ def test_only_trusted_sources_where_there_are_any(
     else:
         with pytest.raises(FetchError, match="may not run here"):
             detect_source(uri)
+
+
+def test_a_local_folder_wins_over_a_git_address_of_the_same_text(tmp_path: Path) -> None:
+    folder = tmp_path / "host:project"
+    (folder / "sub").mkdir(parents=True)
+
+    assert fetched("host:project", base=tmp_path).directory == folder
+    assert fetched("host:project#sub", base=tmp_path).directory == folder / "sub"
+
+
+def test_a_leading_slash_of_a_subdirectory_is_not_the_root(project: Path) -> None:
+    with pytest.raises(FetchError, match=r"'etc'.*does not exist"):
+        detect_source(f"{project}#/etc")
 
 
 def test_a_file_uri_of_another_machine_is_refused() -> None:

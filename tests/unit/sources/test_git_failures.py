@@ -27,6 +27,11 @@ from prefect_mlprojects.sources.git.program import explain_failure
         ("fatal: dumb http transport does not support shallow capabilities", "unknown-commit", ""),
         ("fatal: write error: No space left on device", "disk", "Free some disk space"),
         ("fatal: loose object 0123 (stored in x) is corrupt", "broken-cache", ""),
+        (
+            "fatal: detected dubious ownership in repository at '/srv/a b/.git'",
+            "ownership",
+            "git config --global --add safe.directory '/srv/a b/.git'",
+        ),
         ("", "other", ""),
     ],
 )

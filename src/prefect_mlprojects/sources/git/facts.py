@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from prefect_mlprojects._support.process.run import run_process
 from prefect_mlprojects._support.redaction import redact, strip_user_info
-from prefect_mlprojects.sources.git.program import REPOSITORY_VARIABLES
+from prefect_mlprojects.sources.git.program import REPOSITORY_VARIABLES, allow_owner
 from prefect_mlprojects.types import StopSignal, StreamName
 
 if TYPE_CHECKING:
@@ -66,7 +66,10 @@ def read_git_facts(folder: Path, report: Callable[[str], None]) -> GitFacts | No
         message = _first_line(error)
         if "not a git repository" in message or type(error).__name__ == "InvalidGitRepositoryError":
             return None
-        report(f"git can't tell about {folder}, so the run is recorded without its commit: {redact(message)}")
+        advice = allow_owner(str(error))
+        report(
+            f"The run is recorded without its commit, since git can't read {folder}: {redact(message)}. {advice}".rstrip()
+        )
         return GitFacts(source_name)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -261,7 +262,7 @@ class GitFailure:
     """Why git failed.
 
     Attributes:
-        cause: ``authentication``, ``host-key``, ``missing``, ``unreachable``, ``unknown-commit``, ``broken-cache``,
+        cause: ``ownership``, ``authentication``, ``host-key``, ``missing``, ``unreachable``, ``unknown-commit``, ``broken-cache``,
             ``disk`` or ``other``.
         text: The sentence of git's that says it.
         advice: What to do; may be empty.
@@ -284,6 +285,8 @@ def explain_failure(output: str, *, scheme: str, host: str) -> GitFailure:
     telling = [line for line in lines if line.lower().startswith(("fatal:", "error:", "remote:"))]
     text = (telling or lines or ["git said nothing"])[0].strip()
     low = output.lower()
+    if advice := allow_owner(output):
+        return GitFailure("ownership", _line(lines, ("dubious ownership",), text), advice)
     if any(sign in low for sign in _HOST_KEY):
         return GitFailure(
             "host-key", text, f"Add the host's key to known_hosts (ssh-keyscan {host}), once you have checked it."
@@ -301,6 +304,14 @@ def explain_failure(output: str, *, scheme: str, host: str) -> GitFailure:
         if any(sign in low for sign in signs):
             return GitFailure(cause, _line(lines, signs, text), advice)
     return GitFailure("other", text)
+
+
+def allow_owner(output: str) -> str:
+    """Returns how to allow a repository of another user (git-config(1), safe.directory); empty if git refused none."""
+    refused = re.search(r"dubious ownership in repository at '(.*)'", output)
+    if refused is None:
+        return ""
+    return f"If you trust its owner, run `git config --global --add safe.directory {shlex.quote(refused[1])}`."
 
 
 def _line(lines: list[str], signs: tuple[str, ...], default: str) -> str:

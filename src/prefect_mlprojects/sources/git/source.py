@@ -130,17 +130,21 @@ class GitSource:
             return
         if depth >= _MAX_SUBMODULE_DEPTH:
             raise FetchError(f"{self.uri!r} has submodules nested more than {_MAX_SUBMODULE_DEPTH} deep.", uri=self.uri)
+        # Git's own default ("user") refuses local paths in submodules (CVE-2022-39253).
+        local_paths = git.run("config", "--get", "protocol.file.allow", folder=folder).text == "always"
         for path, address in self._submodule_addresses(folder, git).items():
             listed = git.run("--literal-pathspecs", "ls-tree", commit, "--", path, folder=folder)
             self._succeed(listed)
             if not listed.text.startswith("160000 commit "):
                 continue
             submodule_commit = listed.text.split()[2]
-            url = resolve_submodule_url(parent, address)
+            url = resolve_submodule_url(parent, address, local_paths=local_paths)
             place = folder / PurePosixPath(path)
             if url is None or not place.resolve().is_relative_to(folder.resolve()):
+                local = address.startswith("/") and not local_paths
+                advice = " If you trust it, run `git config --global protocol.file.allow always`." if local else ""
                 raise FetchError(
-                    f"{self.uri!r} has a submodule {path!r} that can't be fetched from {strip_user_info(address)!r}.",
+                    f"{self.uri!r} has a submodule {path!r} that can't be fetched from {strip_user_info(address)!r}.{advice}",
                     uri=self.uri,
                 )
             check_trusted(url.url, self.uri)

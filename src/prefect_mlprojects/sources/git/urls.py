@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from prefect_mlprojects._support.redaction import redact
@@ -14,7 +15,8 @@ from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCreden
 GIT_SCHEMES = ("https", "http", "ssh", "git", "file")
 """The transports that are used; git's own ``ext::`` and other remote helpers run any program."""
 
-_SCP_ADDRESS = re.compile(r"^(?P<user>[^/\s:@]+)@(?P<host>\[[^\]/]+\]|[^/\s:@\[\]]+):(?P<path>[^\s].*)$")
+# git-clone(1), "Git URLs": a colon before any slash. "name::address" names one of git's remote helpers.
+_SCP_ADDRESS = re.compile(r"^((?P<user>[^/\s:@]+)@)?(?P<host>\[[^\]/]+\]|[^/\s:@\[\]]+):(?!:)(?P<path>[^\s].*)$")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class GitUrl:
 
     Attributes:
         url: An absolute URL without user name and password (but ``ssh://user@``).
-        scp: The address as it was written, if it has the form ``user@host:path``; git is given this one.
+        scp: The address as it was written, if it has the form ``[user@]host:path``; git is given this one.
         credentials: The user name and password that stood in an http(s) URL; None without.
     """
 
@@ -57,7 +59,7 @@ def parse_git_url(text: str) -> GitUrl | None:
 
     Args:
         text: ``https://…``, ``http://…``, ``ssh://…``, ``git://…``, ``file:///…``, any of them after ``git+``, or
-            ``user@host:path``.
+            ``[user@]host:path``.
 
     Returns:
         The address, or None when the text has none of these forms.
@@ -67,9 +69,9 @@ def parse_git_url(text: str) -> GitUrl | None:
     """
     scp = _SCP_ADDRESS.match(text)
     if scp is not None and "://" not in text:
-        path = scp["path"]
-        _refuse_option(text, scp["user"], scp["host"], path)
-        url = f"ssh://{scp['user']}@{scp['host']}/{path if path.startswith('~') else path.lstrip('/')}"
+        user, path = scp["user"] or "", scp["path"]
+        _refuse_option(text, user, scp["host"], path)
+        url = f"ssh://{user}{'@' if user else ''}{scp['host']}/{path.lstrip('/')}"
         return GitUrl(url, scp=text)
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower().removeprefix("git+")
@@ -120,12 +122,13 @@ def with_url_credentials(lookup: GitCredentialsLookup, uri: str) -> GitCredentia
     return lookup_with_own
 
 
-def resolve_submodule_url(parent: GitUrl, text: str) -> GitUrl | None:
+def resolve_submodule_url(parent: GitUrl, text: str, *, local_paths: bool) -> GitUrl | None:
     """Reads a submodule's URL, which may be relative to its parent's repository (gitmodules(5)).
 
     Args:
         parent: The repository that has the submodule.
         text: What ``.gitmodules`` says.
+        local_paths: Whether an absolute path of this machine is allowed.
 
     Returns:
         The address; None when it has no form that is allowed.
@@ -133,11 +136,13 @@ def resolve_submodule_url(parent: GitUrl, text: str) -> GitUrl | None:
     Raises:
         FetchError: A part of it is missing or could be taken for an option.
     """
+    if text.startswith("/"):
+        return GitUrl(Path(text).as_uri()) if local_paths else None
     if not text.startswith(("./", "../")):
         return parse_git_url(text)
     if scp := _SCP_ADDRESS.match(parent.scp or ""):
         path = posixpath.normpath(posixpath.join(scp["path"], text))
-        return parse_git_url(f"{scp['user']}@{scp['host']}:{path}")
+        return parse_git_url(f"{scp['user'] + '@' if scp['user'] else ''}{scp['host']}:{path}")
     parts = urlsplit(parent.url)
     path = posixpath.normpath(posixpath.join(parts.path, text))
     return GitUrl(urlunsplit(parts._replace(path=path)), parent.credentials)
