@@ -168,7 +168,7 @@ def specify(
     copy = source.fetch(StopSignal(), lambda _: None)
     try:
         project = load_project(copy.directory)
-        found = find_entry_point(project, followed.entry_point)
+        found = find_entry_point(project, followed.entry_point, copy.uri)
         fitting = _fitting_values(
             found, followed.parameters or {}, copy.directory, complete=schedule is not None and not paused
         )

@@ -1,9 +1,9 @@
 """MLproject files: parsing, parameters, command lines."""
 
-from prefect_mlprojects.spec.command import build_command
 from prefect_mlprojects.spec.entry_points import (
     Finding,
-    command_problems,
+    build_command,
+    check_call,
     find_entry_point,
     lint,
     spark_job_entry_point,
@@ -33,8 +33,8 @@ __all__ = [
     "ProjectParameter",
     "PythonEnvironment",
     "build_command",
+    "check_call",
     "check_parameters",
-    "command_problems",
     "find_entry_point",
     "lint",
     "load_project",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -44,6 +45,9 @@ _TYPES: Mapping[Any, ParameterType] = {
     "double": "float",
     "integer": "int",
 }
+_WRONG_SUFFIXES = (".yaml", ".yml", ".txt")
+# Of a pyproject.toml that lists dependencies; others only configure tools.
+_DEPENDENCIES = re.compile(r"^\s*(dependencies\s*=|\[tool\.poetry\.dependencies\])", re.MULTILINE)
 _LARGEST_DEFAULT = 1000
 """How many values a default that is a list or a mapping may hold."""
 
@@ -67,25 +71,27 @@ def load_project(path: str | Path) -> Project:
     return project
 
 
-def parse_project(directory: Path) -> tuple[Project, tuple[Problem, ...]]:
-    """Parses the project in an existing folder.
+def parse_project(directory: Path, *, strict: bool = False) -> tuple[Project, tuple[Problem, ...]]:
+    """Parses the project in an existing folder as far as possible; also returns all problems in the order of the file.
 
-    Returns:
-        The project as far as it could be understood, and all problems in the order of the file; the project is to be used only
-        when there are none.
+    Keys that are given twice are problems if `strict`, else warnings: MLflow takes the last one.
     """
     unusable = Project(directory, None, None, {}, NoEnvironment())
     try:
-        files = sorted(
-            (entry for entry in directory.iterdir() if entry.name.lower() == PROJECT_FILE_NAME.lower()),
-            key=lambda entry: (entry.name != PROJECT_FILE_NAME, entry.name),
-        )
+        entries = sorted(directory.iterdir(), key=lambda entry: (entry.name != PROJECT_FILE_NAME, entry.name))
     except OSError as error:
         return unusable, (Problem(f"the folder can't be read: {error.strerror or error}", directory),)
-    # A folder of that name is no project file, but a link that leads nowhere was meant to be one.
-    files = [file for file in files if not file.is_dir()]
+    # A folder of that name is no project file, but a broken link was meant to be one.
+    files = [file for file in entries if file.name.lower() == PROJECT_FILE_NAME.lower() and not file.is_dir()]
     if not files:
-        return dataclasses.replace(unusable, environment=_default_environment(directory)), ()
+        warnings = tuple(
+            Problem(f"it is not read: a project file is named {PROJECT_FILE_NAME}", file, fix="rename it")
+            for file in entries
+            if file.stem.lower() == PROJECT_FILE_NAME.lower()
+            and file.suffix.lower() in _WRONG_SUFFIXES
+            and file.is_file()
+        )
+        return dataclasses.replace(unusable, environment=_default_environment(directory), warnings=warnings), ()
     unusable = dataclasses.replace(unusable, file=files[0])
     if files[0].exists() and not files[0].is_file():
         return unusable, (Problem("it is not a regular file", files[0]),)
@@ -100,13 +106,30 @@ def parse_project(directory: Path) -> tuple[Project, tuple[Problem, ...]]:
         )
         return unusable, (shape,)
     parser = _Parser(directory, document)
+    (parser.problems if strict else parser.warnings).extend(document.duplicates)
     for other in files[1:]:
-        parser.warnings.append(
-            Problem(f"it is not read, since {files[0].name} stands beside it", other, fix="remove one")
-        )
+        parser.warnings.append(Problem(f"it is not read, since {files[0].name} is beside it", other, fix="remove one"))
     project = parser.parse()
-    problems = (*document.problems, *parser.problems)
-    return project, tuple(sorted(problems, key=lambda problem: problem.line or 0))
+    return project, tuple(sorted(parser.problems, key=lambda problem: problem.line or 0))
+
+
+def _unused_files(directory: Path) -> list[Problem]:
+    """Warns of files that list dependencies, which are not installed without an environment file."""
+    requirements, package = directory / "requirements.txt", directory / "pyproject.toml"
+    message = "it is not used, since the project names no environment"
+    found = []
+    if requirements.is_file():
+        fix = "write a python_env.yaml with 'dependencies: [-r requirements.txt]'"
+        found.append(Problem(message, requirements, fix=fix))
+    if package.is_file() and not (directory / "uv.lock").is_file():
+        try:
+            text = package.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return found
+        if _DEPENDENCIES.search(text):
+            fix = "run `uv lock`, or write a python_env.yaml with its dependencies"
+            found.append(Problem(message, package, fix=fix))
+    return found
 
 
 def _default_environment(directory: Path) -> ProjectEnvironment:
@@ -292,7 +315,10 @@ class _Parser:
                 environment = self._docker(value)
             elif (file := self._environment_file(key, value)) is not None:
                 environment = PythonEnvironment(file) if key == "python_env" else CondaEnvironment(file)
-        return environment or _default_environment(self._directory)
+        environment = environment or _default_environment(self._directory)
+        if not given and isinstance(environment, NoEnvironment) and "databricks_spark_job" not in self._content:
+            self.warnings += _unused_files(self._directory)
+        return environment
 
     def _environment_file(self, key: str, value: Any) -> Path | None:
         if not isinstance(value, str):

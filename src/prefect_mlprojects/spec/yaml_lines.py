@@ -29,13 +29,15 @@ class YamlDocument:
         file: The file.
         content: What it says; None for an empty file or one that could not be parsed.
         lines: The line of each key and list entry, counted from 1, by the path of keys that leads to it.
-        problems: Why it could not be parsed, and keys that stand twice.
+        problems: Why it could not be parsed.
+        duplicates: Keys that are given twice; the last one counts.
     """
 
     file: Path
     content: Any
     lines: Mapping[KeyPath, int]
     problems: tuple[Problem, ...] = ()
+    duplicates: tuple[Problem, ...] = ()
 
     def line(self, *path: str) -> int | None:
         """Returns the line of the key at ``path``, or of the nearest key above it."""
@@ -72,9 +74,11 @@ def read_yaml(file: Path) -> YamlDocument:
         The document; its ``problems`` say what is wrong with it. This never raises for what the file holds.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        return _unreadable(Problem("the file is not text in UTF-8", file=file))
+        # Not read_text(): its error knows only the part of the file that it decoded last.
+        text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return _unreadable(Problem("the file is not UTF-8 text", file, line, "save it as UTF-8"))
     except OSError as error:
         return _unreadable(Problem(f"the file can't be read: {error.strerror or error}", file=file))
     walk = _Walk(file)
@@ -98,7 +102,7 @@ def read_yaml(file: Path) -> YamlDocument:
         )
     except RecursionError:
         return _unreadable(Problem("not valid YAML: it is nested too deeply", file))
-    return YamlDocument(file, content, walk.lines, tuple(walk.problems))
+    return YamlDocument(file, content, walk.lines, duplicates=tuple(walk.duplicates))
 
 
 def kind_of(value: Any) -> str:
@@ -129,7 +133,7 @@ class _Walk:
         self._file = file
         self._seen: set[int] = set()
         self.lines: dict[KeyPath, int] = {}
-        self.problems: list[Problem] = []
+        self.duplicates: list[Problem] = []
 
     def keys(self, node: yaml.Node) -> None:
         """Makes all keys texts and finds those that stand twice; visits each node once, however many aliases it has."""
@@ -149,8 +153,8 @@ class _Walk:
             # A copy, since the key may be an alias of a value that is no text.
             node.value[index] = (yaml.ScalarNode(_TEXT_TAG, name, key.start_mark, key.end_mark, key.style), value)
             if name in first:
-                message = f"the key {name!r} stands twice, first in line {first[name]}"
-                self.problems.append(Problem(message, self._file, line, "remove one of them"))
+                message = f"the key {name!r} is given twice, first in line {first[name]}"
+                self.duplicates.append(Problem(message, self._file, line, "remove one of them"))
             first.setdefault(name, line)
 
     def places(self, node: yaml.Node, path: KeyPath, merges: int = 3) -> None:

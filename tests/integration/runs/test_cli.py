@@ -89,6 +89,7 @@ def test_an_interrupt_exits_with_130_and_the_summary(number: signal.Signals, gre
         (["run", "-P", "a=1", "-P", "a=2"], "more than once"),
         (["run", "no/such/folder"], "no/such/folder"),
         (["run", "{greet}", "-e", "mian"], "main"),
+        (["run", "{greet}/.."], "/..#greet"),
         (["run", "{greet}", "-P", "times=1.5"], "whole number"),
         (["run", "{greet}", "-b", "moon"], "available: local"),
         (["run", "{greet}", "-c", "{{"], "backend configuration"),
@@ -107,7 +108,7 @@ def test_bad_input_exits_with_2(arguments: list[str], words: str, mlprojects: Ru
     ("text", "words"),
     [
         ("name: x\n\tentry_points:\n", "MLproject:2: error: not valid YAML"),
-        ("name: x\nname: y\n", "MLproject:2: error: the key 'name' stands twice, first in line 1"),
+        ("name: x\nname: y\n", "MLproject:2: error: the key 'name' is given twice, first in line 1"),
         ("", "MLproject: error: the file is empty"),
         ("- a\n- b\n", "must hold a mapping"),
         ("python_env: a\nconda_env: b\n", "MLproject:2: error: a project has at most one environment"),
