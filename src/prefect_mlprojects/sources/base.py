@@ -87,14 +87,11 @@ _held: dict[Path, Lock] = {}
 _held_lock = threading.Lock()
 
 
-def new_working_copy(shown: str) -> Path:
-    """Makes an empty folder for a run; the process holds a lock on it as long as it lives.
-
-    Args:
-        shown: The project's URI for messages, passwords masked.
+def create_run_folder(shown: str, name: str = "project") -> Path:
+    """Creates an empty folder `name` for a run, locked by this process, so that later ones remove it if this one is killed.
 
     Raises:
-        FetchError: The cache can't be written.
+        FetchError: The cache can't be written; the message names the project's redacted URI, `shown`.
     """
     root = cache_directory() / "working-copies"
     try:
@@ -103,25 +100,21 @@ def new_working_copy(shown: str) -> Path:
         folder, lock = _claim_name(root)
         # The run's own folder is private; the project's below it has an ordinary mode.
         folder.mkdir(mode=0o700)
-        project = folder / "project"
-        project.mkdir()
+        content = folder / name
+        content.mkdir()
     except OSError as error:
         raise FetchError(
-            f"There is no place for the files of {shown!r}: {error.filename or root}: {error.strerror or error}. "
+            f"The files of {shown!r} can't be stored: {error.filename or root}: {error.strerror or error}. "
             "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
             uri=shown,
         ) from None
     with _held_lock:
         _held[folder] = lock
-    return project
+    return content
 
 
-def remove_working_copy(directory: Path) -> None:
-    """Removes what ``new_working_copy`` made, unless it is to be kept; called again, or for any other, it does nothing.
-
-    Args:
-        directory: What ``new_working_copy`` returned, or a folder in it.
-    """
+def remove_run_folder(directory: Path) -> None:
+    """Removes a folder of ``create_run_folder``, given by it or a folder in it, unless it is to be kept; idempotent."""
     with _held_lock:
         folder = next((parent for parent in directory.parents if parent in _held), None)
         lock = _held.pop(folder, None) if folder is not None else None

@@ -16,8 +16,8 @@ from prefect_mlprojects.sources.base import (
     SourceKind,
     WorkingCopy,
     apply_subdirectory,
-    new_working_copy,
-    remove_working_copy,
+    create_run_folder,
+    remove_run_folder,
 )
 from prefect_mlprojects.sources.downloads.download import download
 from prefect_mlprojects.types import StopSignal
@@ -54,7 +54,7 @@ class ZipSource:
         """
         if stop.requested:
             raise FetchError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
-        folder = new_working_copy(self.uri)
+        folder = create_run_folder(self.uri)
         try:
             if isinstance(self.location, Path):
                 unpack(self.location, folder, self.uri, stop)
@@ -67,7 +67,7 @@ class ZipSource:
                 report(f"{self.uri} has all its files in the folder {root.name!r}; that is the project")
             directory = apply_subdirectory(root, self.subdirectory, self.uri)
         except BaseException:
-            remove_working_copy(folder)
+            remove_run_folder(folder)
             raise
         name = str(self.location) if isinstance(self.location, Path) else strip_user_info(self.location)
         return WorkingCopy(
@@ -80,7 +80,7 @@ class ZipSource:
 
     def remove(self, copy: WorkingCopy) -> None:
         """Removes the folder that it was unpacked to, unless it is to be kept; see ``Source``."""
-        remove_working_copy(copy.directory)
+        remove_run_folder(copy.directory)
 
 
 def unpack(file: Path, folder: Path, shown: str, stop: StopSignal) -> None:

@@ -13,8 +13,8 @@ from prefect_mlprojects.sources.base import (
     SourceKind,
     WorkingCopy,
     apply_subdirectory,
-    new_working_copy,
-    remove_working_copy,
+    create_run_folder,
+    remove_run_folder,
 )
 from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
 from prefect_mlprojects.sources.git.program import GitAnswer, GitProgram, explain_failure, use_git
@@ -61,13 +61,13 @@ class GitSource:
         with use_git(self.url, self._credentials_for(self.url), stop, self.uri) as git:
             repository = CachedRepository(self.url, self.uri, git, report)
             resolved = repository.fetch_version(self.version)
-            folder = new_working_copy(self.uri)
+            folder = create_run_folder(self.uri)
             try:
                 self._check_out(repository.directory, resolved.commit, self.url, folder, git, report)
                 self._add_submodules(folder, resolved.commit, self.url, git, report, depth=0)
                 directory = apply_subdirectory(folder, self.subdirectory, self.uri)
             except BaseException:
-                remove_working_copy(folder)
+                remove_run_folder(folder)
                 raise
         address = strip_user_info(self.url.url)
         return WorkingCopy(
@@ -83,7 +83,7 @@ class GitSource:
 
     def remove(self, copy: WorkingCopy) -> None:
         """Removes the working copy, unless it is to be kept; see ``Source``."""
-        remove_working_copy(copy.directory)
+        remove_run_folder(copy.directory)
 
     def _credentials_for(self, url: GitUrl) -> GitCredentials | None:
         if url.credentials is not None and url.credentials.token is not None:
