@@ -24,7 +24,7 @@ from prefect_mlprojects.runs.request import (
 from prefect_mlprojects.runs.start import make_request, stored_secrets
 from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
-from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
+from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import in_project, is_relative_default, typed_value
 from prefect_mlprojects.types import StopSignal

@@ -13,7 +13,7 @@ from prefect_mlprojects.backends import get_backend, select_backend
 from prefect_mlprojects.backends.contract import AnyBackend, AnyRequest, BackendRequest
 from prefect_mlprojects.runs.request import RunRequest
 from prefect_mlprojects.sources import WorkingCopy
-from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
+from prefect_mlprojects.sources.git import GitCredentialsLookup
 from prefect_mlprojects.spec import (
     CheckedParameters,
     EntryPoint,

@@ -17,7 +17,7 @@ from tests.services.git import git
 
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources import WorkingCopy, detect_source
-from prefect_mlprojects.sources.git.credentials import GitCredentials
+from prefect_mlprojects.sources.git import GitCredentials
 from prefect_mlprojects.types import StopSignal
 
 from .conftest import TOKEN, USER, Fetch, Remote, commit

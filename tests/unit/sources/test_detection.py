@@ -125,7 +125,7 @@ def test_a_missing_folder_names_the_nearest_sibling(project: Path) -> None:
 
 
 def test_a_folder_whose_parents_are_missing_names_the_last_that_is_there(tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=rf"only '{tmp_path}' is there"):
+    with pytest.raises(FetchError, match=rf"only '{tmp_path}' exists"):
         detect_source(str(tmp_path / "a" / "b" / "c"))
 
 

@@ -14,8 +14,8 @@ from prefect_mlprojects._support.files import replacing
 from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.settings import cache_directory
+from prefect_mlprojects.sources.git import GitUrl
 from prefect_mlprojects.sources.git.program import GitAnswer, GitFailure, GitProgram, explain_failure
-from prefect_mlprojects.sources.git.urls import GitUrl
 
 _FULL_SHA = re.compile(r"^[0-9a-f]{40}$")
 _SHORT_SHA = re.compile(r"^[0-9a-fA-F]{4,40}$")
