@@ -16,7 +16,7 @@ from prefect_mlprojects.runs.check import CheckedRun, RunContext, check_request,
 from prefect_mlprojects.runs.request import RunRequest
 from prefect_mlprojects.sources import Source, WorkingCopy, describe_working_copy
 from prefect_mlprojects.sources.base import create_run_folder
-from prefect_mlprojects.sources.downloads.download import download_all
+from prefect_mlprojects.sources.downloads import download_all
 from prefect_mlprojects.spec import CheckedParameters, build_command
 from prefect_mlprojects.tasks.steps import Step, run_step
 from prefect_mlprojects.tracking.stores import download_artifacts
