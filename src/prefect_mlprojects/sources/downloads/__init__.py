@@ -31,6 +31,7 @@ _PARALLEL = 4
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.5
 _REPORT_SECONDS = 2.0
+_SECONDS_TO_END = 0.5
 _TRANSIENT_STATUSES = frozenset((408, 425, 429))
 
 # Broken connections that the drivers (aiohttp, botocore, fsspec) do not raise as OSError.
@@ -221,10 +222,13 @@ class _Download:
                 if self.stop.requested:
                     shutil.rmtree(folder, ignore_errors=True)
 
-        threading.Thread(target=work, name="download", daemon=True).start()
+        thread = threading.Thread(target=work, name="download", daemon=True)
+        thread.start()
         woken.wait()
         forget()
         if not result.done():
+            # Mostly it ends at its next chunk; only then is nothing written while the folder is removed.
+            thread.join(_SECONDS_TO_END)
             raise StoppedError
         return result.result()
 
