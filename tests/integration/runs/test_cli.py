@@ -110,7 +110,7 @@ def test_bad_input_exits_with_2(arguments: list[str], words: str, mlprojects: Ru
         ("name: x\n\tentry_points:\n", "MLproject:2: error: not valid YAML"),
         ("name: x\nname: y\n", "MLproject:2: error: the key 'name' is given twice, first in line 1"),
         ("", "MLproject: error: the file is empty"),
-        ("- a\n- b\n", "must hold a mapping"),
+        ("- a\n- b\n", "must be a mapping"),
         ("python_env: a\nconda_env: b\n", "MLproject:2: error: a project has at most one environment"),
         ("entry_points:\n  main:\n    command: 'echo {nme}'\n    parameters: {name: string}\n", "did you mean {name}?"),
         ("entry_pionts: {}\n", "MLproject:1: warning: unknown key 'entry_pionts'"),

@@ -84,7 +84,7 @@ def test_a_folder_without_a_file(tmp_path: Path) -> None:
         ("entry_points:\n  main:\n    command: [a]\n", 3, "needs a 'command' that is text"),
         ("entry_points:\n  main:\n    command: a\n    parameters: [a]\n", 4, "'parameters' of entry point"),
         ("entry_points:\n  main:\n    command: a\n    parameters:\n      a: 3\n", 5, "parameter 'a' must have a type"),
-        ("python_env: a.yaml\n", 1, "'python_env' names the file 'a.yaml', and there is no such file"),
+        ("python_env: a.yaml\n", 1, "'python_env' names the file 'a.yaml', which does not exist"),
         ("conda_env: 3\n", 1, "'conda_env' must name a file"),
         ("docker_env: x\n", 1, "'docker_env' must be a mapping"),
         ("docker_env: {volumes: []}\n", 1, "needs an 'image'"),

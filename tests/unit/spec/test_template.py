@@ -113,7 +113,7 @@ UNQUOTABLE = [
 @pytest.mark.parametrize("command", UNQUOTABLE)
 def test_where_nothing_can_be_quoted_only_plain_values_are_taken(command: str, tmp_path: Path) -> None:
     for value in ATTACKS:
-        with pytest.raises(ParameterError, match="can't be quoted where it stands"):
+        with pytest.raises(ParameterError, match="can't be quoted at its place"):
             run(command, value, tmp_path)
     run(command, "7", tmp_path)
     assert not list(tmp_path.iterdir())
