@@ -172,69 +172,21 @@ def _configure(variables: dict[str, str], settings: Sequence[tuple[str, str]]) -
     variables["GIT_CONFIG_COUNT"] = str(count + len(settings))
 
 
-# In the order of their precedence; parts of git's messages in lower case.
-_SIGNS: Mapping[str, tuple[str, ...]] = {
-    "host-key": (
-        "host key verification failed",
-        "no ed25519 host key is known",
-        "remote host identification has changed",
-    ),
-    "authentication": (
-        "authentication failed",
-        "could not read username",
-        "could not read password",
-        "permission denied (",
-        "the requested url returned error: 401",
-        "the requested url returned error: 403",
-        "invalid username or password",
-        "access denied",
-    ),
-    "disk": ("no space left", "read-only file system"),
-    "unreachable": (
-        "could not resolve host",
-        "couldn't connect to server",
-        "connection refused",
-        "connection timed out",
-        "network is unreachable",
-        "no route to host",
-        "operation too slow",
-        "unable to look up",
-        "connection reset",
-        "the remote end hung up",
-        "early eof",
-        "failed to connect",
-        "unable to connect",
-    ),
-    "unknown-commit": (
-        "not our ref",
-        "unadvertised object",
-        "couldn't find remote ref",
-        "no such remote ref",
-        "did not send all necessary objects",
-        "shallow capabilities",
-        "server does not support shallow",
-    ),
-    "missing": (
-        "repository not found",
-        "does not appear to be a git repository",
-        "the requested url returned error: 404",
-        "' not found",
-        "no such file or directory",
-        "does not exist",
-    ),
-    "broken-cache": (
-        "not a git repository: '",
-        "bad object",
-        "object file",
-        "is corrupt",
-        "packfile",
-        "inflate:",
-        "unresolved deltas",
-        "loose object",
-        "unable to read tree",
-        "missing blob",
-        "bad config line",
-    ),
+# Parts of git's messages in lower case, in the order of their precedence.
+_SIGNS: Mapping[str, str] = {
+    "host-key": "host key verification failed|no ed25519 host key is known|remote host identification has changed",
+    "authentication": "authentication failed|could not read username|could not read password|permission denied (|"
+    "the requested url returned error: 401|the requested url returned error: 403|invalid username or password|access denied",
+    "disk": "no space left|read-only file system",
+    "unreachable": "could not resolve host|couldn't connect to server|connection refused|connection timed out|"
+    "network is unreachable|no route to host|operation too slow|unable to look up|connection reset|"
+    "the remote end hung up|early eof|failed to connect|unable to connect",
+    "unknown-commit": "not our ref|unadvertised object|couldn't find remote ref|no such remote ref|"
+    "did not send all necessary objects|shallow capabilities|server does not support shallow",
+    "missing": "repository not found|does not appear to be a git repository|the requested url returned error: 404|"
+    "' not found|no such file or directory|does not exist",
+    "broken-cache": "not a git repository: '|bad object|object file|is corrupt|packfile|inflate:|unresolved deltas|"
+    "loose object|unable to read tree|missing blob|bad config line",
 }
 
 
@@ -255,7 +207,8 @@ def explain_failure(output: str, *, scheme: str, host: str) -> GitFailure:
     if advice := allow_owner(output):
         return GitFailure("ownership", next(line for line in lines if "dubious ownership" in line), advice)
     low = output.lower()
-    for cause, signs in _SIGNS.items():
+    for cause, alternatives in _SIGNS.items():
+        signs = alternatives.split("|")
         if any(sign in low for sign in signs):
             found = (line.strip() for sign in signs for line in lines if sign in line.lower())
             return GitFailure(cause, text if cause == "host-key" else next(found, text), _advice(cause, scheme, host))
