@@ -26,19 +26,16 @@ SourceKind: TypeAlias = Literal["local", "git", "zip"]
 
 @dataclass(frozen=True)
 class WorkingCopy:
-    """A project's files on this machine, and their version.
+    """A project's files on this machine, and their version; URIs and names are redacted.
 
     Attributes:
         directory: The project's folder with the ``#subdirectory`` applied, absolute.
-        uri: The requested URI, redacted.
-        kind: Where it came from.
-        source_name: MLflow's tag ``mlflow.source.name``, redacted: for a folder inside a git repository
-            ``file://<repository>#<subdirectory>``.
+        source_name: MLflow's tag ``mlflow.source.name``: ``file://<repository>#<subdirectory>`` for a folder inside a
+            git repository.
         commit: The full SHA of the checked-out commit, if the files are under git's control.
-        branch: The checked-out branch, if any.
-        repository_url: The URL of the repository's first remote, redacted.
+        repository_url: The URL of the repository's first remote.
         dirty: Whether tracked files differ from ``commit``; untracked ones do not count.
-        temporary: Whether it belongs to one run and is removed when the run has ended.
+        temporary: Whether it is removed when its run has ended.
     """
 
     directory: Path
@@ -64,11 +61,9 @@ class Source(Protocol):
         """The requested URI, redacted."""
 
     def fetch(self, stop: StopSignal, report: Callable[[str], None]) -> WorkingCopy:
-        """Creates the working copy; a fetch that fails or is stopped leaves nothing behind.
+        """Creates the working copy; `report` receives lines about the progress, from any thread.
 
-        Args:
-            stop: The run's stop signal.
-            report: Receives lines about the progress, from any thread.
+        A fetch that fails or is stopped leaves nothing behind.
 
         Raises:
             FetchError: It could not be fetched, or was stopped.

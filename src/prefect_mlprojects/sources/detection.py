@@ -51,9 +51,9 @@ class LocalSource:
         """Returns the folder itself, with its commit if git is installed and knows it; see ``Source``."""
         if stop.requested:
             raise FetchError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
+        if not self.folder.is_dir():
+            raise FetchError(f"The project folder {str(self.folder)!r} does not exist any more.", uri=self.uri)
         directory = apply_subdirectory(self.folder, self.subdirectory, self.uri)
-        if not directory.is_dir():
-            raise FetchError(f"The project folder {str(directory)!r} does not exist any more.", uri=self.uri)
         if not os.access(directory, os.R_OK | os.X_OK):
             raise FetchError(
                 f"The project folder {str(directory)!r} can't be read: permission denied. Check its owner and mode.",
@@ -78,13 +78,8 @@ def detect_source(
 
     Precedence: an existing folder or zip archive; a remote ``.zip``; a git repository. ``#`` separates the subdirectory, which may
     begin and end with a slash; a folder with a ``#`` in its own name is found too. A folder runs in place, except as a git
-    repository when it is a bare one, with a version, or when it is the top of one and named by ``git+file://``.
-
-    Args:
-        uri: The URI as the user gave it; quotes around it are dropped, as in MLflow.
-        version: A branch, tag or commit; None or empty for a folder as it is or a repository's default branch.
-        base: The folder of relative paths; by default the working directory.
-        git_credentials: Finds credentials for git repositories; without it, git does.
+    repository when it is a bare one, with a version, or when it is the top of one and named by ``git+file://``. Relative paths
+    are relative to `base`, by default the working directory. Quotes around the URI are dropped, as in MLflow.
 
     Raises:
         FetchError: The URI has no accepted form, the folder or subdirectory does not exist or leads out of the project, a version
@@ -189,10 +184,7 @@ def _zip(location: Path | str, subdirectory: str, shown: str, version: str | Non
 
 def _is_bare(folder: Path) -> bool:
     """Returns whether a folder is a bare repository, by the entries that git itself looks for."""
-    try:
-        return (folder / "HEAD").is_file() and (folder / "objects").is_dir() and (folder / "refs").is_dir()
-    except (OSError, ValueError):
-        return False
+    return _exists(folder, "objects") and _exists(folder, "refs") and (folder / "HEAD").is_file()
 
 
 def _readings(text: str, base: Path) -> Iterator[_Reading]:

@@ -41,8 +41,6 @@ class ZipSource:
 
     def fetch(self, stop: StopSignal, report: Callable[[str], None]) -> WorkingCopy:
         """Downloads a remote archive and unpacks it into a folder for this run; see ``Source``."""
-        if stop.requested:
-            raise FetchError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
         folder = create_run_folder(self.uri)
         try:
             if isinstance(self.location, Path):

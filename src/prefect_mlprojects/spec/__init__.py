@@ -9,7 +9,7 @@ from prefect_mlprojects.spec.entry_points import (
     spark_job_entry_point,
 )
 from prefect_mlprojects.spec.parameters import CheckedParameters, check_parameters
-from prefect_mlprojects.spec.parser import load_project, parse_project
+from prefect_mlprojects.spec.parser import load_project
 from prefect_mlprojects.spec.project import (
     CondaEnvironment,
     DockerEnvironment,
@@ -38,6 +38,5 @@ __all__ = [
     "find_entry_point",
     "lint",
     "load_project",
-    "parse_project",
     "spark_job_entry_point",
 ]

@@ -66,10 +66,7 @@ def build_command(entry_point: EntryPoint, parameters: CheckedParameters) -> str
 def find_entry_point(project: Project, name: str, uri: str | None = None) -> EntryPoint:
     """Returns the entry point of that name, or the script (``.py``, ``.sh``, ``.R``) at that path in the project's folder.
 
-    Args:
-        project: The project.
-        name: The name or relative path.
-        uri: The project's URI for messages, redacted; by default its folder.
+    Messages name the project by its redacted `uri`, or else by its folder.
 
     Raises:
         ProjectSpecError: Neither exists, or the entry point's command has unusable placeholders.
@@ -85,12 +82,7 @@ def check_call(
 ) -> tuple[Project, EntryPoint, CheckedParameters]:
     """Parses the project in a folder and checks a call of it; reports the problems of file, command and values together.
 
-    Args:
-        directory: The project's folder.
-        name: The entry point or script.
-        values: The parameter values.
-        uri: The project's URI for messages, redacted.
-        spark_job: True runs the ``python_file`` of a Databricks Spark job whatever the entry point's name.
+    With `spark_job`, the ``python_file`` of a Databricks Spark job is the entry point, whatever `name` is.
 
     Raises:
         ProjectSpecError: The file is malformed, or the entry point does not exist or can't be used.
@@ -162,14 +154,11 @@ def spark_job_entry_point(project: Project, name: str) -> EntryPoint | None:
 
 
 def _unknown_in_spark_job(project: Project, name: str) -> Problem:
-    if (project.databricks_spark_job or {}).get("python_file") is not None:
+    if spark_job_entry_point(project, name) is not None:
         message = "it is a Databricks Spark job with a 'python_file' and has no entry points"
         return Problem(message, project.file, fix="run it on Databricks")
-    return Problem(
-        f"it declares {', '.join(project.entry_points)}; a Databricks Spark job runs no scripts by name",
-        project.file,
-        fix=_did_you_mean(name, project.entry_points),
-    )
+    message = f"it declares {', '.join(project.entry_points)}; a Databricks Spark job runs no scripts by name"
+    return Problem(message, project.file, fix=_did_you_mean(name, project.entry_points))
 
 
 def _unknown(project: Project, name: str) -> list[Problem]:
@@ -210,10 +199,7 @@ def _sub_folder_problems(project: Project, uri: str) -> list[Problem]:
 
 
 def _scripts(project: Project) -> list[str]:
-    try:
-        return sorted(each.name for each in project.directory.iterdir() if each.suffix in _SCRIPT_COMMANDS)
-    except OSError:
-        return []
+    return sorted(each.name for each in project.directory.glob("*") if each.suffix in _SCRIPT_COMMANDS)
 
 
 def _listed(names: list[str]) -> str:
@@ -244,22 +230,14 @@ def command_problems(project: Project, entry_point: EntryPoint) -> tuple[Problem
 
 def _unquotable_warnings(project: Project, entry_point: EntryPoint) -> list[Problem]:
     line = entry_point.command_line or entry_point.line
-    names = dict.fromkeys(
-        placeholder.name
-        for placeholder in parse_template(entry_point.command).placeholders
-        if placeholder.place == "unquotable" and placeholder.name in entry_point.parameters
-    )
+    where = f"in the command of entry point {entry_point.name!r}"
+    message = "values can't be quoted at {{{}}}; values with other than plain characters are refused"
+    fix = "values are quoted already: write placeholders as words of their own"
+    placeholders = parse_template(entry_point.command).placeholders
     return [
-        Problem(
-            f"in the command of entry point {entry_point.name!r}, {{{name}}} is where values can't be quoted; values "
-            "with other than plain characters are refused",
-            project.file,
-            line,
-            "values are quoted already: write placeholders as words of their own",
-            name,
-        )
-        for name in names
-        if entry_point.parameters[name].type not in {"int", "float"}
+        Problem(f"{where}, {message.format(name)}", project.file, line, fix, name)
+        for name in dict.fromkeys(each.name for each in placeholders if each.place == "unquotable")
+        if name in entry_point.parameters and entry_point.parameters[name].type not in {"int", "float"}
     ]
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,10 +91,8 @@ def check_parameters(
 
 def is_relative_default(parameter: ProjectParameter) -> bool:
     """Whether a ``path`` parameter's default is a relative local path."""
-    default = parameter.default
-    if parameter.type != "path" or not default or os.path.isabs(default):  # noqa: PTH117 - any text is taken
-        return False
-    parts = _split(default)
+    default = parameter.default if parameter.type == "path" else None
+    parts = _split(default) if default and not os.path.isabs(default) else None  # noqa: PTH117 - any text is taken
     return parts is not None and not parts.scheme
 
 
@@ -304,6 +302,5 @@ def schema_changes(old: Mapping[str, Any], entry_point: EntryPoint) -> tuple[str
 
 def _kind(schema: Mapping[str, Any]) -> str:
     kinds = {"integer": "int", "number": "float"}
-    alternatives: Iterable[Mapping[str, Any]] = schema.get("anyOf", (schema,))
-    first = next(iter(alternatives))
+    first = schema.get("anyOf", (schema,))[0]
     return str(schema.get("format") or kinds.get(str(first.get("type")), first.get("type")))

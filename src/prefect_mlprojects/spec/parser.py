@@ -34,7 +34,10 @@ PROJECT_FILE_NAME = "MLproject"
 _WRONG_SUFFIXES = (".yaml", ".yml", ".txt")
 _ENVIRONMENT_KEYS = ("python_env", "conda_env", "docker_env")
 _TOP_LEVEL_KEYS = ("name", "entry_points", *_ENVIRONMENT_KEYS, "databricks_spark_job")
-_DEFAULT_FILES = {"python_env": "python_env.yaml", "conda_env": "conda.yaml"}
+_FILE_ENVIRONMENTS: Mapping[str, tuple[str, type[PythonEnvironment | CondaEnvironment]]] = {
+    "python_env": ("python_env.yaml", PythonEnvironment),
+    "conda_env": ("conda.yaml", CondaEnvironment),
+}
 _TYPES: Mapping[Any, ParameterType] = {
     **{each: each for each in get_args(ParameterType)},
     # Types of other formats, which public projects use; MLflow takes them for strings.
@@ -121,11 +124,8 @@ def _unused_files(directory: Path) -> Iterator[Problem]:
 
 
 def _default_environment(directory: Path) -> ProjectEnvironment:
-    if (directory / _DEFAULT_FILES["python_env"]).is_file():
-        return PythonEnvironment(directory / _DEFAULT_FILES["python_env"])
-    if (directory / _DEFAULT_FILES["conda_env"]).is_file():
-        return CondaEnvironment(directory / _DEFAULT_FILES["conda_env"])
-    return NoEnvironment()
+    found = (kind(directory / name) for name, kind in _FILE_ENVIRONMENTS.values() if (directory / name).is_file())
+    return next(found, NoEnvironment())
 
 
 class _Parser:
@@ -284,7 +284,7 @@ class _Parser:
             elif key == "docker_env":
                 environment = self._docker(value)
             elif (file := self._environment_file(key, value)) is not None:
-                environment = PythonEnvironment(file) if key == "python_env" else CondaEnvironment(file)
+                environment = _FILE_ENVIRONMENTS[key][1](file)
         environment = environment or _default_environment(self._directory)
         if not given and isinstance(environment, NoEnvironment) and "databricks_spark_job" not in self._content:
             self.warnings += _unused_files(self._directory)
@@ -292,7 +292,7 @@ class _Parser:
 
     def _environment_file(self, key: str, value: Any) -> Path | None:
         if not isinstance(value, str):
-            fix = f"write '{key}: {_DEFAULT_FILES[key]}'"
+            fix = f"write '{key}: {_FILE_ENVIRONMENTS[key][0]}'"
             self._fail(f"{key!r} must name a file, not {kind_of(value)}", key, fix=fix)
             return None
         file = self._directory / value

@@ -43,9 +43,7 @@ class EntryPoint:
     """An entry point: a command with parameters.
 
     Attributes:
-        name: Its name.
         command: The command template with ``{parameter}`` placeholders.
-        parameters: Its declared parameters by name, in the order of the file.
         line: Its line in the file, counted from 1; None for a script.
         script: The path of a ``.py``, ``.sh`` or ``.R`` script that runs without a declaration, relative to the project.
         command_line: The line of ``command`` in the file, counted from 1.

@@ -12,15 +12,17 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from prefect_mlprojects import settings
+from prefect_mlprojects._support.locks import LockStoppedError
 from prefect_mlprojects._support.progress import ProgressSink, progress_sink
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import FetchError
-from prefect_mlprojects.sources.downloads.files import DownloadCache, StoppedError, describe_remote, fetch_item
+from prefect_mlprojects.sources.downloads.files import DownloadCache, describe_remote, fetch_item
 from prefect_mlprojects.types import StopSignal
 
 FetchArtifact: TypeAlias = Callable[[str, Path], Path]
@@ -35,18 +37,9 @@ _SECONDS_TO_END = 0.5
 _TRANSIENT_STATUSES = frozenset((408, 425, 429))
 
 # Broken connections that the drivers (aiohttp, botocore, fsspec) do not raise as OSError.
-_TRANSIENT_ERRORS = frozenset(
-    {
-        "ClientPayloadError",
-        "ClientConnectionError",
-        "ServerDisconnectedError",
-        "EndpointConnectionError",
-        "ConnectionClosedError",
-        "ReadTimeoutError",
-        "IncompleteReadError",
-        "FSTimeoutError",
-        "TimeoutError",
-    }
+_TRANSIENT_ERRORS = re.compile(
+    "Client(Payload|Connection)Error|ServerDisconnectedError|EndpointConnectionError|ConnectionClosedError|"
+    "ReadTimeoutError|IncompleteReadError|(FS)?TimeoutError"
 )
 _PERMANENT_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, ValueError)
 _PERMANENT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -75,12 +68,10 @@ def download_all(
         return {}
     inner = StopSignal()
     forget = stop.on_request(lambda: inner.request(stop.reason or "the run was stopped"))
-    options: dict[str, Any] = {"report": report, "stop": inner, "fetch_artifact": fetch_artifact}
+    fetch = partial(download, directory=directory, report=report, stop=inner, fetch_artifact=fetch_artifact)
     try:
         with ThreadPoolExecutor(min(_PARALLEL, len(uris)), thread_name_prefix="download") as pool:
-            jobs: dict[str, Future[Path]] = {
-                name: pool.submit(copy_context().run, download, uri, directory, **options) for name, uri in uris.items()
-            }
+            jobs = {name: pool.submit(copy_context().run, fetch, uri) for name, uri in uris.items()}
             done, _ = wait(jobs.values(), return_when=FIRST_EXCEPTION)
             failure = next((error for job in done if (error := job.exception()) is not None), None)
             if failure is not None:
@@ -103,19 +94,10 @@ def download(
     stop: StopSignal,
     fetch_artifact: FetchArtifact | None = None,
 ) -> Path:
-    """Downloads a remote file or folder; a download that fails or is stopped leaves nothing behind.
+    """Downloads a remote file or folder into a new folder in `directory`; returns its absolute path, with its remote name.
 
-    Transient errors are retried, and sizes are compared with those that the store announced.
-
-    Args:
-        uri: A URI of any protocol of ``fsspec``, or of an MLflow artifact (``runs:/``, ``models:/``, …).
-        directory: The folder to create a new one in.
-        report: Receives lines about the progress.
-        stop: The run's stop signal.
-        fetch_artifact: Downloads MLflow artifacts, which are refused without it.
-
-    Returns:
-        The local file or folder, absolute, under its remote name.
+    The URI is of any protocol of ``fsspec``, or of an MLflow artifact (``runs:/``, ``models:/``, …) for `fetch_artifact`. Transient
+    errors are retried, sizes are compared with the announced ones, and a download that fails or is stopped leaves nothing behind.
 
     Raises:
         FetchError: It does not exist, the store refused or broke off, its driver is not installed, the disk is full or
@@ -142,6 +124,10 @@ def download(
     return complete / fetched.relative_to(partial)
 
 
+class _StoppedError(Exception):
+    """Raised when a stop is requested during a download."""
+
+
 @dataclass(frozen=True)
 class _Download:
     uri: str
@@ -159,10 +145,10 @@ class _Download:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 if self.stop.requested:
-                    raise StoppedError
+                    raise _StoppedError
                 fetch = self._by_mlflow if self._scheme in _MLFLOW_SCHEMES else self._by_fsspec
                 return self._while_not_stopped(fetch, folder)
-            except StoppedError:
+            except (_StoppedError, LockStoppedError):
                 raise FetchError(
                     f"The download of {self.shown} was stopped: {self.stop.reason}.", uri=self.shown
                 ) from None
@@ -229,7 +215,7 @@ class _Download:
         if not result.done():
             # Mostly it ends at its next chunk; only then is nothing written while the folder is removed.
             thread.join(_SECONDS_TO_END)
-            raise StoppedError
+            raise _StoppedError
         return result.result()
 
     def _failure(self, error: Exception) -> FetchError:
@@ -255,7 +241,7 @@ def _progress(job: _Download, *, is_top: bool = True) -> Any:
 
         def call(self, *_arguments: Any, **_named: Any) -> None:
             if job.stop.requested:
-                raise StoppedError
+                raise _StoppedError
             if is_top and self.size and self.value:
                 job.progress(f"downloading {job.shown}", min(self.value / self.size, 1.0))
             now = time.monotonic()
@@ -284,7 +270,7 @@ def _is_transient(error: Exception) -> bool:
     status = _http_status(error)
     if status is not None:
         return status >= 500 or status in _TRANSIENT_STATUSES
-    return type(error).__name__ in _TRANSIENT_ERRORS
+    return _TRANSIENT_ERRORS.fullmatch(type(error).__name__) is not None
 
 
 def _http_status(error: Exception) -> int | None:

@@ -21,13 +21,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._support.locks import LockStoppedError, hold_lock, try_lock
+from prefect_mlprojects._support.locks import hold_lock, try_lock
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.types import StopSignal
@@ -169,10 +169,6 @@ def _relative_name(root: str, name: str, shown: str) -> str:
     return relative
 
 
-class StoppedError(Exception):
-    """Raised when a stop is requested during a download."""
-
-
 @dataclass(frozen=True)
 class DownloadCache:
     """Shared downloads in a folder; safe to use from many threads and processes."""
@@ -196,17 +192,15 @@ class DownloadCache:
         report: Callable[[str], None],
         stop: StopSignal,
     ) -> bool:
-        """Creates `target` from the entry `key`, which `fetch` downloads to a new path called `name` if it is not cached.
-
-        Returns:
-            Whether it was cached.
+        """Creates `target` from the entry `key`, and returns whether it was cached; else `fetch` downloads it as `name`.
 
         Raises:
-            StoppedError: A stop was requested while another process downloaded it.
+            LockStoppedError: A stop was requested while another process downloaded it.
             OSError: The cache, which must be usable, or the target can't be written.
             Exception: Any error of ``fetch``.
         """
-        with self._lock(key, report, stop):
+        waiting = "Waiting for another run, which downloads the same"
+        with hold_lock(self.folder / f"{key}.lock", stop, lambda: report(waiting)):
             cached = self._is_intact(key)
             if not cached:
                 self._add(key, name, fetch)
@@ -240,15 +234,6 @@ class DownloadCache:
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 lock.release()
-
-    @contextlib.contextmanager
-    def _lock(self, key: str, report: Callable[[str], None], stop: StopSignal) -> Iterator[None]:
-        try:
-            waiting = "Waiting for another run, which downloads the same"
-            with hold_lock(self.folder / f"{key}.lock", stop, lambda: report(waiting)):
-                yield
-        except LockStoppedError:
-            raise StoppedError from None
 
     def _add(self, key: str, name: str, fetch: Callable[[Path], None]) -> None:
         self._remove(key)

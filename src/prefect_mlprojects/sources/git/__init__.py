@@ -8,7 +8,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -77,9 +77,7 @@ def git_settings(
     """
     variables: dict[str, str] = {}
     settings: list[tuple[str, str]] = []
-    if credentials is None:
-        yield variables, settings
-        return
+    credentials = credentials or GitCredentials()
     if origin.startswith(("http://", "https://")):
         username = credentials.username or ("git" if credentials.token is not None else None)
         if username is not None:
@@ -88,11 +86,10 @@ def git_settings(
             # The empty helper resets those configured before: they would be asked first, and be told the token.
             settings += [(f"credential.{origin}.helper", ""), (f"credential.{origin}.helper", _HELPER)]
             variables |= {_USERNAME_VARIABLE: username or "git", _TOKEN_VARIABLE: credentials.token}
-    if credentials.ssh_private_key is None:
-        yield variables, settings
-        return
-    with tempfile.TemporaryDirectory(prefix="mlprojects-ssh-") as folder:
-        variables["GIT_SSH_COMMAND"] = _ssh_command(credentials, Path(folder))
+    with ExitStack() as stack:
+        if credentials.ssh_private_key is not None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mlprojects-ssh-"))
+            variables["GIT_SSH_COMMAND"] = _ssh_command(credentials, Path(folder))
         yield variables, settings
 
 
@@ -139,11 +136,6 @@ class GitUrl:
     def host(self) -> str:
         """The host with the URL's port, in lower case; empty for a local repository."""
         return urlsplit(self.url).netloc.rpartition("@")[2].lower()
-
-    @property
-    def origin(self) -> str:
-        """``scheme://host[:port]``."""
-        return f"{self.scheme}://{self.host}"
 
 
 def parse_git_url(text: str) -> GitUrl | None:
@@ -196,11 +188,7 @@ def with_url_credentials(lookup: GitCredentialsLookup, uri: str) -> GitCredentia
     if address is None or address.credentials is None or address.credentials.token is None:
         return lookup
     own = address.credentials
-
-    def lookup_with_own(url: str, host: str) -> GitCredentials | None:
-        return own if own.fits(host) else lookup(url, host)
-
-    return lookup_with_own
+    return lambda url, host: own if own.fits(host) else lookup(url, host)
 
 
 def resolve_submodule_url(parent: GitUrl, text: str, *, local_paths: bool) -> GitUrl | None:

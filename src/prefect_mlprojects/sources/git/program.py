@@ -22,16 +22,18 @@ from prefect_mlprojects.sources.git import GIT_SCHEMES, GitCredentials, GitUrl, 
 from prefect_mlprojects.types import StopSignal
 
 # A git hook or a wrapper may have set these for another repository than the project's.
-REPOSITORY_VARIABLES = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_COMMON_DIR",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_NAMESPACE",
-    "GIT_PREFIX",
+_REPOSITORY_VARIABLE = re.compile(
+    "GIT_(DIR|WORK_TREE|INDEX_FILE|COMMON_DIR|OBJECT_DIRECTORY|ALTERNATE_OBJECT_DIRECTORIES|NAMESPACE|PREFIX)"
 )
+
+
+def variables_for_git() -> dict[str, str]:
+    """Returns this process's environment without variables that name a repository, for messages in English."""
+    return {name: value for name, value in os.environ.items() if not _REPOSITORY_VARIABLE.fullmatch(name)} | {
+        "LC_ALL": "C",
+        "GIT_TERMINAL_PROMPT": "0",
+    }
+
 
 _SETTINGS: tuple[tuple[str, str], ...] = (
     ("core.hooksPath", os.devnull),
@@ -76,12 +78,7 @@ class GitAnswer:
 
 @dataclass(frozen=True)
 class GitProgram:
-    """Git with the environment and credentials for one repository; created by ``use_git``.
-
-    Attributes:
-        shown: The project's redacted URI for errors.
-        secrets: Texts to mask in the output.
-    """
+    """Git with the environment for one repository, whose credentials, `secrets`, are masked; created by ``use_git``."""
 
     variables: Mapping[str, str] = field(repr=False)
     stop: StopSignal
@@ -131,10 +128,7 @@ def use_git(url: GitUrl, credentials: GitCredentials | None, stop: StopSignal, s
 
     The user's own configuration, credential helpers and SSH agent work as usual; they are the only credentials if None.
     """
-    variables = {name: value for name, value in os.environ.items() if name not in REPOSITORY_VARIABLES}
-    variables |= {
-        "LC_ALL": "C",
-        "GIT_TERMINAL_PROMPT": "0",
+    variables = variables_for_git() | {
         # In place of programs that ask by a window, one that fails at once.
         "GIT_ASKPASS": "false",
         "SSH_ASKPASS": "false",
@@ -146,7 +140,7 @@ def use_git(url: GitUrl, credentials: GitCredentials | None, stop: StopSignal, s
     }
     if "GIT_SSH_COMMAND" not in variables and "GIT_SSH" not in variables:
         variables["GIT_SSH_COMMAND"] = "ssh -o BatchMode=yes -o ConnectTimeout=30"
-    with git_settings(credentials, url.origin) as (more, settings):
+    with git_settings(credentials, f"{url.scheme}://{url.host}") as (more, settings):
         variables |= more
         _configure(variables, [*_SETTINGS, *settings])
         yield GitProgram(variables, stop, shown, _secrets(credentials))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -23,12 +22,12 @@ from prefect_mlprojects.sources.base import (
 )
 from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl, resolve_submodule_url
 from prefect_mlprojects.sources.git.program import (
-    REPOSITORY_VARIABLES,
     GitAnswer,
     GitProgram,
     allow_owner,
     explain_failure,
     use_git,
+    variables_for_git,
 )
 from prefect_mlprojects.sources.git.repository import CachedRepository
 from prefect_mlprojects.types import StopSignal, StreamName
@@ -183,14 +182,9 @@ def _escaped(text: str) -> str:
 
 @dataclass(frozen=True)
 class GitFacts:
-    """What git knows of a folder inside a working tree.
+    """The fields of a `WorkingCopy` that git knows for a folder inside a working tree.
 
-    Attributes:
-        source_name: ``file://<top of the working tree>#<folder below it>``, MLflow's name of such a source.
-        commit: The checked-out commit's full SHA; None before the first one, or if git ignores the folder or refused.
-        branch: The checked-out branch; None for a detached HEAD.
-        repository_url: The first remote's URL, without user name and password.
-        dirty: Whether tracked files differ from ``commit``; untracked ones do not count, since every run leaves some.
+    There is no commit before the first one, or if git ignores the folder or refused, and no branch for a detached HEAD.
     """
 
     source_name: str
@@ -262,9 +256,8 @@ def read_uncommitted_changes(folder: Path, stop: StopSignal) -> str | None:
         if stream == "stdout":
             pieces.append(data)
 
-    variables = {name: value for name, value in os.environ.items() if name not in REPOSITORY_VARIABLES} | _READ_ONLY
     try:
-        result = run_process(command, cwd=folder, env=variables, write=take, stop=stop)
+        result = run_process(command, cwd=folder, env=variables_for_git() | _READ_ONLY, write=take, stop=stop)
     except FileNotFoundError:
         return None
     patch = b"".join(pieces)
