@@ -89,15 +89,14 @@ def check_call(
         ParameterError: Only the values are wrong.
     """
     project, problems = parse_project(directory)
-    entry_point, checked, errors = _check_values(project, problems, name, values, uri, spark_job=spark_job)
-    command = command_problems(project, entry_point) if entry_point else ()
-    if problems or command:
+    entry_point, checked, error = _check_values(project, problems, name, values, uri, spark_job=spark_job)
+    problems += command_problems(project, entry_point) if entry_point else ()
+    if problems:
         headline = f"Entry point '{name}' of project '{project.display_name}' can't be run"
-        raise ProjectSpecError(headline, [*problems, *command, *(each for error in errors for each in error.problems)])
-    for error in errors:
+        raise ProjectSpecError(headline, [*problems, *(error.problems if error else ())])
+    if entry_point is None or checked is None:
+        assert error is not None
         raise error
-    assert entry_point is not None
-    assert checked is not None
     return project, entry_point, checked
 
 
@@ -109,16 +108,16 @@ def _check_values(
     uri: str | None = None,
     *,
     spark_job: bool = False,
-) -> tuple[EntryPoint | None, CheckedParameters | None, list[ProjectSpecError | ParameterError]]:
+) -> tuple[EntryPoint | None, CheckedParameters | None, ProjectSpecError | ParameterError | None]:
     # A file without any readable entry point would only add follow-up errors.
     if file_problems and not project.entry_points:
-        return None, None, []
+        return None, None, None
     entry_point = spark_job_entry_point(project, name) if spark_job else None
     try:
         entry_point = entry_point or _look_up(project, name, uri)
-        return entry_point, check_parameters(entry_point, values, project.directory), []
+        return entry_point, check_parameters(entry_point, values, project.directory), None
     except (ProjectSpecError, ParameterError) as error:
-        return entry_point, None, [error]
+        return entry_point, None, error
 
 
 def _look_up(project: Project, name: str, uri: str | None) -> EntryPoint:
@@ -172,14 +171,14 @@ def _unknown(project: Project, name: str) -> list[Problem]:
 
 
 def _no_project_file(project: Project, name: str, uri: str) -> ProjectSpecError:
-    headline = f"No {PROJECT_FILE_NAME} file found in {uri}"
+    is_script = PurePosixPath(name).suffix in _SCRIPT_COMMANDS
+    headline = f"No {PROJECT_FILE_NAME} file found in {uri}" + (f", and no script {name!r}" if is_script else "")
     scripts = _scripts(project)
-    if PurePosixPath(name).suffix in _SCRIPT_COMMANDS:
-        headline += f", and no script {name!r}"
     problems = [*project.warnings, *_sub_folder_problems(project, uri)]
-    if scripts and (not problems or PurePosixPath(name).suffix in _SCRIPT_COMMANDS):
-        run = f"to run one, name it: `mlprojects run {shlex.quote(uri)} -e {shlex.quote(nearest(name, scripts) or scripts[0])}`"
-        problems.append(Problem(f"the folder has the scripts {_listed(scripts)}", fix=run))
+    if scripts and (is_script or not problems):
+        command = shlex.join(["mlprojects", "run", uri, "-e", nearest(name, scripts) or scripts[0]])
+        message = f"the folder has the script{'s' if len(scripts) > 1 else ''} {_listed(scripts)}"
+        problems.append(Problem(message, fix=f"to run one, name it: `{command}`"))
     create = f"create a file named {PROJECT_FILE_NAME}, or give the URI of the folder that has one"
     return ProjectSpecError(
         headline, problems or [Problem("the folder has no scripts (.py, .sh, .R) either", fix=create)]
@@ -188,10 +187,12 @@ def _no_project_file(project: Project, name: str, uri: str) -> ProjectSpecError:
 
 def _sub_folder_problems(project: Project, uri: str) -> list[Problem]:
     """Returns a problem that names the sub-folders (at most two levels below) with an MLproject file; empty without any."""
-    found = [file for pattern in ("*", "*/*") for file in project.directory.glob(f"{pattern}/{PROJECT_FILE_NAME}")]
+    if project.file is not None:
+        return []
+    found = (file for pattern in ("*", "*/*") for file in project.directory.glob(f"{pattern}/{PROJECT_FILE_NAME}"))
     folders = sorted(file.parent.relative_to(project.directory).as_posix() for file in found if file.is_file())
     folders = [folder for folder in folders if not folder.startswith(".")]
-    if project.file is not None or not folders:
+    if not folders:
         return []
     where = f"one is in {folders[0]}" if len(folders) == 1 else f"the sub-folders {_listed(folders)} have one"
     target = f"{uri}{'/' if '#' in uri else '#'}{folders[0]}"
@@ -279,8 +280,8 @@ def lint(
         errors += command_problems(project, declared)
         warnings += _unquotable_warnings(project, declared)
     if entry_point is not None:
-        _, checked, call_errors = _check_values(project, problems, entry_point, parameters)
-        errors += [problem for error in call_errors for problem in error.problems]
+        _, checked, error = _check_values(project, problems, entry_point, parameters)
+        errors += error.problems if error else ()
         warnings += checked.warnings if checked else ()
     findings = [Finding("error", each) for each in dict.fromkeys(errors)]
     findings += [Finding("warning", each) for each in dict.fromkeys(warnings) if each not in errors]

@@ -74,14 +74,14 @@ def test_bad_values_are_refused(kind: str, value: Any) -> None:
     assert caught.value.problems[0].parameter == "p"
 
 
-def test_all_problems_at_once() -> None:
+def test_all_problems_of_values_come_at_once() -> None:
     with pytest.raises(ParameterError) as caught:
         check_parameters(entry_point(a="int", b="float", c="uri"), {"a": "x", "c": "y", "bb": "1", "": "z"})
     assert [problem.parameter for problem in caught.value.problems] == ["a", "b", "c", ""]
     assert "did you mean it when you wrote 'bb'" in str(caught.value.problems[1])
 
 
-def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_values_become_absolute_or_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     declared = entry_point(a="path", b="path", c="path")
@@ -161,10 +161,10 @@ def test_a_folder_without_a_project_file_says_what_to_do(tmp_path: Path) -> None
     )
     (tmp_path / "train.py").touch()
     assert no_project_file(tmp_path) == (
-        f"No MLproject file found in {tmp_path}: the folder has the scripts train.py "
+        f"No MLproject file found in {tmp_path}: the folder has the script train.py "
         f"(to run one, name it: `mlprojects run {tmp_path} -e train.py`)"
     )
-    assert "and no script 'tarin.py': the folder has the scripts train.py" in no_project_file(tmp_path, "tarin.py")
+    assert "and no script 'tarin.py': the folder has the script train.py" in no_project_file(tmp_path, "tarin.py")
     (tmp_path / "MLproject.yml").touch()
     assert no_project_file(tmp_path) == (
         f"No MLproject file found in {tmp_path}: {tmp_path}/MLproject.yml: it is not read: "

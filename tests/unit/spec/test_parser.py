@@ -49,7 +49,7 @@ entry_points:
 
 
 @pytest.mark.parametrize("name", ["MLproject", "mlproject", "MLPROJECT"])
-def test_a_good_file(name: str, tmp_path: Path) -> None:
+def test_a_valid_file_is_parsed(name: str, tmp_path: Path) -> None:
     project = load_project(write(tmp_path, GOOD, name))
     assert (project.name, list(project.entry_points)) == ("demo", ["main", "other"])
     parameters = project.entry_points["main"].parameters
@@ -65,7 +65,7 @@ def test_a_good_file(name: str, tmp_path: Path) -> None:
     assert (warning.line, warning.fix) == (10, "did you mean 'float'?")
 
 
-def test_a_folder_without_a_file(tmp_path: Path) -> None:
+def test_a_folder_without_a_file_is_a_project(tmp_path: Path) -> None:
     assert load_project(tmp_path) == Project(tmp_path, None, None, {}, NoEnvironment())
 
 
@@ -99,7 +99,9 @@ def test_a_folder_without_a_file(tmp_path: Path) -> None:
         ("x: " + "[" * 3000 + "]" * 3000, None, "nested too deeply"),
     ],
 )
-def test_bad_files(text: str, line: int | None, message: str, tmp_path: Path) -> None:
+def test_an_invalid_file_has_one_problem_with_its_line(
+    text: str, line: int | None, message: str, tmp_path: Path
+) -> None:
     found = problems(write(tmp_path, text))
     assert len(found) == 1
     assert found[0][0] == line
@@ -111,7 +113,7 @@ def test_all_problems_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> N
     assert [line for line, _ in problems(write(tmp_path, text))] == [1, 2, 2, 4, 5]
 
 
-def test_not_text_and_no_folder(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf_8_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "MLproject").write_bytes("name: a\nentry_points: {caf\xe9: {command: x}}\n".encode("latin-1"))
     with pytest.raises(ProjectSpecError, match=r"MLproject:2: the file is not UTF-8 text \(save it as UTF-8\)"):
         load_project(tmp_path)
@@ -121,7 +123,7 @@ def test_not_text_and_no_folder(tmp_path: Path) -> None:
         load_project(tmp_path / "MLproject")
 
 
-def test_environments(tmp_path: Path) -> None:
+def test_each_kind_of_environment_is_parsed(tmp_path: Path) -> None:
     (tmp_path / "conda.yaml").write_text("")
     assert load_project(tmp_path).environment == CondaEnvironment(tmp_path / "conda.yaml")
     (tmp_path / "python_env.yaml").write_text("")

@@ -156,13 +156,11 @@ def _secrets(credentials: GitCredentials | None) -> tuple[str, ...]:
 
 def _configure(variables: dict[str, str], settings: Sequence[tuple[str, str]]) -> None:
     """Appends settings to git's configuration in the environment (git-config(1), GIT_CONFIG_COUNT)."""
-    try:
-        count = int(variables.get("GIT_CONFIG_COUNT", "0"))
-    except ValueError:
-        count = 0
-    for number, (key, value) in enumerate(settings, count):
+    value = variables.get("GIT_CONFIG_COUNT", "")
+    count = int(value) if value.isdecimal() else 0
+    for number, (key, setting) in enumerate(settings, count):
         variables[f"GIT_CONFIG_KEY_{number}"] = key
-        variables[f"GIT_CONFIG_VALUE_{number}"] = value
+        variables[f"GIT_CONFIG_VALUE_{number}"] = setting
     variables["GIT_CONFIG_COUNT"] = str(count + len(settings))
 
 
