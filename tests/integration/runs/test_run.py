@@ -174,6 +174,35 @@ def test_all_mistakes_of_a_call_come_at_once_and_leave_no_run(greet: str, worksp
     assert not (workspace / "mlflow.db").exists()
 
 
+def test_mistakes_of_the_project_and_of_the_call_come_together(workspace: Path, mlprojects: Callable[..., Any]) -> None:
+    (workspace / "MLproject").write_text(
+        "python_env: missing.yaml\nentry_points:\n  main:\n    parameters: {epochs: int}\n    command: 'echo {epochs} }'\n"
+    )
+    with pytest.raises(ProjectSpecError) as caught:
+        run(".", parameters={"epochs": 3.7})
+    assert [(problem.line, problem.parameter) for problem in caught.value.problems] == [
+        (1, None),
+        (5, None),
+        (None, "epochs"),
+    ]
+    done = mlprojects("run", ".", "-P", "epochs=3.7")
+    assert done.returncode == 2
+    for words in (
+        "MLproject:1: 'python_env' names the file",
+        "MLproject:5: the command",
+        "a whole number was expected",
+    ):
+        assert words in done.stderr
+
+
+def test_a_duplicate_key_is_only_warned_of(workspace: Path, mlprojects: Callable[..., Any]) -> None:
+    (workspace / "MLproject").write_text("entry_points:\n  main: {command: echo first}\n  main: {command: echo last}\n")
+    done = mlprojects("run", ".", "--env-manager", "local")
+    assert (done.returncode, done.stdout) == (0, "last\n")
+    assert "MLproject:3: the key 'main' is given twice, first in line 2" in done.stderr
+    assert mlprojects("validate").returncode == 1
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
