@@ -43,8 +43,9 @@ from prefect_mlprojects.runs.handles import RUN_ID_LABEL
 from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, RunRequest, document_options
 from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
-from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
-from prefect_mlprojects.sources.git.urls import with_url_credentials
+from prefect_mlprojects.sources.base import remove_run_folder
+from prefect_mlprojects.sources.git import with_url_credentials
+from prefect_mlprojects.sources.git.source import read_uncommitted_changes
 from prefect_mlprojects.spec import find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import schema_changes
 from prefect_mlprojects.tasks.execute import Target, execute
@@ -345,6 +346,8 @@ class _ProjectRun:
             await asyncio.to_thread(self._checked.backend.release, self._prepared)
         if self._source is not None and self._working_copy is not None:
             await asyncio.to_thread(self._source.remove, self._working_copy)
+        if session.downloads is not None:
+            await asyncio.to_thread(remove_run_folder, session.downloads)
         self._result = RunResult(
             status=status,
             run_id=tracked.run_id if tracked else None,

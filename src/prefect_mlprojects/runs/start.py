@@ -30,6 +30,7 @@ from prefect_mlprojects.exceptions import (
     ParameterError,
     PrefectServerError,
     Problem,
+    ProjectSpecError,
     RunCancelled,
 )
 from prefect_mlprojects.runs.check import check_request, context_before_run
@@ -58,7 +59,7 @@ def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
     Missing arguments have their defaults; unknown ones are ignored.
 
     Raises:
-        ParameterError: Options contradict each other or are out of bounds; all of them at once.
+        ParameterError: Options contradict each other or are out of bounds; all mistakes at once, the project's too.
         BackendError: The backend is unknown, or its configuration is malformed.
     """
     given = {name: arguments.get(name, option.default) for name, option in OPTIONS.items()}
@@ -69,7 +70,7 @@ def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
     if not uri.strip():
         problems.append(Problem("the project's URI is empty", parameter="uri"))
     if problems:
-        raise ParameterError("The run options are not valid", problems)
+        raise ParameterError("The run options are not valid", [*problems, *_project_problems(arguments, problems)])
     config, config_secrets = separate_config(given["backend"], given["backend_config"])
     secret_uri = Secret(uri) if holds_secret(uri) else None
     given |= {
@@ -86,6 +87,19 @@ def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
         {str(key): Secret(value) if isinstance(value, str) else value for key, value in auth.items()} if auth else None
     )
     return RunRequest(**given), RunSecrets(secret_uri, config_secrets, docker_auth)
+
+
+def _project_problems(arguments: Mapping[str, Any], known: list[Problem]) -> tuple[Problem, ...]:
+    """Returns the problems of a project in a folder, and of the parameter values, beside the known ones."""
+    wrong = {problem.parameter for problem in known}
+    try:
+        if "uri" not in wrong:
+            preflight(*make_request({name: value for name, value in arguments.items() if name not in wrong}))
+    except (ParameterError, ProjectSpecError) as error:
+        return error.problems
+    except ExecutionException:
+        pass
+    return ()
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefect_mlprojects._support.secrets import Secret
@@ -155,6 +156,7 @@ class RunSession:
         tracking_uri: The tracking URI; None for the one that this process resolves.
         parent_run_id: The MLflow run that this one is nested in.
         begun: True once the first step has started.
+        downloads: The folder of downloaded parameters to remove with the run.
         server_lost: True once the run, after a stop request, no longer waits for its Prefect server.
     """
 
@@ -169,6 +171,7 @@ class RunSession:
 
     flow_run_id: str | None = field(default=None, init=False)
     tracked_run: TrackedRun | None = field(default=None, init=False)
+    downloads: Path | None = field(default=None, init=False)
     result: RunResult | None = field(default=None, init=False)
     begun: bool = field(default=False, init=False)
     server_lost: bool = field(default=False, init=False)

@@ -131,6 +131,12 @@ def test_failed_run_reports_its_error_once(workspace: Path, flow_records: Callab
     assert sum("failed: exit code 1." in message for message in messages) == 1
 
 
+def test_wrong_options_and_values_are_reported_together(greet: str, workspace: Path) -> None:
+    with pytest.raises(ParameterError) as caught:
+        run(greet, parameters={"times": 1.5}, timeout=-1, retries=-1, experiment_name="a", experiment_id="1")
+    assert [problem.parameter for problem in caught.value.problems] == ["experiment_id", "timeout", "retries", "times"]
+
+
 def test_invalid_parameters_are_reported_once(greet: str, workspace: Path, prefect_state: Read) -> None:
     project = f"file://{greet}"
     with pytest.raises(ParameterError) as caught:
@@ -166,6 +172,35 @@ def test_all_mistakes_of_a_call_come_at_once_and_leave_no_run(greet: str, worksp
         run(greet, "needs", parameters={"count": "3.7", "place": "nowhere"})
     assert {problem.parameter for problem in caught.value.problems} == {"count", "rate", "place"}
     assert not (workspace / "mlflow.db").exists()
+
+
+def test_mistakes_of_the_project_and_of_the_call_come_together(workspace: Path, mlprojects: Callable[..., Any]) -> None:
+    (workspace / "MLproject").write_text(
+        "python_env: missing.yaml\nentry_points:\n  main:\n    parameters: {epochs: int}\n    command: 'echo {epochs} }'\n"
+    )
+    with pytest.raises(ProjectSpecError) as caught:
+        run(".", parameters={"epochs": 3.7})
+    assert [(problem.line, problem.parameter) for problem in caught.value.problems] == [
+        (1, None),
+        (5, None),
+        (None, "epochs"),
+    ]
+    done = mlprojects("run", ".", "-P", "epochs=3.7")
+    assert done.returncode == 2
+    for words in (
+        "MLproject:1: 'python_env' names the file",
+        "MLproject:5: the command",
+        "a whole number was expected",
+    ):
+        assert words in done.stderr
+
+
+def test_a_duplicate_key_is_only_warned_of(workspace: Path, mlprojects: Callable[..., Any]) -> None:
+    (workspace / "MLproject").write_text("entry_points:\n  main: {command: echo first}\n  main: {command: echo last}\n")
+    done = mlprojects("run", ".", "--env-manager", "local")
+    assert (done.returncode, done.stdout) == (0, "last\n")
+    assert "MLproject:3: the key 'main' is given twice, first in line 2" in done.stderr
+    assert mlprojects("validate").returncode == 1
 
 
 @pytest.mark.parametrize(
