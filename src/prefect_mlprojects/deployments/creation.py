@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from prefect_mlprojects._support.secrets import reveal
-from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
-from prefect_mlprojects.deployments.update import (
+from prefect_mlprojects.deployments.server_objects import (
     Update,
+    default_job_variables,
+    ensure_work_pool,
+    ensure_zombie_automation,
     find_deployment,
     full_name,
     make_schedule,
     read_update,
     schedule_texts,
 )
-from prefect_mlprojects.deployments.work_pools import default_job_variables, ensure_work_pool, ensure_zombie_automation
+from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
 from prefect_mlprojects.runs.request import FLOW_NAME, unknown_options

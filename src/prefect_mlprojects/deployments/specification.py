@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from prefect_mlprojects._support.redaction import holds_secret
-from prefect_mlprojects.deployments.forms import deployment_schema
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.runs.request import (
     PROJECT_SCHEME,
     RunRequest,
     holds_secret_url,
+    options_of,
     secret_uri_problem,
     unknown_options,
 )
@@ -26,7 +26,7 @@ from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
-from prefect_mlprojects.spec.parameters import in_project, is_relative_default, typed_value
+from prefect_mlprojects.spec.parameters import in_project, is_relative_default, parameters_schema, typed_value
 from prefect_mlprojects.types import StopSignal
 
 
@@ -319,3 +319,46 @@ def _description(project: str, entry_point: EntryPoint, uri: str, copy: WorkingC
         f"Runs the entry point `{entry_point.name}` of the MLflow project **{project}** from `{uri}`, {followed}.\n\n"
         f"```\n{entry_point.command.strip()}\n```\n"
     )
+
+
+def deployment_schema(
+    uri: str,
+    entry_point: EntryPoint,
+    values: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns the schema of the flow's parameters for one entry point of one project.
+
+    Args:
+        uri: The project.
+        entry_point: The entry point.
+        values: Values that the deployment gives parameters, shown in the form in place of the project's defaults.
+        options: Run options that the deployment sets, shown likewise.
+    """
+    values, options = values or {}, options or {}
+    fields: dict[str, dict[str, Any]] = {
+        "parameters": {"title": f"Parameters of {entry_point.name}", **parameters_schema(entry_point, values)},
+        "extra_parameters": {
+            "title": "Extra parameters",
+            "description": "Further parameters by name, appended to the command as --name value.",
+            "type": "object",
+            "additionalProperties": {"type": ["string", "number", "integer", "boolean"]},
+            "default": {name: value for name, value in values.items() if name not in entry_point.parameters},
+        },
+        **{option.name: option.json_schema(options.get(option.name)) for option in options_of("form")},
+        "uri": {"title": "Project", "type": "string", "enum": [uri], "default": uri},
+        "entry_point": {
+            "title": "Entry point",
+            "type": "string",
+            "enum": [entry_point.name],
+            "default": entry_point.name,
+        },
+    }
+    needs_values = any(each.required for each in entry_point.parameters.values())
+    return {
+        "title": "Parameters",
+        "type": "object",
+        "properties": {name: {"position": place, **field} for place, (name, field) in enumerate(fields.items())},
+        "required": ["uri", *(["parameters"] if needs_values else [])],
+        "definitions": {},
+    }

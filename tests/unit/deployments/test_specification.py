@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tests.services.git import git
 
+from prefect_mlprojects.deployments.server_objects import make_schedule
 from prefect_mlprojects.deployments.specification import specify
-from prefect_mlprojects.deployments.update import make_schedule
 from prefect_mlprojects.exceptions import BackendError, FetchError, ParameterError, ProjectSpecError
 
 PROJECT = """\

@@ -8,8 +8,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule
-from prefect_mlprojects.exceptions import ParameterError, Problem
+from prefect_mlprojects.exceptions import InvalidInputError, ParameterError, Problem
 from prefect_mlprojects.runs.request import FLOW_NAME
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import WorkPool
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -193,3 +197,92 @@ async def find_deployment(client: PrefectClient, name: str) -> Any:
 async def read_update(client: PrefectClient, specification: DeploymentSpecification) -> Update:
     """Returns what deploying changes of the deployment of this name, if it exists."""
     return Update(specification, await find_deployment(client, specification.name))
+
+
+DEFAULT_WORK_POOL = "mlprojects"
+AUTOMATION_NAME = "prefect-mlprojects: runs without a heartbeat have crashed"
+HEARTBEAT_SECONDS = 60
+"""Interval of the heartbeats of runs on our own workers."""
+SILENCE_SECONDS = 600
+"""How long a run may send no heartbeat: more than three of Prefect's default intervals of 180 seconds."""
+
+_FINAL_EVENTS = ("Completed", "Failed", "Cancelled", "Crashed", "Cancelling")
+
+
+def default_job_variables(pool: WorkPool) -> dict[str, Any]:
+    """Returns overrides that our flow needs in a work pool's job template.
+
+    Prefect copies the working directory before each run of a deployment without pull steps. A process worker starts runs in
+    an empty one, but a container starts in its image's, which may be ``/``.
+    """
+    known = ((pool.base_job_template or {}).get("variables") or {}).get("properties") or {}
+    if pool.type not in ("docker", "kubernetes") or "command" not in known:
+        return {}
+    return {"command": "sh -c 'cd \"$(mktemp -d)\" && exec prefect flow-run execute'"}
+
+
+async def ensure_work_pool(client: PrefectClient, name: str | None, kind: str = "process") -> WorkPool:
+    """Returns a work pool; creates the default one, of type `kind`, if it does not exist.
+
+    Raises:
+        InvalidInputError: No pool has that name.
+    """
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.filters import WorkPoolFilter
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+    wanted = name or DEFAULT_WORK_POOL
+    try:
+        return await client.read_work_pool(wanted)
+    except ObjectNotFound:
+        if name is not None and name != DEFAULT_WORK_POOL:
+            known = [pool.name for pool in await client.read_work_pools(work_pool_filter=WorkPoolFilter())]
+            raise InvalidInputError(
+                f"No work pool {name!r} exists"
+                + (f"; known: {', '.join(known)}" if known else "")
+                + f". Create it with `prefect work-pool create {name} --type {kind}`."
+            ) from None
+        try:
+            return await client.create_work_pool(
+                WorkPoolCreate(name=wanted, type=kind, description="Runs of MLflow projects (prefect-mlprojects).")
+            )
+        except ObjectAlreadyExists:
+            # Another process created it in the meantime.
+            return await client.read_work_pool(wanted)
+
+
+async def ensure_zombie_automation(client: PrefectClient, silence: float = SILENCE_SECONDS) -> None:
+    """Creates the automation if it does not exist; `silence` is in seconds."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    if await client.read_automations_by_name(AUTOMATION_NAME):
+        return
+    await client.create_automation(
+        AutomationCore(
+            name=AUTOMATION_NAME,
+            description="Marks runs of run_project as crashed when they send no heartbeat any more.",
+            trigger=EventTrigger(
+                after={"prefect.flow-run.heartbeat"},
+                expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in _FINAL_EVENTS)},
+                match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+                match_related=ResourceSpecification(
+                    {"prefect.resource.role": "flow", "prefect.resource.name": FLOW_NAME}
+                ),
+                for_each={"prefect.resource.id"},
+                posture=Posture.Proactive,
+                threshold=1,
+                within=timedelta(seconds=silence),
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    name=None,
+                    state=StateType.CRASHED,
+                    message="The run's process sends no heartbeat any more: it was killed, or its machine failed.",
+                    force=False,
+                )
+            ],
+        )
+    )
