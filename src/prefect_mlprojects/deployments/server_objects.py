@@ -1,4 +1,9 @@
-"""What deploying changes of an existing deployment, and its schedules."""
+"""What a deployment needs and changes on the Prefect server: schedules, a work pool, and an automation for dead runs.
+
+A run whose process dies sends no more of the heartbeat events that Prefect's flows send every
+``PREFECT_FLOWS_HEARTBEAT_FREQUENCY`` seconds. The automation marks it as crashed; it follows
+https://docs.prefect.io/v3/advanced/detect-zombie-flows, for this package's flow only.
+"""
 
 from __future__ import annotations
 
@@ -7,42 +12,42 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule
-from prefect_mlprojects.exceptions import InvalidInputError, ParameterError, Problem
+from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule, refused
+from prefect_mlprojects.exceptions import InvalidInputError
 from prefect_mlprojects.runs.request import FLOW_NAME
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import WorkPool
 
-if TYPE_CHECKING:
-    from prefect.client.orchestration import PrefectClient
+DEFAULT_WORK_POOL = "mlprojects"
+AUTOMATION_NAME = "prefect-mlprojects: runs without a heartbeat have crashed"
+HEARTBEAT_SECONDS = 60
+"""Interval of the heartbeats of runs on our own workers."""
+SILENCE_SECONDS = 600
+"""How long a run may send no heartbeat: more than three of Prefect's default intervals of 180 seconds."""
+
+_FINAL_EVENTS = ("Completed", "Failed", "Cancelled", "Crashed", "Cancelling")
 
 
 def make_schedule(
     cron: str | None, interval: float | timedelta | None, rrule: str | None, timezone: str | None
 ) -> Schedule | None:
-    """Returns the schedule; None when all arguments are None.
-
-    Raises:
-        ParameterError: More than one is given, a time zone without one, or Prefect does not accept it.
-    """
-    given = [text for text, value in (("cron", cron), ("interval", interval), ("rrule", rrule)) if value is not None]
+    """Returns the schedule; None if all arguments are None. Raises `ParameterError` if Prefect would not accept it."""
+    given = [name for name, value in (("cron", cron), ("interval", interval), ("rrule", rrule)) if value is not None]
     if isinstance(interval, int | float):
         interval = timedelta(seconds=interval)
     schedule = Schedule(cron, interval, rrule, timezone)
-    problem = None
     if len(given) > 1:
-        problem = Problem(f"give only one of {' and '.join(given)}", parameter=given[0])
-    elif timezone is not None and not given:
-        problem = Problem("a time zone needs a schedule", parameter="timezone", fix="give cron, interval or rrule, too")
-    elif interval is not None and interval <= timedelta():
-        words = f"the interval must be a positive number of seconds, not {interval.total_seconds():g}"
-        problem = Problem(words, parameter="interval")
-    elif given and (reason := _why_invalid(schedule)):
-        problem = Problem(f"the schedule {schedule} is not valid: {reason}", parameter=given[0])
-    if problem is not None:
-        raise ParameterError("The deployment can't be made", [problem])
+        raise refused(f"give only one of {' and '.join(given)}", given[0])
+    if timezone is not None and not given:
+        raise refused("a time zone needs a schedule", "timezone", "give cron, interval or rrule, too")
+    if interval is not None and interval <= timedelta():
+        raise refused(
+            f"the interval must be a positive number of seconds, not {interval.total_seconds():g}", "interval"
+        )
+    if given and (reason := _why_invalid(schedule)):
+        raise refused(f"the schedule {schedule} is not valid: {reason}", given[0])
     return schedule if given else None
 
 
@@ -55,7 +60,7 @@ def _why_invalid(schedule: Schedule) -> str | None:
 
 
 def prefect_schedule(schedule: Schedule) -> Any:
-    """Returns a schedule as Prefect's type; raises ValueError when Prefect does not accept it."""
+    """Returns a schedule as Prefect's type; raises `ValueError` if Prefect does not accept it."""
     from prefect.client.schemas.schedules import construct_schedule
 
     return construct_schedule(
@@ -64,7 +69,7 @@ def prefect_schedule(schedule: Schedule) -> Any:
 
 
 def next_times(schedule: Schedule, count: int = 3) -> list[datetime]:
-    """Returns the next times at which a schedule fires, in its time zone; raises ValueError when Prefect does not accept it."""
+    """Returns the next times of a schedule in its time zone; raises `ValueError` if Prefect does not accept it."""
     from prefect_mlprojects._support.event_loop import background_loop
     from prefect_mlprojects.server.compat import schedule_dates
 
@@ -115,34 +120,24 @@ class Update:
 
     def schedule_text(self) -> str | None:
         """Returns the schedule, and whether it is paused."""
-        texts = [
-            _schedule_text(each) + ("" if each.active and not self.paused else " (paused)") for each in self.schedules
-        ]
-        return ", ".join(texts) or None
+        states = ["" if each.active and not self.paused else " (paused)" for each in self.schedules]
+        return ", ".join(map("".join, zip(schedule_texts(self.schedules), states, strict=True))) or None
 
     def changes(self) -> list[str]:
         """Returns a line for each setting that changed, or was kept without being named."""
         existing, specification = self.existing, self.specification
         if existing is None:
             return []
-        pairs: list[tuple[str, Any, Any, bool]] = [
-            (
-                "schedule",
-                schedule_texts(existing.schedules),
-                schedule_texts(self.schedules),
-                specification.schedule is not None,
-            ),
-            ("tags", sorted(existing.tags), sorted(self.tags), bool(specification.tags)),
-            (
-                "concurrency limit",
-                _limit_of(existing),
-                self.concurrency_limit,
-                specification.concurrency_limit is not None,
-            ),
-            ("version", existing.version, specification.version, True),
+        schedules = schedule_texts(existing.schedules), schedule_texts(self.schedules)
+        limits = _limit_of(existing), self.concurrency_limit
+        pairs: list[tuple[str, tuple[Any, Any], Any]] = [
+            ("schedule", schedules, specification.schedule),
+            ("tags", (sorted(existing.tags), sorted(self.tags)), specification.tags),
+            ("concurrency limit", limits, specification.concurrency_limit),
+            ("version", (existing.version, specification.version), True),
         ]
         lines = []
-        for name, before, after, named in pairs:
+        for name, (before, after), named in pairs:
             if before != after:
                 lines.append(f"{name}: {_shown(before)} -> {_shown(after)}")
             elif before and not named:
@@ -158,21 +153,13 @@ def _limit_of(deployment: Any) -> int | None:
     return limit.limit if limit is not None else None
 
 
-def _schedule_text(schedule: Any) -> str:
-    values = schedule.schedule
-    return str(
-        Schedule(
-            getattr(values, "cron", None),
-            getattr(values, "interval", None),
-            getattr(values, "rrule", None),
-            None if values.timezone == "UTC" else values.timezone,
-        )
-    )
-
-
 def schedule_texts(schedules: Sequence[Any]) -> list[str]:
     """Returns a text for each of Prefect's schedules."""
-    return [_schedule_text(each) for each in schedules]
+    own = []
+    for values in (each.schedule for each in schedules):
+        timing = [getattr(values, name, None) for name in ("cron", "interval", "rrule")]
+        own.append(str(Schedule(*timing, None if values.timezone == "UTC" else values.timezone)))
+    return own
 
 
 def _shown(value: Any) -> str:
@@ -180,7 +167,7 @@ def _shown(value: Any) -> str:
 
 
 def full_name(name: str) -> str:
-    """Returns ``flow/deployment``, as Prefect names it, for a deployment's name with or without its flow's."""
+    """Returns ``flow/deployment``, as Prefect names a deployment, for a name with or without the flow's."""
     return name if "/" in name else f"{FLOW_NAME}/{name}"
 
 
@@ -195,18 +182,8 @@ async def find_deployment(client: PrefectClient, name: str) -> Any:
 
 
 async def read_update(client: PrefectClient, specification: DeploymentSpecification) -> Update:
-    """Returns what deploying changes of the deployment of this name, if it exists."""
+    """Returns how deploying changes the deployment of this name, if it exists."""
     return Update(specification, await find_deployment(client, specification.name))
-
-
-DEFAULT_WORK_POOL = "mlprojects"
-AUTOMATION_NAME = "prefect-mlprojects: runs without a heartbeat have crashed"
-HEARTBEAT_SECONDS = 60
-"""Interval of the heartbeats of runs on our own workers."""
-SILENCE_SECONDS = 600
-"""How long a run may send no heartbeat: more than three of Prefect's default intervals of 180 seconds."""
-
-_FINAL_EVENTS = ("Completed", "Failed", "Cancelled", "Crashed", "Cancelling")
 
 
 def default_job_variables(pool: WorkPool) -> dict[str, Any]:
@@ -224,8 +201,7 @@ def default_job_variables(pool: WorkPool) -> dict[str, Any]:
 async def ensure_work_pool(client: PrefectClient, name: str | None, kind: str = "process") -> WorkPool:
     """Returns a work pool; creates the default one, of type `kind`, if it does not exist.
 
-    Raises:
-        InvalidInputError: No pool has that name.
+    Raises `InvalidInputError` if no other pool has the name.
     """
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.client.schemas.filters import WorkPoolFilter

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from prefect_mlprojects._support.redaction import holds_secret, redact
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects._support.secrets import Secret, reveal_all, secrets_in
+from prefect_mlprojects._support.secrets import Secret, has_secret, reveal_all, secrets_in
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.contract import BackendRequest
@@ -173,6 +173,12 @@ def _fields(kind: Literal["cluster", "library", "environment", "access"]) -> fro
     # Older SDKs of the supported range lack some keys of an environment.
     newer = {"environment_version", "base_environment"} if kind == "environment" else set()
     return frozenset(each.name for each in fields(classes[kind])) | newer
+
+
+def secret_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the keys of a configuration whose values contain a literal secret; ``secrets`` only names some."""
+    nested = {key: value for key, value in config.items() if isinstance(value, Mapping | list) and key != "secrets"}
+    return tuple(key for key, value in nested.items() if has_secret(_marked(value, key)))
 
 
 def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
