@@ -74,13 +74,7 @@ class Deployment:
             ParameterError: A run option is unknown, or the server refused the values.
             PrefectServerError: The server can't be reached.
         """
-        from prefect_mlprojects.server.process import resolve_api
-
-        flow_parameters = _with_values(
-            self.specification.flow_parameters(), self.specification.schema, parameters or {}, options
-        )
-        run_id = call_api(resolve_api().api_url, _start, self.id, self.full_name, flow_parameters)
-        return AttachedSubmittedRun(run_id)
+        return run_deployment(self.name, parameters=parameters, options=options)
 
 
 def run_deployment(
@@ -102,10 +96,8 @@ def run_deployment(
     own_entry_point = found.parameters.get("entry_point", "main")
     if entry_point is not None and own_entry_point != entry_point:
         raise ParameterError(headline, [Problem(f"it is for the entry point {own_entry_point!r}, not {entry_point!r}")])
-    flow_parameters = _with_values(
-        found.parameters, found.parameter_openapi_schema or {}, parameters or {}, options or {}
-    )
-    return AttachedSubmittedRun(call_api(api_url, _start, str(found.id), full_name(name), flow_parameters))
+    values = _with_values(found.parameters, found.parameter_openapi_schema or {}, parameters or {}, options or {})
+    return AttachedSubmittedRun(call_api(api_url, _start, found.id, headline, values))
 
 
 def _existing(api_url: str, name: str, headline: str, fix: str) -> Any:
@@ -119,24 +111,21 @@ def _existing(api_url: str, name: str, headline: str, fix: str) -> Any:
 def _with_values(
     stored: Mapping[str, Any], schema: Mapping[str, Any], values: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns a deployment's flow parameters with other values, typed as its form has them where they come as text."""
+    """Returns a deployment's flow parameters with other values; texts get the types of its form."""
     if problems := unknown_options(options, "form"):
         raise ParameterError("The deployment can't run", problems)
     form = schema.get("properties", {}).get("parameters", {})
     declared = form.get("properties", {})
     # A deployment that was made from the flow's signature, by prefect.yaml for example, declares no parameters.
     open_form = form.get("additionalProperties") is not False
+    kinds: dict[str, ParameterType] = {"integer": "int", "number": "float"}
     result = {name: dict(value) if isinstance(value, Mapping) else value for name, value in stored.items()}
     for name, value in values.items():
-        place = "parameters" if name in declared or open_form else "extra_parameters"
-        result[place] = {**(result.get(place) or {}), name: _as_typed(value, declared.get(name, {}))}
+        field_name = "parameters" if name in declared or open_form else "extra_parameters"
+        kind = kinds.get(str(declared.get(name, {}).get("type")))
+        typed = typed_value(kind, value) if kind is not None and isinstance(value, str) else value
+        result[field_name] = {**(result.get(field_name) or {}), name: typed}
     return {**result, **options}
-
-
-def _as_typed(value: Any, field_schema: Mapping[str, Any]) -> Any:
-    kinds: dict[str, ParameterType] = {"integer": "int", "number": "float"}
-    kind = kinds.get(str(field_schema.get("type")))
-    return value if kind is None or not isinstance(value, str) else typed_value(kind, value)
 
 
 def deploy(  # noqa: D417 - the run options are listed with run()
@@ -254,16 +243,15 @@ async def _create(
     return str(deployment_id), work_pool.name, update
 
 
-async def _start(client: PrefectClient, deployment_id: str, full_name: str, parameters: dict[str, Any]) -> str:
+async def _start(client: PrefectClient, deployment_id: UUID, headline: str, parameters: dict[str, Any]) -> str:
     from prefect.exceptions import PrefectHTTPStatusError
 
     try:
-        flow_run = await client.create_flow_run_from_deployment(UUID(deployment_id), parameters=parameters)
+        flow_run = await client.create_flow_run_from_deployment(deployment_id, parameters=parameters)
     except PrefectHTTPStatusError as error:
         if error.response.status_code != 409:
             raise
-        detail = error.response.json().get("detail", "")
-        raise ParameterError(f"The deployment {full_name} can't run", [Problem(str(detail))]) from None
+        raise ParameterError(headline, [Problem(str(error.response.json().get("detail", "")))]) from None
     return str(flow_run.id)
 
 
