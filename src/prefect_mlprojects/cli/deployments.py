@@ -84,7 +84,7 @@ def deploy_command(
     Deploying again under the same name updates the deployment and its form. What is not named stays: schedule, tags, work
     pool, limit, job variables, and whether it is paused.
     """
-    from prefect_mlprojects.deployments.creation import create_deployment
+    from prefect_mlprojects.deployments import create_deployment
     from prefect_mlprojects.deployments.server_objects import next_times
 
     deployment = create_deployment(_specify(uri, options, job_variables), work_pool, announce)
@@ -118,7 +118,7 @@ def deploy_command(
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of concurrent runs.")
 def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> None:
     """Deploy the projects at the URIs and execute their runs in this process, without a work pool, until Ctrl-C."""
-    from prefect_mlprojects.deployments.creation import serve
+    from prefect_mlprojects.deployments import serve
 
     if options["name"] and len(uris) > 1:
         raise click.BadParameter("Several deployments can't have one name.", param_hint="--name")
@@ -175,7 +175,7 @@ def start_command(
     """Start a run of DEPLOYMENT and print its ID: a worker of its work pool executes it."""
     connect()
     from prefect_mlprojects.cli.runs import exit_code_of, print_started
-    from prefect_mlprojects.deployments.creation import run_deployment
+    from prefect_mlprojects.deployments import run_deployment
 
     run = run_deployment(deployment, parameters=parameters)
     print_started({"flow_run_id": run.flow_run_id, "flow_run_url": run.url}, as_json=as_json)
@@ -194,7 +194,7 @@ def deployments_command() -> None:
 @json_option
 def list_deployments_command(as_json: bool) -> None:
     """List the deployments of projects on the Prefect server."""
-    from prefect_mlprojects.deployments.creation import list_deployments
+    from prefect_mlprojects.deployments import list_deployments
 
     rows = list_deployments(connect())
     if as_json:
@@ -208,7 +208,7 @@ def _change_command(name: Literal["pause", "resume", "delete"], done: str, text:
     @deployments_command.command(name, help=text)
     @click.argument("deployment")
     def change(deployment: str) -> None:
-        from prefect_mlprojects.deployments.creation import change_deployment
+        from prefect_mlprojects.deployments import change_deployment
 
         change_deployment(connect(), deployment, name)
         click.echo(f"{done} {deployment}.")
