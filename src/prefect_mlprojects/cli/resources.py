@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
@@ -30,11 +31,10 @@ def _parse_span(text: str) -> timedelta:
 
 
 def _parse_size(text: str) -> int:
-    number = text.upper().removesuffix("B")
-    try:
-        return int(float(number.rstrip("KMGT")) * _UNITS[number[len(number.rstrip("KMGT")) :] or "B"])
-    except (KeyError, ValueError):
-        raise click.BadParameter(f"{text!r} is not a size: write 500M or 10G.") from None
+    match = re.fullmatch(r"(\d+|\d*\.\d+)([KMGT]?)B?", text.upper())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not a size: write 500M or 10G.")
+    return int(float(match[1]) * _UNITS[match[2] or "B"])
 
 
 def _size(size: int) -> str:
@@ -214,11 +214,13 @@ def docker_ps() -> None:
 
 @docker_command.command("clean")
 @click.option("--all", "everything", is_flag=True, help="Also stop and remove running containers.")
-def docker_clean(everything: bool) -> None:
-    """Remove the containers that interrupted runs left behind."""
+@click.pass_context
+def docker_clean(context: click.Context, everything: bool) -> None:
+    """Remove the containers that interrupted runs left behind; exit code 1 if one can't be removed."""
     from docker.errors import APIError, NotFound
 
     engine, containers = _containers()
+    failures = 0
     for container in containers:
         running = container["State"] == "running"
         if running and not everything:
@@ -232,8 +234,10 @@ def docker_clean(everything: bool) -> None:
             continue
         except APIError as error:
             click.echo(f"{container['Id'][:12]} can't be removed: {error.explanation or error}", err=True)
+            failures += 1
             continue
         click.echo(f"Removed {container['Id'][:12]}")
+    context.exit(1 if failures else 0)
 
 
 def _containers() -> tuple[Any, list[dict[str, Any]]]:
