@@ -153,3 +153,18 @@ def request_from_options(context: click.Context, options: Mapping[str, Any]) -> 
         elif not by_name:
             chosen["experiment_name"] = None
     return make_request(chosen)
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    For bash: add `eval "$(mlprojects completion bash)"` to ~/.bashrc.
+    """
+    from click.shell_completion import BashComplete, FishComplete, ZshComplete
+
+    from prefect_mlprojects.cli import group
+
+    completion = {"bash": BashComplete, "fish": FishComplete, "zsh": ZshComplete}[shell]
+    click.echo(completion(group, {}, "mlprojects", "_MLPROJECTS_COMPLETE").source())

@@ -1,4 +1,4 @@
-"""``mlprojects server|ui|env|docker|kubernetes|databricks|blocks|completion``: what runs share, and what they may leave."""
+"""``mlprojects server|ui|env|docker|kubernetes|databricks|blocks``: what runs share, and what they may leave."""
 
 from __future__ import annotations
 
@@ -384,18 +384,3 @@ def _block_types() -> list[Any]:
     from prefect_mlprojects import blocks
 
     return [getattr(blocks, name) for name in blocks.__all__]
-
-
-@click.command("completion")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion_command(shell: str) -> None:
-    """Print the completion script of a shell.
-
-    For bash: add `eval "$(mlprojects completion bash)"` to ~/.bashrc.
-    """
-    from click.shell_completion import BashComplete, FishComplete, ZshComplete
-
-    from prefect_mlprojects.cli import group
-
-    completion = {"bash": BashComplete, "fish": FishComplete, "zsh": ZshComplete}[shell]
-    click.echo(completion(group, {}, "mlprojects", "_MLPROJECTS_COMPLETE").source())
