@@ -275,7 +275,7 @@ class Backend(ABC, Generic[ConfigT, ValueT]):
             stop: Ends the command.
 
         Raises:
-            BackendError: The backend itself failed: it can't be reached, it refused the job.
+            BackendUnavailableError: The backend itself failed: it can't be reached, it refused the job.
         """
 
     def release(self, prepared: Prepared[ConfigT, ValueT]) -> None:
