@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -84,7 +84,7 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
         BackendError: The backend is unknown or can't run the project.
         EnvironmentBuildError: The environment manager is unknown or does not fit the project.
     """
-    project = load_project(working_copy.directory)
+    project = replace(load_project(working_copy.directory), temporary=working_copy.temporary)
     entry_point = spark_job_entry_point(project, request.entry_point) if request.backend == "databricks" else None
     entry_point = entry_point or find_entry_point(project, request.entry_point)
     parameters = check_parameters(entry_point, request.parameters, working_copy.directory)

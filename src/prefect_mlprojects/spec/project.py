@@ -110,6 +110,7 @@ class Project:
         environment: What the project needs to run.
         databricks_spark_job: The file's ``databricks_spark_job`` mapping as written, or None.
         warnings: What is odd but allowed: unknown keys, unknown parameter types.
+        temporary: Whether the folder is a working copy that is removed with the run.
     """
 
     directory: Path
@@ -119,6 +120,7 @@ class Project:
     environment: ProjectEnvironment
     databricks_spark_job: Mapping[str, Any] | None = None
     warnings: tuple[Problem, ...] = ()
+    temporary: bool = False
 
     @property
     def display_name(self) -> str:

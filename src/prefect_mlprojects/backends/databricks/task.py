@@ -16,19 +16,16 @@ from prefect_mlprojects.backends.databricks.config import NAME, DatabricksReques
 from prefect_mlprojects.backends.databricks.storage import Code, driver_path
 from prefect_mlprojects.environments.python.files import (
     PythonSpec,
+    digest_metadata,
+    digest_package,
+    digest_text,
     is_python_request,
     read_conda_env,
     read_lock,
     read_python_env,
     uv_lock_of,
 )
-from prefect_mlprojects.environments.python.requirements import (
-    RequirementSet,
-    digest_metadata,
-    digest_package,
-    digest_text,
-    expand_requirements,
-)
+from prefect_mlprojects.environments.python.requirements import Installer, RequirementSet, expand_requirements
 from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, NoEnvironment, PythonEnvironment
 
@@ -210,15 +207,30 @@ def driver_environment(request: DatabricksRequest) -> DriverEnvironment | None:
         spec = read_conda_env(environment.file, "uv")
     if not isinstance(spec, PythonSpec):
         raise _problems(request, spec)
-    build = expand_requirements(spec.build_dependencies, spec.source, project.directory)
-    run = expand_requirements(spec.dependencies, spec.source, project.directory)
+    installer: Installer = "pip" if request.env_manager == "virtualenv" else "uv"
+    build = expand_requirements(spec.build_dependencies, spec.source, project, installer)
+    run = expand_requirements(spec.dependencies, spec.source, project, installer)
     if not isinstance(build, RequirementSet) or not isinstance(run, RequirementSet):
         raise _problems(request, tuple(each for part in (build, run) if isinstance(part, tuple) for each in part))
-    files = {BUILD_FILE: _lines(request, build), REQUIREMENTS_FILE: _lines(request, run)}
-    files = {name: content for name, content in files.items() if content}
-    installer = "pip" if request.env_manager == "virtualenv" else "uv"
-    job = {"installer": installer, "python": spec.python, "key": _key(spec, build, run), "files": list(files)}
+    files = {**_files(request, BUILD_FILE, build), **_files(request, REQUIREMENTS_FILE, run)}
+    job = {
+        "installer": installer,
+        "python": spec.python,
+        "key": _key(spec, build, run),
+        "files": [name for name in (BUILD_FILE, REQUIREMENTS_FILE) if name in files],
+        "variables": _variables(build.variables | run.variables),
+    }
     return DriverEnvironment(_description(spec, build.count + run.count), job, files, spec.warnings)
+
+
+def _variables(options: Mapping[str, str]) -> dict[str, str]:
+    """Returns the options of requirements files as variables of uv, and of pip, which installs where uv can't be had."""
+    pip = {
+        "UV_PRERELEASE": {"PIP_PRE": "1"},
+        "UV_REQUIRE_HASHES": {"PIP_REQUIRE_HASHES": "1"},
+        "UV_INSECURE_HOST": {"PIP_TRUSTED_HOST": options.get("UV_INSECURE_HOST", "")},
+    }
+    return {**options, **{name: value for option in options for name, value in pip.get(option, {}).items()}}
 
 
 def _description(spec: PythonSpec, count: int) -> str:
@@ -234,16 +246,15 @@ def _key(spec: PythonSpec, build: RequirementSet, run: RequirementSet) -> str | 
     return digest_text(["python", spec.python or "", "build", *build.key_inputs, "run", *run.key_inputs])
 
 
-def _lines(request: DatabricksRequest, requirements: RequirementSet) -> bytes:
-    """Returns the requirements file for the archive; its files must be in the project."""
-    flags, paths = requirements.arguments[::2], requirements.arguments[1::2]
-    lines = [
-        *requirements.lines,
-        *(f"{flag} {_inside(request, Path(path))}" for flag, path in zip(flags, paths, strict=True)),
-    ]
-    for path in (*(package.directory for package in requirements.local_packages), *requirements.files):
-        _inside(request, path)
-    return "".join(f"{line}\n" for line in lines).encode()
+def _files(request: DatabricksRequest, name: str, requirements: RequirementSet) -> dict[str, bytes]:
+    """Returns the requirements and constraints files for the archive; what they name must be in the project."""
+    if not requirements.key_inputs:
+        return {}
+    for package in requirements.local_packages:
+        _inside(request, package.directory)
+    constraints = f"{name}.constraints"
+    text = requirements.file_text([str(_inside(request, link)) for link in requirements.links], constraints)
+    return {name: text.encode(), constraints: "".join(f"{line}\n" for line in requirements.constraints).encode()}
 
 
 def _inside(request: DatabricksRequest, path: Path) -> Path:

@@ -25,11 +25,12 @@ from prefect_mlprojects.environments.python import libc_family
 from prefect_mlprojects.environments.python.files import (
     FileReader,
     RequirementEntry,
+    digest_text,
     open_environment_file,
     redact_urls,
 )
 from prefect_mlprojects.environments.python.installers import install_with_uv, key_settings
-from prefect_mlprojects.environments.python.requirements import RequirementSet, digest_text, expand_requirements
+from prefect_mlprojects.environments.python.requirements import RequirementSet, expand_requirements
 from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, Project
 from prefect_mlprojects.types import StopSignal
@@ -173,7 +174,7 @@ def read_specification(project: Project, environ: Mapping[str, str]) -> CondaSpe
     file = read_conda_file(project.environment.file)
     if isinstance(file, tuple):
         raise problems_error(project, file, "conda")
-    pip = expand_requirements(file.pip, file.file, project.directory)
+    pip = expand_requirements(file.pip, file.file, project, "uv")
     if isinstance(pip, tuple):
         raise problems_error(project, pip, "conda")
     configuration = read_configuration(environ)
@@ -224,7 +225,7 @@ def check_conda_environment(project: Project) -> tuple[Problem, ...]:
     file = read_conda_file(project.environment.file)
     if isinstance(file, tuple):
         return file
-    pip = expand_requirements(file.pip, file.file, project.directory)
+    pip = expand_requirements(file.pip, file.file, project, "uv")
     specs = tuple(CondaSpec(entry.text, split_channel(entry.text)[1], entry.line) for entry in file.dependencies)
     return (*_spec_problems(specs, file.file), *(pip if isinstance(pip, tuple) else ()))
 
@@ -283,7 +284,7 @@ class CondaManager(CachingManager[CondaSpecification]):
         with cache_errors(build.cache, "conda"):
             write_state(build.location, specification.file.variables)
             write_lock(lock, specification, records)
-        if specification.pip.lines or specification.pip.arguments:
+        if specification.pip.key_inputs:
             before = installed_by_pip(build.location)
             activated = self.activate(build.location, build.report, build.stop)
             install_with_uv(build, "pip_section", specification.pip, activated)

@@ -15,6 +15,9 @@ from prefect_mlprojects.environments.building import Build, CachingManager, prob
 from prefect_mlprojects.environments.python.files import (
     LockedPackage,
     PythonSpec,
+    digest_metadata,
+    digest_package,
+    digest_text,
     is_python_request,
     read_conda_env,
     read_lock,
@@ -35,13 +38,7 @@ from prefect_mlprojects.environments.python.interpreters import (
     interpreter_allowed,
     list_interpreters,
 )
-from prefect_mlprojects.environments.python.requirements import (
-    RequirementSet,
-    digest_metadata,
-    digest_package,
-    digest_text,
-    expand_requirements,
-)
+from prefect_mlprojects.environments.python.requirements import Installer, RequirementSet, expand_requirements
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, Project, PythonEnvironment
 from prefect_mlprojects.types import StopSignal
@@ -129,8 +126,9 @@ def read_contents(project: Project, manager: VenvManagerName) -> Contents | tupl
         spec = PythonSpec(warnings=(warning,) if lock is not None else ())
     if isinstance(spec, tuple):
         return spec
-    build = expand_requirements(spec.build_dependencies, spec.source, project.directory)
-    run = expand_requirements(spec.dependencies, spec.source, project.directory)
+    installer: Installer = "uv" if manager == "uv" else "pip"
+    build = expand_requirements(spec.build_dependencies, spec.source, project, installer)
+    run = expand_requirements(spec.dependencies, spec.source, project, installer)
     if isinstance(build, tuple) or isinstance(run, tuple):
         return (*(build if isinstance(build, tuple) else ()), *(run if isinstance(run, tuple) else ()))
     source = f"{spec.source}:{spec.python_line}" if spec.source is not None and spec.python_line else "the project"

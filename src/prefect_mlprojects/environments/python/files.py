@@ -6,9 +6,11 @@ their lines, and without the passwords that its URLs may hold.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -304,3 +306,92 @@ def uv_lock_of(project: Project) -> Path | None:
     lock = project.directory / "uv.lock"
     has_lock = lock.is_file() and (project.directory / "pyproject.toml").is_file()
     return lock if has_lock and isinstance(project.environment, NoEnvironment) else None
+
+
+_LARGE_FILE = 16 * 1024 * 1024
+"""Bytes from which on size and modification time stand for a file's content."""
+
+_SOURCE_FILE = re.compile(r".*\.(pyi?|pyx|pxd|pxi|c|cc|cpp|cxx|h|hh|hpp|cuh?|rs|f|f90|f95|toml|cfg|cmake|in|build)")
+_METADATA_FILE = re.compile(
+    r"pyproject\.toml|setup\.(py|cfg)|MANIFEST\.in|VERSION|version\.txt|README\.(md|rst)|CMakeLists\.txt"
+    r"|requirements.*\.txt"
+)
+# Folders without source: made by tools, or by the runs themselves. A run that writes into its project must not cause
+# another build in the next run.
+_SKIPPED_FOLDERS = frozenset(("__pycache__", "node_modules", "mlruns", "mlartifacts"))
+_SKIPPED_AT_TOP = frozenset(("build", "dist"))
+
+
+def digest_text(texts: Iterable[str]) -> str:
+    """Returns one digest, 32 hexadecimal digits, of several texts; their boundaries count."""
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogateescape")
+        digest.update(b"%d:" % len(data) + data)
+    return digest.hexdigest()[:32]
+
+
+def digest_file(path: Path) -> str:
+    """Returns a digest of a file; "unreadable" if it can't be read, which the installer will explain."""
+    try:
+        status = path.stat()
+        if status.st_size > _LARGE_FILE:
+            return f"{status.st_size}@{status.st_mtime_ns}"
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return "unreadable"
+
+
+def digest_listing(directory: Path) -> str:
+    """Returns a digest of the names and contents of the files in a ``--find-links`` folder, which may be one file."""
+    if directory.is_file():
+        return digest_file(directory)
+    return digest_text(text for file in _files_in(directory) for text in (file.name, digest_file(file)))
+
+
+def digest_metadata(directory: Path) -> str:
+    """Returns a digest of the files at the top of a package's folder that declare its name and requirements."""
+    return digest_text(
+        text
+        for file in _files_in(directory)
+        if _METADATA_FILE.fullmatch(file.name)
+        for text in (file.name, digest_file(file))
+    )
+
+
+def digest_package(directory: Path) -> str:
+    """Returns a digest of what a package is built from.
+
+    It includes the files that declare it, source files anywhere below the folder, and every file of a Python package
+    (below an ``__init__.py``). Others are excluded: a run may write its results beside the code.
+    """
+    files = sorted(_package_files(directory))
+    texts = (text for file in files for text in (file.relative_to(directory).as_posix(), digest_file(file)))
+    return digest_text([digest_metadata(directory), *texts])
+
+
+def _files_in(directory: Path) -> list[Path]:
+    try:
+        return sorted(Path(entry.path) for entry in os.scandir(directory) if entry.is_file())
+    except OSError:
+        return []
+
+
+def _package_files(directory: Path) -> Iterator[Path]:
+    packages: set[Path] = set()
+    for folder, names, files in os.walk(directory):
+        if "pyvenv.cfg" in files:
+            names.clear()
+            continue
+        at_top = folder == str(directory)
+        names[:] = sorted(name for name in names if not (_is_skipped(name) or (at_top and name in _SKIPPED_AT_TOP)))
+        in_package = "__init__.py" in files or Path(folder).parent in packages
+        if in_package:
+            packages.add(Path(folder))
+        for name in files:
+            if (in_package or _SOURCE_FILE.fullmatch(name)) and not name.endswith((".pyc", ".pyo")):
+                yield Path(folder, name)
+
+
+def _is_skipped(name: str) -> bool:
+    return name in _SKIPPED_FOLDERS or name.startswith(".") or name.endswith(".egg-info")

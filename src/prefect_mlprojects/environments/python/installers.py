@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -20,9 +21,9 @@ from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process.run import ToolResult, run_tool
 from prefect_mlprojects.environments.building import Build
 from prefect_mlprojects.environments.cache import cache_errors
-from prefect_mlprojects.environments.python.files import read_toml, redact_urls
+from prefect_mlprojects.environments.python.files import digest_file, read_toml, redact_urls
 from prefect_mlprojects.environments.python.interpreters import Interpreter
-from prefect_mlprojects.environments.python.requirements import RequirementSet, digest_file
+from prefect_mlprojects.environments.python.requirements import RequirementSet
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
@@ -82,13 +83,15 @@ _UV_INDEX_SETTINGS = [
 ]
 
 
-def build_variables(environ: Mapping[str, str], activated: Mapping[str, str]) -> dict[str, str]:
+def build_variables(
+    environ: Mapping[str, str], activated: Mapping[str, str], *, with_indexes: bool = True
+) -> dict[str, str]:
     """Returns an installer's variables: those of the activated environment with the user's settings that apply."""
     variables = {name: value for name, value in activated.items() if name not in _MISLEADING}
     # Nobody can answer a question: not pip's, nor git's for a password.
     variables.setdefault("GIT_TERMINAL_PROMPT", "0")
     variables |= {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
-    return uv_settings_from_pip(environ) | variables
+    return uv_settings_from_pip(environ, with_indexes=with_indexes) | variables
 
 
 def uv_arguments(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -97,7 +100,7 @@ def uv_arguments(environ: Mapping[str, str]) -> tuple[str, ...]:
     return ("--no-index",) if no_index else ()
 
 
-def uv_settings_from_pip(environ: Mapping[str, str]) -> dict[str, str]:
+def uv_settings_from_pip(environ: Mapping[str, str], *, with_indexes: bool = True) -> dict[str, str]:
     """Translates pip's settings, from its variables and files, to variables of uv.
 
     With several indexes uv chooses versions as pip does, the best of all indexes instead of the first index that has
@@ -106,9 +109,10 @@ def uv_settings_from_pip(environ: Mapping[str, str]) -> dict[str, str]:
     pip = _pip_settings(environ)
     found: dict[str, str] = {}
     if not _has_uv_indexes(environ):
-        found["UV_DEFAULT_INDEX"] = pip.get("index-url", "")
-        found["UV_EXTRA_INDEX_URL"] = " ".join(pip.get("extra-index-url", "").split())
-        found["UV_INDEX_STRATEGY"] = "unsafe-best-match" if found["UV_EXTRA_INDEX_URL"] else ""
+        if with_indexes:
+            found["UV_DEFAULT_INDEX"] = pip.get("index-url", "")
+            found["UV_EXTRA_INDEX_URL"] = " ".join(pip.get("extra-index-url", "").split())
+            found["UV_INDEX_STRATEGY"] = "unsafe-best-match" if found["UV_EXTRA_INDEX_URL"] else ""
         found["UV_FIND_LINKS"] = ",".join(link for link in pip.get("find-links", "").split() if _is_usable_link(link))
     found["UV_INSECURE_HOST"] = " ".join(pip.get("trusted-host", "").split())
     found["UV_HTTP_TIMEOUT"] = pip.get("timeout") or pip.get("default-timeout", "")
@@ -303,19 +307,47 @@ def build_with_virtualenv(
     command = [sys.executable, "-m", "virtualenv", "--no-periodic-update", "--python", str(interpreter.path)]
     run_step(build, "creating it", [*command, str(build.location)], build_variables(os.environ, os.environ))
     installer = [_python(build), "-m", "pip", "install", "--progress-bar", "off"]
-    _install(build, "build_dependencies", contents.build, installer, activated)
-    _install(build, "dependencies", contents.run, installer, activated)
+    variables = build_variables(os.environ, activated)
+    _install(build, "build_dependencies", contents.build, installer, variables)
+    _install(build, "dependencies", contents.run, installer, variables)
 
 
 def install_with_uv(build: Build, name: str, requirements: RequirementSet, activated: Mapping[str, str]) -> None:
-    """Installs requirements with uv."""
+    """Installs requirements with uv; an option that uv ignores in a file, which only a remote one may hold, is an error."""
     installer = [uv_executable(), "pip", "install", "--color", "never", "--python", _python(build)]
     # uv reuses the wheel of a local folder until its pyproject.toml, setup.py or setup.cfg changes.
     names = [package.name for package in requirements.local_packages if not package.editable]
     rebuilt = (
         ["--reinstall"] if None in names else [text for name in names for text in ("--reinstall-package", name or "")]
     )
-    _install(build, name, requirements, [*installer, *uv_arguments(os.environ), *rebuilt], activated)
+    ignored: list[str] = []
+
+    def report(line: str) -> None:
+        build.report(line)
+        if "Ignoring unsupported option" in line:
+            ignored.append(redact_urls(line))
+
+    variables = _uv_variables(requirements, activated)
+    _install(
+        replace(build, report=report), name, requirements, [*installer, *uv_arguments(os.environ), *rebuilt], variables
+    )
+    if ignored:
+        raise build.failure(
+            "a requirements file has an option that uv does not have; use --env-manager virtualenv", tuple(ignored)
+        )
+
+
+def _uv_variables(requirements: RequirementSet, activated: Mapping[str, str]) -> dict[str, str]:
+    """Returns uv's variables with the options of a requirements file; only a strategy that the user set stays."""
+    # As with pip, an index in a file replaces those of pip's settings.
+    has_index = any(line.startswith("-i ") for line in requirements.lines)
+    configured = build_variables(os.environ, activated, with_indexes=not has_index)
+    options = dict(requirements.variables)
+    if "UV_INDEX_STRATEGY" in configured:
+        options.pop("UV_INDEX_STRATEGY", None)
+    if "UV_INSECURE_HOST" in options:
+        options["UV_INSECURE_HOST"] += f" {configured.get('UV_INSECURE_HOST', '')}"
+    return configured | options
 
 
 def _python(build: Build) -> str:
@@ -323,19 +355,16 @@ def _python(build: Build) -> str:
 
 
 def _install(
-    build: Build, name: str, requirements: RequirementSet, installer: list[str], activated: Mapping[str, str]
+    build: Build, name: str, requirements: RequirementSet, installer: list[str], variables: Mapping[str, str]
 ) -> None:
-    if not requirements.lines and not requirements.arguments:
+    if not requirements.key_inputs:
         return
-    arguments = list(requirements.arguments)
-    if requirements.lines:
-        file = build.location / f"{name}.txt"
-        with cache_errors(build.cache, build.manager):
-            # A requirement's URL, or an index's, may hold a password.
-            write_private(file, "".join(f"{line}\n" for line in requirements.lines))
-        arguments += ["-r", str(file)]
-    step = f"installing the {name.replace('_', ' ')}"
-    run_step(build, step, [*installer, *arguments], build_variables(os.environ, activated))
+    file, constraints = build.location / f"{name}.txt", build.location / f"{name}.constraints.txt"
+    with cache_errors(build.cache, build.manager):
+        # A requirement's URL, or an index's, may hold a password.
+        write_private(file, requirements.file_text([link.as_uri() for link in requirements.links], constraints.name))
+        write_private(constraints, "".join(f"{line}\n" for line in requirements.constraints))
+    run_step(build, f"installing the {name.replace('_', ' ')}", [*installer, "-r", str(file)], variables)
 
 
 def _seed(build: Build, python_version: str, variables: Mapping[str, str]) -> None:
