@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -207,6 +207,7 @@ def driver_environment(request: DatabricksRequest) -> DriverEnvironment | None:
         spec = read_conda_env(environment.file, "uv")
     if not isinstance(spec, PythonSpec):
         raise _problems(request, spec)
+    spec = replace(spec, python=spec.python_range or spec.python)
     installer: Installer = "pip" if request.env_manager == "virtualenv" else "uv"
     build = expand_requirements(spec.build_dependencies, spec.source, project, installer)
     run = expand_requirements(spec.dependencies, spec.source, project, installer)

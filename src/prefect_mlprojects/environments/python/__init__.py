@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -55,6 +56,7 @@ class Contents:
 
     Attributes:
         python: The requested Python, as ``find_interpreter`` takes it.
+        python_range: A range of Pythons, for a machine that can't have that one.
         python_source: The file and line that request it, for messages.
         build: The requirements that are installed first.
         run: The requirements that are installed then.
@@ -64,6 +66,7 @@ class Contents:
     """
 
     python: str | None
+    python_range: str | None
     python_source: str
     build: RequirementSet = field(default_factory=RequirementSet)
     run: RequirementSet = field(default_factory=RequirementSet)
@@ -132,7 +135,7 @@ def read_contents(project: Project, manager: VenvManagerName) -> Contents | tupl
     if isinstance(build, tuple) or isinstance(run, tuple):
         return (*(build if isinstance(build, tuple) else ()), *(run if isinstance(run, tuple) else ()))
     source = f"{spec.source}:{spec.python_line}" if spec.source is not None and spec.python_line else "the project"
-    return Contents(spec.python, source, build, run, source=spec.source, warnings=spec.warnings)
+    return Contents(spec.python, spec.python_range, source, build, run, source=spec.source, warnings=spec.warnings)
 
 
 def _locked_contents(project: Project, lock: Path) -> Contents | tuple[Problem, ...]:
@@ -148,7 +151,7 @@ def _locked_contents(project: Project, lock: Path) -> Contents | tuple[Problem, 
         pinned = []
     if pinned and is_python_request(pinned[0]):
         python, source = pinned[0], str(project.directory / ".python-version")
-    return Contents(python, source, locked=packages, source=lock)
+    return Contents(python, None, source, locked=packages, source=lock)
 
 
 def read_specification(
@@ -162,17 +165,23 @@ def read_specification(
     contents = read_contents(project, manager)
     if isinstance(contents, tuple):
         raise problems_error(project, contents, manager)
-    interpreter = find_interpreter(contents.python, environ, _probes(cache))
-    if interpreter is not None:
-        version = interpreter.version
+    for request in _python_requests(contents):
+        interpreter = find_interpreter(request, environ, _probes(cache))
+        version = interpreter.version if interpreter is not None else downloadable_version(request or "", environ)
+        if version is not None:
+            break
     else:
-        assert contents.python is not None
-        downloadable = downloadable_version(contents.python, environ)
-        if downloadable is None:
-            raise EnvironmentBuildError(_no_python_message(contents, environ, cache), manager=manager)
-        version = downloadable
+        raise EnvironmentBuildError(_no_python_message(contents, environ, cache), manager=manager)
     key = _key(manager, project, contents, version, environ)
     return PythonSpecification(manager, project, contents, version, interpreter, key)
+
+
+def _python_requests(contents: Contents) -> Iterator[str | None]:
+    """Yields what to look for: the Python itself, then in the range one of the same minor version, then any."""
+    yield contents.python
+    if contents.python is not None and contents.python_range is not None:
+        yield f"{contents.python_range},=={'.'.join(contents.python.split('.')[:2])}.*"
+        yield contents.python_range
 
 
 def _probes(cache: Path) -> Path:
@@ -208,9 +217,26 @@ def _no_python_message(contents: Contents, environ: Mapping[str, str], cache: Pa
     install = wanted if wanted[:1].isdigit() else f"'{wanted}'"
     return (
         f"There is no Python {wanted}, which {contents.python_source} asks for. Found: {found}. "
+        f"{_nearest_python(wanted, environ, cache)}"
         f"Install it with 'uv python install {install}' or 'pyenv install {install}', put it on PATH, or ask for "
         "another version."
     )
+
+
+def _nearest_python(wanted: str, environ: Mapping[str, str], cache: Path) -> str:
+    """Returns a sentence that offers the Python of the same minor version, or of the nearest, that can be had."""
+    match = re.search(r"(\d+)\.(\d+)", wanted)
+    if match is None:
+        return ""
+    found = find_interpreter(match[0], environ, _probes(cache))
+    download = downloadable_version(match[0], environ) if found is None else None
+    if found is None and download is None:
+        major, minor = int(match[1]), int(match[2])
+        interpreters = list_interpreters(environ, _probes(cache))
+        found = min(interpreters, key=lambda each: (abs(each.parts[0] - major), abs(each.parts[1] - minor)))
+    version = found.version if found is not None else str(download)
+    nearest = str(found) if found is not None else f"{download}, which uv downloads"
+    return f"The nearest that can be had is {nearest}: write {version} or {version.rpartition('.')[0]} instead. "
 
 
 @dataclass(frozen=True)

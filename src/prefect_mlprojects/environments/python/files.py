@@ -57,11 +57,13 @@ class RequirementEntry:
 class PythonSpec:
     """The content of an environment file: the Python and the requirements, `build_dependencies` first.
 
-    `python` is a version or a prefix of one ("3.10"), or a PEP 440 range; None is the running one.
+    `python` is a version or a prefix of one ("3.10"), or a PEP 440 range; None is the running one. Where it can't be had,
+    any in `python_range` will do.
     """
 
     source: Path | None = None
     python: str | None = None
+    python_range: str | None = None
     python_line: int | None = None
     build_dependencies: tuple[RequirementEntry, ...] = ()
     dependencies: tuple[RequirementEntry, ...] = ()
@@ -186,7 +188,7 @@ def read_python_env(path: Path) -> PythonSpec | tuple[Problem, ...]:
     run = tuple(reader.requirements("dependencies"))
     if reader.problems:
         return tuple(reader.problems)
-    return PythonSpec(path, python, reader.document.line("python"), build, run)
+    return PythonSpec(path, python, None, reader.document.line("python"), build, run)
 
 
 def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]:
@@ -199,13 +201,15 @@ def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]
         return reader
     packages, pip = reader.conda_dependencies()
     python: str | None = None
+    python_range: str | None = None
     python_line: int | None = None
     build: list[RequirementEntry] = []
     skipped: list[str] = []
     for position, entry in packages.items():
         if (match := _CONDA_PYTHON.match(entry.text)) is not None:
             if python is None:
-                python, python_line = _conda_python(reader, position, match["rest"].strip()), entry.line
+                python, python_range = _conda_python(reader, position, match["rest"].strip())
+                python_line = entry.line
         elif (match := _CONDA_BUILD_PACKAGE.match(entry.text)) is not None:
             operator = "==" if match["operator"] == "=" else match["operator"] or ""
             build.append(RequirementEntry(f"{match['package']}{operator}{match['version'] or ''}", entry.line))
@@ -221,7 +225,7 @@ def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]
         )
     if python is None:
         warnings.append(f"{path.name} names no Python version; the one that runs mlprojects is used")
-    return PythonSpec(path, python, python_line, tuple(build), pip, tuple(warnings))
+    return PythonSpec(path, python, python_range, python_line, tuple(build), pip, tuple(warnings))
 
 
 def read_lock(path: Path) -> tuple[str | None, tuple[LockedPackage, ...]] | Problem:
@@ -283,22 +287,19 @@ def is_python_request(text: str) -> bool:
         return False
 
 
-def _conda_python(reader: FileReader, position: str, rest: str) -> str | None:
+def _conda_python(reader: FileReader, position: str, rest: str) -> tuple[str | None, str | None]:
+    """Returns the Python of a conda dependency and, for a one-sided range, that range: MLflow takes its limit."""
     path, fix = ("dependencies", position), "write python=3.11, for example"
-    match = _SINGLE_VERSION.match(rest)
-    if not rest:
-        reader.problem("python must be pinned", *path, fix=fix)
-    elif match is not None:
-        # MLflow takes the version itself, whichever of these operators is before it.
-        if match["operator"] in (None, "=", "==", "<=", ">=", "~="):
-            return match["version"]
-        message = f"python: the comparison {match['operator']!r} does not say which version to use"
-        reader.problem(message, *path, fix="use = or ==")
-    elif is_python_request(rest.replace(" ", "")):
-        return rest.replace(" ", "")
-    else:
-        reader.problem(f"python: {rest!r} is not a version", *path, fix=fix)
-    return None
+    match, text = _SINGLE_VERSION.match(rest), rest.replace(" ", "")
+    if match is not None and match["operator"] in (None, "=", "=="):
+        return match["version"], None
+    if match is not None and match["operator"] in ("<=", ">=", "~="):
+        return match["version"], text
+    if is_python_request(text):
+        return text, None
+    message = f"python: {rest!r} is not a version" if rest else "python must be pinned"
+    reader.problem(message, *path, fix=fix)
+    return None, None
 
 
 def uv_lock_of(project: Project) -> Path | None:

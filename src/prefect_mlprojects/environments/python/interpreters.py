@@ -44,6 +44,11 @@ class Interpreter:
     version: str
     source: InterpreterSource
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The version as numbers, to compare."""
+        return tuple(int(number) for number in self.version.split("."))
+
     def __str__(self) -> str:
         return f"{self.version} ({self.path})"
 
@@ -66,7 +71,7 @@ def find_interpreter(request: str | None, environ: Mapping[str, str], probes: Pa
         return current
     assert request is not None
     allowed = [each for each in list_interpreters(environ, probes) if interpreter_allowed(request, each.version)]
-    return max(allowed, key=lambda each: [int(number) for number in each.version.split(".")], default=None)
+    return max(allowed, key=lambda each: each.parts, default=None)
 
 
 def list_interpreters(environ: Mapping[str, str], probes: Path) -> tuple[Interpreter, ...]:
