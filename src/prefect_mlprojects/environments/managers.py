@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -17,7 +18,7 @@ from prefect_mlprojects.environments import EnvironmentManager, EnvironmentPlan,
 from prefect_mlprojects.environments.activation import local_variables, own_environment
 from prefect_mlprojects.environments.cache import release_pin
 from prefect_mlprojects.environments.conda import CondaManager, check_conda_environment
-from prefect_mlprojects.environments.python import VirtualEnvironmentManager, read_contents
+from prefect_mlprojects.environments.python import Contents, VirtualEnvironmentManager, read_contents
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, DockerEnvironment, Project, PythonEnvironment
 from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
@@ -79,6 +80,54 @@ def environment_manager(name: EnvironmentManagerName) -> EnvironmentManager:
             return CondaManager()
         case _:
             assert_never(name)
+
+
+def missing_module_advice(project: Project, kind: str, output_tail: Iterable[str]) -> str:
+    """Returns what to do if a Python program's last output says that a module is missing; empty if it does not.
+
+    `kind` is the environment manager's name, or that of the backend that provides the environment.
+    """
+    names = [match[1] for line in output_tail if (match := _MISSING_MODULE.search(line)) is not None]
+    if not names:
+        return ""
+    module, environment = names[-1].partition(".")[0], project.environment
+    if (project.directory / module).is_dir() or (project.directory / f"{module}.py").is_file():
+        return f"'{module}' is in the project's folder, which is not on Python's path: put PYTHONPATH=. before the command."
+    if isinstance(environment, DockerEnvironment) or kind == "docker":
+        return f"The image has no module '{module}': install the package that contains it in the image."
+    if kind == "local":
+        return (
+            f"The caller's own environment (env_manager local) has no module '{module}': install the package that contains it, "
+            "or choose another environment manager."
+        )
+    if isinstance(environment, PythonEnvironment | CondaEnvironment):
+        omitted = _omitted_requirement(project, kind, module)
+        return f"{omitted}Add the package that contains '{module}' to {environment.file}."
+    if (project.directory / "uv.lock").is_file() and kind != "virtualenv":
+        return f"Add the package that contains '{module}' to the project's pyproject.toml and run 'uv lock'."
+    return (
+        f"The project has no environment file, so its environment ({kind}) has no packages. List the package that contains "
+        f"'{module}' in a python_env.yaml, or use --env-manager local."
+    )
+
+
+_MISSING_MODULE = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
+
+
+def _omitted_requirement(project: Project, kind: str, module: str) -> str:
+    """Returns a sentence about the requirement with a module's name that was left out, or is for other machines only."""
+    contents = None if kind == "conda" else read_contents(project, "virtualenv" if kind == "virtualenv" else "uv")
+    if not isinstance(contents, Contents):
+        return ""
+    name = re.compile(rf"\b{re.escape(module).replace('_', '[-_.]')}\b", re.IGNORECASE)
+    for warning in contents.warnings:
+        if name.search(warning):
+            return f"{warning}. Use --env-manager conda to install them. "
+    for text in contents.run.text_inputs:
+        requirement, separator, marker = text.partition(";")
+        if separator and name.match(requirement):
+            return f"'{requirement.strip()}' is only required where {marker.strip()}. "
+    return ""
 
 
 def release_environment(environment: PreparedEnvironment) -> None:

@@ -70,6 +70,17 @@ def test_a_build_is_quiet_unless_it_fails(mlprojects: Run, packaged: Path) -> No
     assert "nosuchpackage" in failure
 
 
+def test_a_missing_module_names_the_file_to_add_it_to(mlprojects: Run, packaged: Path) -> None:
+    (packaged / "MLproject").write_text(
+        "python_env: env.yaml\nentry_points: {main: {command: python -c 'import tiny.missing'}}\n"
+    )
+    (packaged / "env.yaml").write_text("dependencies: [--no-index, 'tiny; python_version < \"3\"']\n")
+    done = mlprojects("run", str(packaged), env={"PREFECT_MLPROJECTS_CACHE_DIR": str(packaged.parent / "cache")})
+    assert done.returncode == 1
+    assert f"Add the package that contains 'tiny' to {packaged}/env.yaml." in done.stderr
+    assert "'tiny' is only required where python_version < \"3\"." in done.stderr
+
+
 def test_a_build_is_quiet_in_a_script(mlprojects: Run, packaged: Path) -> None:
     env = {**os.environ, "PREFECT_MLPROJECTS_CACHE_DIR": str(packaged.parent / "cache")}
     code = f"import prefect_mlprojects; prefect_mlprojects.run({str(packaged)!r})"
