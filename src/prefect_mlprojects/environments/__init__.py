@@ -1,12 +1,24 @@
-"""Environments: a project's environment files -> a prepared environment. This module is the contract of the managers."""
+"""Environments: a project's environment files -> a prepared environment. The contract of the managers, and their common part."""
 
 from __future__ import annotations
 
+import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
+from prefect_mlprojects.environments.cache import (
+    EnvironmentCache,
+    EnvironmentRecord,
+    cache_errors,
+    disk_full_message,
+    release_pin,
+    stopped_error,
+    user_cache,
+)
+from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import Project
 from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
 
@@ -77,15 +89,213 @@ class EnvironmentManager(Protocol):
         """Returns the environment and builds it first if necessary; concurrent processes build it once.
 
         A cached environment is protected from removal until it is passed to ``release_environment`` or this process
-        exits.
-
-        Args:
-            project: The project.
-            plan: The result of ``plan`` for it.
-            report: Receives each line of the build's output, without its newline, from any thread.
-            stop: Interrupts the build, which then removes what it has written.
-            rebuild: True builds the environment even if it is cached.
+        exits. `report` receives each line of the build's output, from any thread. `stop` interrupts the build, which then
+        removes what it has written.
 
         Raises:
             EnvironmentBuildError: The build failed (the message has its last output) or was stopped.
         """
+
+
+_DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
+
+
+class Specification(Protocol):
+    """An environment specification: all that determines the content of a prepared environment."""
+
+    @property
+    def project(self) -> Project:
+        """The project that it was read from."""
+
+    @property
+    def key(self) -> str:
+        """The cache key."""
+
+    @property
+    def sources(self) -> object:
+        """The content of the files that the installer reads itself; compared before and after a build."""
+
+    @property
+    def private(self) -> bool:
+        """Whether it holds passwords, which installers may write into the environment."""
+
+    @property
+    def python_version(self) -> str | None:
+        """The Python version, if the specification determines it."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings for users."""
+
+    def describe(self, python_version: str | None) -> str:
+        """Describes the environment in a few words; `python_version` is that of a finished build, else None."""
+
+
+SpecificationT = TypeVar("SpecificationT", bound=Specification)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build in progress in `location`, which does not exist at first; `cache` is the cache directory."""
+
+    manager: EnvironmentManagerName
+    project: Project
+    location: Path
+    cache: Path
+    report: Callable[[str], None]
+    stop: StopSignal
+
+    def failure(self, cause: str, output: tuple[str, ...] = ()) -> EnvironmentBuildError:
+        """The error of this build, with the last `output` of a tool and advice if the disk is full."""
+        kind = "conda environment" if self.manager == "conda" else "environment"
+        message = f"The {kind} of project '{self.project.display_name}' can't be built: {cause}"
+        if any(sign in line for line in (cause, *output) for sign in _DISK_FULL):
+            message += "\n" + disk_full_message(self.cache)
+        if output:
+            message += "\nLast output:\n" + "\n".join(f"  {line}" for line in output)
+        return EnvironmentBuildError(message, manager=self.manager, output_tail=output or cause.splitlines()[-10:])
+
+    def check_stop(self) -> None:
+        """Raises an ``EnvironmentBuildError`` once a stop was requested."""
+        if self.stop.requested:
+            raise stopped_error(self.manager, self.stop)
+
+
+class CachingManager(ABC, Generic[SpecificationT]):
+    """An ``EnvironmentManager`` that builds environments in the cache."""
+
+    name: EnvironmentManagerName
+
+    @abstractmethod
+    def specify(self, project: Project, cache: Path) -> SpecificationT:
+        """Reads the environment specification; raises an ``EnvironmentBuildError`` if it is malformed."""
+
+    def check(self, specification: SpecificationT) -> None:
+        """Checks a specification before its first build; raises an ``EnvironmentBuildError``."""
+
+    @abstractmethod
+    def build(self, build: Build, specification: SpecificationT) -> str:
+        """Builds the environment and returns its Python version, or "" without Python."""
+
+    @abstractmethod
+    def activate(self, location: Path, report: Callable[[str], None], stop: StopSignal) -> Mapping[str, str]:
+        """Returns the variables of a command in the environment."""
+
+    def lock_file(self, location: Path) -> Path | None:  # noqa: ARG002 - for those that write one
+        """Returns the file with the installed versions."""
+        return None
+
+    def plan(self, project: Project) -> EnvironmentPlan:
+        """Implements ``EnvironmentManager.plan``."""
+        cache = user_cache()
+        specification = self.specify(project, cache.root)
+        plan = self._plan(specification, cache)
+        if not plan.ready:
+            self.check(specification)
+        return plan
+
+    def prepare(
+        self,
+        project: Project,
+        plan: EnvironmentPlan,
+        report: Callable[[str], None],
+        stop: StopSignal,
+        *,
+        rebuild: bool = False,
+    ) -> PreparedEnvironment:
+        """Implements ``EnvironmentManager.prepare``."""
+        cache, token = user_cache(), uuid.uuid4().hex
+        record = cache.use(plan.key, token) if plan.key is not None and not rebuild else None
+        reused = record is not None
+        if record is None:
+            if stop.requested:
+                raise stopped_error(self.name, stop)
+            # The project's files may have changed since they were planned; the build must match its key.
+            specification = self.specify(project, cache.root)
+            record, reused = self._obtain(specification, cache, token, report, stop, rebuild=rebuild)
+            plan = self._plan(specification, cache)
+        location = cache.location(record)
+        try:
+            variables = self.activate(location, report, stop)
+        except BaseException:
+            release_pin(token)
+            raise
+        plan = EnvironmentPlan(
+            self.name, plan.description, plan.key, location, True, record.python_version or None, plan.warnings
+        )
+        return PreparedEnvironment(variables, plan, (), reused, token, self.lock_file(location))
+
+    def _obtain(
+        self,
+        specification: SpecificationT,
+        cache: EnvironmentCache,
+        token: str,
+        report: Callable[[str], None],
+        stop: StopSignal,
+        *,
+        rebuild: bool,
+    ) -> tuple[EnvironmentRecord, bool]:
+        """Uses the environment, built under its lock; returns its record and whether it was built before."""
+        before = cache.read(specification.key)
+        with cache.lock(specification.key, self.name, report, stop):
+            record = cache.use(specification.key, token)
+            # Another process may have built or rebuilt it while this one waited.
+            if record is not None and (not rebuild or record != before):
+                return record, True
+            record = cache.use(self._build(specification, cache, report, stop).key, token)
+        if record is None:
+            raise EnvironmentBuildError(
+                f"The environment in {cache.folder / specification.key} vanished right after it was built; was the cache "
+                "folder emptied?",
+                manager=self.name,
+            )
+        return record, False
+
+    def _build(
+        self, specification: SpecificationT, cache: EnvironmentCache, report: Callable[[str], None], stop: StopSignal
+    ) -> EnvironmentRecord:
+        key, project = specification.key, specification.project
+        report(f"Building an environment: {specification.describe(None)}")
+        with cache_errors(cache.root, self.name):
+            location = cache.begin(key, private=specification.private)
+        try:
+            version = self.build(Build(self.name, project, location, cache.root, report, stop), specification)
+            if self.specify(project, cache.root).sources != specification.sources:
+                raise EnvironmentBuildError(
+                    f"The requirements of project '{project.display_name}' changed while its environment was built "
+                    "from them. Run it again.",
+                    manager=self.name,
+                )
+            record = EnvironmentRecord(
+                key,
+                int(location.name),
+                self.name,
+                specification.describe(version),
+                version,
+                project=project.display_name,
+            )
+            with cache_errors(cache.root, self.name):
+                return cache.complete(record)
+        except BaseException:
+            cache.abandon(key, location)
+            raise
+
+    def _plan(self, specification: SpecificationT, cache: EnvironmentCache) -> EnvironmentPlan:
+        record = cache.find(specification.key)
+        version = record.python_version or None if record is not None else None
+        return EnvironmentPlan(
+            self.name,
+            specification.describe(version),
+            specification.key,
+            cache.location(record) if record is not None else cache.next_location(specification.key),
+            record is not None,
+            version if record is not None else specification.python_version,
+            specification.warnings,
+        )
+
+
+def problems_error(project: Project, problems: tuple[Problem, ...], manager: str) -> EnvironmentBuildError:
+    """The error of malformed environment files."""
+    headline = f"The environment of project '{project.display_name}' can't be made:"
+    listed = f" {problems[0]}" if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
+    return EnvironmentBuildError(headline + listed, manager=manager)

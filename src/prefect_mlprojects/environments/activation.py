@@ -21,42 +21,20 @@ from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
 # The variables by which Python, and tools such as uv, pip and cmake, find their environment.
-_ENVIRONMENT_MARKERS = frozenset(
-    [
-        "PYTHONHOME",
-        "PYTHONPATH",
-        "PYTHONEXECUTABLE",
-        "__PYVENV_LAUNCHER__",
-        "VIRTUAL_ENV",
-        "VIRTUAL_ENV_PROMPT",
-        "CONDA_DEFAULT_ENV",
-        "CONDA_PROMPT_MODIFIER",
-        "CONDA_SHLVL",
-        "PYENV_VERSION",
-        "PYENV_VIRTUAL_ENV",
-        "PIPENV_ACTIVE",
-        "POETRY_ACTIVE",
-        "UV_PROJECT_ENVIRONMENT",
-        "UV_RUN_RECURSION_DEPTH",
-    ]
+_ENVIRONMENT_MARKER = re.compile(
+    r"PYTHON(HOME|PATH|EXECUTABLE)|__PYVENV_LAUNCHER__|VIRTUAL_ENV(_PROMPT)?|PYENV_(VERSION|VIRTUAL_ENV)"
+    r"|CONDA_(DEFAULT_ENV|PROMPT_MODIFIER|SHLVL|PREFIX(_\d+)?)|(PIPENV|POETRY)_ACTIVE"
+    r"|UV_(PROJECT_ENVIRONMENT|RUN_RECURSION_DEPTH)"
 )
+# Variables of the launcher and of Prefect for a flow run's process; a flow that the project starts is another flow run.
+_INTERNAL = re.compile(r"PREFECT__.*|__PYVENV_LAUNCHER__")
 CONDA_STATE_FILE = "conda-meta/state"
 """The file in an environment in which conda keeps the ``variables:`` of its conda.yaml."""
-
-_CONDA_PREFIX = re.compile(r"^CONDA_PREFIX(_\d+)?$")
-
-# Prefect's own variables for a flow run's process; a flow that the project starts is another flow run.
-_INTERNAL_PREFIX = "PREFECT__"
-_LAUNCHER_MARKER = "__PYVENV_LAUNCHER__"
 
 
 def local_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the variables of a command in the caller's own environment: `environ` without this process's internals."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith(_INTERNAL_PREFIX) and name != _LAUNCHER_MARKER
-    }
+    return {name: value for name, value in environ.items() if not _INTERNAL.fullmatch(name)}
 
 
 def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None) -> dict[str, str]:
@@ -65,11 +43,8 @@ def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None
     They are removed from PATH too: otherwise a command would find their ``pip`` or ``mlflow`` where the new environment
     has none. PATH is always in the result.
     """
-    variables = {
-        name: value
-        for name, value in local_variables(environ).items()
-        if name not in _ENVIRONMENT_MARKERS and not _CONDA_PREFIX.match(name)
-    }
+    variables = local_variables(environ)
+    variables = {name: value for name, value in variables.items() if not _ENVIRONMENT_MARKER.fullmatch(name)}
     active = [Path(value) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if (value := environ.get(name))]
     for prefix in active:
         for name, value in variables_of_conda(prefix).items():
@@ -84,27 +59,25 @@ def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None
 
 
 def activated_variables(environ: Mapping[str, str], location: Path, own_prefix: Path | None = None) -> dict[str, str]:
-    """Returns the variables of a command in a virtual environment, as its ``activate`` script would set them.
-
-    `own_prefix` is the environment that runs this package, if any; nothing of it is passed on.
-    """
+    """Returns the variables of a command in a virtual environment, as its ``activate`` script would set them."""
     variables = environment_without_ours(environ, own_prefix)
-    variables["PATH"] = _prepend_to_path(location / "bin", variables["PATH"])
-    variables["VIRTUAL_ENV"] = str(location)
-    return variables
+    return variables | {"PATH": _prepend_to_path(location / "bin", variables["PATH"]), "VIRTUAL_ENV": str(location)}
 
 
 def variables_of_conda(prefix: Path) -> dict[str, str]:
     """Returns the variables that a conda environment sets without scripts: its packages', then its own."""
-    found: dict[str, str] = {}
-    try:
-        files = sorted((prefix / "etc/conda/env_vars.d").glob("*.json"))
-    except OSError:
-        files = []
-    for file in files:
-        found |= {str(name): str(value) for name, value in _read_json(file).items()}
+    found: dict[str, object] = {}
+    for file in _files(prefix / "etc/conda/env_vars.d", "*.json"):
+        found |= _read_json(file)
     state = _read_json(prefix / CONDA_STATE_FILE).get("env_vars")
-    return found | {str(name): str(value) for name, value in (state if isinstance(state, dict) else {}).items()}
+    return {str(name): str(value) for name, value in (found | (state if isinstance(state, dict) else {})).items()}
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return []
 
 
 def _read_json(file: Path) -> dict[str, object]:
@@ -143,15 +116,12 @@ def conda_variables(
 ) -> dict[str, str]:
     """Returns the variables of a command in a conda environment; activation scripts print to `report`.
 
-    The environment that the caller has activated is deactivated first. Nothing of the environment in `own_prefix`, which
-    runs this package, is passed on.
-
-    Raises:
-        EnvironmentBuildError: An activation script exited the shell, bash is missing, or a stop was requested.
+    The environment that the caller has activated is deactivated first. Raises an ``EnvironmentBuildError`` if an activation
+    script exited the shell, bash is missing, or a stop was requested.
     """
     active = environ.get("CONDA_PREFIX")
     variables = environment_without_ours(environ, own_prefix)
-    scripts = _scripts(Path(active), "deactivate.d")[::-1] if active else []
+    scripts = _files(Path(active, "etc/conda/deactivate.d"), "*.sh")[::-1] if active else []
     variables |= {
         "PATH": _prepend_to_path(location / "bin", variables["PATH"]),
         "CONDA_PREFIX": str(location),
@@ -164,7 +134,7 @@ def conda_variables(
             variables.pop(name, None)
         else:
             variables[name] = value
-    scripts += _scripts(location, "activate.d")
+    scripts += _files(location / "etc/conda/activate.d", "*.sh")
     return _after_scripts(variables, scripts, location, report, stop) if scripts else variables
 
 
@@ -176,19 +146,8 @@ def write_state(location: Path, variables: Mapping[str, str]) -> None:
         write_private(file, json.dumps({"env_vars": dict(variables)}))
 
 
-def _scripts(prefix: Path, folder: str) -> list[Path]:
-    try:
-        return sorted((prefix / "etc/conda" / folder).glob("*.sh"))
-    except OSError:
-        return []
-
-
 def _after_scripts(
-    variables: Mapping[str, str],
-    scripts: list[Path],
-    location: Path,
-    report: Callable[[str], None],
-    stop: StopSignal,
+    variables: Mapping[str, str], scripts: list[Path], location: Path, report: Callable[[str], None], stop: StopSignal
 ) -> dict[str, str]:
     bash = shutil.which("bash", path=variables["PATH"]) or shutil.which("bash")
     if bash is None:
@@ -217,8 +176,5 @@ def _after_scripts(
             output_tail=tail,
         )
     after = dict(os.fsdecode(item).partition("=")[::2] for item in data.split(b"\0"))
-    for name in _SHELL_VARIABLES:
-        after.pop(name, None)
-        if name in variables:
-            after[name] = variables[name]
-    return after
+    after = {name: value for name, value in after.items() if name not in _SHELL_VARIABLES}
+    return after | {name: variables[name] for name in _SHELL_VARIABLES if name in variables}

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from prefect_mlprojects import settings
 from prefect_mlprojects._support.files import disk_usage, remove_tree, write_atomically
 from prefect_mlprojects._support.locks import Lock, LockStoppedError, hold_lock, try_lock
 from prefect_mlprojects.exceptions import EnvironmentBuildError
@@ -117,11 +118,7 @@ class EnvironmentCache:
 
     @contextlib.contextmanager
     def lock(self, key: str, manager: str, report: Callable[[str], None], stop: StopSignal) -> Iterator[None]:
-        """Excludes other builds and removals of an environment during the block.
-
-        Raises:
-            EnvironmentBuildError: The cache can't be written, or a stop was requested while waiting.
-        """
+        """Excludes other builds and removals of an environment during the block; raises an ``EnvironmentBuildError``."""
         holder = self._locks / f"{key}.builder"
 
         def on_wait() -> None:
@@ -134,13 +131,10 @@ class EnvironmentCache:
                     held.enter_context(hold_lock(self._locks / f"{key}.lock", stop, on_wait))
                 except LockStoppedError:
                     raise stopped_error(manager, stop) from None
-            try:
-                with contextlib.suppress(OSError):
-                    write_atomically(holder, str(os.getpid()))
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    holder.unlink()
+            held.callback(holder.unlink, missing_ok=True)
+            with contextlib.suppress(OSError):
+                write_atomically(holder, str(os.getpid()))
+            yield
 
     def begin(self, key: str, *, private: bool = False) -> Path:
         """Removes partial builds and returns the folder for a new one, which does not exist; needs the key's lock.
@@ -227,23 +221,26 @@ class EnvironmentCache:
     @contextlib.contextmanager
     def _unused_builds(self, key: str, builds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """Locks the builds that no process uses during the block, so that none can begin to use them."""
-        locks: dict[int, Lock] = {}
-        try:
+        unused = []
+        with contextlib.ExitStack() as locks:
             for build in builds:
                 with contextlib.suppress(OSError):
                     lock = try_lock(self._use_file(key, build))
                     if lock is not None:
-                        locks[build] = lock
-            yield tuple(locks)
-        finally:
-            for lock in locks.values():
-                lock.release()
+                        locks.callback(lock.release)
+                        unused.append(build)
+            yield tuple(unused)
 
     def _remove_stale_builds(self, key: str, current: EnvironmentRecord | None) -> None:
         stale = tuple(build for build in self._builds(key) if current is None or build != current.build)
         with self._unused_builds(key, stale) as unused:
             for build in unused:
                 _remove_build(self.folder / key / str(build))
+
+
+def user_cache() -> EnvironmentCache:
+    """Returns the cache in the user's cache directory."""
+    return EnvironmentCache(settings.cache_directory())
 
 
 def _remove_build(location: Path) -> None:

@@ -1,4 +1,4 @@
-"""Selects the environment manager of a project; also the manager of the caller's own environment."""
+"""Selects the environment manager of a project, and lists and prunes the cached environments."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args
 
-from typing_extensions import assert_never
+from typing_extensions import TypedDict, Unpack, assert_never
 
+from prefect_mlprojects._support.files import disk_usage
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.environments import EnvironmentManager, EnvironmentPlan, PreparedEnvironment
 from prefect_mlprojects.environments.activation import local_variables, own_environment
-from prefect_mlprojects.environments.cache import release_pin
+from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord, release_pin, user_cache
 from prefect_mlprojects.environments.conda import CondaManager, check_conda_environment
 from prefect_mlprojects.environments.python import Contents, VirtualEnvironmentManager, read_contents
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
@@ -186,3 +189,123 @@ def _local_variables() -> dict[str, str]:
     if shutil.which("python", path=path) is None and sys.executable:
         path = os.pathsep.join((path, str(Path(sys.executable).parent)))
     return variables | {"PATH": path}
+
+
+@dataclass(frozen=True)
+class CachedEnvironment:
+    """An environment in the cache; that of an interrupted build is not `complete` and has no manager, project and times.
+
+    Times are seconds since the epoch, the size is in bytes; other projects than ``project`` may use it too.
+    """
+
+    key: str
+    manager: str
+    description: str
+    project: str
+    python_version: str
+    location: Path
+    created: float
+    last_used: float
+    size: int
+    in_use: bool
+    complete: bool
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """The environments that were removed (or would be), and selected ones that were kept: in use, or being built."""
+
+    removed: tuple[CachedEnvironment, ...]
+    kept: tuple[CachedEnvironment, ...]
+
+    @property
+    def freed(self) -> int:
+        """The removed ones' size in bytes."""
+        return sum(environment.size for environment in self.removed)
+
+
+class Selection(TypedDict, total=False):
+    """Selects environments: built longer ago, unused for longer, the least recently used over `max_size` bytes, or all."""
+
+    older_than: timedelta | None
+    unused: timedelta | None
+    max_size: int | None
+    everything: bool
+
+
+def list_environments() -> tuple[CachedEnvironment, ...]:
+    """Returns the environments in the cache, interrupted builds included, the most recently used first."""
+    cache = user_cache()
+    found = [_describe(cache, key) for key in cache.list_keys()]
+    return tuple(sorted(found, key=lambda environment: environment.last_used, reverse=True))
+
+
+def find_environment(prefix: str) -> CachedEnvironment:
+    """Returns the environment whose key starts with `prefix`; raises an ``EnvironmentBuildError`` unless one matches."""
+    cache = user_cache()
+    keys = [key for key in cache.list_keys() if prefix and key.startswith(prefix)]
+    if len(keys) == 1:
+        return _describe(cache, keys[0])
+    found = "is no environment" if not keys else f"are {len(keys)} environments"
+    advice = "give more of the key" if keys else "'mlprojects env list' shows what there is"
+    raise EnvironmentBuildError(
+        f"There {found} in {cache.folder} whose key begins with {prefix!r}; {advice}.", manager=""
+    )
+
+
+def prune_environments(*, dry_run: bool = False, **selection: Unpack[Selection]) -> PruneResult:
+    """Removes the selected environments, except those in use or being built, and what interrupted builds left.
+
+    `dry_run` removes nothing.
+    """
+    cache = user_cache()
+    selected = select_environments(list_environments(), time.time(), **selection)
+    removed: list[CachedEnvironment] = []
+    kept: list[CachedEnvironment] = []
+    for environment in selected:
+        gone = not environment.in_use if dry_run else cache.remove(environment.key)
+        (removed if gone else kept).append(environment)
+    if not dry_run:
+        cache.remove_partial_removals()
+    return PruneResult(tuple(removed), tuple(kept))
+
+
+def select_environments(
+    environments: Iterable[CachedEnvironment], now: float, **selection: Unpack[Selection]
+) -> tuple[CachedEnvironment, ...]:
+    """Selects environments to remove at the time `now`, the least recently used first; incomplete ones in any case."""
+    older_than, unused, max_size = selection.get("older_than"), selection.get("unused"), selection.get("max_size")
+    ordered = sorted(environments, key=lambda environment: environment.last_used)
+    chosen = {
+        environment.key
+        for environment in ordered
+        if selection.get("everything")
+        or not environment.complete
+        or (older_than is not None and now - environment.created > older_than.total_seconds())
+        or (unused is not None and not environment.in_use and now - environment.last_used > unused.total_seconds())
+    }
+    if max_size is not None:
+        total = sum(environment.size for environment in ordered if environment.key not in chosen)
+        for environment in ordered:
+            if total > max_size and environment.key not in chosen and not environment.in_use:
+                chosen.add(environment.key)
+                total -= environment.size
+    return tuple(environment for environment in ordered if environment.key in chosen)
+
+
+def _describe(cache: EnvironmentCache, key: str) -> CachedEnvironment:
+    found, in_use = cache.find(key), cache.in_use(key)
+    record = found or EnvironmentRecord(key, 0, "", "incomplete", "", 0.0, disk_usage(cache.folder / key))
+    return CachedEnvironment(
+        key,
+        record.manager,
+        record.description,
+        record.project,
+        record.python_version,
+        cache.location(found) if found is not None else cache.folder / key,
+        record.created,
+        (found and cache.last_used(key)) or record.created,
+        record.size,
+        in_use,
+        complete=found is not None,
+    )

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prefect_mlprojects.environments import Build, CachingManager, problems_error
 from prefect_mlprojects.environments.activation import conda_variables, own_environment, write_state
-from prefect_mlprojects.environments.building import Build, CachingManager, problems_error
 from prefect_mlprojects.environments.cache import cache_errors
 from prefect_mlprojects.environments.conda.configuration import (
     CondaConfiguration,

@@ -22,7 +22,7 @@ from rattler.install import InstallerReporter
 from rattler.lock import LockChannel, LockPlatform
 
 from prefect_mlprojects._support.files import write_private
-from prefect_mlprojects.environments.building import Build
+from prefect_mlprojects.environments import Build
 from prefect_mlprojects.environments.cache import stopped_error
 from prefect_mlprojects.environments.conda import CondaSpecification
 from prefect_mlprojects.environments.conda.configuration import CondaConfiguration, public_url, split_channel

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from prefect_mlprojects.environments import Build, CachingManager, problems_error
 from prefect_mlprojects.environments.activation import activated_variables, own_environment
-from prefect_mlprojects.environments.building import Build, CachingManager, problems_error
 from prefect_mlprojects.environments.python.files import (
     LockedPackage,
     PythonSpec,

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process.run import ToolResult, run_tool
-from prefect_mlprojects.environments.building import Build
+from prefect_mlprojects.environments import Build
 from prefect_mlprojects.environments.cache import cache_errors
 from prefect_mlprojects.environments.python.files import digest_file, read_toml, redact_urls
 from prefect_mlprojects.environments.python.interpreters import Interpreter

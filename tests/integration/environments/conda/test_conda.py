@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from prefect_mlprojects.environments.managers import environment_manager
-from prefect_mlprojects.environments.prune import list_environments, prune_environments
+from prefect_mlprojects.environments.managers import environment_manager, list_environments, prune_environments
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
