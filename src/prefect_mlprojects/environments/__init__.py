@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -53,18 +53,14 @@ class PreparedEnvironment:
     Attributes:
         variables: All variables of a command in it: the environment activated, without traces of our own.
         plan: Its plan.
-        command_prefix: Arguments before the shell that runs the command; mostly empty.
         reused: Whether it came from the cache.
         token: Identifies this use of a cached environment; ``release_environment`` ends it.
-        lock_file: The versions that were installed, if the manager writes them.
     """
 
     variables: Mapping[str, str]
     plan: EnvironmentPlan
-    command_prefix: tuple[str, ...] = ()
     reused: bool = True
     token: str | None = None
-    lock_file: Path | None = None
 
 
 class EnvironmentManager(Protocol):
@@ -181,10 +177,6 @@ class CachingManager(ABC, Generic[SpecificationT]):
     def activate(self, location: Path, report: Callable[[str], None], stop: StopSignal) -> Mapping[str, str]:
         """Returns the variables of a command in the environment."""
 
-    def lock_file(self, location: Path) -> Path | None:  # noqa: ARG002 - for those that write one
-        """Returns the file with the installed versions."""
-        return None
-
     def plan(self, project: Project) -> EnvironmentPlan:
         """Implements ``EnvironmentManager.plan``."""
         cache = user_cache()
@@ -220,10 +212,8 @@ class CachingManager(ABC, Generic[SpecificationT]):
         except BaseException:
             release_pin(token)
             raise
-        plan = EnvironmentPlan(
-            self.name, plan.description, plan.key, location, True, record.python_version or None, plan.warnings
-        )
-        return PreparedEnvironment(variables, plan, (), reused, token, self.lock_file(location))
+        plan = replace(plan, location=location, ready=True, python_version=record.python_version or None)
+        return PreparedEnvironment(variables, plan, reused, token)
 
     def _obtain(
         self,
@@ -244,11 +234,9 @@ class CachingManager(ABC, Generic[SpecificationT]):
                 return record, True
             record = cache.use(self._build(specification, cache, report, stop).key, token)
         if record is None:
-            raise EnvironmentBuildError(
-                f"The environment in {cache.folder / specification.key} vanished right after it was built; was the cache "
-                "folder emptied?",
-                manager=self.name,
-            )
+            folder = cache.folder / specification.key
+            message = f"The environment in {folder} vanished right after it was built; was the cache folder emptied?"
+            raise EnvironmentBuildError(message, manager=self.name)
         return record, False
 
     def _build(
@@ -266,14 +254,8 @@ class CachingManager(ABC, Generic[SpecificationT]):
                     "from them. Run it again.",
                     manager=self.name,
                 )
-            record = EnvironmentRecord(
-                key,
-                int(location.name),
-                self.name,
-                specification.describe(version),
-                version,
-                project=project.display_name,
-            )
+            build, description = int(location.name), specification.describe(version)
+            record = EnvironmentRecord(key, build, self.name, description, version, project=project.display_name)
             with cache_errors(cache.root, self.name):
                 return cache.complete(record)
         except BaseException:
@@ -281,17 +263,13 @@ class CachingManager(ABC, Generic[SpecificationT]):
             raise
 
     def _plan(self, specification: SpecificationT, cache: EnvironmentCache) -> EnvironmentPlan:
-        record = cache.find(specification.key)
-        version = record.python_version or None if record is not None else None
-        return EnvironmentPlan(
-            self.name,
-            specification.describe(version),
-            specification.key,
-            cache.location(record) if record is not None else cache.next_location(specification.key),
-            record is not None,
-            version if record is not None else specification.python_version,
-            specification.warnings,
-        )
+        key, warnings = specification.key, specification.warnings
+        if (record := cache.find(key)) is None:
+            description, python = specification.describe(None), specification.python_version
+            return EnvironmentPlan(self.name, description, key, cache.next_location(key), False, python, warnings)
+        python = record.python_version or None
+        description = specification.describe(python)
+        return EnvironmentPlan(self.name, description, key, cache.location(record), True, python, warnings)
 
 
 def problems_error(project: Project, problems: tuple[Problem, ...], manager: str) -> EnvironmentBuildError:

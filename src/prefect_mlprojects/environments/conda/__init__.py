@@ -264,10 +264,6 @@ class CondaManager(CachingManager[CondaSpecification]):
         """Implements ``CachingManager.activate``; runs the packages' activation scripts."""
         return conda_variables(os.environ, location, own_environment(), report, stop)
 
-    def lock_file(self, location: Path) -> Path:
-        """Implements ``CachingManager.lock_file``."""
-        return location.with_name(f"{location.name}.lock.yml")
-
     def build(self, build: Build, specification: CondaSpecification) -> str:
         """Implements ``CachingManager.build``."""
         # Only a build needs the solver.
@@ -280,7 +276,7 @@ class CondaManager(CachingManager[CondaSpecification]):
 
         self.check(specification)
         records = install_conda_packages(build, specification)
-        lock = self.lock_file(build.location)
+        lock = build.location.with_name(f"{build.location.name}.lock.yml")
         with cache_errors(build.cache, "conda"):
             write_state(build.location, specification.file.variables)
             write_lock(lock, specification, records)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -31,67 +32,31 @@ if TYPE_CHECKING:
     from prefect_mlprojects.environments.python import PythonSpecification
 
 # Settings that would install something else, or into another folder than the environment.
-_MISLEADING = frozenset(
-    [
-        "PIP_TARGET",
-        "PIP_PREFIX",
-        "PIP_ROOT",
-        "PIP_USER",
-        "PIP_PYTHON",
-        "PIP_DRY_RUN",
-        "PIP_REQUIREMENT",
-        "PIP_EDITABLE",
-        "UV_SYSTEM_PYTHON",
-        "UV_PYTHON",
-        "UV_PROJECT",
-        "UV_PROJECT_ENVIRONMENT",
-        "UV_WORKING_DIR",
-        "UV_WORKING_DIRECTORY",
-        "UV_TARGET",
-        "UV_PREFIX",
-        "UV_NO_SYNC",
-        "UV_FROZEN",
-        "UV_LOCKED",
-        "UV_ISOLATED",
-        "UV_DRY_RUN",
-        "UV_ENV_FILE",
-        "UV_VENV_SEED",
-        "UV_VENV_CLEAR",
-        "UV_VENV_RELOCATABLE",
-        "UV_NO_EDITABLE",
-        "VIRTUALENV_PYTHON",
-        "VIRTUALENV_SYSTEM_SITE_PACKAGES",
-        "VIRTUALENV_CLEAR",
-    ]
+_MISLEADING = re.compile(
+    r"PIP_(TARGET|PREFIX|ROOT|USER|PYTHON|DRY_RUN|REQUIREMENT|EDITABLE)|VIRTUALENV_(PYTHON|SYSTEM_SITE_PACKAGES|CLEAR)"
+    r"|UV_(SYSTEM_PYTHON|PYTHON|PROJECT(_ENVIRONMENT)?|WORKING_DIR(ECTORY)?|TARGET|PREFIX|NO_SYNC|FROZEN|LOCKED|ISOLATED"
+    r"|DRY_RUN|ENV_FILE|VENV_(SEED|CLEAR|RELOCATABLE)|NO_EDITABLE)"
 )
 
 # Settings that determine which packages are chosen or how they are built, and so belong to the cache key. Addresses of
 # indexes don't: they hold passwords, and a mirror has the same packages.
 _KEY_SETTINGS = (
-    *("PIP_PRE", "PIP_NO_BINARY", "PIP_ONLY_BINARY", "PIP_NO_DEPS", "PIP_NO_BUILD_ISOLATION"),
-    *("UV_PRERELEASE", "UV_RESOLUTION", "UV_EXCLUDE_NEWER", "UV_NO_BINARY"),
-    *("UV_NO_BUILD", "UV_NO_SOURCES", "UV_TORCH_BACKEND"),
+    *("PIP_PRE", "PIP_NO_BINARY", "PIP_ONLY_BINARY", "PIP_NO_DEPS", "PIP_NO_BUILD_ISOLATION", "UV_PRERELEASE"),
+    *("UV_RESOLUTION", "UV_EXCLUDE_NEWER", "UV_NO_BINARY", "UV_NO_BUILD", "UV_NO_SOURCES", "UV_TORCH_BACKEND"),
 )
 _KEY_FILES = ("PIP_CONSTRAINT", "UV_CONSTRAINT", "UV_OVERRIDE")
-_UV_INDEX_SETTINGS = [
-    "UV_DEFAULT_INDEX",
-    "UV_INDEX",
-    "UV_INDEX_URL",
-    "UV_EXTRA_INDEX_URL",
-    "UV_FIND_LINKS",
-    "UV_CONFIG_FILE",
-]
+_UV_INDEX_SETTING = re.compile(r"UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS|CONFIG_FILE)")
 
 
 def build_variables(
     environ: Mapping[str, str], activated: Mapping[str, str], *, with_indexes: bool = True
 ) -> dict[str, str]:
     """Returns an installer's variables: those of the activated environment with the user's settings that apply."""
-    variables = {name: value for name, value in activated.items() if name not in _MISLEADING}
+    variables = {name: value for name, value in activated.items() if not _MISLEADING.fullmatch(name)}
     # Nobody can answer a question: not pip's, nor git's for a password.
-    variables.setdefault("GIT_TERMINAL_PROMPT", "0")
-    variables |= {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
-    return uv_settings_from_pip(environ, with_indexes=with_indexes) | variables
+    fixed = {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+    settings = uv_settings_from_pip(environ, with_indexes=with_indexes)
+    return {"GIT_TERMINAL_PROMPT": "0", **settings, **variables, **fixed}
 
 
 def uv_arguments(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -153,9 +118,8 @@ def uv_configuration(directory: Path) -> Path | None:
 
 def _has_uv_indexes(environ: Mapping[str, str]) -> bool:
     folders = (_user_configuration(environ), Path("/etc"), Path("/etc/xdg"))
-    return any(environ.get(name) for name in _UV_INDEX_SETTINGS) or any(
-        (folder / "uv" / "uv.toml").is_file() for folder in folders
-    )
+    named = any(value and _UV_INDEX_SETTING.fullmatch(name) for name, value in environ.items())
+    return named or any((folder / "uv" / "uv.toml").is_file() for folder in folders)
 
 
 def _user_configuration(environ: Mapping[str, str]) -> Path:
@@ -185,8 +149,7 @@ def _read_pip_file(file: Path) -> dict[str, str]:
     try:
         parser.read(file, encoding="utf-8")
     except (OSError, configparser.Error, UnicodeDecodeError):
-        # pip itself will report it; uv does not read it.
-        return {}
+        return {}  # pip itself will report it; uv does not read it
     sections = [section for section in ("global", "install") if parser.has_section(section)]
     return {name.replace("_", "-"): value for section in sections for name, value in parser.items(section)}
 
@@ -208,14 +171,10 @@ def uv_executable() -> str:
     try:
         return find_uv_bin()
     except FileNotFoundError as error:
-        found = shutil.which("uv")
-        if found is not None:
+        if (found := shutil.which("uv")) is not None:
             return found
-        raise EnvironmentBuildError(
-            "The program uv is missing although the Python package uv is installed; run "
-            "'pip install --force-reinstall uv'.",
-            manager="uv",
-        ) from error
+        message = "The program uv is missing from the Python package uv; run 'pip install --force-reinstall uv'."
+        raise EnvironmentBuildError(message, manager="uv") from error
 
 
 def downloadable_version(request: str, environ: Mapping[str, str]) -> str | None:
@@ -228,11 +187,10 @@ def downloadable_version(request: str, environ: Mapping[str, str]) -> str | None
     lines: list[str] = []
     command = [uv_executable(), "python", "list", "--only-downloads", "--offline", "--output-format", "json", request]
     result = run_tool(command, cwd=None, env=build_variables(environ, environ), report=lines.append, stop=StopSignal())
-    # Warnings come on stderr, which shares the lines.
-    document = next((line for line in lines if line.startswith("[")), "[]")
     try:
-        offers = json.loads(document) if result.exit_code == 0 else []
-    except ValueError:
+        # Warnings come on stderr, which shares the lines.
+        offers = json.loads(next(line for line in lines if line.startswith("["))) if result.exit_code == 0 else []
+    except (StopIteration, ValueError):
         return None
     versions = [
         tuple(offer["version_parts"][part] for part in ("major", "minor", "patch"))
@@ -256,15 +214,16 @@ def download_python(
 def run_step(build: Build, step: str, command: Sequence[str], variables: Mapping[str, str]) -> None:
     """Runs an installer in the project's folder, where it finds the project's settings and packages.
 
-    Raises:
-        EnvironmentBuildError: It failed at the `step` ("installing the dependencies"), or was stopped.
+    Raises an ``EnvironmentBuildError`` if it fails at the `step` ("installing the dependencies") or is stopped.
     """
     build.check_stop()
-    folder, report = build.project.directory, build.report
+    folder = build.project.directory
+
+    def report(line: str) -> None:
+        build.report(redact_urls(line))
+
     try:
-        result = run_tool(
-            command, cwd=folder, env=variables, report=lambda line: report(redact_urls(line)), stop=build.stop
-        )
+        result = run_tool(command, cwd=folder, env=variables, report=report, stop=build.stop)
     except OSError as error:
         cause = f"{command[0]} could not be started in {folder}: {error.strerror or error}"
         raise build.failure(cause) from error
