@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -96,33 +96,27 @@ class EnvironmentManager(Protocol):
 _DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
 
 
-class Specification(Protocol):
-    """An environment specification: all that determines the content of a prepared environment."""
+@dataclass(frozen=True)
+class Specification(ABC):
+    """An environment specification: all that determines the content of a prepared environment.
 
-    @property
-    def project(self) -> Project:
-        """The project that it was read from."""
+    Attributes:
+        project: The project that it was read from.
+        key: The cache key.
+        sources: The content of the files that the installer reads itself; compared before and after a build.
+        private: Whether it holds passwords, which installers may write into the environment.
+        python_version: The Python version, if the specification determines it.
+        warnings: Warnings for users.
+    """
 
-    @property
-    def key(self) -> str:
-        """The cache key."""
+    project: Project
+    key: str
+    sources: object = field(repr=False)
+    private: bool
+    python_version: str | None
+    warnings: tuple[str, ...]
 
-    @property
-    def sources(self) -> object:
-        """The content of the files that the installer reads itself; compared before and after a build."""
-
-    @property
-    def private(self) -> bool:
-        """Whether it holds passwords, which installers may write into the environment."""
-
-    @property
-    def python_version(self) -> str | None:
-        """The Python version, if the specification determines it."""
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings for users."""
-
+    @abstractmethod
     def describe(self, python_version: str | None) -> str:
         """Describes the environment in a few words; `python_version` is that of a finished build, else None."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prefect_mlprojects.environments import Build, CachingManager, problems_error
+from prefect_mlprojects.environments import Build, CachingManager, Specification, problems_error
 from prefect_mlprojects.environments.activation import conda_variables, own_environment, write_state
 from prefect_mlprojects.environments.cache import cache_errors
 from prefect_mlprojects.environments.conda.configuration import (
@@ -114,47 +114,14 @@ class CondaSpec:
 
 
 @dataclass(frozen=True)
-class CondaSpecification:
-    """The environment specification of a conda environment.
+class CondaSpecification(Specification):
+    """The environment specification of a conda environment; `channels` are URLs, which may hold passwords, by preference."""
 
-    Attributes:
-        project: The project.
-        file: The content of its conda.yaml.
-        specs: The requested conda packages.
-        channels: URLs of channels, in the order of preference; they may hold passwords.
-        pip: The pip section.
-        configuration: Conda's settings.
-        key: The cache key.
-    """
-
-    project: Project
     file: CondaFile
     specs: tuple[CondaSpec, ...]
     channels: tuple[str, ...] = field(repr=False)
     pip: RequirementSet
     configuration: CondaConfiguration
-    key: str
-
-    @property
-    def sources(self) -> object:
-        """The content of the files that are read again during a build."""
-        return self.specs, self.channels, self.pip.text_inputs
-
-    @property
-    def private(self) -> bool:
-        """Whether a channel's, a requirement's or an index's URL holds a password or token."""
-        return self.pip.private or any(redact_urls(url) != url for url in self.channels)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings for users."""
-        return self.file.warnings
-
-    @property
-    def python_version(self) -> str | None:
-        """The Python version, if the file requests an exact one."""
-        matches = (_EXACT_PYTHON.match(split_channel(spec.text)[1]) for spec in self.specs)
-        return next((match[1] for match in matches if match is not None), None)
 
     def describe(self, python_version: str | None) -> str:
         """Describes the environment in a few words."""
@@ -165,11 +132,7 @@ class CondaSpecification:
 
 
 def read_specification(project: Project, environ: Mapping[str, str]) -> CondaSpecification:
-    """Reads a project's conda.yaml and conda's settings; needs no network.
-
-    Raises:
-        EnvironmentBuildError: A file or a setting is missing or malformed, or a channel is forbidden.
-    """
+    """Reads a project's conda.yaml and conda's settings; needs no network. Raises an ``EnvironmentBuildError``."""
     assert isinstance(project.environment, CondaEnvironment)
     file = read_conda_file(project.environment.file)
     if isinstance(file, tuple):
@@ -201,7 +164,21 @@ def read_specification(project: Project, environ: Mapping[str, str]) -> CondaSpe
         *(f"{name}={environ[name]}" for name in sorted(environ) if name.startswith("CONDA_OVERRIDE_")),
         *(key_settings(environ, "uv", project.directory) if pip.key_inputs else ()),
     ]
-    return CondaSpecification(project, file, tuple(specs), tuple(channels), pip, configuration, digest_text(texts))
+    private = pip.private or any(redact_urls(url) != url for url in channels)
+    matches = (_EXACT_PYTHON.match(split_channel(spec.text)[1]) for spec in specs)
+    return CondaSpecification(
+        project=project,
+        key=digest_text(texts),
+        sources=(specs, channels, pip.text_inputs),
+        private=private,
+        python_version=next((match[1] for match in matches if match is not None), None),
+        warnings=file.warnings,
+        file=file,
+        specs=tuple(specs),
+        channels=tuple(channels),
+        pip=pip,
+        configuration=configuration,
+    )
 
 
 def _with_python(file: CondaFile) -> tuple[RequirementEntry, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from prefect_mlprojects.environments import Build, CachingManager, problems_error
+from prefect_mlprojects.environments import Build, CachingManager, Specification, problems_error
 from prefect_mlprojects.environments.activation import activated_variables, own_environment
 from prefect_mlprojects.environments.python.files import (
     LockedPackage,
@@ -76,30 +76,12 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class PythonSpecification:
+class PythonSpecification(Specification):
     """The environment specification of a virtual environment; `interpreter` is None if uv must download it first."""
 
     manager: VenvManagerName
-    project: Project
     contents: Contents
-    python_version: str
     interpreter: Interpreter | None
-    key: str
-
-    @property
-    def sources(self) -> object:
-        """The text of the requirements files."""
-        return self.contents.build.text_inputs, self.contents.run.text_inputs
-
-    @property
-    def private(self) -> bool:
-        """Whether a requirement's or an index's URL holds a password."""
-        return self.contents.build.private or self.contents.run.private
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings for users."""
-        return self.contents.warnings
 
     def describe(self, python_version: str | None) -> str:
         """Describes the environment in a few words."""
@@ -173,7 +155,11 @@ def read_specification(
     else:
         raise EnvironmentBuildError(_no_python_message(contents, environ, cache), manager=manager)
     key = _key(manager, project, contents, version, environ)
-    return PythonSpecification(manager, project, contents, version, interpreter, key)
+    sources = contents.build.text_inputs, contents.run.text_inputs
+    private = contents.build.private or contents.run.private
+    return PythonSpecification(
+        project, key, sources, private, version, contents.warnings, manager, contents, interpreter
+    )
 
 
 def _python_requests(contents: Contents) -> Iterator[str | None]:
@@ -258,11 +244,11 @@ class VirtualEnvironmentManager(CachingManager[PythonSpecification]):
         interpreter = specification.interpreter or _download(build, specification)
         install = build_with_uv if self.name == "uv" else build_with_virtualenv
         install(build, specification, interpreter, self.activate(build.location, build.report, build.stop))
-        return specification.python_version
+        return str(specification.python_version)
 
 
 def _download(build: Build, specification: PythonSpecification) -> Interpreter:
-    version = specification.python_version
+    version = str(specification.python_version)
     build.report(f"Python {version} is not on this machine; uv downloads it")
     result = download_python(version, os.environ, build.report, build.stop)
     build.check_stop()
