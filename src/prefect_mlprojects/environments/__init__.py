@@ -53,12 +53,14 @@ class PreparedEnvironment:
     Attributes:
         variables: All variables of a command in it: the environment activated, without traces of our own.
         plan: Its plan.
+        command_prefix: Arguments before the shell that runs the command; mostly empty.
         reused: Whether it came from the cache.
         token: Identifies this use of a cached environment; ``release_environment`` ends it.
     """
 
     variables: Mapping[str, str]
     plan: EnvironmentPlan
+    command_prefix: tuple[str, ...] = ()
     reused: bool = True
     token: str | None = None
 
@@ -207,7 +209,7 @@ class CachingManager(ABC, Generic[SpecificationT]):
             release_pin(token)
             raise
         plan = replace(plan, location=location, ready=True, python_version=record.python_version or None)
-        return PreparedEnvironment(variables, plan, reused, token)
+        return PreparedEnvironment(variables, plan, (), reused, token)
 
     def _obtain(
         self,

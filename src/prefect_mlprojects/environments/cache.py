@@ -70,11 +70,9 @@ class EnvironmentCache:
     def find(self, key: str) -> EnvironmentRecord | None:
         """Returns the complete environment of a key, or None; reads one small file and checks that its Python exists."""
         record = self.read(key)
-        if record is None:
-            return None
         # A conda environment may have no Python; it always has this folder.
-        required = "bin/python" if record.python_version else "conda-meta"
-        return record if (self.location(record) / required).exists() else None
+        required = "bin/python" if record is not None and record.python_version else "conda-meta"
+        return record if record is not None and (self.location(record) / required).exists() else None
 
     def read(self, key: str) -> EnvironmentRecord | None:
         """Returns the record of a key, whether or not its Python still exists."""
@@ -111,10 +109,9 @@ class EnvironmentCache:
 
     def last_used(self, key: str) -> float | None:
         """Returns the time of an environment's last use in seconds since the epoch; None if unknown."""
-        try:
+        with contextlib.suppress(OSError):
             return (self.folder / key / _USED).stat().st_mtime
-        except OSError:
-            return None
+        return None
 
     @contextlib.contextmanager
     def lock(self, key: str, manager: str, report: Callable[[str], None], stop: StopSignal) -> Iterator[None]:
@@ -167,10 +164,11 @@ class EnvironmentCache:
     def list_keys(self) -> tuple[str, ...]:
         """Returns the keys that have a folder, complete or not."""
         try:
-            entries = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
+            return tuple(
+                sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir() and entry.name[0] != ".")
+            )
         except OSError:
             return ()
-        return tuple(name for name in entries if not name.startswith("."))
 
     def in_use(self, key: str) -> bool:
         """Returns whether a live process uses any build of a key."""
@@ -179,27 +177,20 @@ class EnvironmentCache:
 
     def remove(self, key: str) -> bool:
         """Removes all builds of a key unless it is in use or being built; returns whether it is gone."""
-        try:
-            self._locks.mkdir(parents=True, exist_ok=True)
-            lock = try_lock(self._locks / f"{key}.lock")
-        except OSError:
-            return False
-        if lock is None:
-            return False
         # An atomic rename for other processes; deleting the tree may take a while.
         removed = self.folder / f"{_REMOVED_PREFIX}{uuid.uuid4().hex}"
         try:
-            builds = self._builds(key)
-            with self._unused_builds(key, builds) as unused:
-                if len(unused) < len(builds):
+            self._locks.mkdir(parents=True, exist_ok=True)
+            if (lock := try_lock(self._locks / f"{key}.lock")) is None:
+                return False
+            with contextlib.ExitStack() as held:
+                held.callback(lock.release)
+                builds = self._builds(key)
+                if len(held.enter_context(self._unused_builds(key, builds))) < len(builds):
                     return False
                 (self.folder / key).rename(removed)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        finally:
-            lock.release()
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
         remove_tree(removed)
         return True
 
@@ -269,10 +260,11 @@ class _Pins:
     def add(self, file: Path, token: str) -> None:
         with self._lock:
             if file not in self._locks:
-                try:
+                lock = None
+                with contextlib.suppress(
+                    OSError
+                ):  # a read-only cache without this file, or a file system without locks
                     lock = try_lock(file, shared=True, wait=True)
-                except OSError:  # a read-only cache without this file, or a file system without locks
-                    return
                 if lock is None:
                     return
                 self._locks[file] = lock

@@ -43,11 +43,8 @@ def choose_manager(project: Project, requested: str | None = None) -> Environmen
     name = next((name for name in MANAGER_NAMES if name == requested), None)
     if requested is not None and name is None:
         near = nearest(requested.lower(), MANAGER_NAMES)
-        raise EnvironmentBuildError(
-            f"There is no environment manager {requested!r}; there are {', '.join(MANAGER_NAMES)}."
-            + (f" Did you mean {near!r}?" if near else ""),
-            manager=requested,
-        )
+        message = f"There is no environment manager {requested!r}; there are {', '.join(MANAGER_NAMES)}."
+        raise EnvironmentBuildError(message + (f" Did you mean {near!r}?" if near else ""), manager=requested)
     environment = project.environment
     if isinstance(environment, DockerEnvironment):
         return "local"
@@ -157,15 +154,13 @@ class LocalManager:
             return EnvironmentPlan("local", "local, no python on PATH")
         own = own_environment()
         warnings: tuple[str, ...] = ()
-        if own is not None:
-            is_running = os.path.realpath(Path(python).parent) == os.path.realpath(own / "bin")
-            if not is_running:
-                warnings = (
-                    f"local: the project runs with {python}, the first python on PATH, not with {sys.executable}, which "
-                    f"runs mlprojects; activate {own} to change that",
-                )
-        else:
+        if own is None:
             is_running = os.path.realpath(python) == os.path.realpath(sys.executable)
+        elif not (is_running := os.path.realpath(Path(python).parent) == os.path.realpath(own / "bin")):
+            warnings = (
+                f"local: the project runs with {python}, the first python on PATH, not with {sys.executable}, which runs "
+                f"mlprojects; activate {own} to change that",
+            )
         version = "{}.{}.{}".format(*sys.version_info[:3]) if is_running else None
         description = f"local, {'Python ' + version + ' at ' if version else ''}{python}"
         return EnvironmentPlan("local", description, python_version=version, warnings=warnings)

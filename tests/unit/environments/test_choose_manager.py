@@ -86,7 +86,7 @@ def test_a_lock_counts_only_beside_a_pyproject_and_without_an_environment_file(t
 
 
 ERROR = ("Traceback (most recent call last):", "ModuleNotFoundError: No module named '{}'")
-CONDA = "dependencies:\n  - numpy=1.26\n  - pip:\n    - pywin32; sys_platform == 'win32'\n"
+CONDA_FILE = "dependencies:\n  - numpy=1.26\n  - pip:\n    - pywin32; sys_platform == 'win32'\n"
 
 
 @pytest.mark.parametrize(
@@ -98,10 +98,15 @@ CONDA = "dependencies:\n  - numpy=1.26\n  - pip:\n    - pywin32; sys_platform ==
             "yaml.nodes",
             "contains 'yaml' to {project}/python_env.yaml",
         ),
-        ({"conda.yaml": CONDA}, "conda", "numpy", "Add the package that contains 'numpy' to {project}/conda.yaml"),
-        ({"conda.yaml": CONDA}, "uv", "numpy", "left out, since uv installs only the pip section: numpy=1.26."),
-        ({"conda.yaml": CONDA}, "virtualenv", "numpy", "Use --env-manager conda to install them. Add the package"),
-        ({"conda.yaml": CONDA}, "uv", "pywin32", "'pywin32' is only required where sys_platform == \"win32\". Add"),
+        ({"conda.yaml": CONDA_FILE}, "conda", "numpy", "Add the package that contains 'numpy' to {project}/conda.yaml"),
+        ({"conda.yaml": CONDA_FILE}, "uv", "numpy", "left out, since uv installs only the pip section: numpy=1.26."),
+        ({"conda.yaml": CONDA_FILE}, "virtualenv", "numpy", "Use --env-manager conda to install them. Add the package"),
+        (
+            {"conda.yaml": CONDA_FILE},
+            "uv",
+            "pywin32",
+            "'pywin32' is only required where sys_platform == \"win32\". Add",
+        ),
         ({}, "uv", "yaml", "no environment file, so its environment (uv) has no packages"),
         ({"uv.lock": "", "pyproject.toml": ""}, "uv", "yaml", "to the project's pyproject.toml and run 'uv lock'"),
         ({"uv.lock": "", "pyproject.toml": ""}, "virtualenv", "yaml", "(virtualenv) has no packages"),

@@ -99,7 +99,7 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
         tail = TailedOutput(events)
         try:
             result = run_process(
-                [bash, "-c", command.line],
+                [*environment.command_prefix, bash, "-c", command.line],
                 cwd=directory,
                 env=_child_env(environment.variables, reveal_values(command.child_env)),
                 write=tail.write,

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from prefect_mlprojects.environments.python.files import (
@@ -279,8 +279,8 @@ class _OptionParser(optparse.OptionParser):
 def _option_parser() -> optparse.OptionParser:
     parser = _OptionParser(add_help_option=False)
     for name, option in _OPTIONS.items():
-        action = {"action": "append_const", "const": ""} if option.flag else {"action": "append"}
-        parser.add_option(name, *option.spellings, dest=name, **action)
+        flag: dict[str, Any] = {"action": "append_const", "const": ""}
+        parser.add_option(name, *option.spellings, dest=name, **(flag if option.flag else {"action": "append"}))
     return parser
 
 
