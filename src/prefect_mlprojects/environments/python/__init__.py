@@ -52,17 +52,14 @@ KEY_VERSION = "1"
 
 @dataclass(frozen=True)
 class Contents:
-    """The content of a project's environment files.
+    """The content of a project's environment files; the requirements of `build` are installed before those of `run`.
 
     Attributes:
         python: The requested Python, as ``find_interpreter`` takes it.
         python_range: A range of Pythons, for a machine that can't have that one.
         python_source: The file and line that request it, for messages.
-        build: The requirements that are installed first.
-        run: The requirements that are installed then.
         locked: The local packages of a ``uv.lock``, which replaces the requirements; None without one.
         source: The file, for people to read; None without one.
-        warnings: Warnings for users.
     """
 
     python: str | None
@@ -87,11 +84,10 @@ class PythonSpecification(Specification):
         """Describes the environment in a few words."""
         contents = self.contents
         count = contents.build.count + contents.run.count
-        if contents.locked is not None and contents.source is not None:
-            content = f"locked by {contents.source.name}"
-        else:
-            content = f"{count} requirement{'' if count == 1 else 's'}" if count else "nothing installed"
-            content += f" ({contents.source.name})" if contents.source is not None else ""
+        content = f"{count} requirement{'' if count == 1 else 's'}" if count else "nothing installed"
+        if contents.source is not None:
+            file = contents.source.name
+            content = f"{content} ({file})" if contents.locked is None else f"locked by {file}"
         download = "; uv will download this Python" if self.interpreter is None and python_version is None else ""
         return f"{self.manager}, Python {self.python_version}, {content}{download}"
 
@@ -127,23 +123,24 @@ def _locked_contents(project: Project, lock: Path) -> Contents | tuple[Problem, 
     python, source, packages = found[0], str(lock), found[1]
     if python is not None and interpreter_allowed(python, current_interpreter().version):
         python = None
-    try:
-        pinned = (project.directory / ".python-version").read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError):
-        pinned = []
-    if pinned and is_python_request(pinned[0]):
-        python, source = pinned[0], str(project.directory / ".python-version")
+    if (pinned := pinned_python(project)) is not None:
+        python, source = pinned, str(project.directory / ".python-version")
     return Contents(python, None, source, locked=packages, source=lock)
+
+
+def pinned_python(project: Project) -> str | None:
+    """Returns the Python that a project's ``.python-version`` requests; None without one."""
+    try:
+        words = (project.directory / ".python-version").read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return words[0] if words and is_python_request(words[0]) else None
 
 
 def read_specification(
     project: Project, manager: VenvManagerName, environ: Mapping[str, str], cache: Path
 ) -> PythonSpecification:
-    """Reads a project's environment files and finds its interpreter.
-
-    Raises:
-        EnvironmentBuildError: A file is missing or malformed, or no Python matches and uv can't download one.
-    """
+    """Reads a project's environment files and finds its interpreter; raises an ``EnvironmentBuildError``."""
     contents = read_contents(project, manager)
     if isinstance(contents, tuple):
         raise problems_error(project, contents, manager)
@@ -214,14 +211,13 @@ def _nearest_python(wanted: str, environ: Mapping[str, str], cache: Path) -> str
     match = re.search(r"(\d+)\.(\d+)", wanted)
     if match is None:
         return ""
-    found = find_interpreter(match[0], environ, _probes(cache))
-    download = downloadable_version(match[0], environ) if found is None else None
-    if found is None and download is None:
-        major, minor = int(match[1]), int(match[2])
-        interpreters = list_interpreters(environ, _probes(cache))
-        found = min(interpreters, key=lambda each: (abs(each.parts[0] - major), abs(each.parts[1] - minor)))
-    version = found.version if found is not None else str(download)
-    nearest = str(found) if found is not None else f"{download}, which uv downloads"
+    major, minor = int(match[1]), int(match[2])
+    interpreters = list_interpreters(environ, _probes(cache))
+    found = min(interpreters, key=lambda each: (abs(each.parts[0] - major), abs(each.parts[1] - minor)))
+    found = find_interpreter(match[0], environ, _probes(cache)) or found
+    version, nearest = found.version, str(found)
+    if found.parts[:2] != (major, minor) and (download := downloadable_version(match[0], environ)) is not None:
+        version, nearest = download, f"{download}, which uv downloads"
     return f"The nearest that can be had is {nearest}: write {version} or {version.rpartition('.')[0]} instead. "
 
 

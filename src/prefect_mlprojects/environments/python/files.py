@@ -6,6 +6,7 @@ their lines, and without the passwords that its URLs may hold.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -148,12 +149,9 @@ def read_text(path: Path) -> str | Problem:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return Problem(f"it is not UTF-8 text (byte {error.start})", file=path, fix="save it as UTF-8")
-    except FileNotFoundError:
-        return Problem("there is no such file", file=path)
-    except IsADirectoryError:
-        return Problem("it is a folder, not a file", file=path)
     except OSError as error:
-        return Problem(f"it can't be read: {error.strerror}", file=path)
+        known = {errno.ENOENT: "there is no such file", errno.EISDIR: "it is a folder, not a file"}
+        return Problem(known.get(error.errno or 0, f"it can't be read: {error.strerror}"), file=path)
 
 
 def read_toml(path: Path) -> dict[str, Any] | Problem:
@@ -200,9 +198,7 @@ def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]
     if isinstance(reader, tuple):
         return reader
     packages, pip = reader.conda_dependencies()
-    python: str | None = None
-    python_range: str | None = None
-    python_line: int | None = None
+    python = python_range = python_line = None
     build: list[RequirementEntry] = []
     skipped: list[str] = []
     for position, entry in packages.items():
@@ -219,10 +215,8 @@ def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]
         return tuple(reader.problems)
     warnings = []
     if skipped:
-        warnings.append(
-            f"{path.name}: these conda packages are left out, since {manager} installs only the pip section: "
-            + ", ".join(skipped)
-        )
+        reason = f"these conda packages are left out, since {manager} installs only the pip section"
+        warnings.append(f"{path.name}: {reason}: {', '.join(skipped)}")
     if python is None:
         warnings.append(f"{path.name} names no Python version; the one that runs mlprojects is used")
     return PythonSpec(path, python, python_range, python_line, tuple(build), pip, tuple(warnings))
@@ -260,18 +254,16 @@ def open_environment_file(path: Path) -> FileReader | tuple[Problem, ...]:
 
 def _python_version(reader: FileReader) -> str | None:
     value = reader.document.content.get("python")
-    if value is None:
-        return None
+    if value is None or (isinstance(value, str) and is_python_request(value.strip())):
+        return value and value.strip()
+    fix: str | None = 'write python: "3.11", for example'
     if isinstance(value, (int, float)):
         # Without quotes 3.10 is the number 3.1.
-        reader.problem("python is a number, since it has no quotes", "python", fix='write python: "3.11", for example')
-    elif not isinstance(value, str):
-        reader.problem('python must be a version such as "3.11"', "python")
-    elif not is_python_request(value.strip()):
-        fix = 'write a version such as "3.11" or "3.11.7"'
+        reader.problem("python is a number, since it has no quotes", "python", fix=fix)
+    elif isinstance(value, str):
         reader.problem(f"python: {value!r} is not a version", "python", fix=fix)
     else:
-        return value.strip()
+        reader.problem('python must be a version such as "3.11"', "python")
     return None
 
 
@@ -319,8 +311,7 @@ _METADATA_FILE = re.compile(
 )
 # Folders without source: made by tools, or by the runs themselves. A run that writes into its project must not cause
 # another build in the next run.
-_SKIPPED_FOLDERS = frozenset(("__pycache__", "node_modules", "mlruns", "mlartifacts"))
-_SKIPPED_AT_TOP = frozenset(("build", "dist"))
+_SKIPPED = re.compile(r"__pycache__|node_modules|mlruns|mlartifacts|\..*|.*\.egg-info")
 
 
 def digest_text(texts: Iterable[str]) -> str:
@@ -335,10 +326,8 @@ def digest_text(texts: Iterable[str]) -> str:
 def digest_file(path: Path) -> str:
     """Returns a digest of a file; "unreadable" if it can't be read, which the installer will explain."""
     try:
-        status = path.stat()
-        if status.st_size > _LARGE_FILE:
-            return f"{status.st_size}@{status.st_mtime_ns}"
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        size, modified = path.stat().st_size, path.stat().st_mtime_ns
+        return f"{size}@{modified}" if size > _LARGE_FILE else hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return "unreadable"
 
@@ -361,10 +350,9 @@ def digest_metadata(directory: Path) -> str:
 
 
 def digest_package(directory: Path) -> str:
-    """Returns a digest of what a package is built from.
+    """Returns a digest of the files that declare a package, its sources, and all files below an ``__init__.py``.
 
-    It includes the files that declare it, source files anywhere below the folder, and every file of a Python package
-    (below an ``__init__.py``). Others are excluded: a run may write its results beside the code.
+    Others are excluded: a run may write its results beside the code.
     """
     files = sorted(_package_files(directory))
     texts = (text for file in files for text in (file.relative_to(directory).as_posix(), digest_file(file)))
@@ -385,14 +373,12 @@ def _package_files(directory: Path) -> Iterator[Path]:
             names.clear()
             continue
         at_top = folder == str(directory)
-        names[:] = sorted(name for name in names if not (_is_skipped(name) or (at_top and name in _SKIPPED_AT_TOP)))
+        names[:] = sorted(
+            name for name in names if not (_SKIPPED.fullmatch(name) or (at_top and name in ("build", "dist")))
+        )
         in_package = "__init__.py" in files or Path(folder).parent in packages
         if in_package:
             packages.add(Path(folder))
         for name in files:
             if (in_package or _SOURCE_FILE.fullmatch(name)) and not name.endswith((".pyc", ".pyo")):
                 yield Path(folder, name)
-
-
-def _is_skipped(name: str) -> bool:
-    return name in _SKIPPED_FOLDERS or name.startswith(".") or name.endswith(".egg-info")
