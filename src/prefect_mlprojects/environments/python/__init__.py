@@ -13,32 +13,7 @@ from typing import Literal, TypeAlias
 
 from prefect_mlprojects.environments import Build, CachingManager, Specification, problems_error
 from prefect_mlprojects.environments.activation import activated_variables, own_environment
-from prefect_mlprojects.environments.python.files import (
-    LockedPackage,
-    PythonSpec,
-    digest_metadata,
-    digest_package,
-    digest_text,
-    is_python_request,
-    read_conda_env,
-    read_lock,
-    read_python_env,
-    uv_lock_of,
-)
-from prefect_mlprojects.environments.python.installers import (
-    build_with_uv,
-    build_with_virtualenv,
-    download_python,
-    downloadable_version,
-    key_settings,
-)
-from prefect_mlprojects.environments.python.interpreters import (
-    Interpreter,
-    current_interpreter,
-    find_interpreter,
-    interpreter_allowed,
-    list_interpreters,
-)
+from prefect_mlprojects.environments.python import files, installers, interpreters
 from prefect_mlprojects.environments.python.requirements import Installer, RequirementSet, expand_requirements
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, Project, PythonEnvironment
@@ -67,7 +42,7 @@ class Contents:
     python_source: str
     build: RequirementSet = field(default_factory=RequirementSet)
     run: RequirementSet = field(default_factory=RequirementSet)
-    locked: tuple[LockedPackage, ...] | None = None
+    locked: tuple[files.LockedPackage, ...] | None = None
     source: Path | None = None
     warnings: tuple[str, ...] = ()
 
@@ -78,7 +53,7 @@ class PythonSpecification(Specification):
 
     manager: VenvManagerName
     contents: Contents
-    interpreter: Interpreter | None
+    interpreter: interpreters.Interpreter | None
 
     def describe(self, python_version: str | None) -> str:
         """Describes the environment in a few words."""
@@ -96,15 +71,15 @@ def read_contents(project: Project, manager: VenvManagerName) -> Contents | tupl
     """Reads a project's environment files."""
     environment = project.environment
     if isinstance(environment, PythonEnvironment):
-        spec = read_python_env(environment.file)
+        spec = files.read_python_env(environment.file)
     elif isinstance(environment, CondaEnvironment):
-        spec = read_conda_env(environment.file, manager)
+        spec = files.read_conda_env(environment.file, manager)
     else:
-        lock = uv_lock_of(project)
+        lock = files.uv_lock_of(project)
         if lock is not None and manager == "uv":
             return _locked_contents(project, lock)
         warning = f"{manager} does not install from uv.lock; the environment stays empty. Use --env-manager uv."
-        spec = PythonSpec(warnings=(warning,) if lock is not None else ())
+        spec = files.PythonSpec(warnings=(warning,) if lock is not None else ())
     if isinstance(spec, tuple):
         return spec
     installer: Installer = "uv" if manager == "uv" else "pip"
@@ -117,11 +92,11 @@ def read_contents(project: Project, manager: VenvManagerName) -> Contents | tupl
 
 
 def _locked_contents(project: Project, lock: Path) -> Contents | tuple[Problem, ...]:
-    found = read_lock(lock)
+    found = files.read_lock(lock)
     if isinstance(found, Problem):
         return (found,)
     python, source, packages = found[0], str(lock), found[1]
-    if python is not None and interpreter_allowed(python, current_interpreter().version):
+    if python is not None and interpreters.interpreter_allowed(python, interpreters.current_interpreter().version):
         python = None
     if (pinned := pinned_python(project)) is not None:
         python, source = pinned, str(project.directory / ".python-version")
@@ -134,7 +109,7 @@ def pinned_python(project: Project) -> str | None:
         words = (project.directory / ".python-version").read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError):
         return None
-    return words[0] if words and is_python_request(words[0]) else None
+    return words[0] if words and files.is_python_request(words[0]) else None
 
 
 def read_specification(
@@ -145,8 +120,10 @@ def read_specification(
     if isinstance(contents, tuple):
         raise problems_error(project, contents, manager)
     for request in _python_requests(contents):
-        interpreter = find_interpreter(request, environ, _probes(cache))
-        version = interpreter.version if interpreter is not None else downloadable_version(request or "", environ)
+        interpreter = interpreters.find_interpreter(request, environ, _probes(cache))
+        version = (
+            interpreter.version if interpreter is not None else installers.downloadable_version(request or "", environ)
+        )
         if version is not None:
             break
     else:
@@ -180,10 +157,10 @@ def _key(
     ]
     if contents.locked is not None and contents.source is not None:
         texts.append(f"lock {contents.source.read_bytes().decode('utf-8', 'surrogateescape')}")
-        texts.append(f"project {digest_metadata(project.directory)}")
+        texts.append(f"project {files.digest_metadata(project.directory)}")
         installed = (package for package in contents.locked if package.installed)
-        texts.extend(f"{package.name} {digest_package(package.path)}" for package in installed)
-    return digest_text([*texts, "settings", *key_settings(environ, manager, project.directory)])
+        texts.extend(f"{package.name} {files.digest_package(package.path)}" for package in installed)
+    return files.digest_text([*texts, "settings", *installers.key_settings(environ, manager, project.directory)])
 
 
 def libc_family() -> str:
@@ -195,7 +172,7 @@ def libc_family() -> str:
 
 
 def _no_python_message(contents: Contents, environ: Mapping[str, str], cache: Path) -> str:
-    found = ", ".join(str(interpreter) for interpreter in list_interpreters(environ, _probes(cache)))
+    found = ", ".join(str(interpreter) for interpreter in interpreters.list_interpreters(environ, _probes(cache)))
     wanted = contents.python or ""
     install = wanted if wanted[:1].isdigit() else f"'{wanted}'"
     return (
@@ -212,11 +189,14 @@ def _nearest_python(wanted: str, environ: Mapping[str, str], cache: Path) -> str
     if match is None:
         return ""
     major, minor = int(match[1]), int(match[2])
-    interpreters = list_interpreters(environ, _probes(cache))
-    found = min(interpreters, key=lambda each: (abs(each.parts[0] - major), abs(each.parts[1] - minor)))
-    found = find_interpreter(match[0], environ, _probes(cache)) or found
+    known = interpreters.list_interpreters(environ, _probes(cache))
+    found = min(known, key=lambda each: (abs(each.parts[0] - major), abs(each.parts[1] - minor)))
+    found = interpreters.find_interpreter(match[0], environ, _probes(cache)) or found
     version, nearest = found.version, str(found)
-    if found.parts[:2] != (major, minor) and (download := downloadable_version(match[0], environ)) is not None:
+    if (
+        found.parts[:2] != (major, minor)
+        and (download := installers.downloadable_version(match[0], environ)) is not None
+    ):
         version, nearest = download, f"{download}, which uv downloads"
     return f"The nearest that can be had is {nearest}: write {version} or {version.rpartition('.')[0]} instead. "
 
@@ -238,17 +218,17 @@ class VirtualEnvironmentManager(CachingManager[PythonSpecification]):
     def build(self, build: Build, specification: PythonSpecification) -> str:
         """Implements ``CachingManager.build``."""
         interpreter = specification.interpreter or _download(build, specification)
-        install = build_with_uv if self.name == "uv" else build_with_virtualenv
+        install = installers.build_with_uv if self.name == "uv" else installers.build_with_virtualenv
         install(build, specification, interpreter, self.activate(build.location, build.report, build.stop))
         return str(specification.python_version)
 
 
-def _download(build: Build, specification: PythonSpecification) -> Interpreter:
+def _download(build: Build, specification: PythonSpecification) -> interpreters.Interpreter:
     version = str(specification.python_version)
     build.report(f"Python {version} is not on this machine; uv downloads it")
-    result = download_python(version, os.environ, build.report, build.stop)
+    result = installers.download_python(version, os.environ, build.report, build.stop)
     build.check_stop()
-    interpreter = find_interpreter(version, os.environ, _probes(build.cache))
+    interpreter = interpreters.find_interpreter(version, os.environ, _probes(build.cache))
     if interpreter is None:
         output = "\n".join(f"  {line}" for line in result.output_tail)
         raise EnvironmentBuildError(

@@ -71,22 +71,24 @@ def uv_settings_from_pip(environ: Mapping[str, str], *, with_indexes: bool = Tru
     With several indexes uv chooses versions as pip does, the best of all indexes instead of the first index that has
     the package. Indexes are omitted if the user has configured some for uv.
     """
-    pip = _pip_settings(environ)
-    found: dict[str, str] = {}
+    # Lists have one item a line in a file.
+    pip = {name: " ".join(value.split()) for name, value in _pip_settings(environ).items()}
+    proxy = pip.get("proxy", "")
+    found = {
+        "UV_INSECURE_HOST": pip.get("trusted-host"),
+        "UV_HTTP_TIMEOUT": pip.get("timeout") or pip.get("default-timeout"),
+        "UV_CONSTRAINT": pip.get("constraint"),
+        "UV_PRERELEASE": "allow" if _is_true(pip.get("pre", "")) else None,
+        "SSL_CERT_FILE": pip.get("cert"),
+        "SSL_CLIENT_CERT": pip.get("client-cert"),
+        "ALL_PROXY": proxy if "://" in proxy or not proxy else f"http://{proxy}",
+    }
     if not _has_uv_indexes(environ):
+        links = pip.get("find-links", "").split()
+        found["UV_FIND_LINKS"] = ",".join(filter(_is_usable_link, links))
         if with_indexes:
-            found["UV_DEFAULT_INDEX"] = pip.get("index-url", "")
-            found["UV_EXTRA_INDEX_URL"] = " ".join(pip.get("extra-index-url", "").split())
-            found["UV_INDEX_STRATEGY"] = "unsafe-best-match" if found["UV_EXTRA_INDEX_URL"] else ""
-        found["UV_FIND_LINKS"] = ",".join(link for link in pip.get("find-links", "").split() if _is_usable_link(link))
-    found["UV_INSECURE_HOST"] = " ".join(pip.get("trusted-host", "").split())
-    found["UV_HTTP_TIMEOUT"] = pip.get("timeout") or pip.get("default-timeout", "")
-    found["UV_CONSTRAINT"] = " ".join(pip.get("constraint", "").split())
-    found["UV_PRERELEASE"] = "allow" if _is_true(pip.get("pre", "")) else ""
-    found["SSL_CERT_FILE"] = pip.get("cert", "")
-    found["SSL_CLIENT_CERT"] = pip.get("client-cert", "")
-    if proxy := pip.get("proxy", ""):
-        found["ALL_PROXY"] = proxy if "://" in proxy else f"http://{proxy}"
+            found |= {"UV_DEFAULT_INDEX": pip.get("index-url"), "UV_EXTRA_INDEX_URL": pip.get("extra-index-url")}
+            found["UV_INDEX_STRATEGY"] = "unsafe-best-match" if pip.get("extra-index-url") else None
     return {name: value for name, value in found.items() if value}
 
 
@@ -241,9 +243,8 @@ def build_with_uv(
     variables = build_variables(os.environ, activated)
     if contents.locked is not None:
         command = [uv_executable(), "sync", "--color", "never", "--frozen", "--no-dev", "--no-editable"]
-        for package in contents.locked:
-            if package.installed and package.path.is_dir():
-                command += ["--reinstall-package", package.name]
+        local = (package.name for package in contents.locked if package.installed and package.path.is_dir())
+        command += [f"--reinstall-package={name}" for name in local]
         command += ["--no-python-downloads", *uv_arguments(os.environ), "--python", python]
         sync_variables = {**variables, "UV_PROJECT_ENVIRONMENT": str(build.location)}
         del sync_variables["VIRTUAL_ENV"]  # uv would warn that it is not the project's .venv
@@ -276,9 +277,7 @@ def install_with_uv(build: Build, name: str, requirements: RequirementSet, activ
     installer = [uv_executable(), "pip", "install", "--color", "never", "--python", _python(build)]
     # uv reuses the wheel of a local folder until its pyproject.toml, setup.py or setup.cfg changes.
     names = [package.name for package in requirements.local_packages if not package.editable]
-    rebuilt = (
-        ["--reinstall"] if None in names else [text for name in names for text in ("--reinstall-package", name or "")]
-    )
+    installer += ["--reinstall"] if None in names else [f"--reinstall-package={name}" for name in names]
     ignored: list[str] = []
 
     def report(line: str) -> None:
@@ -287,13 +286,10 @@ def install_with_uv(build: Build, name: str, requirements: RequirementSet, activ
             ignored.append(redact_urls(line))
 
     variables = _uv_variables(requirements, activated)
-    _install(
-        replace(build, report=report), name, requirements, [*installer, *uv_arguments(os.environ), *rebuilt], variables
-    )
+    _install(replace(build, report=report), name, requirements, [*installer, *uv_arguments(os.environ)], variables)
     if ignored:
-        raise build.failure(
-            "a requirements file has an option that uv does not have; use --env-manager virtualenv", tuple(ignored)
-        )
+        cause = "a requirements file has an option that uv does not have; use --env-manager virtualenv"
+        raise build.failure(cause, tuple(ignored))
 
 
 def _uv_variables(requirements: RequirementSet, activated: Mapping[str, str]) -> dict[str, str]:

@@ -13,16 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from prefect_mlprojects.environments.python.files import (
-    RequirementEntry,
-    digest_file,
-    digest_listing,
-    digest_metadata,
-    digest_package,
-    read_text,
-    read_toml,
-    redact_urls,
-)
+from prefect_mlprojects.environments.python import files
 from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.spec.project import Project
 
@@ -77,7 +68,7 @@ class LocalPackage:
     @property
     def name(self) -> str | None:
         """The name in its ``pyproject.toml``; None if only a build can tell it."""
-        document = read_toml(self.directory / "pyproject.toml")
+        document = files.read_toml(self.directory / "pyproject.toml")
         project = document.get("project") if isinstance(document, dict) else None
         name = project.get("name") if isinstance(project, dict) else None
         return name if isinstance(name, str) else None
@@ -110,7 +101,7 @@ class RequirementSet:
     @property
     def private(self) -> bool:
         """Whether a URL in the lines or in the files holds a secret."""
-        return any(redact_urls(text) != text for text in map(_expand_variables, self.text_inputs))
+        return any(files.redact_urls(text) != text for text in map(_expand_variables, self.text_inputs))
 
     def file_text(self, links: Iterable[str], constraints: str) -> str:
         """Returns a requirements file with these `links`; `constraints` is the name of the file of the constraints."""
@@ -130,7 +121,7 @@ class _Line:
     constraint: bool = False
 
     def problem(self, message: str, fix: str | None = None) -> Problem:
-        return Problem(redact_urls(message), file=self.file, line=self.number, fix=fix)
+        return Problem(files.redact_urls(message), file=self.file, line=self.number, fix=fix)
 
     def find(self, path: Path) -> Path:
         candidates = [Path(os.path.normpath(folder / path)) for folder in self.folders]
@@ -168,7 +159,7 @@ class _Expansion:
         elif name == "-f" and not is_url:
             path = line.find(Path(expanded))
             self._add_text(f"-f {expanded}")
-            self.found.key_inputs.append(digest_listing(path))
+            self.found.key_inputs.append(files.digest_listing(path))
             # uv fails for a missing one, which pip ignores.
             self.found.links += [path] if self.installer == "pip" or path.exists() else []
         elif name == "-e":
@@ -206,7 +197,7 @@ class _Expansion:
 
     def _add_file(self, path: Path, line: _Line) -> None:
         kind = "constraints" if line.constraint else "requirements"
-        text = read_text(path)
+        text = files.read_text(path)
         if path in line.stack:
             self.problems.append(line.problem(f"the {kind} file {path} includes itself"))
         elif isinstance(text, Problem):
@@ -233,12 +224,12 @@ class _Expansion:
                 self._add_text(("-e " if editable else "") + normalised)
         elif path.is_file():
             self._add_text(text)
-            found.key_inputs.append(digest_file(path))
+            found.key_inputs.append(files.digest_file(path))
         elif path.exists():
             found.local_packages.append(LocalPackage(path, live))
             # An editable package's code is read live from this very folder; only its declarations count.
             self._add_text(f"-e {path}" if live else text)
-            found.key_inputs.append(digest_metadata(path) if live else digest_package(path))
+            found.key_inputs.append(files.digest_metadata(path) if live else files.digest_package(path))
         else:
             fix = "local packages are relative to the project's folder"
             self.problems.append(line.problem(f"it requires the local package {text!r}, but there is no {path}", fix))
@@ -255,7 +246,7 @@ class _Expansion:
 
 
 def expand_requirements(
-    entries: Iterable[RequirementEntry], source: Path | None, project: Project, installer: Installer
+    entries: Iterable[files.RequirementEntry], source: Path | None, project: Project, installer: Installer
 ) -> RequirementSet | tuple[Problem, ...]:
     """Reads the files that requirement lines of the file `source` name, and the state of their local packages.
 
