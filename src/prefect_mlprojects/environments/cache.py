@@ -33,8 +33,7 @@ from prefect_mlprojects._support.locks import Lock, LockStoppedError, hold_lock,
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
-FORMAT = 1
-"""The version of this layout; environments of another one are ignored."""
+FORMAT = 1  # the version of this layout; environments of another one are ignored
 
 _RECORD = "environment.json"
 _USED = "used"

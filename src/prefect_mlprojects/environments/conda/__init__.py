@@ -96,8 +96,7 @@ def _variables(reader: FileReader) -> dict[str, str]:
     return found
 
 
-KEY_VERSION = "conda 1"
-"""Part of every cache key; raised when the same specification is built differently than before."""
+KEY_VERSION = "conda 1"  # part of every cache key; raised when the same specification is built differently than before
 
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _AROUND_OPERATORS = re.compile(r"\s*(==|>=|<=|!=|~=|[=<>,|])\s*")

@@ -24,8 +24,7 @@ ChannelPriority: TypeAlias = Literal["strict", "flexible", "disabled"]
 DEFAULT_CHANNELS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
 """The channels that conda calls ``defaults``."""
 
-CHANNEL_ALIAS = "https://conda.anaconda.org"
-"""The base URL of a channel that is only a name."""
+CHANNEL_ALIAS = "https://conda.anaconda.org"  # the base URL of a channel that is only a name
 
 _LISTS = ("channels", "default_channels", "allowlist_channels", "denylist_channels")
 _MAPPINGS = ("custom_channels", "custom_multichannels", "proxy_servers")
@@ -222,8 +221,7 @@ class _Settings:
         return by_name.get(text) or ("flexible" if flag else "disabled")
 
 
-NO_DEFAULTS = "nodefaults"
-"""In a file's list of channels: the user's own channels are not added."""
+NO_DEFAULTS = "nodefaults"  # in a file's list of channels: the user's own channels are not added
 
 _ANACONDA_NAMES = ("pkgs/main", "pkgs/r", "pkgs/msys2", "pkgs/pro", "pkgs/free")
 _ANACONDA = "https://repo.anaconda.com"

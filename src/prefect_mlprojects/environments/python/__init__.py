@@ -21,8 +21,7 @@ from prefect_mlprojects.types import StopSignal
 
 VenvManagerName: TypeAlias = Literal["uv", "virtualenv"]
 
-KEY_VERSION = "1"
-"""Part of every cache key; raised when the same specification is built differently than before."""
+KEY_VERSION = "1"  # part of every cache key; raised when the same specification is built differently than before
 
 
 @dataclass(frozen=True)

@@ -301,8 +301,7 @@ def uv_lock_of(project: Project) -> Path | None:
     return lock if has_lock and isinstance(project.environment, NoEnvironment) else None
 
 
-_LARGE_FILE = 16 * 1024 * 1024
-"""Bytes from which on size and modification time stand for a file's content."""
+_LARGE_FILE = 16 * 1024 * 1024  # bytes from which on size and modification time stand for a file's content
 
 _SOURCE_FILE = re.compile(r".*\.(pyi?|pyx|pxd|pxi|c|cc|cpp|cxx|h|hh|hpp|cuh?|rs|f|f90|f95|toml|cfg|cmake|in|build)")
 _METADATA_FILE = re.compile(
