@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from prefect_mlprojects.environments.cache import (
     EnvironmentCache,
     EnvironmentRecord,
+    Report,
     cache_errors,
     disk_full_message,
     release_pin,
@@ -76,13 +77,7 @@ class EnvironmentManager(Protocol):
         """
 
     def prepare(
-        self,
-        project: Project,
-        plan: EnvironmentPlan,
-        report: Callable[[str], None],
-        stop: StopSignal,
-        *,
-        rebuild: bool = False,
+        self, project: Project, plan: EnvironmentPlan, report: Report, stop: StopSignal, *, rebuild: bool = False
     ) -> PreparedEnvironment:
         """Returns the environment and builds it first if necessary; concurrent processes build it once.
 
@@ -134,7 +129,7 @@ class Build:
     project: Project
     location: Path
     cache: Path
-    report: Callable[[str], None]
+    report: Report
     stop: StopSignal
 
     def failure(self, cause: str, output: tuple[str, ...] = ()) -> EnvironmentBuildError:
@@ -170,7 +165,7 @@ class CachingManager(ABC, Generic[SpecificationT]):
         """Builds the environment and returns its Python version, or "" without Python."""
 
     @abstractmethod
-    def activate(self, location: Path, report: Callable[[str], None], stop: StopSignal) -> Mapping[str, str]:
+    def activate(self, location: Path, report: Report, stop: StopSignal) -> Mapping[str, str]:
         """Returns the variables of a command in the environment."""
 
     def plan(self, project: Project) -> EnvironmentPlan:
@@ -183,13 +178,7 @@ class CachingManager(ABC, Generic[SpecificationT]):
         return plan
 
     def prepare(
-        self,
-        project: Project,
-        plan: EnvironmentPlan,
-        report: Callable[[str], None],
-        stop: StopSignal,
-        *,
-        rebuild: bool = False,
+        self, project: Project, plan: EnvironmentPlan, report: Report, stop: StopSignal, *, rebuild: bool = False
     ) -> PreparedEnvironment:
         """Implements ``EnvironmentManager.prepare``."""
         cache, token = user_cache(), uuid.uuid4().hex
@@ -213,30 +202,30 @@ class CachingManager(ABC, Generic[SpecificationT]):
 
     def _obtain(
         self,
-        specification: SpecificationT,
+        found: SpecificationT,
         cache: EnvironmentCache,
         token: str,
-        report: Callable[[str], None],
+        report: Report,
         stop: StopSignal,
         *,
         rebuild: bool,
     ) -> tuple[EnvironmentRecord, bool]:
         """Uses the environment, built under its lock; returns its record and whether it was built before."""
-        before = cache.read(specification.key)
-        with cache.lock(specification.key, self.name, report, stop):
-            record = cache.use(specification.key, token)
+        before = cache.read(found.key)
+        with cache.lock(found.key, self.name, report, stop):
+            record = cache.use(found.key, token)
             # Another process may have built or rebuilt it while this one waited.
             if record is not None and (not rebuild or record != before):
                 return record, True
-            record = cache.use(self._build(specification, cache, report, stop).key, token)
+            record = cache.use(self._build(found, cache, report, stop).key, token)
         if record is None:
-            folder = cache.folder / specification.key
+            folder = cache.folder / found.key
             message = f"The environment in {folder} vanished right after it was built; was the cache folder emptied?"
             raise EnvironmentBuildError(message, manager=self.name)
         return record, False
 
     def _build(
-        self, specification: SpecificationT, cache: EnvironmentCache, report: Callable[[str], None], stop: StopSignal
+        self, specification: SpecificationT, cache: EnvironmentCache, report: Report, stop: StopSignal
     ) -> EnvironmentRecord:
         key, project = specification.key, specification.project
         report(f"Building an environment: {specification.describe(None)}")

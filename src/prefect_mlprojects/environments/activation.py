@@ -9,14 +9,14 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process.run import run_tool
 from prefect_mlprojects._support.process.tree import COOKIE_VARIABLE
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.environments.cache import stopped_error
+from prefect_mlprojects.environments.cache import Report, stopped_error
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
@@ -112,7 +112,7 @@ _DUMP = "import os, sys; open(sys.argv[1], 'wb').write(b'\\0'.join(k + b'=' + v 
 
 
 def conda_variables(
-    environ: Mapping[str, str], location: Path, own_prefix: Path | None, report: Callable[[str], None], stop: StopSignal
+    environ: Mapping[str, str], location: Path, own_prefix: Path | None, report: Report, stop: StopSignal
 ) -> dict[str, str]:
     """Returns the variables of a command in a conda environment; activation scripts print to `report`.
 
@@ -147,7 +147,7 @@ def write_state(location: Path, variables: Mapping[str, str]) -> None:
 
 
 def _after_scripts(
-    variables: Mapping[str, str], scripts: list[Path], location: Path, report: Callable[[str], None], stop: StopSignal
+    variables: Mapping[str, str], scripts: list[Path], location: Path, report: Report, stop: StopSignal
 ) -> dict[str, str]:
     bash = shutil.which("bash", path=variables["PATH"]) or shutil.which("bash")
     if bash is None:

@@ -26,12 +26,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from prefect_mlprojects import settings
 from prefect_mlprojects._support.files import disk_usage, remove_tree, write_atomically
 from prefect_mlprojects._support.locks import Lock, LockStoppedError, hold_lock, try_lock
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
+
+Report: TypeAlias = Callable[[str], None]  # receives a line for users, from any thread
 
 FORMAT = 1  # the version of this layout; environments of another one are ignored
 
@@ -113,7 +116,7 @@ class EnvironmentCache:
         return None
 
     @contextlib.contextmanager
-    def lock(self, key: str, manager: str, report: Callable[[str], None], stop: StopSignal) -> Iterator[None]:
+    def lock(self, key: str, manager: str, report: Report, stop: StopSignal) -> Iterator[None]:
         """Excludes other builds and removals of an environment during the block; raises an ``EnvironmentBuildError``."""
         holder = self._locks / f"{key}.builder"
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from prefect_mlprojects._support.files import disk_usage
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.environments import EnvironmentManager, EnvironmentPlan, PreparedEnvironment
 from prefect_mlprojects.environments.activation import local_variables, own_environment
-from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord, release_pin, user_cache
+from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord, Report, release_pin, user_cache
 from prefect_mlprojects.environments.conda import CondaManager, check_conda_environment
 from prefect_mlprojects.environments.python import Contents, VirtualEnvironmentManager, read_contents
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
@@ -166,15 +166,10 @@ class LocalManager:
         return EnvironmentPlan("local", description, python_version=version, warnings=warnings)
 
     def prepare(
-        self,
-        project: Project,  # noqa: ARG002 - the contract's signature
-        plan: EnvironmentPlan,
-        report: Callable[[str], None],  # noqa: ARG002 - the contract's signature
-        stop: StopSignal,  # noqa: ARG002 - the contract's signature
-        *,
-        rebuild: bool = False,  # noqa: ARG002 - the contract's signature
+        self, project: Project, plan: EnvironmentPlan, report: Report, stop: StopSignal, *, rebuild: bool = False
     ) -> PreparedEnvironment:
         """Implements ``EnvironmentManager.prepare``. It never fails."""
+        del project, report, stop, rebuild
         return PreparedEnvironment(_local_variables(), plan)
 
 

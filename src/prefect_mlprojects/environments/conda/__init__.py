@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from prefect_mlprojects.environments import Build, CachingManager, Specification, problems_error
 from prefect_mlprojects.environments.activation import conda_variables, own_environment, write_state
-from prefect_mlprojects.environments.cache import cache_errors
+from prefect_mlprojects.environments.cache import Report, cache_errors
 from prefect_mlprojects.environments.conda.configuration import (
     CondaConfiguration,
     channel_urls,
@@ -236,7 +236,7 @@ class CondaManager(CachingManager[CondaSpecification]):
         if problems:
             raise problems_error(specification.project, problems, "conda")
 
-    def activate(self, location: Path, report: Callable[[str], None], stop: StopSignal) -> Mapping[str, str]:
+    def activate(self, location: Path, report: Report, stop: StopSignal) -> Mapping[str, str]:
         """Implements ``CachingManager.activate``; runs the packages' activation scripts."""
         return conda_variables(os.environ, location, own_environment(), report, stop)
 

@@ -23,7 +23,7 @@ from rattler.lock import LockChannel, LockPlatform
 
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects.environments import Build
-from prefect_mlprojects.environments.cache import stopped_error
+from prefect_mlprojects.environments.cache import Report, stopped_error
 from prefect_mlprojects.environments.conda import CondaSpecification
 from prefect_mlprojects.environments.conda.configuration import CondaConfiguration, public_url, split_channel
 from prefect_mlprojects.environments.python.files import redact_urls
@@ -206,7 +206,7 @@ def _make_client(configuration: CondaConfiguration, credentials: str | None) -> 
 class _Progress(InstallerReporter):
     """Reports downloads and the progress of the installation; called from the library's threads."""
 
-    def __init__(self, report: Callable[[str], None], total: int) -> None:
+    def __init__(self, report: Report, total: int) -> None:
         self._report = report
         self._total = total
         self._installed = 0

@@ -6,13 +6,14 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from prefect_mlprojects.environments import Build, CachingManager, Specification, problems_error
 from prefect_mlprojects.environments.activation import activated_variables, own_environment
+from prefect_mlprojects.environments.cache import Report
 from prefect_mlprojects.environments.python import files, installers, interpreters
 from prefect_mlprojects.environments.python.requirements import Installer, RequirementSet, expand_requirements
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
@@ -210,7 +211,7 @@ class VirtualEnvironmentManager(CachingManager[PythonSpecification]):
         """Implements ``CachingManager.specify``."""
         return read_specification(project, self.name, os.environ, cache)
 
-    def activate(self, location: Path, report: Callable[[str], None], stop: StopSignal) -> Mapping[str, str]:  # noqa: ARG002
+    def activate(self, location: Path, report: Report, stop: StopSignal) -> Mapping[str, str]:  # noqa: ARG002
         """Implements ``CachingManager.activate``."""
         return activated_variables(os.environ, location, own_environment())
 

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process.run import ToolResult, run_tool
 from prefect_mlprojects.environments import Build
-from prefect_mlprojects.environments.cache import cache_errors
+from prefect_mlprojects.environments.cache import Report, cache_errors
 from prefect_mlprojects.environments.python.files import digest_file, read_toml, redact_urls
 from prefect_mlprojects.environments.python.interpreters import Interpreter
 from prefect_mlprojects.environments.python.requirements import RequirementSet
@@ -202,9 +202,7 @@ def downloadable_version(request: str, environ: Mapping[str, str]) -> str | None
     return "{}.{}.{}".format(*max(versions)) if versions else None
 
 
-def download_python(
-    version: str, environ: Mapping[str, str], report: Callable[[str], None], stop: StopSignal
-) -> ToolResult:
+def download_python(version: str, environ: Mapping[str, str], report: Report, stop: StopSignal) -> ToolResult:
     """Makes uv download a Python into the folder where it keeps them."""
     # By default uv would put a link to it into ~/.local/bin.
     variables = build_variables(environ, environ) | {"UV_PYTHON_INSTALL_BIN": "0"}
