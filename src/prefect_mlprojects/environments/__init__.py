@@ -15,6 +15,7 @@ from prefect_mlprojects.environments.cache import (
     Report,
     cache_errors,
     disk_full_message,
+    last_output,
     release_pin,
     stopped_error,
     user_cache,
@@ -138,8 +139,7 @@ class Build:
         message = f"The {kind} of project '{self.project.display_name}' can't be built: {cause}"
         if any(sign in line for line in (cause, *output) for sign in _DISK_FULL):
             message += "\n" + disk_full_message(self.cache)
-        if output:
-            message += "\nLast output:\n" + "\n".join(f"  {line}" for line in output)
+        message += last_output(output)
         return EnvironmentBuildError(message, manager=self.manager, output_tail=output or cause.splitlines()[-10:])
 
     def check_stop(self) -> None:
@@ -234,11 +234,9 @@ class CachingManager(ABC, Generic[SpecificationT]):
         try:
             version = self.build(Build(self.name, project, location, cache.root, report, stop), specification)
             if self.specify(project, cache.root).sources != specification.sources:
-                raise EnvironmentBuildError(
-                    f"The requirements of project '{project.display_name}' changed while its environment was built "
-                    "from them. Run it again.",
-                    manager=self.name,
-                )
+                name = f"The requirements of project '{project.display_name}'"
+                message = f"{name} changed while its environment was built from them. Run it again."
+                raise EnvironmentBuildError(message, manager=self.name)
             build, description = int(location.name), specification.describe(version)
             record = EnvironmentRecord(key, build, self.name, description, version, project=project.display_name)
             with cache_errors(cache.root, self.name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -12,11 +11,11 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from prefect_mlprojects._support.files import write_private
+from prefect_mlprojects._support.files import list_directory, write_private
 from prefect_mlprojects._support.process.run import run_tool
 from prefect_mlprojects._support.process.tree import COOKIE_VARIABLE
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.environments.cache import Report, stopped_error
+from prefect_mlprojects.environments.cache import Report, last_output, stopped_error
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
@@ -28,8 +27,7 @@ _ENVIRONMENT_MARKER = re.compile(
 )
 # Variables of the launcher and of Prefect for a flow run's process; a flow that the project starts is another flow run.
 _INTERNAL = re.compile(r"PREFECT__.*|__PYVENV_LAUNCHER__")
-CONDA_STATE_FILE = "conda-meta/state"
-"""The file in an environment in which conda keeps the ``variables:`` of its conda.yaml."""
+_STATE_FILE = "conda-meta/state"  # where conda keeps the `variables:` of an environment's conda.yaml
 
 
 def local_variables(environ: Mapping[str, str]) -> dict[str, str]:
@@ -67,17 +65,14 @@ def activated_variables(environ: Mapping[str, str], location: Path, own_prefix: 
 def variables_of_conda(prefix: Path) -> dict[str, str]:
     """Returns the variables that a conda environment sets without scripts: its packages', then its own."""
     found: dict[str, object] = {}
-    for file in _files(prefix / "etc/conda/env_vars.d", "*.json"):
+    for file in _files(prefix / "etc/conda/env_vars.d", ".json"):
         found |= _read_json(file)
-    state = _read_json(prefix / CONDA_STATE_FILE).get("env_vars")
+    state = _read_json(prefix / _STATE_FILE).get("env_vars")
     return {str(name): str(value) for name, value in (found | (state if isinstance(state, dict) else {})).items()}
 
 
-def _files(folder: Path, pattern: str) -> list[Path]:
-    try:
-        return sorted(folder.glob(pattern))
-    except OSError:
-        return []
+def _files(folder: Path, suffix: str) -> list[Path]:
+    return [Path(entry.path) for entry in list_directory(folder) if entry.name.endswith(suffix)]
 
 
 def _read_json(file: Path) -> dict[str, object]:
@@ -121,7 +116,7 @@ def conda_variables(
     """
     active = environ.get("CONDA_PREFIX")
     variables = environment_without_ours(environ, own_prefix)
-    scripts = _files(Path(active, "etc/conda/deactivate.d"), "*.sh")[::-1] if active else []
+    scripts = _files(Path(active, "etc/conda/deactivate.d"), ".sh")[::-1] if active else []
     variables |= {
         "PATH": _prepend_to_path(location / "bin", variables["PATH"]),
         "CONDA_PREFIX": str(location),
@@ -134,14 +129,14 @@ def conda_variables(
             variables.pop(name, None)
         else:
             variables[name] = value
-    scripts += _files(location / "etc/conda/activate.d", "*.sh")
+    scripts += _files(location / "etc/conda/activate.d", ".sh")
     return _after_scripts(variables, scripts, location, report, stop) if scripts else variables
 
 
 def write_state(location: Path, variables: Mapping[str, str]) -> None:
     """Writes the ``variables:`` of a conda.yaml to the environment, where conda keeps them."""
     if variables:
-        file = location / CONDA_STATE_FILE
+        file = location / _STATE_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         write_private(file, json.dumps({"env_vars": dict(variables)}))
 
@@ -151,10 +146,10 @@ def _after_scripts(
 ) -> dict[str, str]:
     bash = shutil.which("bash", path=variables["PATH"]) or shutil.which("bash")
     if bash is None:
-        raise EnvironmentBuildError(
-            f"The environment in {location} has activation scripts, and there is no bash to run them. Install bash.",
-            manager="conda",
+        message = (
+            f"The environment in {location} has activation scripts, and there is no bash to run them. Install bash."
         )
+        raise EnvironmentBuildError(message, manager="conda")
     with tempfile.TemporaryDirectory(prefix="mlprojects-activate-") as folder:
         out = Path(folder, "variables")
         arguments = [sys.executable, _DUMP, str(out), *map(str, scripts)]
@@ -162,19 +157,15 @@ def _after_scripts(
         result = run_tool(command, cwd=None, env=variables, report=lambda line: report(redact(line)), stop=stop)
         if stop.requested:
             raise stopped_error("conda", stop)
-        data = b""
-        with contextlib.suppress(OSError):
-            data = out.read_bytes()
+        data = out.read_bytes() if out.is_file() else b""
     if result.exit_code != 0 or not data:
         tail = tuple(redact(line) for line in result.output_tail)
         names = ", ".join(script.name for script in scripts)
-        output = "\nLast output:\n" + "\n".join(f"  {line}" for line in tail) if tail else ""
-        raise EnvironmentBuildError(
+        message = (
             f"The conda environment in {location} can't be activated: its activation scripts ({names}) ended the shell "
-            f"(exit code {result.exit_code}).{output}",
-            manager="conda",
-            output_tail=tail,
+            f"(exit code {result.exit_code}).{last_output(tail)}"
         )
+        raise EnvironmentBuildError(message, manager="conda", output_tail=tail)
     after = dict(os.fsdecode(item).partition("=")[::2] for item in data.split(b"\0"))
     after = {name: value for name, value in after.items() if name not in _SHELL_VARIABLES}
     return after | {name: variables[name] for name in _SHELL_VARIABLES if name in variables}

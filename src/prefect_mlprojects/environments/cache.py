@@ -23,13 +23,13 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from prefect_mlprojects import settings
-from prefect_mlprojects._support.files import disk_usage, remove_tree, write_atomically
+from prefect_mlprojects._support.files import disk_usage, list_directory, remove_tree, write_atomically
 from prefect_mlprojects._support.locks import Lock, LockStoppedError, hold_lock, try_lock
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
@@ -165,12 +165,7 @@ class EnvironmentCache:
 
     def list_keys(self) -> tuple[str, ...]:
         """Returns the keys that have a folder, complete or not."""
-        try:
-            return tuple(
-                sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir() and entry.name[0] != ".")
-            )
-        except OSError:
-            return ()
+        return tuple(entry.name for entry in list_directory(self.folder) if entry.is_dir() and entry.name[0] != ".")
 
     def in_use(self, key: str) -> bool:
         """Returns whether a live process uses any build of a key."""
@@ -206,10 +201,7 @@ class EnvironmentCache:
         return self._locks / f"{key}.{build}.use"
 
     def _builds(self, key: str) -> tuple[int, ...]:
-        try:
-            return tuple(sorted(int(entry.name) for entry in os.scandir(self.folder / key) if entry.name.isdecimal()))
-        except OSError:
-            return ()
+        return tuple(sorted(int(entry.name) for entry in list_directory(self.folder / key) if entry.name.isdecimal()))
 
     @contextlib.contextmanager
     def _unused_builds(self, key: str, builds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -310,6 +302,11 @@ def cache_errors(root: Path, manager: str) -> Iterator[None]:
                 "another folder in the environment variable PREFECT_MLPROJECTS_CACHE_DIR."
             )
         raise EnvironmentBuildError(message, manager=manager) from error
+
+
+def last_output(lines: Sequence[str]) -> str:
+    """Returns the part of a message with a tool's last output; empty without any."""
+    return "".join(["\nLast output:", *(f"\n  {line}" for line in lines)]) if lines else ""
 
 
 def disk_full_message(root: Path) -> str:

@@ -230,11 +230,6 @@ def _download(build: Build, specification: PythonSpecification) -> interpreters.
     build.check_stop()
     interpreter = interpreters.find_interpreter(version, os.environ, _probes(build.cache))
     if interpreter is None:
-        output = "\n".join(f"  {line}" for line in result.output_tail)
-        raise EnvironmentBuildError(
-            f"{_no_python_message(specification.contents, os.environ, build.cache)}\nuv could not download it "
-            f"(exit code {result.exit_code}). Last output:\n{output}",
-            manager=specification.manager,
-            output_tail=result.output_tail,
-        )
+        message = _no_python_message(specification.contents, os.environ, build.cache)
+        raise build.failure(f"{message}\nuv could not download it (exit code {result.exit_code}).", result.output_tail)
     return interpreter

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from prefect_mlprojects._support.files import list_directory
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import Problem
@@ -359,10 +360,7 @@ def digest_package(directory: Path) -> str:
 
 
 def _files_in(directory: Path) -> list[Path]:
-    try:
-        return sorted(Path(entry.path) for entry in os.scandir(directory) if entry.is_file())
-    except OSError:
-        return []
+    return [Path(entry.path) for entry in list_directory(directory) if entry.is_file()]
 
 
 def _package_files(directory: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from prefect_mlprojects._support.files import write_atomically
+from prefect_mlprojects._support.files import list_directory, write_atomically
 
 InterpreterSource: TypeAlias = Literal["current", "PATH", "pyenv", "uv"]
 
@@ -117,10 +117,7 @@ def uv_python_directory(environ: Mapping[str, str]) -> Path:
 
 
 def _folders(parent: Path) -> list[Path]:
-    try:
-        return sorted(Path(entry.path) for entry in os.scandir(parent) if entry.is_dir())
-    except OSError:
-        return []
+    return [Path(entry.path) for entry in list_directory(parent) if entry.is_dir()]
 
 
 def _on_path(environ: Mapping[str, str], probes: _Probes) -> Iterator[Interpreter]:
