@@ -26,8 +26,7 @@ from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, DockerEnvironment, Project, PythonEnvironment
 from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
 
-MANAGER_NAMES: tuple[EnvironmentManagerName, ...] = get_args(EnvironmentManagerName)
-"""The environment managers, in the order of messages."""
+MANAGER_NAMES: tuple[EnvironmentManagerName, ...] = get_args(EnvironmentManagerName)  # in the order of messages
 
 
 def choose_manager(project: Project, requested: str | None = None) -> EnvironmentManagerName:
@@ -50,12 +49,11 @@ def choose_manager(project: Project, requested: str | None = None) -> Environmen
         return "local"
     if name == "conda" and not isinstance(environment, CondaEnvironment):
         what = environment.file.name if isinstance(environment, PythonEnvironment) else "no conda environment file"
-        raise EnvironmentBuildError(
-            f"Project '{project.display_name}' can't be run with --env-manager conda: it has {what}, and conda only "
-            "makes environments from a conda.yaml. Use --env-manager uv, virtualenv or local, or give the project a "
-            "conda_env.",
-            manager="conda",
+        message = (
+            f"Project '{project.display_name}' can't be run with --env-manager conda: it has {what}, and conda only makes "
+            "environments from a conda.yaml. Use --env-manager uv, virtualenv or local, or give the project a conda_env."
         )
+        raise EnvironmentBuildError(message, manager="conda")
     return name or ("conda" if isinstance(environment, CondaEnvironment) else "uv")
 
 
@@ -96,19 +94,18 @@ def missing_module_advice(project: Project, kind: str, output_tail: Iterable[str
     if isinstance(environment, DockerEnvironment) or kind == "docker":
         return f"The image has no module '{module}': install the package that contains it in the image."
     if kind == "local":
-        return (
-            f"The caller's own environment (env_manager local) has no module '{module}': install the package that contains it, "
-            "or choose another environment manager."
-        )
+        lacks = f"The caller's own environment (env_manager local) has no module '{module}'"
+        return f"{lacks}: install the package that contains it, or choose another environment manager."
     if isinstance(environment, PythonEnvironment | CondaEnvironment):
         omitted = _omitted_requirement(project, kind, module)
-        return f"{omitted}Add the package that contains '{module}' to {environment.file}."
+        # The path of a temporary working copy means nothing after the run.
+        file = os.path.relpath(environment.file, project.directory) if project.temporary else environment.file
+        return f"{omitted}Add the package that contains '{module}' to {file}."
     if (project.directory / "uv.lock").is_file() and kind != "virtualenv":
         return f"Add the package that contains '{module}' to the project's pyproject.toml and run 'uv lock'."
-    return (
-        f"The project has no environment file, so its environment ({kind}) has no packages. List the package that contains "
-        f"'{module}' in a python_env.yaml, or use --env-manager local."
-    )
+    lacks = "its environment ({}) has no packages" if kind in ("uv", "virtualenv") else "it ran in the Python of {}"
+    advice = f"List the package that contains '{module}' in a python_env.yaml, or use --env-manager local."
+    return f"The project has no environment file, so {lacks.format(kind)}. {advice}"
 
 
 _MISSING_MODULE = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
@@ -238,9 +235,8 @@ def find_environment(prefix: str) -> CachedEnvironment:
         return _describe(cache, keys[0])
     found = "is no environment" if not keys else f"are {len(keys)} environments"
     advice = "give more of the key" if keys else "'mlprojects env list' shows what there is"
-    raise EnvironmentBuildError(
-        f"There {found} in {cache.folder} whose key begins with {prefix!r}; {advice}.", manager=""
-    )
+    message = f"There {found} in {cache.folder} whose key begins with {prefix!r}; {advice}."
+    raise EnvironmentBuildError(message, manager="")
 
 
 def prune_environments(*, dry_run: bool = False, **selection: Unpack[Selection]) -> PruneResult:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,7 @@ CONDA_FILE = "dependencies:\n  - numpy=1.26\n  - pip:\n    - pywin32; sys_platfo
         ({}, "uv", "yaml", "no environment file, so its environment (uv) has no packages"),
         ({"uv.lock": "", "pyproject.toml": ""}, "uv", "yaml", "to the project's pyproject.toml and run 'uv lock'"),
         ({"uv.lock": "", "pyproject.toml": ""}, "virtualenv", "yaml", "(virtualenv) has no packages"),
+        ({}, "databricks", "yaml", "no environment file, so it ran in the Python of databricks. List the package"),
         ({}, "local", "yaml", "(env_manager local) has no module 'yaml'"),
         ({}, "docker", "yaml", "The image has no module 'yaml'"),
         (
@@ -127,3 +129,11 @@ def test_a_missing_module_gets_advice(
     tail = [line.format(module) for line in ERROR]
     assert advice.format(project=project.directory) in missing_module_advice(project, kind, tail)
     assert missing_module_advice(project, kind, ["ValueError: No module named 'x'", "the end"]) == ""
+
+
+def test_the_advice_for_a_temporary_working_copy_names_the_file_in_the_project(
+    make_project: Callable[..., Project],
+) -> None:
+    project = replace(make_project({"python_env.yaml": "dependencies: [six]\n"}), temporary=True)
+    advice = missing_module_advice(project, "uv", [ERROR[1].format("yaml")])
+    assert advice == "Add the package that contains 'yaml' to python_env.yaml."
