@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -88,6 +88,7 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
         working_copy.uri,
         spark_job=request.backend == "databricks",
     )
+    project = replace(project, temporary=working_copy.temporary)
     backend = select_backend(request.backend, project, request.docker_args)
     config = context.config
     backend_request: AnyRequest = BackendRequest(

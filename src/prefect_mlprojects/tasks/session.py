@@ -33,12 +33,18 @@ STEPS: tuple[StepName, ...] = ("fetch", "resolve-env", "validate-params", "execu
 
 @dataclass(frozen=True)
 class StepEvent:
-    """An event in one of a run's steps; the detail is shown to users, the time is of the monotonic clock."""
+    """An event in one of a run's steps; the detail is shown to users, the time is of the monotonic clock.
+
+    A `quiet` detail is a line of a build's output, which is only shown while it is the latest; a failed step has them all
+    in `output`.
+    """
 
     step: StepName
     phase: Literal["started", "progress", "finished", "failed", "cancelled"]
     detail: str = ""
     at: float = field(default_factory=time.monotonic)
+    quiet: bool = False
+    output: tuple[str, ...] = ()
 
 
 class RunObserver:

@@ -65,8 +65,7 @@ from prefect_mlprojects.types import BackendConfig, StopSignal
 
 JOB_TAG = "mlprojects.kubernetes.job"
 NAMESPACE_TAG = "mlprojects.kubernetes.namespace"
-KUBE_TRACKING_URI_VARIABLE = "KUBE_MLFLOW_TRACKING_URI"
-"""MLflow's variable for the tracking URI that pods use."""
+KUBE_TRACKING_URI_VARIABLE = "KUBE_MLFLOW_TRACKING_URI"  # MLflow's variable for the tracking URI that pods use
 _ENGINE_SECONDS = 600
 _DEADLINE_SLACK_SECONDS = 60
 """How much later than this process Kubernetes enforces the time-out, for when the watching process has died."""

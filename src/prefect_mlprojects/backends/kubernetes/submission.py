@@ -49,8 +49,7 @@ from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.sources.git import GitCredentialsLookup, parse_git_url
 from prefect_mlprojects.types import StopSignal
 
-ARCHIVE_LIMIT = 900_000
-"""The largest archive in bytes: the API server accepts ConfigMaps of up to 1 MiB."""
+ARCHIVE_LIMIT = 900_000  # the largest archive in bytes: the API server accepts ConfigMaps of up to 1 MiB
 HEARTBEAT_SECONDS = 30.0
 _UNWATCHED_SECONDS = 4 * HEARTBEAT_SECONDS
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
