@@ -1,7 +1,8 @@
 """The errors that a project run can raise.
 
-All derive from :class:`ExecutionException`, have structured attributes, and can be pickled, because Prefect and process pools
-move exceptions between processes. Messages say what failed, with the file, option or URI, and what to do; they hold no secret.
+All derive from :class:`ExecutionException`, have structured attributes and an exit code for the command line, and can be
+pickled, because Prefect and process pools move exceptions between processes. Messages say what failed, with the file, option
+or URI, and what to do; they hold no secret.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from prefect_mlprojects.types import FailureCategory
 
@@ -55,9 +56,12 @@ class ExecutionException(Exception):  # noqa: N818 - MLflow's name for it
 
     Attributes:
         category: The stable category of the failure.
+        exit_status: The exit code of ``mlprojects``: 2 for what the caller named wrongly, 1 for what failed or was refused,
+            130 for a cancelled run.
     """
 
     category: FailureCategory = FailureCategory.INFRASTRUCTURE
+    exit_status: ClassVar[int] = 1
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -76,7 +80,13 @@ class ExecutionException(Exception):  # noqa: N818 - MLflow's name for it
         return _restore, (type(self), self.message, dict(self.__dict__))
 
 
-class _ProblemsError(ExecutionException):
+class InvalidInputError(ExecutionException):
+    """Something that the caller named does not exist or is not valid: a block, a flow run, a setting."""
+
+    exit_status = 2
+
+
+class _ProblemsError(InvalidInputError):
     """An error that lists all problems at once.
 
     Args:
@@ -103,20 +113,28 @@ class ParameterError(_ProblemsError):
 
 
 class FetchError(ExecutionException):
-    """A project, or the file of a parameter, could not be fetched.
+    """A project, or the file of a parameter, does not exist, or its URI or version is not valid.
 
     Args:
         message: The complete message.
         uri: The URI, redacted.
     """
 
+    exit_status = 2
+
     def __init__(self, message: str, *, uri: str) -> None:
         self.uri = uri
         super().__init__(message)
 
 
+class SourceUnavailableError(FetchError):
+    """A project or file could not be fetched: its host is unreachable or refused, or the local disk failed."""
+
+    exit_status = 1
+
+
 class EnvironmentBuildError(ExecutionException):
-    """The project's environment could not be chosen or built.
+    """The project's environment could not be built.
 
     Args:
         message: The complete message, with the installer's last lines of output.
@@ -132,17 +150,29 @@ class EnvironmentBuildError(ExecutionException):
         super().__init__(message)
 
 
+class InvalidEnvironmentError(EnvironmentBuildError, InvalidInputError):
+    """The environment manager or environment does not exist, or the project's environment files are malformed."""
+
+
 class BackendError(ExecutionException):
-    """A backend is unknown, misconfigured, unreachable, or refused the run.
+    """A backend is unknown, misconfigured, or can't run the project.
 
     Args:
         message: The complete message.
         backend: The backend's name.
     """
 
+    exit_status = 2
+
     def __init__(self, message: str, *, backend: str) -> None:
         self.backend = backend
         super().__init__(message)
+
+
+class BackendUnavailableError(BackendError):
+    """A backend is unreachable, refused the run, or failed: no Docker engine, an image that can't be pulled."""
+
+    exit_status = 1
 
 
 class TrackingError(ExecutionException):
@@ -156,6 +186,10 @@ class TrackingError(ExecutionException):
     def __init__(self, message: str, *, tracking_uri: str) -> None:
         self.tracking_uri = tracking_uri
         super().__init__(message)
+
+
+class InvalidTrackingError(TrackingError, InvalidInputError):
+    """The MLflow experiment or run that the caller named does not exist or was deleted, or several are named."""
 
 
 class PrefectServerError(ExecutionException):
@@ -229,6 +263,7 @@ class RunCancelled(_RunEnded):
     """
 
     category = FailureCategory.CANCELLED
+    exit_status = 130
 
 
 class RunTimedOut(_RunEnded):

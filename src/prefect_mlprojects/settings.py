@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from prefect_mlprojects.exceptions import ExecutionException
+from prefect_mlprojects.exceptions import InvalidInputError
 
 PREFIX = "PREFECT_MLPROJECTS_"
 
@@ -26,7 +26,7 @@ def _read(name: str, default: _T, convert: Callable[[str], _T], expected: str) -
     try:
         return convert(text)
     except ValueError:
-        raise ExecutionException(
+        raise InvalidInputError(
             f"The environment variable {PREFIX}{name} is {text!r}; it must be {expected}."
         ) from None
 

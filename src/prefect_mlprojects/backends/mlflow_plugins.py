@@ -34,7 +34,7 @@ from prefect_mlprojects.backends.contract import (
     Report,
 )
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome, timed_out_outcome
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendUnavailableError
 from prefect_mlprojects.settings import grace_period
 from prefect_mlprojects.types import StopSignal
 
@@ -152,7 +152,7 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
             return stopped_outcome(stop, lines) if ended_by_stop else timed_out_outcome(command.timeout or 0.0, lines)
         if reports.succeeded is None:
             reason = reports.error or f"its process ended with code {result.return_code}"
-            raise BackendError(f"The MLflow plugin {self.name!r} failed: {reason}", backend=self.name)
+            raise BackendUnavailableError(f"The MLflow plugin {self.name!r} failed: {reason}", backend=self.name)
         if reports.succeeded:
             return Outcome("exited", 0, cause="exit code 0", output_tail=lines)
         return Outcome("exited", cause=f"the MLflow plugin {self.name!r} reported {reports.status}", output_tail=lines)

@@ -8,7 +8,7 @@ from typing_extensions import assert_never
 
 from prefect_mlprojects.backends.contract import AnyBackend, Backend, named_image
 from prefect_mlprojects.backends.mlflow_plugins import MlflowPluginBackend, plugin_entry_points
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 from prefect_mlprojects.spec.project import Project
 from prefect_mlprojects.types import DockerArgs
 
@@ -90,12 +90,12 @@ def _load(entry_point: EntryPoint) -> AnyBackend:
     try:
         backend = entry_point.load()()
     except Exception as error:
-        raise BackendError(
+        raise BackendUnavailableError(
             f"The backend '{entry_point.name}' of the package {package} can't be loaded: {type(error).__name__}: {error}",
             backend=entry_point.name,
         ) from error
     if not isinstance(backend, Backend):
-        raise BackendError(
+        raise BackendUnavailableError(
             f"The backend '{entry_point.name}' of the package {package} is a {type(backend).__name__}, which is not a subclass "
             "of prefect_mlprojects.Backend.",
             backend=entry_point.name,

@@ -3,15 +3,20 @@
 The entry point group ``prefect.collections`` loads this package when a Prefect server starts, which registers the types.
 """
 
-from prefect_mlprojects.blocks.configurations import DatabricksBackendBlock, MLflowProject, MLprojectBackend
+from prefect_mlprojects.blocks.configurations import (
+    DatabricksBackendBlock,
+    KubernetesJobDefaults,
+    MLflowProject,
+    MLprojectBackend,
+)
 from prefect_mlprojects.blocks.credentials import (
     DatabricksWorkspace,
     DockerEngine,
     DockerRegistry,
     GitCredentialsBlock,
+    KubernetesCluster,
     MLflowTrackingServer,
 )
-from prefect_mlprojects.blocks.kubernetes import KubernetesCluster, KubernetesJobDefaults
 
 __all__ = [
     "DatabricksBackendBlock",

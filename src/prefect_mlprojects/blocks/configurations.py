@@ -6,11 +6,10 @@ from typing import Any
 
 from prefect.blocks.core import Block
 from prefect.types import SecretDict
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from prefect_mlprojects._support.redaction import holds_secret
-from prefect_mlprojects.blocks import logos
-from prefect_mlprojects.blocks.credentials import DatabricksWorkspace
+from prefect_mlprojects.blocks.credentials import DATABRICKS_LOGO, KUBERNETES_LOGO, MLFLOW_LOGO, DatabricksWorkspace
 from prefect_mlprojects.runs.request import options_of, secret_uri_problem
 
 
@@ -37,7 +36,7 @@ class MLflowProject(Block):
 
     _block_type_name = "MLflow Project"
     _block_type_slug = "mlflow-project"
-    _logo_url = logos.MLFLOW
+    _logo_url = MLFLOW_LOGO
     _description = "The URI of an MLflow project, with a version and defaults."
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -75,7 +74,7 @@ class MLprojectBackend(Block):
 
     _block_type_name = "MLproject Backend"
     _block_type_slug = "mlproject-backend"
-    _logo_url = logos.MLFLOW
+    _logo_url = MLFLOW_LOGO
     _description = "The configuration of a backend of prefect-mlprojects, with its secrets."
 
     config: dict[str, Any] = Field(
@@ -87,24 +86,56 @@ class MLprojectBackend(Block):
 
     def get_backend_config(self) -> dict[str, Any]:
         """Returns the configuration with its secrets, for use in memory."""
-        secrets = self.secrets.get_secret_value() if self.secrets is not None else {}
-        return {**self.config, **secrets}
+        return {**self.config, **_revealed(self.secrets)}
+
+
+class KubernetesJobDefaults(Block):
+    """Defaults for Jobs: a configuration of the Kubernetes backend, without secrets."""
+
+    _block_type_name = "Kubernetes Backend (MLproject)"
+    _block_type_slug = "kubernetes-backend"
+    _logo_url = KUBERNETES_LOGO
+    _description = "Defaults for projects that run as Kubernetes Jobs."
+
+    config: dict[str, Any] = Field(default_factory=dict, description="The Kubernetes backend's configuration.")
+    credentials: str | None = Field(default=None, description="Name of a Kubernetes cluster block.")
+
+    def get_backend_config(self) -> dict[str, Any]:
+        """Returns the configuration."""
+        return {**self.config, **({"credentials": self.credentials} if self.credentials else {})}
 
 
 class DatabricksBackendBlock(Block):
-    """The configuration of runs on Databricks."""
+    """The configuration of runs on Databricks, with its secrets kept apart.
+
+    Keys of ``config`` that hold a literal secret, such as a ``new_cluster`` with a password, are moved to ``secrets``.
+    """
 
     _block_type_name = "Databricks Backend"
     _block_type_slug = "databricks-backend"
-    _logo_url = logos.DATABRICKS
+    _logo_url = DATABRICKS_LOGO
     _description = "The configuration of the databricks backend of prefect-mlprojects."
 
     config: dict[str, Any] = Field(
         default_factory=dict, title="Configuration", description="The keys of --backend-config, such as new_cluster."
     )
+    secrets: SecretDict | None = Field(default=None, description="Further keys, whose values are secret.")
     workspace: DatabricksWorkspace | None = Field(default=None, description="The workspace and its credentials.")
 
+    @model_validator(mode="after")
+    def _keep_secrets_apart(self) -> DatabricksBackendBlock:
+        from prefect_mlprojects.backends.databricks.config import secret_keys
+
+        if moved := secret_keys(self.config):
+            self.secrets = SecretDict({**_revealed(self.secrets), **{key: self.config[key] for key in moved}})
+            self.config = {key: value for key, value in self.config.items() if key not in moved}
+        return self
+
     def get_backend_config(self) -> dict[str, Any]:
-        """Returns the configuration with its credentials, for use in memory."""
+        """Returns the configuration with its secrets and credentials, for use in memory."""
         credentials = {"credentials": self.workspace.get_credentials()} if self.workspace else {}
-        return {**self.config, **credentials}
+        return {**self.config, **_revealed(self.secrets), **credentials}
+
+
+def _revealed(secrets: SecretDict | None) -> dict[str, Any]:
+    return secrets.get_secret_value() if secrets is not None else {}

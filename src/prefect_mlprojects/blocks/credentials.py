@@ -1,4 +1,4 @@
-"""Credentials as blocks: git hosts, image registries, Docker engines, Databricks workspaces and MLflow tracking servers."""
+"""Credentials as blocks: git hosts, image registries, Docker engines, clusters, Databricks workspaces, tracking servers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,21 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
-from prefect_mlprojects.blocks import logos
+from prefect_mlprojects.blocks.resolution import plain_values
 from prefect_mlprojects.sources.git import GitCredentials, parse_git_url
+
+# The pictures that Prefect's own packages show for the same services.
+# Any: Prefect declares a URL type and converts a text itself.
+GIT_LOGO: Any = "https://git-scm.com/images/logos/downloads/Git-Icon-1788C.png"
+DOCKER_LOGO: Any = (
+    "https://cdn.sanity.io/images/3ugk85nk/production/14a315b79990200db7341e42553e23650b34bb96-250x250.png"
+)
+KUBERNETES_LOGO: Any = "https://raw.githubusercontent.com/PrefectHQ/prefect/420d0d6a78bb6df1fc18bcf188fdad43c1d22ea9/assets/block-logos/kubernetes.png"
+DATABRICKS_LOGO: Any = (
+    "https://images.ctfassets.net/gm98wzqotmnx/5GTHI1PH2dTiantfps6Fnc/1c750fab7f4c14ea1b93a62b9fea6a94/"
+    "databricks_logo_icon_170295.png?h=250"
+)
+MLFLOW_LOGO: Any = "https://raw.githubusercontent.com/mlflow/mlflow/refs/heads/master/assets/logo.svg"
 
 
 class GitCredentialsBlock(Block):
@@ -25,7 +38,7 @@ class GitCredentialsBlock(Block):
 
     _block_type_name = "Git Credentials"
     _block_type_slug = "git-credentials"
-    _logo_url = logos.GIT
+    _logo_url = GIT_LOGO
     _description = "A user name and token, or an SSH key, for the git repositories of some hosts."
 
     username: str | None = Field(default=None, description="User name for the token; most services accept any.")
@@ -45,13 +58,8 @@ class GitCredentialsBlock(Block):
 
     def get_credentials(self) -> GitCredentials:
         """Returns the credentials with their secrets, for use in memory."""
-        return GitCredentials(
-            username=self.username,
-            token=self.token.get_secret_value() if self.token is not None else None,
-            ssh_private_key=self.ssh_private_key.get_secret_value() if self.ssh_private_key is not None else None,
-            known_hosts=self.known_hosts,
-            hosts=tuple(host.strip().lower() for host in self.hosts),
-        )
+        hosts = tuple(host.strip().lower() for host in self.hosts)
+        return GitCredentials(**{**plain_values(self), "hosts": hosts})
 
     def test_connection(self, url: str) -> None:
         """Lists the branches of the repository at `url` with these credentials.
@@ -87,7 +95,7 @@ class DockerRegistry(Block):
 
     _block_type_name = "Docker Registry (MLproject)"
     _block_type_slug = "docker-registry"
-    _logo_url = logos.DOCKER
+    _logo_url = DOCKER_LOGO
     _description = "A user name and password for an image registry, for projects that run in containers."
 
     username: str = Field(description="User name.")
@@ -96,8 +104,7 @@ class DockerRegistry(Block):
 
     def get_credentials(self) -> dict[str, Any]:
         """Returns the credentials with their secret, for use in memory."""
-        values = {"username": self.username, "password": self.password.get_secret_value(), "registry": self.registry}
-        return {name: value for name, value in values.items() if value is not None}
+        return plain_values(self)
 
     def test_connection(self) -> None:
         """Logs in to the registry through the Docker engine.
@@ -129,7 +136,7 @@ class DockerEngine(Block):
 
     _block_type_name = "Docker Engine (MLproject)"
     _block_type_slug = "docker-engine"
-    _logo_url = logos.DOCKER
+    _logo_url = DOCKER_LOGO
     _description = "The address of a Docker engine with its TLS certificates, for projects that run in containers."
 
     host: str = Field(
@@ -143,14 +150,7 @@ class DockerEngine(Block):
 
     def get_credentials(self) -> dict[str, Any]:
         """Returns the address and the certificates with their key, for use in memory."""
-        key = self.client_key.get_secret_value() if self.client_key else None
-        values = {
-            "host": self.host,
-            "ca_certificate": self.ca_certificate,
-            "client_certificate": self.client_certificate,
-            "client_key": key,
-        }
-        return {name: value for name, value in values.items() if value is not None}
+        return plain_values(self)
 
     def test_connection(self) -> None:
         """Connects to the engine.
@@ -164,12 +164,51 @@ class DockerEngine(Block):
         connect(LocalConfig.model_validate({"docker-engine": self.get_credentials()})).close()
 
 
+class KubernetesCluster(Block):
+    """Connection and credentials of a Kubernetes cluster: a kubeconfig, or an API server's URL with a token."""
+
+    _block_type_name = "Kubernetes Cluster (MLproject)"
+    _block_type_slug = "kubernetes-cluster"
+    _logo_url = KUBERNETES_LOGO
+    _description = "Connection and credentials of a Kubernetes cluster on which projects run as Jobs."
+
+    kubeconfig: SecretStr | None = Field(default=None, description="Text of a kubeconfig.")
+    context: str | None = Field(default=None, description="A context of the kubeconfig. Default: its current context.")
+    host: str | None = Field(default=None, description="URL of the API server, instead of a kubeconfig.")
+    token: SecretStr | None = Field(default=None, description="Bearer token for the API server.")
+    certificate_authority: str | None = Field(default=None, description="Certificate authority of the API server, PEM.")
+    verify_tls: bool = Field(default=True, description="Whether the certificate of the API server is verified.")
+
+    def get_credentials(self) -> dict[str, Any]:
+        """Returns the value of the backend's ``credentials`` key: plain text, not to be stored."""
+        return {name.replace("_", "-"): value for name, value in plain_values(self).items()}
+
+    def test_connection(self) -> str:
+        """Returns the version of the cluster.
+
+        Raises:
+            BackendError: The cluster can't be reached.
+        """
+        from kubernetes.client import VersionApi
+
+        from prefect_mlprojects.backends.kubernetes.api import ApiError
+        from prefect_mlprojects.backends.kubernetes.config import connect, parse_kubernetes_config
+        from prefect_mlprojects.backends.kubernetes.diagnosis import refused
+
+        cluster = connect(parse_kubernetes_config({"credentials": self.get_credentials()}))
+        get_version = VersionApi(cluster.client).get_code
+        try:
+            return str(cluster.call("get version", get_version, retry_seconds=5.0).get("gitVersion"))
+        except ApiError as error:
+            raise refused(error, cluster.name) from None
+
+
 class DatabricksWorkspace(Block):
     """Credentials for a Databricks workspace: a personal access token, or a service principal's OAuth client."""
 
     _block_type_name = "Databricks Workspace"
     _block_type_slug = "databricks-workspace"
-    _logo_url = logos.DATABRICKS
+    _logo_url = DATABRICKS_LOGO
     _description = "Credentials for a Databricks workspace."
 
     host: str = Field(description="URL of the workspace, https://….")
@@ -179,10 +218,7 @@ class DatabricksWorkspace(Block):
 
     def get_credentials(self) -> dict[str, Any]:
         """Returns the fields of the SDK's ``Config``, secrets included, for use in memory."""
-        values: dict[str, Any] = {"host": self.host, "client_id": self.client_id}
-        values["token"] = self.token.get_secret_value() if self.token else None
-        values["client_secret"] = self.client_secret.get_secret_value() if self.client_secret else None
-        return {name: value for name, value in values.items() if value}
+        return plain_values(self)
 
     def test_connection(self) -> str:
         """Returns the name of the authenticated user.
@@ -214,7 +250,7 @@ class MLflowTrackingServer(Block):
 
     _block_type_name = "MLflow Tracking Server"
     _block_type_slug = "mlflow-tracking-server"
-    _logo_url = logos.MLFLOW
+    _logo_url = MLFLOW_LOGO
     _description = "The address of an MLflow tracking server or store, with user name and password."
 
     uri: str = Field(title="Tracking URI", description="As in MLFLOW_TRACKING_URI, such as https://mlflow.example.com.")

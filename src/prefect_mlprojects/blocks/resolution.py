@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config
-from prefect_mlprojects.exceptions import BackendError, ExecutionException
+from prefect_mlprojects.exceptions import BackendError, ExecutionException, InvalidInputError
 from prefect_mlprojects.runs.request import PROJECT_SCHEME
 from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup
 
@@ -45,10 +45,10 @@ async def load_block(client: PrefectClient, slug: str, name: str) -> Block:
     try:
         document = await client.read_block_document_by_name(name, slug)
     except ObjectNotFound:
-        there = await _names(client, slug)
-        raise ExecutionException(
+        names = await _names(client, slug)
+        raise InvalidInputError(
             f"The Prefect server has no block '{slug}/{name}'"
-            + (f"; blocks of that type: {', '.join(there)}" if there else "")
+            + (f"; blocks of that type: {', '.join(names)}" if names else "")
             + ". Create it in the UI under Blocks, or with Block.save() in Python; `mlprojects blocks register` registers the "
             "block types of this package."
         ) from None
@@ -102,19 +102,20 @@ async def resolve_backend_config(
             raise BackendError(f"The backend {backend} takes no {key}.", backend=backend)
         block = await load_block(client, slug or default or "", name)
         get_credentials = getattr(block, "get_credentials", None)
-        values = get_credentials() if callable(get_credentials) else _plain(block)
+        values = get_credentials() if callable(get_credentials) else plain_values(block)
         resolved[key] = dict(values) if isinstance(values, Mapping) else values
     return resolved
 
 
-def _plain(block: Block) -> dict[str, Any]:
-    """Returns the fields of another package's block, with its secrets."""
+def plain_values(block: Block) -> dict[str, Any]:
+    """Returns the fields of a block that are set, its secrets in plain text; for use in memory."""
     values = {name: getattr(block, name) for name in type(block).model_fields}
-    return {
+    plain = {
         name: value.get_secret_value() if hasattr(value, "get_secret_value") else value
         for name, value in values.items()
-        if value is not None
     }
+    # A form of Prefect's UI stores an empty text.
+    return {name: value for name, value in plain.items() if value not in (None, "")}
 
 
 async def resolve_tracking(client: PrefectClient, name: str) -> Secret:
@@ -177,7 +178,7 @@ async def read_project(client: PrefectClient, uri: str) -> dict[str, Any]:
     """
     name, _, below = uri.removeprefix(PROJECT_SCHEME).partition("#")
     block = await load_block(client, PROJECT_SLUG, name)
-    values = _plain(block)
+    values = plain_values(block)
     if below:
         values["uri"] = f"{str(values['uri']).partition('#')[0]}#{below}"
     return values

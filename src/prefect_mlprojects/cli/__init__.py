@@ -5,24 +5,18 @@ Heavy modules are imported when a command needs them, so that ``--help`` answers
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import io
 import os
 import sys
 from typing import Any
 
 import click
 
-from prefect_mlprojects.exceptions import (
-    BackendError,
-    ExecutionException,
-    FetchError,
-    ParameterError,
-    ProjectSpecError,
-    RunCancelled,
-)
+from prefect_mlprojects.exceptions import ExecutionException
 
 EXIT_FAILED = 1
-EXIT_USAGE = 2
 EXIT_CANCELLED = 130
 
 _COMMANDS = {
@@ -86,17 +80,27 @@ def group() -> None:
     """Run any MLflow-Projects project (MLproject) as a Prefect flow."""
 
 
-def exit_code_of(error: ExecutionException) -> int:
-    """Returns the exit code for an error: 2 for bad input, 130 for a cancelled run, 1 for all else."""
-    if isinstance(error, RunCancelled):
-        return EXIT_CANCELLED
-    if isinstance(error, ProjectSpecError | ParameterError | FetchError | BackendError):
-        return EXIT_USAGE
-    return EXIT_FAILED
+_ASCII = {"…": "...", "✓": "+", "✗": "x", "■": "#"}
+
+
+def _replace_unencodable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replaces what a terminal's encoding lacks: our own characters by ASCII ones, others by a backslash escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    shown = (_ASCII.get(each) or each.encode("ascii", "backslashreplace").decode() for each in text)
+    return "".join(shown), error.end
+
+
+def _print_in_any_encoding() -> None:
+    codecs.register_error("mlprojects", _replace_unencodable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="mlprojects")
 
 
 def main(arguments: list[str] | None = None) -> Any:
     """Runs the command line and exits: 0 finished, 1 failed, 2 usage or bad input, 130 cancelled."""
+    _print_in_any_encoding()
     try:
         code = group.main(args=arguments, prog_name="mlprojects", standalone_mode=False)
     except click.exceptions.Abort:
@@ -108,7 +112,7 @@ def main(arguments: list[str] | None = None) -> Any:
         code = error.exit_code
     except ExecutionException as error:
         click.echo(f"Error: {error.message}", err=True)
-        code = exit_code_of(error)
+        code = error.exit_status
     except KeyboardInterrupt:
         code = EXIT_CANCELLED
     except BrokenPipeError:

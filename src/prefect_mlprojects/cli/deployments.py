@@ -43,8 +43,8 @@ def _deployment_options(function: _F) -> _F:
 
 
 def _specify(uri: str, options: dict[str, Any], job_variables: dict[str, Any] | None = None) -> Any:
+    from prefect_mlprojects.deployments.server_objects import make_schedule
     from prefect_mlprojects.deployments.specification import specify
-    from prefect_mlprojects.deployments.update import make_schedule
 
     timing = [options.pop(name) for name in ("cron", "interval", "rrule", "timezone")]
     return specify(
@@ -97,7 +97,7 @@ def deploy_command(
     import json
 
     from prefect_mlprojects.deployments.creation import create_deployment
-    from prefect_mlprojects.deployments.update import next_times
+    from prefect_mlprojects.deployments.server_objects import next_times
 
     deployment = create_deployment(_specify(uri, options, job_variables), work_pool, announce)
     if as_json:
@@ -157,7 +157,7 @@ def worker_command(pool: str | None, name: str | None, limit: int | None, once: 
     """Start a process worker: it executes the runs of deployments on this machine until Ctrl-C."""
     api_url = connect()
     from prefect_mlprojects._support.secrets import reveal
-    from prefect_mlprojects.deployments.work_pools import (
+    from prefect_mlprojects.deployments.server_objects import (
         HEARTBEAT_SECONDS,
         ensure_work_pool,
         ensure_zombie_automation,

@@ -52,7 +52,7 @@ class RunDisplay(RunObserver):
         self._live: Live | None = None
 
     def __enter__(self) -> RunDisplay:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(self, console=self._console, refresh_per_second=8, transient=True)
             self._live.start()
         return self
@@ -96,7 +96,7 @@ class RunDisplay(RunObserver):
 
     def cancelling(self) -> None:
         """Prints that the run was asked to stop."""
-        self._print(Text("Cancelling …", style="yellow"))
+        self._print(Text("Cancelling ...", style="yellow"))
 
     def step(self, event: StepEvent) -> None:
         """Shows a step's progress."""

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from prefect_mlprojects._support.secrets import reveal
-from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
-from prefect_mlprojects.deployments.update import (
+from prefect_mlprojects.deployments.server_objects import (
     Update,
+    default_job_variables,
+    ensure_work_pool,
+    ensure_zombie_automation,
     find_deployment,
     full_name,
     make_schedule,
     read_update,
     schedule_texts,
 )
-from prefect_mlprojects.deployments.work_pools import default_job_variables, ensure_work_pool, ensure_zombie_automation
+from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
 from prefect_mlprojects.runs.request import FLOW_NAME, unknown_options
@@ -41,13 +43,11 @@ class Deployment:
     """A deployment on a Prefect server.
 
     Attributes:
-        id: Its ID.
-        name: Its name.
-        work_pool: The work pool of its runs.
-        url: Its page in Prefect's UI; None when the UI's address is not known.
+        work_pool: The name of its work pool.
+        url: Its page in Prefect's UI; None if the UI's address is not known.
         specification: What was deployed.
         changes: What an update changed, and what it kept although it was not named; empty for a new deployment.
-        schedule: Its schedule, as text; None without one.
+        schedule: Its schedule, as text.
     """
 
     id: str
@@ -90,17 +90,10 @@ def run_deployment(
     parameters: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> SubmittedRun:
-    """Starts a run of an existing deployment and returns a handle at once.
+    """Starts a run of an existing deployment, with or without ``run_project/`` in its name, and returns a handle at once.
 
-    Args:
-        name: The deployment's name, with or without ``run_project/``.
-        entry_point: The entry point that it must be for; None for any.
-        parameters: Parameter values by name, in place of the deployment's.
-        options: Run options, in place of the deployment's.
-
-    Raises:
-        ParameterError: The deployment does not exist or is for another entry point, or the server refused the values.
-        PrefectServerError: The server can't be reached.
+    `parameters` and `options` replace the deployment's. Raises `ParameterError` if it does not exist, is not for `entry_point`,
+    or the server refused the values.
     """
     from prefect_mlprojects.server.process import resolve_api
 
@@ -221,11 +214,7 @@ def deploy(  # noqa: D417 - the run options are listed with run()
 def create_deployment(
     specification: DeploymentSpecification, work_pool: str | None, announce: Callable[[str], None] | None = None
 ) -> Deployment:
-    """Creates a deployment, or updates the one of its name.
-
-    Raises:
-        PrefectServerError: The Prefect server can't be reached, has no such work pool, or refused.
-    """
+    """Creates a deployment, or updates the one of its name."""
     from prefect_mlprojects.server.process import resolve_api
 
     address = resolve_api(announce)
@@ -286,13 +275,8 @@ def serve(
 ) -> None:
     """Creates deployments and executes their runs in this process until it is interrupted.
 
-    Args:
-        specifications: The deployments.
-        limit: Maximum number of concurrent runs; None for Prefect's default.
-        announce: Receives lines about a server that is being started; None prints them to stderr.
-
-    Raises:
-        PrefectServerError: The Prefect server can't be reached.
+    `limit` is the maximum number of concurrent runs (None: Prefect's default); `announce` receives lines about a server that
+    is being started (None: they are printed to stderr).
     """
     from prefect_mlprojects.server.process import resolve_api
 
@@ -351,11 +335,7 @@ def list_deployments(api_url: str) -> list[dict[str, Any]]:
 
 
 def change_deployment(api_url: str, name: str, action: Literal["pause", "resume", "delete"]) -> None:
-    """Pauses, resumes or deletes a deployment; resuming includes its paused schedules.
-
-    Raises:
-        ParameterError: No deployment of that name exists.
-    """
+    """Pauses, resumes or deletes a deployment; resuming includes its paused schedules."""
     headline = f"The deployment {full_name(name)} can't be changed"
     found = _existing(api_url, name, headline, "`mlprojects deployments list` shows all")
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from prefect_mlprojects._support.redaction import holds_secret
-from prefect_mlprojects.deployments.forms import deployment_schema
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.runs.request import (
     PROJECT_SCHEME,
     RunRequest,
     holds_secret_url,
+    options_of,
     secret_uri_problem,
     unknown_options,
 )
@@ -26,20 +26,13 @@ from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
-from prefect_mlprojects.spec.parameters import in_project, is_relative_default, typed_value
+from prefect_mlprojects.spec.parameters import in_project, is_relative_default, parameters_schema, typed_value
 from prefect_mlprojects.types import StopSignal
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a deployment runs by itself; exactly one of the first three is set.
-
-    Attributes:
-        cron: A cron expression, such as ``0 3 * * *``.
-        interval: The time between two runs.
-        rrule: A recurrence rule (RFC 5545).
-        timezone: The time zone's name, such as ``Europe/Berlin``; None for UTC.
-    """
+    """When a deployment's runs start; exactly one of the first three is set, and the time zone None is UTC."""
 
     cron: str | None = None
     interval: timedelta | None = None
@@ -115,13 +108,12 @@ class _Blocks:
         return resolve_api(self._announce).api_url
 
     def project(self, uri: str) -> dict[str, Any]:
-        """Returns the fields of the project block of a ``block://NAME`` URI."""
         from prefect_mlprojects.blocks.resolution import read_project
 
         return call_api(self._api_url, read_project, uri)
 
     def git_credentials(self, name: str | None) -> GitCredentialsLookup:
-        """Returns the lookup for fetching a git project: the named block, or one by the repository's host."""
+        """Returns a look-up for fetching a git project: the named block, or one by the repository's host."""
 
         def lookup(url: str, host: str) -> GitCredentials | None:  # noqa: ARG001 - the contract's signature
             from prefect_mlprojects.blocks.resolution import find_git_credentials
@@ -129,6 +121,11 @@ class _Blocks:
             return call_api(self._api_url, find_git_credentials, host, name) if host else None
 
         return lookup
+
+
+def refused(message: str, parameter: str | None = None, fix: str | None = None) -> ParameterError:
+    """Returns the error of a deployment that can't be created."""
+    return ParameterError("The deployment can't be made", [Problem(message, parameter=parameter, fix=fix)])
 
 
 def specify(
@@ -146,13 +143,7 @@ def specify(
     announce: Callable[[str], None] | None = None,
     **options: Any,
 ) -> DeploymentSpecification:
-    """Fetches the project and returns a deployment that fits it.
-
-    The arguments are those of ``deploy()``; `options` are run options.
-
-    Raises:
-        ExecutionException: The project can't be fetched, or the deployment does not fit it; the message says why.
-    """
+    """Fetches the project and returns a deployment that fits it; arguments and errors are those of ``deploy()``."""
     if problems := unknown_options(options, "deploy"):
         raise ParameterError("The deployment can't be made", problems)
     request = _storable_request({**options, "uri": uri, "entry_point": entry_point}, job_variables or {})
@@ -179,16 +170,16 @@ def specify(
     run_options = {key: value for key, value in chosen.items() if value is not None}
     declared = {key: value for key, value in fitting.items() if key in found.parameters}
     extra = {key: value for key, value in fitting.items() if key not in found.parameters}
-    place = request.uri if request.uri.startswith(PROJECT_SCHEME) else _portable_uri(source, copy)
+    deployed_uri = request.uri if request.uri.startswith(PROJECT_SCHEME) else _portable_uri(source, copy)
     return DeploymentSpecification(
         name=_checked_name(name or _default_name(project.display_name, found.name)),
-        uri=place,
+        uri=deployed_uri,
         entry_point=found.name,
         parameters=declared,
         extra_parameters=extra,
         options=run_options,
-        schema=deployment_schema(place, found, fitting, run_options),
-        description=_description(project.display_name, found, place, copy, version),
+        schema=deployment_schema(deployed_uri, found, fitting, run_options),
+        description=_description(project.display_name, found, deployed_uri, copy, version),
         version=copy.commit,
         tags=tuple(tags),
         schedule=schedule,
@@ -200,12 +191,7 @@ def specify(
 
 
 def _storable_request(arguments: Mapping[str, Any], job_variables: Mapping[str, Any]) -> RunRequest:
-    """Returns the run request of a deployment; refuses secrets, which would be stored on the Prefect server.
-
-    Raises:
-        ParameterError: The URI or a job variable holds a password or token.
-        BackendError: The backend's configuration holds secrets.
-    """
+    """Returns the run request of a deployment; refuses secrets, which would be stored on the Prefect server."""
     _refuse_secret_uri(str(arguments["uri"]))
     secret = [name for name, value in job_variables.items() if holds_secret_url(value)]
     if secret:
@@ -233,7 +219,7 @@ def _refuse_secret_uri(uri: str) -> None:
 def _fitting_values(
     entry_point: EntryPoint, given: Mapping[str, Any], project: Path, *, complete: bool
 ) -> dict[str, Any]:
-    """Returns the given values, typed; unless `complete`, required ones may be missing, and the form asks for them."""
+    """Returns the given values with their types; unless `complete`, required ones may be left to the form."""
     outside = [
         Problem(
             f"the default {parameter.default!r} of the path parameter '{parameter.name}' is not in the project, and a run on a "
@@ -274,14 +260,9 @@ def _fitting_values(
 
 
 def _followed_version(copy: WorkingCopy, version: str | None, *, pin: bool) -> str | None:
-    if not pin:
-        return version
-    if copy.kind != "git":
-        raise ParameterError(
-            "The deployment can't be made",
-            [Problem("only a version of a git project can be pinned", fix="omit pin, or give a git URI or a version")],
-        )
-    return copy.commit
+    if pin and copy.kind != "git":
+        raise refused("only a version of a git project can be pinned", fix="omit pin, or give a git URI or a version")
+    return copy.commit if pin else version
 
 
 def _portable_uri(source: Source, copy: WorkingCopy) -> str:
@@ -290,10 +271,10 @@ def _portable_uri(source: Source, copy: WorkingCopy) -> str:
 
 
 def _absolute(uri: str) -> str:
-    place, separator, below = uri.partition("#")
-    if "://" in place or (re.match(r"^[^/\s:]+:", place) and not Path(place).exists()):
+    location, separator, subdirectory = uri.partition("#")
+    if "://" in location or (re.match(r"^[^/\s:]+:", location) and not Path(location).exists()):
         return uri
-    return f"{Path(place).expanduser().absolute()}{separator}{below}"
+    return f"{Path(location).expanduser().absolute()}{separator}{subdirectory}"
 
 
 def _default_name(project: str, entry_point: str) -> str:
@@ -304,10 +285,7 @@ def _default_name(project: str, entry_point: str) -> str:
 def _checked_name(name: str) -> str:
     # prefect.types: names may hold anything but these.
     if re.search(r"[/%&<>]", name):
-        raise ParameterError(
-            "The deployment can't be made",
-            [Problem(f"the name {name!r} holds one of / % & < >", parameter="name", fix="choose another name")],
-        )
+        raise refused(f"the name {name!r} contains one of / % & < >", "name", "choose another name")
     return name
 
 
@@ -319,3 +297,42 @@ def _description(project: str, entry_point: EntryPoint, uri: str, copy: WorkingC
         f"Runs the entry point `{entry_point.name}` of the MLflow project **{project}** from `{uri}`, {followed}.\n\n"
         f"```\n{entry_point.command.strip()}\n```\n"
     )
+
+
+def deployment_schema(
+    uri: str,
+    entry_point: EntryPoint,
+    values: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns the JSON schema of the flow's parameters for one entry point: Prefect's UI shows it, its server enforces it.
+
+    The deployment's parameter `values` and run `options` are the form's defaults, in place of the project's.
+    """
+    values, options = values or {}, options or {}
+    fields: dict[str, dict[str, Any]] = {
+        "parameters": {"title": f"Parameters of {entry_point.name}", **parameters_schema(entry_point, values)},
+        "extra_parameters": {
+            "title": "Extra parameters",
+            "description": "Further parameters by name, appended to the command as --name value.",
+            "type": "object",
+            "additionalProperties": {"type": ["string", "number", "integer", "boolean"]},
+            "default": {name: value for name, value in values.items() if name not in entry_point.parameters},
+        },
+        **{option.name: option.json_schema(options.get(option.name)) for option in options_of("form")},
+        "uri": {"title": "Project", "type": "string", "enum": [uri], "default": uri},
+        "entry_point": {
+            "title": "Entry point",
+            "type": "string",
+            "enum": [entry_point.name],
+            "default": entry_point.name,
+        },
+    }
+    needs_values = any(each.required for each in entry_point.parameters.values())
+    return {
+        "title": "Parameters",
+        "type": "object",
+        "properties": {name: {"position": place, **field} for place, (name, field) in enumerate(fields.items())},
+        "required": ["uri", *(["parameters"] if needs_values else [])],
+        "definitions": {},
+    }

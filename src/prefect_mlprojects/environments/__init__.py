@@ -20,7 +20,7 @@ from prefect_mlprojects.environments.cache import (
     stopped_error,
     user_cache,
 )
-from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
+from prefect_mlprojects.exceptions import EnvironmentBuildError, InvalidEnvironmentError, Problem
 from prefect_mlprojects.spec.project import Project
 from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
 
@@ -259,4 +259,4 @@ def problems_error(project: Project, problems: tuple[Problem, ...], manager: str
     """The error of malformed environment files."""
     headline = f"The environment of project '{project.display_name}' can't be made:"
     listed = f" {problems[0]}" if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
-    return EnvironmentBuildError(headline + listed, manager=manager)
+    return InvalidEnvironmentError(headline + listed, manager=manager)

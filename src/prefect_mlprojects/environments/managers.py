@@ -22,7 +22,7 @@ from prefect_mlprojects.environments.activation import local_variables, own_envi
 from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord, Report, release_pin, user_cache
 from prefect_mlprojects.environments.conda import CondaManager, check_conda_environment
 from prefect_mlprojects.environments.python import Contents, VirtualEnvironmentManager, read_contents
-from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
+from prefect_mlprojects.exceptions import InvalidEnvironmentError, Problem
 from prefect_mlprojects.settings import default_env_manager
 from prefect_mlprojects.spec.project import CondaEnvironment, DockerEnvironment, Project, PythonEnvironment
 from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
@@ -49,7 +49,7 @@ def choose_manager(project: Project, requested: str | None = None) -> Environmen
     if requested is not None and name is None:
         near = nearest(requested.lower(), MANAGER_NAMES)
         message = f"There is no environment manager {requested!r}; there are {', '.join(MANAGER_NAMES)}."
-        raise EnvironmentBuildError(message + (f" Did you mean {near!r}?" if near else ""), manager=requested)
+        raise InvalidEnvironmentError(message + (f" Did you mean {near!r}?" if near else ""), manager=requested)
     environment = project.environment
     if isinstance(environment, DockerEnvironment):
         return "local"
@@ -59,7 +59,7 @@ def choose_manager(project: Project, requested: str | None = None) -> Environmen
             f"Project '{project.display_name}' can't be run with --env-manager conda: it has {what}, and conda only makes "
             "environments from a conda.yaml. Use --env-manager uv, virtualenv or local, or give the project a conda_env."
         )
-        raise EnvironmentBuildError(message, manager="conda")
+        raise InvalidEnvironmentError(message, manager="conda")
     return name or ("conda" if isinstance(environment, CondaEnvironment) else "uv")
 
 
@@ -242,7 +242,7 @@ def find_environment(prefix: str) -> CachedEnvironment:
     found = "is no environment" if not keys else f"are {len(keys)} environments"
     advice = "give more of the key" if keys else "'mlprojects env list' shows what there is"
     message = f"There {found} in {cache.folder} whose key begins with {prefix!r}; {advice}."
-    raise EnvironmentBuildError(message, manager="")
+    raise InvalidEnvironmentError(message, manager="")
 
 
 def prune_environments(*, dry_run: bool = False, **selection: Unpack[Selection]) -> PruneResult:

@@ -129,7 +129,11 @@ class _ProjectRun:
             if self._result is None and not isinstance(error, Exception):
                 # MLflow gets the status that Prefect is about to report.
                 with anyio.CancelScope(shield=True):
-                    await self._finish(await self._status_of_teardown(), "The run's process was terminated.")
+                    if self._session.stop.requested:
+                        cancelled = self._cancelled()
+                        await self._finish("KILLED", cancelled.message, error=cancelled)
+                    else:
+                        await self._finish(await self._status_of_teardown(), "The run's process was terminated.")
             raise
 
     async def _run(self) -> RunResult | State[Any]:
@@ -147,13 +151,7 @@ class _ProjectRun:
     async def _fail(self, error: ExecutionException) -> State[Any]:
         stop = self._session.stop
         if stop.requested and not isinstance(error, RunTimedOut):
-            tracked = self._session.tracked_run
-            cancelled = RunCancelled(
-                f"Run {f'(ID {tracked.run_id!r}) ' if tracked else ''}was cancelled: {stop.reason}.",
-                run_id=tracked.run_id if tracked else None,
-                flow_run_id=str(self._flow_run.id),
-                output_tail=getattr(error, "output_tail", ()),
-            )
+            cancelled = self._cancelled(getattr(error, "output_tail", ()))
             await self._finish("KILLED", cancelled.message, error=cancelled)
             return Cancelled(message=cancelled.message, data=cancelled)
         exit_code = error.exit_code if isinstance(error, RunFailed) else None
@@ -162,6 +160,15 @@ class _ProjectRun:
         name = "TimedOut" if isinstance(error, RunTimedOut) else "Failed"
         get_run_logger().error("%s", error.message)
         return Failed(message=error.summary, data=error, name=name)
+
+    def _cancelled(self, output_tail: tuple[str, ...] = ()) -> RunCancelled:
+        tracked = self._session.tracked_run
+        return RunCancelled(
+            f"Run {f'(ID {tracked.run_id!r}) ' if tracked else ''}was cancelled: {self._session.stop.reason}.",
+            run_id=tracked.run_id if tracked else None,
+            flow_run_id=str(self._flow_run.id),
+            output_tail=output_tail,
+        )
 
     async def _with_changes(self, error: ParameterError | ProjectSpecError) -> ExecutionException:
         """Adds the project's changes since it was deployed to the error of a deployment's run."""
@@ -333,7 +340,7 @@ class _ProjectRun:
                 await asyncio.to_thread(session.tracker.finish, tracked, status, tags)
             except TrackingError as problem:
                 get_run_logger().warning("The MLflow run could not be updated (status %s): %s", status, problem)
-        if announced is not None:
+        if announced is not None and not session.server_lost:
             await announced
         if self._checked is not None and self._prepared is not None:
             await asyncio.to_thread(self._checked.backend.release, self._prepared)
@@ -358,8 +365,6 @@ class _ProjectRun:
 
     async def _status_of_teardown(self) -> Literal["FAILED", "KILLED"]:
         """Returns KILLED if this process is being terminated because the flow run was cancelled, else FAILED."""
-        if self._session.stop.requested:
-            return "KILLED"
         try:
             async with get_client() as client:
                 state = (await client.read_flow_run(self._flow_run.id)).state

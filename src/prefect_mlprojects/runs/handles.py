@@ -10,11 +10,13 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects.exceptions import ExecutionException
+from prefect_mlprojects.exceptions import ExecutionException, InvalidInputError, PrefectServerError
 from prefect_mlprojects.server.api import call_api, flow_run_url
 from prefect_mlprojects.settings import grace_period
 from prefect_mlprojects.types import RunStatus
@@ -35,6 +37,9 @@ TRACKING_URI_LABEL = "mlflow.tracking_uri"
 COMMIT_LABEL = "git.commit"
 BRANCH_LABEL = "git.branch"
 REPOSITORY_LABEL = "git.repository"
+
+_SERVER_CHECK_SECONDS = 3.0
+"""How long a stopped run may take before its server is checked, and between two checks."""
 
 _STATUS_BY_STATE_TYPE: dict[str, RunStatus] = {
     "SCHEDULED": "RUNNING",
@@ -125,11 +130,15 @@ class LocalSubmittedRun(SubmittedRun):
         session: The run's session in this process.
     """
 
-    def __init__(self, session: RunSession, future: concurrent.futures.Future[None], ui_url: str | None) -> None:
+    def __init__(
+        self, session: RunSession, future: concurrent.futures.Future[None], api_url: str, ui_url: str | None
+    ) -> None:
         assert session.flow_run_id is not None, "handles are created once the flow run exists"
         super().__init__(session.flow_run_id, flow_run_url(ui_url, session.flow_run_id))
         self.session = session
         self._future = future
+        self._api_url = api_url
+        session.stop.on_request(session.wake)
 
     @property
     def run_id(self) -> str:
@@ -151,10 +160,52 @@ class LocalSubmittedRun(SubmittedRun):
         self.result()
 
     def result(self) -> RunResult:
-        """Waits until the run has ended and returns its result."""
-        self._future.result()
-        assert self.session.result is not None, "_run_flow sets a result in every case"
-        return self.session.result
+        """Waits until the run has ended and returns its result; a stopped run does not wait for a server that is gone."""
+        session, done = self.session, self._future.done
+        session.wait_until(lambda: done() or session.stop.requested)
+        while not session.wait_until(done, _SERVER_CHECK_SECONDS):
+            if not self._server_answers():
+                self._leave_server()
+        if not self._future.cancelled():
+            self._future.result()
+        assert session.result is not None, "_run_flow and _leave_server set a result in every case"
+        return session.result
+
+    def _server_answers(self) -> bool:
+        from prefect_mlprojects.server.address import check_reachable
+
+        try:
+            check_reachable(self._api_url, timeout=5)
+        except PrefectServerError:
+            return False
+        return True
+
+    def _leave_server(self) -> None:
+        """Ends a stopped run without its Prefect server; its work and its MLflow run end first."""
+        from prefect_mlprojects.server.compat import abandon_services
+        from prefect_mlprojects.tasks.session import RunResult
+
+        session = self.session
+        session.server_lost = True
+        # The engine's requests to the server are given up; its error messages about them are of no use.
+        for name in ("prefect", "prefect._internal", "prefect._internal.concurrency"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        limit = grace_period() + 30
+        self._future.cancel()
+        session.wait_until(lambda: session.result is not None, limit)
+        run_id = session.tracked_run.run_id if session.tracked_run else None
+        result = session.result or RunResult(
+            "FAILED",
+            run_id,
+            self.flow_run_id,
+            f"The cancelled run did not end within {limit:g} s; its command may go on.",
+        )
+        advice = (
+            f"The Prefect server at {redact(self._api_url)} does not answer and may show the flow run as running: once it "
+            f"is back, use `mlprojects cancel {self.flow_run_id}`."
+        )
+        abandon_services()
+        session.set_result(replace(result, message=f"{result.message}\n{advice}"))
 
 
 class AttachedSubmittedRun(SubmittedRun):
@@ -171,7 +222,7 @@ class AttachedSubmittedRun(SubmittedRun):
         try:
             self._id = UUID(str(flow_run_id))
         except ValueError:
-            raise ExecutionException(f"{flow_run_id!r} is not the ID of a flow run (a UUID).") from None
+            raise InvalidInputError(f"{flow_run_id!r} is not the ID of a flow run (a UUID).") from None
         self._api = resolve_api()
         super().__init__(str(self._id), flow_run_url(self._api.ui_url, str(self._id)))
         self._call(self._read)
@@ -185,7 +236,7 @@ class AttachedSubmittedRun(SubmittedRun):
         try:
             return await client.read_flow_run(self._id)
         except ObjectNotFound:
-            raise ExecutionException(
+            raise InvalidInputError(
                 f"No flow run {self._id} found on the Prefect server at {self._api.api_url}."
             ) from None
 

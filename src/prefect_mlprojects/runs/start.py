@@ -187,7 +187,7 @@ def start(
     session.wait_until(lambda: session.flow_run_id is not None or future.done())
     if session.flow_run_id is None:
         future.result()
-    run = LocalSubmittedRun(session, future, ui_url)
+    run = LocalSubmittedRun(session, future, api_url, ui_url)
     _register(run, future)
     return run
 
@@ -208,7 +208,9 @@ def _find_api(announce: Callable[[str], None] | None) -> tuple[str, str | None]:
 
 def configure_prefect(api_url: str) -> None:
     """Sets this process's Prefect API and silences Prefect's console output; must precede Prefect's import."""
-    own = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+    own = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}
+    # Prefect's log handler would print the errors of a server that is gone to stderr.
+    logging.raiseExceptions = False
     if os.environ.get("PREFECT_API_URL") != api_url:
         os.environ["PREFECT_API_URL"] = api_url
         own["PREFECT_CLIENT_CSRF_SUPPORT_ENABLED"] = "false"

@@ -9,6 +9,8 @@ internals here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sys
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +25,10 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from prefect_mlprojects._support.files import replacing, temporary_pattern
+from prefect_mlprojects.server.address import PROFILE
 from prefect_mlprojects.server.compat import publish_profile
-from prefect_mlprojects.server.database import ERROR_PREFIX, EXIT_CODE, create_database
-from prefect_mlprojects.server.profile import PROFILE
+from prefect_mlprojects.server.process import DATABASE_ERROR_PREFIX, DATABASE_EXIT_CODE
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -89,7 +92,7 @@ class _MigrationEngine:
 def create_app() -> FastAPI:
     """Creates the application, and a SQLite database that does not exist yet; uvicorn calls it in the server's process.
 
-    Exits with `database.EXIT_CODE` when the database can't be created.
+    Exits with `DATABASE_EXIT_CODE` when the database can't be created.
     """
     url: Any = PREFECT_API_DATABASE_CONNECTION_URL.value()
     if str(url).startswith("sqlite"):
@@ -108,8 +111,8 @@ def _create_database_or_exit(url: str) -> None:
     try:
         ensure_sqlite_database(url)
     except (OSError, SQLAlchemyError) as error:
-        _log(f"{ERROR_PREFIX}{getattr(error, 'orig', None) or error}")
-        sys.exit(EXIT_CODE)
+        _log(f"{DATABASE_ERROR_PREFIX}{getattr(error, 'orig', None) or error}")
+        sys.exit(DATABASE_EXIT_CODE)
     except Exception as error:  # noqa: BLE001 - of a Prefect whose internals differ: it migrates by itself, only slower
         _log(f"the fast migrations failed, Prefect's own follow: {type(error).__name__}: {error}")
 
@@ -126,8 +129,35 @@ def ensure_sqlite_database(url: str) -> bool:
     return create_database(Path(file), _migrate)
 
 
+def create_database(path: Path, migrate: Callable[[Path], None]) -> bool:
+    """Creates the database unless it exists; returns whether it did. One process at a time may call this.
+
+    `migrate` works on a temporary file, without SQLite's durability: most of the time would go into synchronous writes. The
+    complete file is renamed; a killed process leaves no partial database.
+    """
+    if path.exists():
+        return False
+    _remove_temporary_files(path)
+    try:
+        with replacing(path) as temporary:
+            migrate(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            for suffix in ("-wal", "-shm"):  # of a database that was removed: SQLite would apply them to this one
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+    finally:
+        _remove_temporary_files(path)
+    return True
+
+
+def _remove_temporary_files(path: Path) -> None:
+    """Deletes the file of a killed process and SQLite's journals next to it."""
+    for file in path.parent.glob(temporary_pattern(path)):
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
 def _migrate(path: Path) -> None:
-    """Runs Prefect's migrations on a new file."""
     dependencies.MODELS_DEPENDENCIES["database_config"] = MigrationConfiguration(
         connection_url=f"sqlite+aiosqlite:///{path}"
     )

@@ -22,8 +22,15 @@ from prefect_mlprojects._support.locks import LockTimeoutError, hold_lock
 from prefect_mlprojects._support.process.tree import process_birth
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import PrefectServerError
-from prefect_mlprojects.server import database
-from prefect_mlprojects.server.profile import configured_api_url, publish_in_process, read_setting
+from prefect_mlprojects.server.address import (
+    check_reachable,
+    choose_port,
+    configured_api_url,
+    publish_in_process,
+    read_setting,
+    ui_url_of,
+    uses_proxy,
+)
 from prefect_mlprojects.settings import server_directory, server_port, server_start_timeout
 
 Announce = Callable[[str], None]
@@ -31,6 +38,11 @@ Announce = Callable[[str], None]
 HOST = "127.0.0.1"
 INSTANCE_HEADER = "x-prefect-mlprojects-server"
 """Response header of every embedded server; its value identifies the instance."""
+
+DATABASE_EXIT_CODE = 73
+"""The server process's exit code when its database can't be created: ``EX_CANTCREAT`` of sysexits.h."""
+DATABASE_ERROR_PREFIX = "the database could not be created: "
+"""Start of the line with which the server process says why."""
 
 _BUSY_SECONDS = 30.0
 _PROBE_SECONDS = 2.0
@@ -42,13 +54,7 @@ _CLIENT_VARIABLES = {"PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_MLPROJECTS_E
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """Addresses of a Prefect server.
-
-    Attributes:
-        api_url: URL of the API.
-        ui_url: URL of the UI; None if it is not known.
-        started: True if this call started the server.
-    """
+    """URLs of a Prefect server, the UI's if it is known, and whether this call started it."""
 
     api_url: str
     ui_url: str | None
@@ -59,12 +65,8 @@ class ServerAddress:
 class ServerRecord:
     """Content of the embedded server's state file, ``server.json``.
 
-    Attributes:
-        pid: Process id.
-        birth: Start time of the process as `process_birth` returns it; differs if the pid was reused.
-        port: TCP port.
-        instance: Value of `INSTANCE_HEADER` in its responses; another server on the port has none or another.
-        ready: True once it has answered; False while it starts.
+    `birth` is the process's start time (`process_birth`), which differs if the pid was reused; `instance` the value of
+    `INSTANCE_HEADER` in the server's responses; `ready` is True once it has answered.
     """
 
     pid: int
@@ -80,24 +82,20 @@ class ServerRecord:
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """State of the embedded server.
+    """State of the embedded server; `address` and `pid` are None if its process is not alive, `healthy` if it answers."""
 
-    Attributes:
-        running: True if its process is alive.
-        healthy: True if it answers.
-        address: Its address; None if it is not running.
-        pid: Its process id; None if it is not running.
-        directory: Folder of its database and log.
-    """
-
-    running: bool
-    healthy: bool
-    address: ServerAddress | None
-    pid: int | None
     directory: Path
+    address: ServerAddress | None = None
+    pid: int | None = None
+    healthy: bool = False
+
+    @property
+    def running(self) -> bool:
+        """True if its process is alive."""
+        return self.address is not None
 
     def __str__(self) -> str:
-        if not self.running or self.address is None:
+        if self.address is None:
             return f"The embedded Prefect server is not running. Folder: {self.directory}"
         health = "" if self.healthy else ", does not answer"
         return (
@@ -109,16 +107,13 @@ class ServerStatus:
 def resolve_api(announce: Announce | None = None) -> ServerAddress:
     """Returns the configured Prefect server, or the embedded one, which is started if it is not running.
 
-    Args:
-        announce: Receives progress lines of a start; None prints them to stderr.
+    `announce` receives progress lines of a start; None prints them to stderr.
 
     Raises:
         PrefectServerError: The configured server can't be reached, or the embedded one can't be started.
     """
     configured = configured_api_url()
     if configured:
-        from prefect_mlprojects.server.address import check_reachable, ui_url_of
-
         check_reachable(configured)
         return ServerAddress(configured, ui_url_of(configured))
     return ensure_server(announce)
@@ -127,13 +122,8 @@ def resolve_api(announce: Announce | None = None) -> ServerAddress:
 def ensure_server(announce: Announce | None = None) -> ServerAddress:
     """Returns the embedded server; starts it in the background if it is not running.
 
-    Any number of processes may call this at the same time: one starts the server, the others wait for it.
-
-    Args:
-        announce: Receives progress lines of a start; None prints them to stderr.
-
-    Raises:
-        PrefectServerError: It could not be started.
+    Any number of processes may call this at the same time: one starts the server, the others wait for it. Raises
+    `PrefectServerError` if it could not be started.
     """
     directory = server_directory()
     record = read_record(directory)
@@ -144,7 +134,7 @@ def ensure_server(announce: Announce | None = None) -> ServerAddress:
         with hold_lock(
             directory / "server.lock",
             timeout=server_start_timeout() + _BUSY_SECONDS,
-            on_wait=lambda: say("Waiting for the Prefect server that another process is starting …"),
+            on_wait=lambda: say("Waiting for the Prefect server that another process is starting ..."),
         ):
             record = _wait_for_recorded(directory, say)
             return _published(record.address() if record is not None else _start(directory, say))
@@ -171,18 +161,12 @@ def server_status() -> ServerStatus:
     directory = server_directory()
     record = read_record(directory)
     if record is None or not is_alive(record):
-        return ServerStatus(running=False, healthy=False, address=None, pid=None, directory=directory)
-    return ServerStatus(
-        running=True, healthy=answers(record), address=record.address(), pid=record.pid, directory=directory
-    )
+        return ServerStatus(directory)
+    return ServerStatus(directory, record.address(), record.pid, answers(record))
 
 
 def stop_server() -> bool:
-    """Stops the embedded server and returns whether it was running; its database and state file stay.
-
-    Raises:
-        PrefectServerError: It belongs to another user.
-    """
+    """Stops the embedded server and returns whether it was running; its database and state file stay."""
     record = read_record(server_directory())
     if record is None or not is_alive(record):
         return False
@@ -211,7 +195,7 @@ def _wait_for_recorded(directory: Path, say: Announce) -> ServerRecord | None:
     if record is None or not is_alive(record):
         return None
     if not answers(record):
-        say(f"Waiting for the Prefect server (process {record.pid}) to answer …")
+        say(f"Waiting for the Prefect server (process {record.pid}) to answer ...")
         timeout = min(_BUSY_SECONDS, server_start_timeout()) if record.ready else server_start_timeout()
         failure = _wait_until_healthy(record, None, timeout, say)
         if failure is not None:
@@ -225,15 +209,12 @@ def _wait_for_recorded(directory: Path, say: Announce) -> ServerRecord | None:
 
 def _start(directory: Path, say: Announce) -> ServerAddress:
     """Starts the server; the caller holds the lock."""
-    from prefect_mlprojects.server.address import choose_port, uses_proxy
-
-    first = False
-    url = _configured_database()
-    if url is None:
-        path = directory / "prefect.db"
-        first = not path.exists()
-        url = f"sqlite+aiosqlite:///{path}"
-    say(f"Starting a local Prefect server ({'the first start takes' if first else 'this takes'} some 15 s) …")
+    variables = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+    configured = (read_setting(name, "server", "database", "connection_url") for name in variables)
+    path = directory / "prefect.db"
+    url = next(filter(None, configured), f"sqlite+aiosqlite:///{path}")
+    first = url.endswith(f":///{path}") and not path.exists()
+    say(f"Starting a local Prefect server ({'the first start takes' if first else 'this takes'} some 15 s) ...")
     if uses_proxy(HOST):
         say(f"HTTP_PROXY is set: Prefect's client asks that proxy for {HOST} too, unless NO_PROXY={HOST} is set.")
     log = directory / "server.log"
@@ -249,21 +230,14 @@ def _start(directory: Path, say: Announce) -> ServerAddress:
             return record.address(started=True)
         stop_process(record)
         tail = _tail(log)
-        if first and process.returncode == database.EXIT_CODE:
+        if first and process.returncode == DATABASE_EXIT_CODE:
             raise OSError(
-                None, next((line.strip() for line in tail.splitlines() if database.ERROR_PREFIX in line), failure)
+                None, next((line.strip() for line in tail.splitlines() if DATABASE_ERROR_PREFIX in line), failure)
             )
-        if "address already in use" not in tail:
+        # Prefect's own shutdown may log much after uvicorn's line about the port.
+        if "address already in use" not in _tail(log, 500):
             break
     raise PrefectServerError(f"The embedded Prefect server {failure}. The end of its log, {log}:\n{tail}")
-
-
-def _configured_database() -> str | None:
-    for name in ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL"):
-        url = read_setting(name, "server", "database", "connection_url")
-        if url:
-            return url
-    return None
 
 
 def _spawn(directory: Path, port: int, log: Path, url: str) -> tuple[ServerRecord, subprocess.Popen[bytes]]:
@@ -327,7 +301,7 @@ def _wait_until_healthy(
             return f"did not answer within {timeout:g} s (PREFECT_MLPROJECTS_SERVER_START_TIMEOUT)"
         if now - reported >= 5:
             reported = now
-            say(f"  … still starting ({now - started:.0f} s)")
+            say(f"  ... still starting ({now - started:.0f} s)")
 
 
 def _tail(log: Path, lines: int = 15) -> str:
@@ -345,13 +319,8 @@ def read_record(directory: Path) -> ServerRecord | None:
     """Reads a server folder's state file; returns None if it is missing or invalid."""
     try:
         data = json.loads((directory / "server.json").read_text(encoding="utf-8"))
-        return ServerRecord(
-            pid=int(data["pid"]),
-            birth=str(data["birth"]),
-            port=int(data["port"]),
-            instance=str(data["instance"]),
-            ready=bool(data["ready"]),
-        )
+        kinds = {"pid": int, "birth": str, "port": int, "instance": str, "ready": bool}
+        return ServerRecord(**{name: kind(data[name]) for name, kind in kinds.items()})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -384,8 +353,7 @@ def answers(record: ServerRecord) -> bool:
 def stop_process(record: ServerRecord, timeout: float = 10.0) -> None:
     """Sends SIGTERM, then SIGKILL, to the recorded process; waits up to `timeout` seconds for it to exit after each.
 
-    Raises:
-        PermissionError: It belongs to another user.
+    Raises `PermissionError` if the process belongs to another user.
     """
     for number in (signal.SIGTERM, signal.SIGKILL):
         if not is_alive(record):

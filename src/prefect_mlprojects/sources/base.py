@@ -17,7 +17,7 @@ from prefect_mlprojects._support.files import remove_tree
 from prefect_mlprojects._support.locks import Lock, try_lock
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects._support.text import nearest
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.settings import PREFIX, cache_directory, keep_working_copies, trusted_sources
 from prefect_mlprojects.types import StopSignal
 
@@ -101,7 +101,7 @@ def create_run_folder(shown: str, name: str = "project") -> Path:
         content = folder / name
         content.mkdir()
     except OSError as error:
-        raise FetchError(
+        raise SourceUnavailableError(
             f"The files of {shown!r} can't be stored: {error.filename or root}: {error.strerror or error}. "
             "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
             uri=shown,

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.sources.base import (
     Source,
     SourceKind,
@@ -50,12 +50,12 @@ class LocalSource:
     def fetch(self, stop: StopSignal, report: Callable[[str], None]) -> WorkingCopy:
         """Returns the folder itself, with its commit if git is installed and knows it; see ``Source``."""
         if stop.requested:
-            raise FetchError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
+            raise SourceUnavailableError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
         if not self.folder.is_dir():
             raise FetchError(f"The project folder {str(self.folder)!r} does not exist any more.", uri=self.uri)
         directory = apply_subdirectory(self.folder, self.subdirectory, self.uri)
         if not os.access(directory, os.R_OK | os.X_OK):
-            raise FetchError(
+            raise SourceUnavailableError(
                 f"The project folder {str(directory)!r} can't be read: permission denied. Check its owner and mode.",
                 uri=self.uri,
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from prefect_mlprojects._support.redaction import strip_user_info
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.settings import PREFIX, max_zip_bytes
 from prefect_mlprojects.sources.base import (
     SourceKind,
@@ -85,7 +85,7 @@ def unpack(file: Path, folder: Path, shown: str, stop: StopSignal) -> None:
             left = limit
             for member in members:
                 if stop.requested:
-                    raise FetchError(f"Unpacking {shown!r} was stopped: {stop.reason}.", uri=shown)
+                    raise SourceUnavailableError(f"Unpacking {shown!r} was stopped: {stop.reason}.", uri=shown)
                 left -= _write_member(archive, member, folder, left, shown)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, ValueError) as error:
         raise FetchError(f"{shown!r} is no zip archive that can be unpacked: {error}.", uri=shown) from None
@@ -94,7 +94,7 @@ def unpack(file: Path, folder: Path, shown: str, stop: StopSignal) -> None:
         raise FetchError(f"{shown!r} can't be unpacked: {error}.", uri=shown) from None
     except OSError as error:
         problem = f"{error.filename or folder}: {error.strerror or error}"
-        raise FetchError(f"{shown!r} can't be unpacked: {problem}.", uri=shown) from None
+        raise SourceUnavailableError(f"{shown!r} can't be unpacked: {problem}.", uri=shown) from None
 
 
 def _check_members(members: list[zipfile.ZipInfo], limit: int, shown: str) -> None:

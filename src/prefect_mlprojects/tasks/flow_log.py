@@ -31,6 +31,7 @@ _MAX_BATCH_BYTES = 1_000_000
 _MAX_QUEUED_BYTES = 8_000_000
 _SECONDS_TO_WAIT_FOR_SERVER = 60.0
 _REFRESH_SECONDS = 1.0
+_SECONDS_AFTER_CANCELLATION = 3.0
 
 
 class FlowRunLog:
@@ -68,7 +69,9 @@ class FlowRunLog:
             self._enqueue(self._joiner.flush(time.time()))
             self._closing = True
         self._wake.set()
-        await self._shipper
+        cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
+        await asyncio.wait([self._shipper], timeout=_SECONDS_AFTER_CANCELLATION if cancelled else None)
+        self._shipper.cancel()
 
     def write(self, stream: StreamName, data: bytes) -> None:
         """Takes output, from any thread; blocks while too much of it waits to be sent."""

@@ -163,6 +163,7 @@ class RunSession:
         parent_run_id: The MLflow run that this one is nested in.
         begun: True once the first step has started.
         downloads: The folder of downloaded parameters to remove with the run.
+        server_lost: True once the run, after a stop request, no longer waits for its Prefect server.
     """
 
     stop: StopSignal = field(default_factory=StopSignal)
@@ -179,6 +180,7 @@ class RunSession:
     downloads: Path | None = field(default=None, init=False)
     result: RunResult | None = field(default=None, init=False)
     begun: bool = field(default=False, init=False)
+    server_lost: bool = field(default=False, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
 
     def __post_init__(self) -> None:

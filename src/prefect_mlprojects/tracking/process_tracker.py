@@ -24,7 +24,7 @@ from typing import IO, Any, Final, NoReturn, TypeVar
 
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret, reveal
-from prefect_mlprojects.exceptions import TrackingError
+from prefect_mlprojects.exceptions import InvalidTrackingError, TrackingError
 from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.tracking._mlflow_internals import HTTP_LIMITS, NO_TELEMETRY, import_mlflow
 from prefect_mlprojects.tracking.records import TrackedRun, TrackingRequest
@@ -61,6 +61,7 @@ _CODECS: Final[Mapping[str, tuple[type, Callable[[Any], Any], Callable[..., Any]
     "path": (Path, str, Path),
     "secret": (Secret, reveal, Secret),
     "unreachable": (UnreachableError, _error_fields, UnreachableError),
+    "invalid": (InvalidTrackingError, _error_fields, InvalidTrackingError),
     "error": (Exception, _error_fields, TrackingError),
 }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from prefect_mlprojects._support.retry import Backoff, retry
 from prefect_mlprojects._support.secrets import Secret
-from prefect_mlprojects.exceptions import TrackingError
+from prefect_mlprojects.exceptions import InvalidTrackingError, TrackingError
 from prefect_mlprojects.tracking._mlflow_internals import MlflowStore
 from prefect_mlprojects.tracking.records import FinalStatus, TrackedRun, TrackingRequest, project_tags, storable
 from prefect_mlprojects.tracking.stores import is_transient, store_of
@@ -52,7 +52,7 @@ class Tracker:
         """
         uri = request.tracking_uri
         if request.experiment_name and request.experiment_id:
-            raise TrackingError(
+            raise InvalidTrackingError(
                 f"Both an experiment name ({request.experiment_name!r}) and an experiment ID "
                 f"({request.experiment_id!r}) were given. Give only one of them.",
                 tracking_uri=display_uri(uri),
@@ -197,7 +197,7 @@ def _experiment_id(store: MlflowStore, uri: Secret, name: str | None, experiment
         return experiment_id or _usable_id(experiment, "unknown", uri)
     experiment_id = os.environ.get(EXPERIMENT_ID_VARIABLE) or store.default_experiment_id()
     if experiment_id is None:
-        raise TrackingError(
+        raise InvalidTrackingError(
             "Databricks has no default experiment. Give one by name, such as "
             "experiment_name='/Users/you@example.com/name'.",
             tracking_uri=display_uri(uri),
@@ -232,4 +232,4 @@ def _usable_id(experiment: Experiment | None, experiment_id: str, uri: Secret) -
 
 def _unusable(uri: Secret, problem: str, advice: str) -> TrackingError:
     shown = display_uri(uri)
-    return TrackingError(f"{problem} at {shown}. {advice}", tracking_uri=shown)
+    return InvalidTrackingError(f"{problem} at {shown}. {advice}", tracking_uri=shown)

@@ -14,7 +14,7 @@ import pytest
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects import deploy, load_project
-from prefect_mlprojects.exceptions import ParameterError, PrefectServerError
+from prefect_mlprojects.exceptions import InvalidInputError, ParameterError
 from prefect_mlprojects.runs.request import OPTIONS
 
 from .conftest import started
@@ -93,7 +93,7 @@ def test_the_server_refuses_what_does_not_fit(
 
 
 def test_a_pool_that_there_is_not(project: Path) -> None:
-    with pytest.raises(PrefectServerError, match=r"no work pool 'nowhere'.*prefect work-pool create nowhere"):
+    with pytest.raises(InvalidInputError, match=r"No work pool 'nowhere'.*prefect work-pool create nowhere"):
         deploy(project, work_pool="nowhere")
 
 
@@ -282,15 +282,15 @@ def _find(call: Call, name: str) -> Any:
 def test_a_run_without_a_heartbeat_has_crashed(project: Path, pool: str, call: Call, prefect_server: Any) -> None:
     from prefect.states import Running
 
-    from prefect_mlprojects.deployments import work_pools
+    from prefect_mlprojects.deployments import server_objects
     from prefect_mlprojects.server.api import call_api
 
     made = deploy(project, work_pool=pool)
-    (automation,) = call("read_automations_by_name", work_pools.AUTOMATION_NAME)
+    (automation,) = call("read_automations_by_name", server_objects.AUTOMATION_NAME)
     try:
         # The same automation with less patience.
         call("delete_automation", automation.id)
-        call_api(prefect_server.api_url, work_pools.ensure_zombie_automation, 10)
+        call_api(prefect_server.api_url, server_objects.ensure_zombie_automation, 10)
         flow_run = call(
             "create_flow_run_from_deployment",
             UUID(made.id),
@@ -304,9 +304,9 @@ def test_a_run_without_a_heartbeat_has_crashed(project: Path, pool: str, call: C
         assert state.is_crashed()
         assert "heartbeat" in state.message
     finally:
-        for each in call("read_automations_by_name", work_pools.AUTOMATION_NAME):
+        for each in call("read_automations_by_name", server_objects.AUTOMATION_NAME):
             call("delete_automation", each.id)
-        call_api(prefect_server.api_url, work_pools.ensure_zombie_automation)
+        call_api(prefect_server.api_url, server_objects.ensure_zombie_automation)
 
 
 def _send_heartbeat(api_url: str, flow_run_id: UUID, flow_id: UUID) -> None:

@@ -20,7 +20,7 @@ from tests.services.waiting import wait_for, wait_for_exit
 from prefect_mlprojects import run
 from prefect_mlprojects._support.progress import send_progress_to
 from prefect_mlprojects.backends.docker import containers
-from prefect_mlprojects.exceptions import BackendError, ParameterError, RunFailed, RunTimedOut
+from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError, ParameterError, RunFailed, RunTimedOut
 
 Containers = Callable[[str], list[Any]]
 
@@ -185,7 +185,7 @@ def test_build_reuse_and_rebuild(project: Path, capfd: pytest.CaptureFixture[str
         ({"docker_args": {"cpus": "many"}}, ParameterError, "can't be 'many'"),
         (
             {"docker_args": {"image": "no-such-image:1"}, "backend_config": {"pull": "never"}},
-            BackendError,
+            BackendUnavailableError,
             "pull is 'never'",
         ),
         ({"docker_args": {"gpus": "all"}}, RunFailed, "no driver|NVIDIA|could not select"),
@@ -230,7 +230,7 @@ def test_push_and_pull_with_credentials(
     with pytest.raises(BackendError, match="can't be pushed"):
         push_image(engine, name, auth=None, backend="local", report=lines.append, stop=StopSignal())
     engine.remove_image(name)
-    with pytest.raises(BackendError, match=r"can't be pulled.*docker_auth"):
+    with pytest.raises(BackendUnavailableError, match=r"can't be pulled.*docker_auth"):
         run(str(project), docker_args={"image": name})
     for call in (
         {"docker_auth": auth, "docker_args": {"image": name}},

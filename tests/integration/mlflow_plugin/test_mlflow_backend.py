@@ -79,7 +79,7 @@ def test_a_run_that_fails_or_is_cancelled() -> None:
         ({"deploymnt": "x"}, "did you mean 'deployment'"),
         ({"deployment": "x", "work-pool": "y"}, "give only one"),
         ({"deployment": "nowhere"}, "no deployment of that name"),
-        ({"work-pool": "nowhere"}, "no work pool 'nowhere'"),
+        ({"work-pool": "nowhere"}, "No work pool 'nowhere'"),
     ],
 )
 def test_a_configuration_that_does_not_fit(config: dict[str, str], words: str) -> None:

@@ -130,7 +130,7 @@ def test_an_interrupt_exits_with_130_and_the_summary(number: signal.Signals, gre
     assert "Traceback" not in errors
     marks = [line.split()[0] for line in errors.splitlines() if line[:1] in "✓✗■"]
     assert marks == ["✓", "✓", "✓", "■"]
-    said = errors[errors.index("Cancelling …") :]
+    said = errors[errors.index("Cancelling ...") :]
     for words in ("was cancelled", "flow run    http://", "MLflow run  "):
         assert words in said
     from mlflow.tracking import MlflowClient
@@ -243,6 +243,25 @@ def test_the_small_commands(mlprojects: Run) -> None:
     assert mlprojects("env", "list").returncode == 0
     for shell in ("bash", "zsh", "fish"):
         assert "_MLPROJECTS_COMPLETE" in mlprojects("completion", shell).stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"PYTHONIOENCODING": "ascii", "TERM": "dumb"}, "ünï…"),
+        ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, "ascii"),
+    ],
+)
+def test_an_ascii_terminal_gets_ascii(variables: dict[str, str], name: str, mlprojects: Run, greet: str) -> None:
+    done = mlprojects("run", greet, "--json", *LOCAL, env=variables)
+    assert done.returncode == 0, done.stderr
+    steps = [line for line in done.stderr.splitlines() if line.startswith("+ ")]
+    assert {line.split()[1] for line in steps} == {"fetch", "resolve-env", "validate-params", "execute"}
+    run = json.loads(done.stdout)["flow_run_id"]
+    assert done.stderr.isascii()
+    for arguments in (["logs", run], ["plan", greet, "-P", f"name={name}"], ["describe", greet]):
+        shown = mlprojects(*arguments, env=variables)
+        assert (shown.returncode, "Traceback" in shown.stderr) == (0, False), shown.stderr
 
 
 def test_help_imports_neither_prefect_nor_mlflow() -> None:

@@ -192,3 +192,22 @@ def test_events_of_a_flow_run_arrive(call: Call) -> None:
     assert resource == f"prefect.flow-run.{identifier}", (
         "the resource of a flow run's events has another id: a cancellation is noticed by the slow poll only"
     )
+
+
+def test_abandoned_services_do_not_delay_the_exit_of_a_process() -> None:
+    # An address that accepts and never answers: without `abandon_services` the exit waits for minutes.
+    code = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+import os
+os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+from prefect.events.worker import EventsWorker
+from prefect.events import Event, Resource
+from prefect.logging.handlers import APILogWorker
+EventsWorker.instance().send(Event(event="x", resource=Resource({"prefect.resource.id": "x"})))
+APILogWorker.instance().send({"message": "x", "__payload_size__": 1})
+from prefect_mlprojects.server.compat import abandon_services
+abandon_services()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, "Prefect's services changed: an interrupted run waits for a server that is gone"

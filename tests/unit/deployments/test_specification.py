@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tests.services.git import git
 
+from prefect_mlprojects.deployments.server_objects import make_schedule
 from prefect_mlprojects.deployments.specification import specify
-from prefect_mlprojects.deployments.update import make_schedule
 from prefect_mlprojects.exceptions import BackendError, FetchError, ParameterError, ProjectSpecError
 
 PROJECT = """\
@@ -48,7 +48,7 @@ def test_what_is_deployed(project: Path) -> None:
 def test_the_name_of_another_entry_point(project: Path) -> None:
     assert specify(project, "score/all").name == "churn-score-all"
     assert specify(project, name="nightly").name == "nightly"
-    with pytest.raises(ParameterError, match="holds one of"):
+    with pytest.raises(ParameterError, match="contains one of"):
         specify(project, name="a/b")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 CODE = """
 import sys
-from prefect_mlprojects.server.profile import configured_api_url
+from prefect_mlprojects.server.address import configured_api_url
 ours = configured_api_url()
 assert "prefect" not in sys.modules
 from prefect.settings import get_current_settings

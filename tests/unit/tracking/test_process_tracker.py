@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from tests.services.waiting import is_alive, wait_for
 
 from prefect_mlprojects._support.secrets import Secret, reveal
-from prefect_mlprojects.exceptions import TrackingError
+from prefect_mlprojects.exceptions import InvalidTrackingError, TrackingError
 from prefect_mlprojects.tracking import ProcessTracker, TrackedRun, Tracker, TrackingRequest, process_tracker
 from prefect_mlprojects.tracking.stores import UnreachableError
 from prefect_mlprojects.tracking.uris import sqlite_uri
@@ -135,7 +135,7 @@ def test_errors_of_the_process_keep_their_type(
     with pytest.raises(UnreachableError, match="Connection refused") as down:
         tracker.start(request_for(f"http://me:hunter2@127.0.0.1:{unused_port}"))
 
-    assert type(unknown.value) is TrackingError
+    assert type(unknown.value) is InvalidTrackingError
     assert unknown.value.tracking_uri == uri
     assert down.value.tracking_uri == f"http://me:***@127.0.0.1:{unused_port}"
 

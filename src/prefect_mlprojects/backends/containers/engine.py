@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_mlprojects.backends.containers.config import EngineConnection, LocalConfig
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 
@@ -109,7 +109,7 @@ def connect(config: LocalConfig, *, backend: str = "local", timeout: float = 60)
         )
         client.ping()
     except (DockerException, TLSParameterError, OSError) as error:
-        raise BackendError(
+        raise BackendUnavailableError(
             f"No Docker engine answers at {address.url} ({address.named_by}): {_first_line(error)} {_advice(error)}",
             backend=backend,
         ) from None

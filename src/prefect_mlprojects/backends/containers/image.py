@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect_mlprojects._support.progress import report_progress
 from prefect_mlprojects.backends.containers.archive import content_digest, iterate_archive, project_files
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.types import StopSignal
 
@@ -82,7 +82,7 @@ def ensure_image(
             return str(engine.inspect_image(image)["Id"]), True
         except ImageNotFound:
             if pull == "never":
-                raise BackendError(
+                raise BackendUnavailableError(
                     f"The image {image!r} is not on the Docker engine, and pull is 'never' in the backend configuration.",
                     backend=backend,
                 ) from None
@@ -187,7 +187,9 @@ def push_image(
         digests=digests,
     )
     if not digests:
-        raise BackendError(f"The image {name} was pushed, but its registry returned no digest.", backend=backend)
+        raise BackendUnavailableError(
+            f"The image {name} was pushed, but its registry returned no digest.", backend=backend
+        )
     return f"{repository}@{digests[-1]}"
 
 
@@ -208,7 +210,7 @@ def _follow(
 
     def failed(message: str) -> BackendError:
         place = f" in the step {step!r}" if step else ""
-        return BackendError(" ".join((f"{what}{place}: {message}", advice)).strip(), backend=backend)
+        return BackendUnavailableError(" ".join((f"{what}{place}: {message}", advice)).strip(), backend=backend)
 
     step, said, layers = "", dict[str, str](), _Layers(doing)
     for event in _until_stopped(start, stop):
@@ -234,7 +236,7 @@ def _follow(
     if not stop.requested:
         report_progress(doing, 1, 1)
     else:
-        raise BackendError(f"{what}: it was stopped: {stop.reason}.", backend=backend)
+        raise BackendUnavailableError(f"{what}: it was stopped: {stop.reason}.", backend=backend)
 
 
 class _Layers:

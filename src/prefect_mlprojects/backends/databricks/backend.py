@@ -33,7 +33,7 @@ from prefect_mlprojects.backends.databricks.storage import (
 )
 from prefect_mlprojects.backends.databricks.task import driver_environment, remote_variables, submission
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.tracking.uris import is_on_this_machine
 from prefect_mlprojects.types import BackendConfig, StopSignal
@@ -140,7 +140,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         check_size(root, len(archive.content))
         code = code_of(root, archive.sha256)
         if stop.requested:
-            raise BackendError("The upload to Databricks was stopped.", backend=NAME)
+            raise BackendUnavailableError("The upload to Databricks was stopped.", backend=NAME)
         reused = upload(storage_for(client, root), code, archive, ask, report)
         uploaded = Upload(root, user, archive.sha256, len(archive.content))
         return Prepared(request, uploaded, f"archive of {len(archive.content)} bytes at {code.archive}", reused)

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from prefect_mlprojects._support.redaction import holds_secret, redact
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects._support.secrets import Secret, reveal_all, secrets_in
+from prefect_mlprojects._support.secrets import Secret, has_secret, reveal_all, secrets_in
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.contract import BackendRequest
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 from prefect_mlprojects.types import StopSignal
 
 if TYPE_CHECKING:
@@ -175,6 +175,12 @@ def _fields(kind: Literal["cluster", "library", "environment", "access"]) -> fro
     return frozenset(each.name for each in fields(classes[kind])) | newer
 
 
+def secret_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the keys of a configuration whose values contain a literal secret; ``secrets`` only names some."""
+    nested = {key: value for key, value in config.items() if isinstance(value, Mapping | list) and key != "secrets"}
+    return tuple(key for key, value in nested.items() if has_secret(_marked(value, key)))
+
+
 def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
     """Parses a configuration in any of its forms.
 
@@ -286,6 +292,9 @@ _ADVICE = MappingProxyType(
     }
 )
 
+_MISTAKES = ("ValueError", "NotFound", "ResourceDoesNotExist", "InvalidParameterValue")
+"""Errors of the SDK about something that the configuration names."""
+
 
 def is_transient(error: BaseException) -> bool:
     """Returns whether an error is transient: a rate limit, a server error, a lost connection."""
@@ -336,4 +345,5 @@ def refused(what: str, error: BaseException, config: DatabricksConfig) -> Backen
         error = error.__cause__
     # The SDK appends its configuration, with names of files and variables.
     text = config.redact(str(error).partition(". Config:")[0].strip()) or type(error).__name__
-    return BackendError(f"{what}: {text.rstrip('.')}. {advice}".rstrip(), backend=NAME)
+    kind = BackendError if type(error).__name__ in _MISTAKES else BackendUnavailableError
+    return kind(f"{what}: {text.rstrip('.')}. {advice}".rstrip(), backend=NAME)

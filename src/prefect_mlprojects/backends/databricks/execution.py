@@ -31,7 +31,7 @@ from prefect_mlprojects.backends.databricks.storage import (
 )
 from prefect_mlprojects.backends.databricks.task import driver_environment, remote_variables, submission
 from prefect_mlprojects.backends.outcome import Ending, Outcome, explain_exit, stopped_outcome
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 from prefect_mlprojects.types import OutputSink, StopSignal, StreamName
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Execution:
                 self._remove(path)
                 raise
             return int(answer["run_id"]), code
-        raise BackendError(f"The run was submitted {_MAX_ATTEMPTS} times without success.", backend=NAME)
+        raise BackendUnavailableError(f"The run was submitted {_MAX_ATTEMPTS} times without success.", backend=NAME)
 
     def _ensure_code(self, code: Code, record: str) -> None:
         """Writes the run's record, then uploads the code again if a clean-up removed it meanwhile."""
@@ -135,7 +135,7 @@ class Execution:
         environment = driver_environment(self._request)
         archive = pack(self._request, environment.files if environment is not None else {})
         if archive.sha256 != self._upload.sha256:
-            raise BackendError(
+            raise BackendUnavailableError(
                 "The project's uploaded code was removed from the workspace, and its local files have changed since. Run it "
                 "again.",
                 backend=NAME,

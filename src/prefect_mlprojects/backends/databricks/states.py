@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, insist
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
 if TYPE_CHECKING:
@@ -311,5 +311,5 @@ def cancel(client: WorkspaceClient, run_id: int, config: DatabricksConfig) -> tu
         if found.ended:
             return run, found
         if time.monotonic() > deadline:
-            raise BackendError(f"{what}: it is still {found.phase}.", backend=NAME)
+            raise BackendUnavailableError(f"{what}: it is still {found.phase}.", backend=NAME)
         time.sleep(backoff.next())

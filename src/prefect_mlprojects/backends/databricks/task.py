@@ -23,7 +23,7 @@ from prefect_mlprojects.environments.python.files import (
     uv_lock_of,
 )
 from prefect_mlprojects.environments.python.requirements import RequirementSet
-from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError, Problem
+from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError, InvalidEnvironmentError, Problem
 from prefect_mlprojects.spec.project import NoEnvironment
 
 TASK_KEY = "mlproject"
@@ -188,7 +188,7 @@ def driver_environment(request: DatabricksRequest) -> DriverEnvironment | None:
     if request.env_manager == "local" or project.databricks_spark_job is not None:
         return None
     if request.env_manager == "conda":
-        raise EnvironmentBuildError(
+        raise InvalidEnvironmentError(
             f"Project '{project.display_name}' can't be run with --env-manager conda on Databricks: its drivers have no conda. "
             "Leave it out, so that uv installs the pip section of the conda.yaml, or use --env-manager local.",
             manager="conda",
@@ -249,7 +249,7 @@ def _files(request: DatabricksRequest, name: str, requirements: RequirementSet) 
 def _inside(request: DatabricksRequest, path: Path) -> Path:
     folder = request.project.directory
     if not path.is_relative_to(folder):
-        raise EnvironmentBuildError(
+        raise InvalidEnvironmentError(
             f"The environment of project '{request.project.display_name}' names {path}, which is not in the project's folder and "
             "so does not get to Databricks. Put it into the project.",
             manager="uv",

@@ -58,7 +58,7 @@ from prefect_mlprojects.backends.kubernetes.submission import (
     with_credentials,
 )
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.tracking.uris import EXPERIMENT_ID_VARIABLE, TRACKING_URI_VARIABLE, is_on_this_machine, run_page
 from prefect_mlprojects.types import BackendConfig, StopSignal
@@ -193,9 +193,10 @@ def _push_project_image(request: KubernetesRequest, report: Report, stop: StopSi
     try:
         engine = connect_engine(LocalConfig(), backend=BACKEND, timeout=_ENGINE_SECONDS)
     except BackendError as error:
-        raise backend_error(
+        raise BackendUnavailableError(
             f"'code-delivery: image' needs a Docker engine to build with. {error.message} 'code-delivery: archive' and 'git' "
-            "need none."
+            "need none.",
+            backend=BACKEND,
         ) from None
     base, repository, copy = request.image, request.config.repository_uri, request.working_copy
     try:

@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeAlias
 
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.kubernetes.api import NO_ANSWER, UNAUTHORIZED, ApiError
-from prefect_mlprojects.backends.kubernetes.config import backend_error
+from prefect_mlprojects.backends.kubernetes.config import BACKEND
 from prefect_mlprojects.backends.kubernetes.job import CLONE_CONTAINER, UNPACK_FAILED_CODE
 from prefect_mlprojects.backends.outcome import Outcome, exited_outcome, explain_exit
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 from prefect_mlprojects.types import FailureCategory
 
 Json: TypeAlias = Mapping[str, Any]
@@ -343,4 +343,6 @@ def explain_refusal(error: ApiError, cluster: str) -> tuple[str, str]:
 def refused(error: ApiError, cluster: str) -> BackendError:
     """Returns the error for users for an error of the API server."""
     cause, advice = explain_refusal(error, cluster)
-    return backend_error(f"{cause[:1].upper()}{cause[1:]}. {advice}".strip())
+    # 400, 404 and 422 are mistakes in the configuration or the job template.
+    kind = BackendError if error.status in (400, 404, 422) else BackendUnavailableError
+    return kind(f"{cause[:1].upper()}{cause[1:]}. {advice}".strip(), backend=BACKEND)

@@ -29,7 +29,7 @@ from prefect_mlprojects.backends.outcome import (
 )
 from prefect_mlprojects.environments import EnvironmentManager, PreparedEnvironment
 from prefect_mlprojects.environments.managers import choose_manager, environment_manager, release_environment
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.exceptions import BackendUnavailableError
 from prefect_mlprojects.settings import OWN_VARIABLES
 from prefect_mlprojects.types import StopSignal
 
@@ -95,7 +95,7 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
             return Outcome("not-started", cause=f"the working directory {directory} does not exist")
         bash = shutil.which("bash")
         if bash is None:
-            raise BackendError("The local backend needs bash, which is not on PATH.", backend=self.name)
+            raise BackendUnavailableError("The local backend needs bash, which is not on PATH.", backend=self.name)
         tail = TailedOutput(events)
         try:
             result = run_process(

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from prefect_mlprojects._support.files import list_directory
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.environments.python.files import redact_urls
-from prefect_mlprojects.exceptions import EnvironmentBuildError
+from prefect_mlprojects.exceptions import EnvironmentBuildError, InvalidEnvironmentError
 from prefect_mlprojects.spec.yaml_lines import read_yaml
 
 ChannelPriority: TypeAlias = Literal["strict", "flexible", "disabled"]
@@ -143,7 +143,7 @@ def _read_file(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         problem = f"{file} must be a mapping, such as 'channels: [conda-forge]'."
     if problem:
-        raise EnvironmentBuildError(f"Conda's settings can't be read: {problem}", manager="conda")
+        raise InvalidEnvironmentError(f"Conda's settings can't be read: {problem}", manager="conda")
     named = {_OLD_NAMES.get(name, name): value for name, value in content.items() if value is not None}
     return {name: value for name, value in named.items() if name in (*_LISTS, *_MAPPINGS, *_VALUES)}
 
@@ -172,7 +172,7 @@ class _Settings:
     def error(self, name: str, expected: str) -> EnvironmentBuildError:
         value = redact_urls(repr(self._values[name]))
         message = f"Conda's setting {name} in {self._origins[name]} is {value}; it must be {expected}."
-        return EnvironmentBuildError(message, manager="conda")
+        return InvalidEnvironmentError(message, manager="conda")
 
     def _expand(self, value: Any) -> str:
         return expand_variables(str(value), self._environ)

@@ -21,7 +21,7 @@ from prefect_mlprojects import settings
 from prefect_mlprojects._support.locks import LockStoppedError
 from prefect_mlprojects._support.progress import ProgressSink, progress_sink
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.sources.downloads.files import DownloadCache, describe_remote, fetch_item
 from prefect_mlprojects.types import StopSignal
 
@@ -149,7 +149,7 @@ class _Download:
                 fetch = self._by_mlflow if self._scheme in _MLFLOW_SCHEMES else self._by_fsspec
                 return self._while_not_stopped(fetch, folder)
             except (_StoppedError, LockStoppedError):
-                raise FetchError(
+                raise SourceUnavailableError(
                     f"The download of {self.shown} was stopped: {self.stop.reason}.", uri=self.shown
                 ) from None
             except FetchError:
@@ -227,7 +227,8 @@ class _Download:
             cause = "no such file or folder."
         else:
             cause = _sentence(error)
-        return FetchError(f"{self.shown} can't be downloaded: {cause}", uri=self.shown)
+        kind = FetchError if isinstance(error, FileNotFoundError) else SourceUnavailableError
+        return kind(f"{self.shown} can't be downloaded: {cause}", uri=self.shown)
 
 
 def _progress(job: _Download, *, is_top: bool = True) -> Any:

@@ -17,7 +17,7 @@ from prefect_mlprojects._support.process.run import run_tool
 from prefect_mlprojects._support.progress import report_progress
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import MASK
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import SourceUnavailableError
 from prefect_mlprojects.sources.git import GIT_SCHEMES, GitCredentials, GitUrl, git_settings
 from prefect_mlprojects.types import StopSignal
 
@@ -112,13 +112,15 @@ class GitProgram:
         try:
             result = run_tool(["git", *arguments], cwd=folder, env=self.variables, report=take, stop=self.stop)
         except FileNotFoundError:
-            raise FetchError(
+            raise SourceUnavailableError(
                 "The program git was not found; projects in git repositories need it. Install it (apt install git, "
                 "brew install git).",
                 uri=self.shown,
             ) from None
         if self.stop.requested:
-            raise FetchError(f"The fetch of {self.shown!r} was stopped: {self.stop.reason}.", uri=self.shown)
+            raise SourceUnavailableError(
+                f"The fetch of {self.shown!r} was stopped: {self.stop.reason}.", uri=self.shown
+            )
         return GitAnswer(result.exit_code, tuple(lines))
 
 

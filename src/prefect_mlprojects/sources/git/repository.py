@@ -13,7 +13,7 @@ from pathlib import Path
 from prefect_mlprojects._support.files import replacing
 from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
 from prefect_mlprojects._support.text import nearest
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.settings import cache_directory
 from prefect_mlprojects.sources.git import GitUrl
 from prefect_mlprojects.sources.git.program import GitAnswer, GitFailure, GitProgram, explain_failure
@@ -205,11 +205,11 @@ class CachedRepository:
                 self._create_or_repair()
                 yield
         except LockStoppedError:
-            raise FetchError(
+            raise SourceUnavailableError(
                 f"The fetch of {self._shown!r} was stopped: {self._git.stop.reason}.", uri=self._shown
             ) from None
         except OSError as error:
-            raise FetchError(
+            raise SourceUnavailableError(
                 f"{self._shown!r} can't be kept in the cache: {error.filename or self.directory}: {error.strerror or error}. "
                 "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
                 uri=self._shown,
@@ -240,7 +240,8 @@ class CachedRepository:
     def _error(self, answer: GitAnswer, problem: str = "can't be fetched") -> FetchError:
         failure = self._explain(answer)
         text = failure.text.rstrip(".")
-        return FetchError(f"{self._shown!r} {problem}: {text}. {failure.advice}".rstrip(), uri=self._shown)
+        kind = FetchError if failure.cause == "missing" else SourceUnavailableError
+        return kind(f"{self._shown!r} {problem}: {text}. {failure.advice}".rstrip(), uri=self._shown)
 
 
 def _parse_references(lines: tuple[str, ...]) -> tuple[dict[str, str], str | None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prefect_mlprojects._support.process.run import run_process
 from prefect_mlprojects._support.redaction import redact, strip_user_info
-from prefect_mlprojects.exceptions import FetchError
+from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.sources.base import (
     SourceKind,
     WorkingCopy,
@@ -58,7 +58,7 @@ class GitSource:
     def fetch(self, stop: StopSignal, report: Callable[[str], None]) -> WorkingCopy:
         """Creates a working copy of the version; see ``Source``."""
         if stop.requested:
-            raise FetchError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
+            raise SourceUnavailableError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
         with use_git(self.url, self._credentials_for(self.url), stop, self.uri) as git:
             repository = CachedRepository(self.url, self.uri, git, report)
             resolved = repository.fetch_version(self.version)
@@ -151,7 +151,7 @@ class GitSource:
         if url is None or not (folder / PurePosixPath(path)).resolve().is_relative_to(folder.resolve()):
             refused = address.startswith("/") and not local_paths
             advice = " If you trust it, run `git config --global protocol.file.allow always`." if refused else ""
-            raise FetchError(
+            raise SourceUnavailableError(
                 f"{self.uri!r} has a submodule {path!r} that can't be fetched from {strip_user_info(address)!r}.{advice}",
                 uri=self.uri,
             )
@@ -162,7 +162,9 @@ class GitSource:
         if answer.succeeded:
             return
         failure = explain_failure(answer.text, scheme=self.url.scheme, host=self.url.host)
-        raise FetchError(f"{self.uri!r} can't be checked out: {failure.text}. {failure.advice}".rstrip(), uri=self.uri)
+        raise SourceUnavailableError(
+            f"{self.uri!r} can't be checked out: {failure.text}. {failure.advice}".rstrip(), uri=self.uri
+        )
 
 
 def _submodule_addresses(folder: Path, git: GitProgram) -> dict[str, str]:

@@ -1,0 +1,264 @@
+"""What a deployment needs and changes on the Prefect server: schedules, a work pool, and an automation for dead runs.
+
+A run whose process dies sends no more of the heartbeat events that Prefect's flows send every
+``PREFECT_FLOWS_HEARTBEAT_FREQUENCY`` seconds. The automation marks it as crashed; it follows
+https://docs.prefect.io/v3/advanced/detect-zombie-flows, for this package's flow only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule, refused
+from prefect_mlprojects.exceptions import InvalidInputError
+from prefect_mlprojects.runs.request import FLOW_NAME
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import WorkPool
+
+DEFAULT_WORK_POOL = "mlprojects"
+AUTOMATION_NAME = "prefect-mlprojects: runs without a heartbeat have crashed"
+HEARTBEAT_SECONDS = 60
+"""Interval of the heartbeats of runs on our own workers."""
+SILENCE_SECONDS = 600
+"""How long a run may send no heartbeat: more than three of Prefect's default intervals of 180 seconds."""
+
+_FINAL_EVENTS = ("Completed", "Failed", "Cancelled", "Crashed", "Cancelling")
+
+
+def make_schedule(
+    cron: str | None, interval: float | timedelta | None, rrule: str | None, timezone: str | None
+) -> Schedule | None:
+    """Returns the schedule; None if all arguments are None. Raises `ParameterError` if Prefect would not accept it."""
+    given = [name for name, value in (("cron", cron), ("interval", interval), ("rrule", rrule)) if value is not None]
+    if isinstance(interval, int | float):
+        interval = timedelta(seconds=interval)
+    schedule = Schedule(cron, interval, rrule, timezone)
+    if len(given) > 1:
+        raise refused(f"give only one of {' and '.join(given)}", given[0])
+    if timezone is not None and not given:
+        raise refused("a time zone needs a schedule", "timezone", "give cron, interval or rrule, too")
+    if interval is not None and interval <= timedelta():
+        raise refused(
+            f"the interval must be a positive number of seconds, not {interval.total_seconds():g}", "interval"
+        )
+    if given and (reason := _why_invalid(schedule)):
+        raise refused(f"the schedule {schedule} is not valid: {reason}", given[0])
+    return schedule if given else None
+
+
+def _why_invalid(schedule: Schedule) -> str | None:
+    try:
+        return None if next_times(schedule, 1) else "it never fires"
+    except ValueError as error:
+        details = getattr(error, "errors", None)
+        return "; ".join(str(each["msg"]) for each in details()) if callable(details) else str(error)
+
+
+def prefect_schedule(schedule: Schedule) -> Any:
+    """Returns a schedule as Prefect's type; raises `ValueError` if Prefect does not accept it."""
+    from prefect.client.schemas.schedules import construct_schedule
+
+    return construct_schedule(
+        cron=schedule.cron, interval=schedule.interval, rrule=schedule.rrule, timezone=schedule.timezone or "UTC"
+    )
+
+
+def next_times(schedule: Schedule, count: int = 3) -> list[datetime]:
+    """Returns the next times of a schedule in its time zone; raises `ValueError` if Prefect does not accept it."""
+    from prefect_mlprojects._support.event_loop import background_loop
+    from prefect_mlprojects.server.compat import schedule_dates
+
+    return background_loop().run(schedule_dates(prefect_schedule(schedule), count))
+
+
+@dataclass(frozen=True)
+class Update:
+    """A deployment's settings after it is deployed; what is not named stays as the existing deployment has it."""
+
+    specification: DeploymentSpecification
+    existing: Any
+
+    @property
+    def schedules(self) -> list[Any]:
+        """The schedules: the one named, else those that exist."""
+        from prefect.client.schemas.actions import DeploymentScheduleCreate
+
+        specification = self.specification
+        kept = list(self.existing.schedules) if self.existing is not None else []
+        if specification.no_schedule:
+            return []
+        if specification.schedule is None:
+            return [DeploymentScheduleCreate(schedule=each.schedule, active=each.active) for each in kept]
+        # A schedule that an operator paused stays so.
+        active = not specification.paused and (not kept or any(each.active for each in kept))
+        return [DeploymentScheduleCreate(schedule=prefect_schedule(specification.schedule), active=active)]
+
+    @property
+    def paused(self) -> bool:
+        """Whether the deployment is paused."""
+        return self.specification.paused or bool(self.existing is not None and self.existing.paused)
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags."""
+        return list(self.specification.tags or (self.existing.tags if self.existing is not None else ()))
+
+    @property
+    def concurrency_limit(self) -> int | None:
+        """The limit of concurrent runs."""
+        return self.specification.concurrency_limit or _limit_of(self.existing)
+
+    @property
+    def job_variables(self) -> dict[str, Any]:
+        """The overrides of the job template."""
+        return dict(self.specification.job_variables or (self.existing.job_variables if self.existing else None) or {})
+
+    def schedule_text(self) -> str | None:
+        """Returns the schedule, and whether it is paused."""
+        states = ["" if each.active and not self.paused else " (paused)" for each in self.schedules]
+        return ", ".join(map("".join, zip(schedule_texts(self.schedules), states, strict=True))) or None
+
+    def changes(self) -> list[str]:
+        """Returns a line for each setting that changed, or was kept without being named."""
+        existing, specification = self.existing, self.specification
+        if existing is None:
+            return []
+        schedules = schedule_texts(existing.schedules), schedule_texts(self.schedules)
+        limits = _limit_of(existing), self.concurrency_limit
+        pairs: list[tuple[str, tuple[Any, Any], Any]] = [
+            ("schedule", schedules, specification.schedule),
+            ("tags", (sorted(existing.tags), sorted(self.tags)), specification.tags),
+            ("concurrency limit", limits, specification.concurrency_limit),
+            ("version", (existing.version, specification.version), True),
+        ]
+        lines = []
+        for name, (before, after), named in pairs:
+            if before != after:
+                lines.append(f"{name}: {_shown(before)} -> {_shown(after)}")
+            elif before and not named:
+                lines.append(f"{name} kept: {_shown(before)}")
+        inactive = [each for each in self.schedules if not each.active]
+        if self.paused or inactive:
+            lines.append(f"still paused; resume it with `mlprojects deployments resume {specification.name}`")
+        return lines
+
+
+def _limit_of(deployment: Any) -> int | None:
+    limit = getattr(deployment, "global_concurrency_limit", None)
+    return limit.limit if limit is not None else None
+
+
+def schedule_texts(schedules: Sequence[Any]) -> list[str]:
+    """Returns a text for each of Prefect's schedules."""
+    own = []
+    for values in (each.schedule for each in schedules):
+        timing = [getattr(values, name, None) for name in ("cron", "interval", "rrule")]
+        own.append(str(Schedule(*timing, None if values.timezone == "UTC" else values.timezone)))
+    return own
+
+
+def _shown(value: Any) -> str:
+    return (", ".join(value) if isinstance(value, list) else str(value or "")) or "none"
+
+
+def full_name(name: str) -> str:
+    """Returns ``flow/deployment``, as Prefect names a deployment, for a name with or without the flow's."""
+    return name if "/" in name else f"{FLOW_NAME}/{name}"
+
+
+async def find_deployment(client: PrefectClient, name: str) -> Any:
+    """Returns a deployment as the Prefect server has it; None if it does not exist."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        return await client.read_deployment_by_name(full_name(name))
+    except ObjectNotFound:
+        return None
+
+
+async def read_update(client: PrefectClient, specification: DeploymentSpecification) -> Update:
+    """Returns how deploying changes the deployment of this name, if it exists."""
+    return Update(specification, await find_deployment(client, specification.name))
+
+
+def default_job_variables(pool: WorkPool) -> dict[str, Any]:
+    """Returns overrides that our flow needs in a work pool's job template.
+
+    Prefect copies the working directory before each run of a deployment without pull steps. A process worker starts runs in
+    an empty one, but a container starts in its image's, which may be ``/``.
+    """
+    known = ((pool.base_job_template or {}).get("variables") or {}).get("properties") or {}
+    if pool.type not in ("docker", "kubernetes") or "command" not in known:
+        return {}
+    return {"command": "sh -c 'cd \"$(mktemp -d)\" && exec prefect flow-run execute'"}
+
+
+async def ensure_work_pool(client: PrefectClient, name: str | None, kind: str = "process") -> WorkPool:
+    """Returns a work pool; creates the default one, of type `kind`, if it does not exist.
+
+    Raises `InvalidInputError` if no other pool has the name.
+    """
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.filters import WorkPoolFilter
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+    wanted = name or DEFAULT_WORK_POOL
+    try:
+        return await client.read_work_pool(wanted)
+    except ObjectNotFound:
+        if name is not None and name != DEFAULT_WORK_POOL:
+            known = [pool.name for pool in await client.read_work_pools(work_pool_filter=WorkPoolFilter())]
+            raise InvalidInputError(
+                f"No work pool {name!r} exists"
+                + (f"; known: {', '.join(known)}" if known else "")
+                + f". Create it with `prefect work-pool create {name} --type {kind}`."
+            ) from None
+        try:
+            return await client.create_work_pool(
+                WorkPoolCreate(name=wanted, type=kind, description="Runs of MLflow projects (prefect-mlprojects).")
+            )
+        except ObjectAlreadyExists:
+            # Another process created it in the meantime.
+            return await client.read_work_pool(wanted)
+
+
+async def ensure_zombie_automation(client: PrefectClient, silence: float = SILENCE_SECONDS) -> None:
+    """Creates the automation if it does not exist; `silence` is in seconds."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    if await client.read_automations_by_name(AUTOMATION_NAME):
+        return
+    await client.create_automation(
+        AutomationCore(
+            name=AUTOMATION_NAME,
+            description="Marks runs of run_project as crashed when they send no heartbeat any more.",
+            trigger=EventTrigger(
+                after={"prefect.flow-run.heartbeat"},
+                expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in _FINAL_EVENTS)},
+                match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+                match_related=ResourceSpecification(
+                    {"prefect.resource.role": "flow", "prefect.resource.name": FLOW_NAME}
+                ),
+                for_each={"prefect.resource.id"},
+                posture=Posture.Proactive,
+                threshold=1,
+                within=timedelta(seconds=silence),
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    name=None,
+                    state=StateType.CRASHED,
+                    message="The run's process sends no heartbeat any more: it was killed, or its machine failed.",
+                    force=False,
+                )
+            ],
+        )
+    )
