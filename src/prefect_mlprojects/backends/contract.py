@@ -129,6 +129,7 @@ class Command:
         parameters: The values in it as text, unquoted, for backends that don't run `line`.
         timeout: Seconds after which the command is ended; None: no limit.
         paths: By each local file or folder that the command needs, what the command calls it (`Backend.map_paths`).
+        artifact_uri: Where the MLflow run's artifacts are stored; empty if the backend creates the run itself.
     """
 
     line: str
@@ -137,6 +138,7 @@ class Command:
     timeout: float | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
+    artifact_uri: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class TrackedRun:
     Attributes:
         url: The run's page in MLflow's UI; None when the store is not behind a server.
         hint: How to see the run when there is no ``url`` ("mlprojects ui"); else None.
+        artifact_uri: Where its artifacts are stored; empty if unknown.
     """
 
     run_id: str
@@ -73,6 +74,7 @@ class TrackedRun:
     url: str | None = None
     hint: str | None = None
     run_name: str | None = None
+    artifact_uri: str = field(default="", repr=False)
 
 
 def child_variables(run: TrackedRun) -> dict[str, Secret | str]:

@@ -356,6 +356,80 @@ def test_what_python_logs_in_a_container(project: Path, python_image: str) -> No
     assert [each.path for each in client.list_artifacts(done.run_id, "model")] == ["model/weights.txt"]
 
 
+@pytest.fixture
+def training(project: Path, python_image: str) -> dict[str, Any]:
+    """The ``docker_args`` of a project that logs an artifact, and another in a nested run."""
+    (project / "MLproject").write_text(
+        f"name: trains\ndocker_env: {{image: '{python_image}'}}\nentry_points:\n  main: {{command: python train.py}}\n"
+    )
+    (project / "train.py").write_text(
+        "import mlflow\n"
+        "with mlflow.start_run():\n"
+        "    mlflow.log_text('learnt', 'weights.txt')\n"
+        "    with mlflow.start_run(nested=True):\n"
+        "        mlflow.log_text('learnt', 'nested.txt')\n"
+    )
+    return {"v": [f"{sysconfig.get_path('purelib')}:/packages:ro"], "e": "PYTHONPATH=/packages"}
+
+
+@pytest.mark.parametrize("form", ["path", "uri"])
+def test_artifacts_in_another_local_folder_are_kept(
+    form: str, training: dict[str, Any], project: Path, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    folder = tmp_path / "with space" / "artifacts"
+    client = MlflowClient()
+    experiment = client.create_experiment("elsewhere", str(folder) if form == "path" else folder.as_uri())
+    done = run(str(project), docker_args=training, experiment_id=experiment)
+
+    stored = sorted(each.name for each in folder.rglob("*.txt"))
+    assert stored == ["nested.txt", "weights.txt"]
+    assert [each.path for each in client.list_artifacts(done.run_id)] == ["weights.txt"]
+
+
+def test_an_artifact_folder_that_the_caller_mounts_is_mounted_once(
+    training: dict[str, Any], project: Path, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    folder, other = tmp_path / "artifacts", tmp_path / "other"
+    other.mkdir()
+    experiment = MlflowClient().create_experiment("elsewhere", str(folder))
+    training["v"].append(f"{other}:{folder}")
+    run(str(project), docker_args=training, experiment_id=experiment)
+    assert sorted(each.name for each in other.rglob("*.txt")) == ["nested.txt", "weights.txt"]
+
+
+def test_credentials_of_the_artifact_store_are_passed_on(
+    project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "credentials").write_text("[work]\n")
+    (tmp_path / "ticket").write_text("a ticket\n")
+    for name, value in {
+        "HOME": str(tmp_path),
+        "AWS_PROFILE": "work",
+        "MLFLOW_KERBEROS_TICKET_CACHE": str(tmp_path / "ticket"),
+        "MLFLOW_KERBEROS_USER": "me",
+        "MLFLOW_PYARROW_EXTRA_CONF": "a=b",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    (project / "MLproject").write_text(
+        "name: reads\ndocker_env: {image: 'busybox-tests:1'}\nentry_points:\n"
+        "  s3: {command: 'cat $AWS_SHARED_CREDENTIALS_FILE; ls -d /.aws; echo $AWS_PROFILE'}\n"
+        "  hdfs: {command: 'cat $MLFLOW_KERBEROS_TICKET_CACHE; "
+        "echo $MLFLOW_KERBEROS_USER $MLFLOW_PYARROW_EXTRA_CONF $MLFLOW_ALLOW_FILE_STORE'}\n"
+    )
+    for scheme, output in (("s3", "[work]\n/.aws\nwork\n"), ("hdfs", "a ticket\nme a=b true\n")):
+        experiment = MlflowClient().create_experiment(scheme, f"{scheme}://bucket/artifacts")
+        run(str(project), scheme, experiment_id=experiment)
+        assert capfd.readouterr().out == output
+
+
 def test_the_example(project: Path, engine: Any, python_image: str, capfd: pytest.CaptureFixture[str]) -> None:
     example = Path(__file__).parents[3] / "examples" / "docker"
     # Its image can't be had without the internet: another one with Python takes its name.

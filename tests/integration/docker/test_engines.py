@@ -116,6 +116,15 @@ def test_a_local_store_is_out_of_its_reach(elsewhere: Path, tmp_path: Path, monk
         run(".", parameters={"file": str(outside)}, backend_config=config)
 
 
+def test_artifacts_in_a_local_folder_are_refused_on_a_remote_engine(elsewhere: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    experiment = MlflowClient().create_experiment(f"local-{os.getpid()}", (tmp_path / "artifacts").as_uri())
+    config = {"docker-host": (elsewhere / "tcp.address").read_text(), "docker-tls": str(elsewhere / "tls")}
+    with pytest.raises(BackendError, match=r"stored in the folder .*artifacts/?.* of this machine.*would be lost"):
+        run(".", experiment_id=experiment, docker_args=HOST_NETWORK, backend_config=config)
+
+
 @pytest.fixture
 def ssh(
     elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need_program: Callable[[str], str]

@@ -245,10 +245,16 @@ def _create(
     request, config = prepared.request, prepared.request.config
     directory = request.working_copy.directory
     own = container_env(
-        reveal_values(command.child_env), os.environ, engine_is_here=here, network=options.host.get("network_mode")
+        reveal_values(command.child_env),
+        os.environ,
+        artifact_uri=command.artifact_uri,
+        engine_is_here=here,
+        network=options.host.get("network_mode"),
     )
     carried = prepared.value.carries_project
-    volumes = [*own.volumes, *options.volumes, *_mounted_paths(command)]
+    mounted = {volume.split(":")[1] for volume in options.volumes}
+    volumes = [volume for volume in own.volumes if volume.split(":")[1] not in mounted]
+    volumes += [*options.volumes, *_mounted_paths(command)]
     if not carried and config.project_files == "mount":
         volumes.append(f"{directory}:{CODE_FOLDER}")
     host: dict[str, Any] = {"init": True, **options.host}

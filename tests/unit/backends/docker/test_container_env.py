@@ -25,7 +25,7 @@ def test_a_local_store_keeps_its_path(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_artifacts_elsewhere_are_mounted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "mlruns").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
     found = container_env({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=True, network=None)
