@@ -20,7 +20,7 @@ from tests.services.waiting import wait_for, wait_for_exit
 from prefect_mlprojects import run
 from prefect_mlprojects._support.progress import send_progress_to
 from prefect_mlprojects.backends.docker import containers
-from prefect_mlprojects.exceptions import BackendError, ParameterError, RunFailed, RunTimedOut
+from prefect_mlprojects.exceptions import BackendError, ExecutionException, ParameterError, RunFailed, RunTimedOut
 
 Containers = Callable[[str], list[Any]]
 
@@ -175,6 +175,34 @@ def test_build_reuse_and_rebuild(project: Path, capfd: pytest.CaptureFixture[str
     capfd.readouterr()
     image()
     assert "secret.txt" not in capfd.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("options", [{}, {"build_image": True}])
+def test_links_out_of_the_project_lead_to_their_files(
+    options: dict[str, Any], project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "data.txt").write_text("from a link\n")
+    (project / "data.txt").unlink()
+    (project / "data.txt").symlink_to(tmp_path / "large" / "data.txt")
+    run(str(project), **options)
+    assert "from a link\n" in capfd.readouterr().out
+    with (tmp_path / "large" / "sparse").open("wb") as sparse:
+        sparse.truncate(2 << 30)
+    (project / "all").symlink_to(tmp_path / "large")
+    with pytest.raises(ExecutionException, match=r"The link 'all' leads out of the project, to .*large: .*1024 MiB"):
+        run(str(project), **options)
+
+
+def test_links_to_a_mounted_folder_are_kept(project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "data.txt").write_text("here\n")
+    (tmp_path / "mounted").mkdir()
+    (tmp_path / "mounted" / "data.txt").write_text("mounted\n")
+    (project / "data.txt").unlink()
+    (project / "data.txt").symlink_to(tmp_path / "here" / "data.txt")
+    run(str(project), docker_args={"v": f"{tmp_path / 'mounted'}:{tmp_path / 'here'}"})
+    assert "mounted\n" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
+import posixpath
 import stat
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePosixPath
+from typing import IO, TypeAlias
 
 from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.sources.base import WorkingCopy
 
 IGNORE_FILE = ".dockerignore"
 EXCLUDED = (
@@ -32,6 +35,13 @@ EXCLUDED = (
     "**/.ruff_cache",
 )
 """Patterns, in .dockerignore syntax, of files that are never part of a project's code."""
+
+FOLLOWED_LIMIT = 1 << 30
+"""Bytes of files outside a project that its links may add to it."""
+
+_Root: TypeAlias = tuple[Path, str]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,26 +61,112 @@ class ProjectFile:
     target: str | None = None
 
 
-def project_files(directory: Path, *, backend: str = "local") -> tuple[ProjectFile, ...]:
+def project_files(
+    copy: WorkingCopy, *, backend: str = "local", mounted: Collection[str] = ()
+) -> tuple[ProjectFile, ...]:
     """Lists a project's files sorted by name, without those that ``EXCLUDED`` or its ``.dockerignore`` match.
 
-    The patterns are Docker's (https://docs.docker.com/build/concepts/context/#dockerignore-files), parsed by its SDK; the
+    The patterns are Docker's (https://docs.docker.com/build/concepts/context/#dockerignore-files), matched by its SDK; the
     project's come last and may re-include files that ``EXCLUDED`` matches. Sockets, pipes and devices are skipped.
 
-    Raises:
-        BackendError: A folder or the ``.dockerignore`` can't be read.
-    """
-    from docker.utils.build import exclude_paths
+    A link that leads out of a local project is replaced by the files it leads to, at most `FOLLOWED_LIMIT` bytes. Links of
+    fetched projects are kept: their authors must not read this machine's files. So are links below the `mounted` folders.
 
+    Raises:
+        BackendError: A folder or the ``.dockerignore`` can't be read, or the followed links exceed the limit.
+    """
     try:
-        patterns = [*EXCLUDED, *_own_patterns(directory)]
-        names = sorted(exclude_paths(str(directory), patterns))
+        listing = _Listing(copy, backend, mounted)
+        root = copy.directory.resolve()
+        files = sorted(listing.walk(root, "", ((root, ""),)), key=lambda file: file.name)
     except OSError as error:
         raise BackendError(
-            f"The project's files can't be listed: {error.filename or directory}: {error.strerror or error}.",
+            f"The project's files can't be listed: {error.filename or copy.directory}: {error.strerror or error}.",
             backend=backend,
         ) from None
-    return tuple(entry for name in names if name and (entry := _entry(directory, name)) is not None)
+    if listing.kept:
+        _logger.warning("Links that lead out of a fetched project are not followed: %s", ", ".join(listing.kept))
+    return tuple(files)
+
+
+class _Listing:
+    """Walks a project's folder, and the folders outside that its links lead to.
+
+    A root is a walked folder, resolved, and its name in the archive. Links into a root stay links, so that cycles end.
+    """
+
+    def __init__(self, copy: WorkingCopy, backend: str, mounted: Collection[str]) -> None:
+        from docker.utils.build import PatternMatcher
+
+        self._matcher = PatternMatcher([*EXCLUDED, *_own_patterns(copy.directory), "!Dockerfile"])
+        self._copy, self._backend, self._mounted = copy, backend, mounted
+        self._followed_size = 0
+        self.kept: list[str] = []
+
+    def walk(self, folder: Path, name: str, roots: tuple[_Root, ...]) -> Iterator[ProjectFile]:
+        """Yields the files below a folder that is called `name` in the archive."""
+        for path in list(folder.iterdir()):
+            child = posixpath.join(name, path.name)
+            matched = self._matcher.matches(child)
+            if not matched:
+                yield from self._file(path, child, roots)
+            if not path.is_symlink() and path.is_dir() and (not matched or self._may_re_include(child)):
+                yield from self.walk(path, child, roots)
+
+    def _may_re_include(self, folder: str) -> bool:
+        return any(each.exclusion and each.cleaned_pattern.startswith(folder) for each in self._matcher.patterns)
+
+    def _file(self, path: Path, name: str, roots: tuple[_Root, ...]) -> Iterator[ProjectFile]:
+        mode, target = path.lstat().st_mode, None
+        if stat.S_ISLNK(mode):
+            target = self._link_target(path, name, roots)
+            mode = mode if target is not None else path.stat().st_mode
+        if target is not None:
+            yield ProjectFile(name, path, 0o777, target)
+            return
+        if path.is_symlink() or len(roots) > 1:
+            self._count(path, name if len(roots) == 1 else roots[1][1])
+        if stat.S_ISDIR(mode):
+            yield ProjectFile(name, path, 0o755)
+            if path.is_symlink():
+                real = path.resolve()
+                yield from self.walk(real, name, (*roots, (real, name)))
+        elif stat.S_ISREG(mode):
+            yield ProjectFile(name, path, 0o755 if mode & stat.S_IXUSR else 0o644)
+
+    def _link_target(self, path: Path, name: str, roots: tuple[_Root, ...]) -> str | None:
+        """Returns the target of a link in the archive; None for a link that is to be followed."""
+        text, folder = str(path.readlink()), posixpath.dirname(name)
+        within = PurePosixPath(folder).relative_to(roots[-1][1] or ".")
+        if not text.startswith("/") and not posixpath.normpath(within / text).startswith(".."):
+            return text
+        # Unlike Path.resolve, it doesn't raise for a link to itself.
+        target = Path(os.path.realpath(path))
+        for root, root_name in roots:
+            if target.is_relative_to(root):
+                return posixpath.relpath(posixpath.join(root_name, target.relative_to(root).as_posix()), folder or ".")
+        # A link that dangles here may lead to something in the container.
+        if not _is_readable(target) or any(Path(text).is_relative_to(each) for each in self._mounted):
+            return text
+        if self._copy.kind == "local":
+            return None
+        self.kept.append(f"{name} -> {text}")
+        return text
+
+    def _count(self, path: Path, link: str) -> None:
+        # Folders and empty files count too: trees like /proc have no size.
+        self._followed_size += max(path.stat().st_size, 4096)
+        if self._followed_size > FOLLOWED_LIMIT:
+            raise BackendError(
+                f"The link '{link}' leads out of the project, to {(self._copy.directory / link).resolve()}: the files that "
+                f"such links lead to exceed {FOLLOWED_LIMIT >> 20} MiB. Add it to the project's {IGNORE_FILE}, and mount the "
+                "folder as a volume or pass its place as a parameter.",
+                backend=self._backend,
+            )
+
+
+def _is_readable(path: Path) -> bool:
+    return os.access(path, os.R_OK) and (path.is_dir() or path.is_file())
 
 
 def _own_patterns(directory: Path) -> list[str]:
@@ -79,18 +175,6 @@ def _own_patterns(directory: Path) -> list[str]:
         return []
     lines = (line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def _entry(directory: Path, name: str) -> ProjectFile | None:
-    path = directory / name
-    mode = path.lstat().st_mode
-    if stat.S_ISLNK(mode):
-        return ProjectFile(name, path, 0o777, str(path.readlink()))
-    if stat.S_ISDIR(mode):
-        return ProjectFile(name, path, 0o755)
-    if stat.S_ISREG(mode):
-        return ProjectFile(name, path, 0o755 if mode & stat.S_IXUSR else 0o644)
-    return None
 
 
 def content_digest(

@@ -130,7 +130,7 @@ def build_project_image(
         BackendError: The build failed, naming the step, or was stopped.
     """
     dockerfile = f"FROM {base}\nCOPY . {CODE_FOLDER}/\nWORKDIR {CODE_FOLDER}\n".encode()
-    files = project_files(copy.directory)
+    files = project_files(copy, backend=backend)
     extra = {_DOCKERFILE: dockerfile}
     digest = content_digest(files, {**extra, "base": base_id.encode()})
     clean = copy.commit is not None and not copy.dirty

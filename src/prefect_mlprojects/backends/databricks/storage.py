@@ -212,7 +212,7 @@ class Archive:
 def pack(request: DatabricksRequest, extra: Mapping[str, bytes]) -> Archive:
     """Packs a project with further files; equal files give equal bytes."""
     target = io.BytesIO()
-    files = project_files(request.working_copy.directory, backend=NAME)
+    files = project_files(request.working_copy, backend=NAME)
     write_archive(target, files, prefix="project", extra=dict(extra), compressed=True, backend=NAME)
     content = target.getvalue()
     return Archive(content, hashlib.sha256(content).hexdigest(), len(files))

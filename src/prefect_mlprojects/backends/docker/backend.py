@@ -286,8 +286,8 @@ def _create(
     container = str(made["Id"])
     if not carried and config.project_files == "copy":
         try:
-            files = iterate_archive(project_files(directory), prefix=CODE_FOLDER, owner=user or (0, 0))
-            engine.put_archive(container, "/", files)
+            files = project_files(request.working_copy, mounted=[volume.split(":")[1] for volume in volumes])
+            engine.put_archive(container, "/", iterate_archive(files, prefix=CODE_FOLDER, owner=user or (0, 0)))
         except BaseException:
             engine.remove_container(container, force=True, v=True)
             raise

@@ -117,7 +117,7 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         """Returns paths relative to the project's folder; raises `BackendError` for one that is not delivered to the pod."""
         directory, delivered = request.working_copy.directory, None
         if find_delivery(request).delivery in ("archive", "image"):
-            delivered = {file.name for file in project_files(directory, backend=BACKEND)}
+            delivered = {file.name for file in project_files(request.working_copy, backend=BACKEND)}
         advice = (
             "Declare the parameter as 'uri' and open it in the project's code, or mount a volume in the job template and pass "
             "its path as a 'string'."
@@ -237,7 +237,7 @@ def _run_job(
         )
 
     def make_archive() -> bytes | None:
-        return pack_project(request.working_copy.directory) if delivery == "archive" else None
+        return pack_project(request.working_copy) if delivery == "archive" else None
 
     submission = Submitter(cluster, identity, stop, events.report).submit(make_request, make_archive)
     name = submission.job["metadata"]["name"]
