@@ -20,10 +20,11 @@ from typing import Any
 
 from tests.services.waiting import free_port
 
-USER, PASSWORD = "tester", "pa55"
+# Nothing else has this password: tests search for it.
+USER, PASSWORD = "tester", "registry-7d1f0c52a94e4b6f"
 # bcrypt of the password: what docker-registry's htpasswd takes.
 _HTPASSWD = base64.b64decode(
-    "JDJiJDEwJHR5M0JINVFyLklMdjBzLnBad1lEeHVBS0xHVkZiLktQMTMxSXJubUJ5alBCN1hpUksxZjNl"
+    "JDJ5JDA1JHR5eEJINVFyS0xJdjBzcFp3UFlEeHVuT0FJRGMucGZuMzhPSUFlZ09qalJ4YzFta2pDLkNL"
 ).decode()
 
 

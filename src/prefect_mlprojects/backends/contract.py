@@ -56,7 +56,7 @@ class BackendRequest(Generic[ConfigT]):
         working_copy: The project's files.
         config: The backend's configuration, with its secrets.
         tracking_uri: The absolute tracking URI.
-        docker_args: Arguments for the container, as the caller wrote them.
+        docker_args: Arguments for the container, as the caller wrote them, with secret ones as `Secret`.
         docker_auth: Credentials for the image registry, given to ``run()``.
         build_image: Whether to build an image for the project.
         env_manager: The environment manager that the caller chose; None: by the project's files.
@@ -73,7 +73,7 @@ class BackendRequest(Generic[ConfigT]):
     working_copy: WorkingCopy
     config: ConfigT
     tracking_uri: Secret = field(default=Secret(""), repr=False)
-    docker_args: Mapping[str, Any] | None = None
+    docker_args: Mapping[str, Any] | None = field(default=None, repr=False)
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
     build_image: bool = False
     env_manager: str | None = None

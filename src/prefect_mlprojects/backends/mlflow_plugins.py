@@ -173,7 +173,7 @@ def _plugin_request(name: str, request: BackendRequest[PluginConfig], command: C
             **reveal_all(dump_config(request.config)),
             "ENV_MANAGER": request.env_manager,
             "SYNCHRONOUS": False,
-            "DOCKER_ARGS": dict(request.docker_args or {}),
+            "DOCKER_ARGS": reveal_all(request.docker_args or {}),
             "STORAGE_DIR": options.get("storage_dir"),
             "build_image": request.build_image,
             "docker_auth": reveal_all(request.docker_auth),

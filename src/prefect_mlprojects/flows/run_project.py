@@ -195,6 +195,7 @@ class _ProjectRun:
             config,
             tracking_uri or session.tracking_uri or self._default_tracking_uri(),
             session.docker_auth,
+            session.docker_args,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
         )

@@ -149,6 +149,7 @@ class RunSession:
         tracking_uri: The tracking URI; None for the one that this process resolves.
         parent_run_id: The MLflow run that this one is nested in.
         project_uri: The project's URI if it holds a secret, which the flow run's parameters have without.
+        docker_args: The container arguments that hold secrets.
         backend_secrets: The secret keys of the backend's configuration.
         git_credentials: Finds credentials for git repositories; None for the flow's own look-up in blocks.
         begun: True once the first step has started.
@@ -160,6 +161,7 @@ class RunSession:
     parent_run_id: str | None = None
     project_uri: Secret | None = None
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
     backend_secrets: Mapping[str, Any] | None = field(default=None, repr=False)
     git_credentials: GitCredentialsLookup | None = None
     output: OutputSink = field(default_factory=TerminalOutput)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect_mlprojects._support.redaction import is_secret
+from prefect_mlprojects._support.secrets import Secret, has_secret, reveal_all, without_secrets
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.backends.docker.flag_values import (
     device_rates,
@@ -61,7 +63,7 @@ def parse_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) ->
     for name, value in arguments.items():
         if name == "image" or value is None or value is False:
             continue
-        key = name.lstrip("-").replace("_", "-")
+        key = _key(name)
         setter = _TABLE.get(key)
         if setter is None:
             near = nearest(key, _TABLE)
@@ -75,20 +77,50 @@ def parse_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) ->
             )
             continue
         try:
-            setter(options, value)
-            if key in ("e", "env", "environment"):
+            setter(options, reveal_all(value))
+            if key in _VARIABLES:
                 _copy_variables(options, environ)
         except (ValueError, TypeError, KeyError) as error:
             problems.append(
                 Problem(
-                    f"container argument {name!r} can't be {value!r}: {error}",
+                    f"container argument {name!r} can't be {without_secrets(value)!r}: {error}",
                     parameter=name,
-                    value=str(value),
+                    value=str(without_secrets(value)),
                 )
             )
     if problems:
         raise ParameterError("docker_args are invalid", problems)
     return options
+
+
+_VARIABLES = ("e", "env", "environment")
+
+
+def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divides `docker_args` into what may be stored with a flow run, and the arguments that hold secrets, as `Secret` values.
+
+    Secrets are ``NAME=VALUE`` of variables and log options whose name says so, or whose value is a URL with one. Of a variable
+    the name is stored, which ``docker run`` copies from the environment.
+    """
+    public, secret = dict(arguments), dict[str, Any]()
+    for name, value in arguments.items():
+        key, plain = _key(name), reveal_all(value)
+        if key not in (*_VARIABLES, "log-opt"):
+            continue
+        given = (
+            [f"{each}={content}" for each, content in pairs(plain).items()]
+            if isinstance(plain, Mapping)
+            else texts(plain)
+        )
+        hidden = [text for text in given if has_secret(value) or is_secret(*text.partition("=")[::2])]
+        if hidden:
+            secret[name] = [Secret(text) for text in given]
+            public[name] = [text.partition("=")[0] if text in hidden else text for text in given if key in _VARIABLES]
+    return public, secret
+
+
+def _key(name: str) -> str:
+    return name.lstrip("-").replace("_", "-")
 
 
 _REFUSED: Mapping[str, str] = {

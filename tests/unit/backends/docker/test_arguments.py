@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from prefect_mlprojects.backends.docker.arguments import parse_arguments
+from prefect_mlprojects._support.secrets import reveal_all
+from prefect_mlprojects.backends.docker.arguments import parse_arguments, split_arguments
 from prefect_mlprojects.exceptions import ParameterError
 
 
@@ -135,3 +137,36 @@ def test_all_mistakes_at_once() -> None:
     with pytest.raises(ParameterError) as caught:
         parse_arguments({"memroy": "1g", "cpus": "many"}, {})
     assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "public", "secret"),
+    [
+        ({"e": ["A=1", "MY_TOKEN=x"], "m": "1g"}, {"e": ["A=1", "MY_TOKEN"], "m": "1g"}, {"e": ["A=1", "MY_TOKEN=x"]}),
+        (
+            {"environment": {"A": 1, "PASSWORD": "x"}},
+            {"environment": ["A=1", "PASSWORD"]},
+            {"environment": ["A=1", "PASSWORD=x"]},
+        ),
+        ({"--env": "PROXY=http://u:p@h"}, {"--env": ["PROXY"]}, {"--env": ["PROXY=http://u:p@h"]}),
+        ({"env": [SecretStr("A=1")]}, {"env": ["A"]}, {"env": ["A=1"]}),
+        ({"log-opt": ["splunk-token=x", "a=b"]}, {"log-opt": []}, {"log-opt": ["splunk-token=x", "a=b"]}),
+        ({"e": "TOKEN", "v": "/tokens:/tokens"}, {"e": "TOKEN", "v": "/tokens:/tokens"}, {}),
+    ],
+)
+def test_secret_variables_are_not_stored(
+    arguments: dict[str, Any], public: dict[str, Any], secret: dict[str, Any]
+) -> None:
+    stored, kept = split_arguments(arguments)
+
+    assert stored == public
+    assert reveal_all(kept) == secret
+    assert "x" not in str(kept)
+    assert parse_arguments({**stored, **kept}, {"TOKEN": "t"}) == parse_arguments(reveal_all(arguments), {"TOKEN": "t"})
+
+
+def test_secret_variables_are_not_quoted_in_errors() -> None:
+    _, kept = split_arguments({"e": ["TOKEN=hunter2", "MISSING"]})
+    with pytest.raises(ParameterError, match=r"can't be \['\*\*\*'.*MISSING is not set") as caught:
+        parse_arguments(kept, {})
+    assert "hunter2" not in str(caught.value)
