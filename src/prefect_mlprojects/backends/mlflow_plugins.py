@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict
 
@@ -130,7 +132,7 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
         reports, tail = _Reports(), TailedOutput(events)
         with _report_pipe(reports, request, events) as descriptor:
             result = run_process(
-                [sys.executable, "-m", "prefect_mlprojects.backends.mlflow_plugin_process", str(descriptor)],
+                [sys.executable, "-c", _PROCESS, str(descriptor)],
                 cwd=None,
                 env=environment,
                 write=tail.write,
@@ -149,7 +151,7 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
                     output_tail=lines,
                 )
             ended_by_stop = result.ending == "stopped"
-            return stopped_outcome(stop, lines) if ended_by_stop else timed_out_outcome(command.timeout or 0.0, lines)
+            return stopped_outcome(stop, lines) if ended_by_stop else timed_out_outcome(command.timeout, lines)
         if reports.succeeded is None:
             reason = reports.error or f"its process ended with code {result.return_code}"
             raise BackendError(f"The MLflow plugin {self.name!r} failed: {reason}", backend=self.name)
@@ -215,3 +217,71 @@ def _parse(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(report, dict):
             yield report
+
+
+# The child process.
+
+_PROCESS = f"import sys; from {__name__} import run_plugin; sys.exit(run_plugin(int(sys.argv[1])))"
+
+
+class _Stopped(BaseException):
+    """SIGTERM came."""
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
+    del number, frame
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Stopped
+
+
+def run_plugin(descriptor: int) -> int:
+    """Runs in the child process: calls the plugin that the request names, and returns the exit code.
+
+    The request comes in a variable; reports go to `descriptor`, a JSON text a line.
+    """
+    os.set_inheritable(descriptor, False)
+    request: dict[str, Any] = json.loads(os.environ.pop(REQUEST_VARIABLE))
+    sys.path[:] = request["path"]
+
+    def report(**values: Any) -> None:
+        os.write(descriptor, json.dumps(values).encode() + b"\n")
+
+    submitted: Any = None
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        plugin = plugin_entry_points()[request["plugin"]].load()()
+        submitted = plugin.run(
+            request["project"],
+            request["entry_point"],
+            request["parameters"],
+            None,
+            request["backend_config"],
+            os.environ["MLFLOW_TRACKING_URI"],
+            _experiment_id(request),
+        )
+        report(run_id=str(submitted.run_id))
+        succeeded = bool(submitted.wait())
+    except _Stopped:
+        if submitted is not None:
+            submitted.cancel()
+            report(cancelled=True)
+        return 128 + signal.SIGTERM
+    except Exception as error:
+        report(error=f"{type(error).__name__}: {error}")
+        raise
+    status = submitted.get_status()
+    report(succeeded=succeeded, status=_STATUS_NAMES.get(status, str(status)))
+    return 0 if succeeded else 1
+
+
+# mlflow.entities.RunStatus; plugins return its numbers or its names.
+_STATUS_NAMES = {1: "RUNNING", 2: "SCHEDULED", 3: "FINISHED", 4: "FAILED", 5: "KILLED"}
+
+
+def _experiment_id(request: dict[str, Any]) -> str:
+    from prefect_mlprojects._support.secrets import Secret
+    from prefect_mlprojects.tracking import Tracker
+
+    return Tracker().resolve_experiment(
+        Secret(os.environ["MLFLOW_TRACKING_URI"]), request["experiment_name"], request["experiment_id"]
+    )

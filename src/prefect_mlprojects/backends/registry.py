@@ -70,7 +70,7 @@ def _entry_points() -> EntryPoints:
 def _make_builtin(name: BuiltinBackendName) -> AnyBackend:
     match name:
         case "local":
-            from prefect_mlprojects.backends.local.backend import LocalBackend
+            from prefect_mlprojects.backends.local import LocalBackend
 
             return LocalBackend()
         case "kubernetes":

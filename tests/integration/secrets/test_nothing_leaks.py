@@ -24,8 +24,8 @@ from prefect_mlprojects.server.process import ServerAddress
 
 THIRD_PARTY = """\
 from prefect_mlprojects._support.secrets import Secret
-from prefect_mlprojects.backends.containers.config import LocalConfig
-from prefect_mlprojects.backends.local.backend import LocalBackend
+from prefect_mlprojects.backends.containers.engine import LocalConfig
+from prefect_mlprojects.backends.local import LocalBackend
 
 
 class MoonConfig(LocalConfig):

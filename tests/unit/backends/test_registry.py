@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefect_mlprojects.backends import available_backends, get_backend
-from prefect_mlprojects.backends.local.backend import LocalBackend
+from prefect_mlprojects.backends.local import LocalBackend
 from prefect_mlprojects.exceptions import BackendError
 
 

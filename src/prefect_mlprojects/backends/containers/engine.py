@@ -1,4 +1,4 @@
-"""The connection to a Docker engine, found as the ``docker`` command finds it."""
+"""The configuration of the backend ``local``, and the Docker engine, found as the ``docker`` command finds it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,102 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from prefect_mlprojects.backends.containers.config import EngineConnection, LocalConfig
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import BackendError
 
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 
 
-@dataclass(frozen=True)
-class EngineAddress:
-    """Where an engine is.
+class RegistryCredentials(BaseModel):
+    """Credentials for an image registry.
 
     Attributes:
-        url: ``unix://…``, ``tcp://…`` or ``ssh://…``.
-        named_by: Where the address came from, for messages.
-        tls_folder: The folder with ``ca.pem``, ``cert.pem`` and ``key.pem``; None without TLS, or with the context's own.
-        context_tls: The Docker context's ``docker.tls.TLSConfig``; None if it has none.
-        connection: The engine's fields in a block or the configuration; None without them.
+        username: The user's name.
+        password: The password or access token.
+        registry: The registry's host; None for Docker Hub.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    username: str
+    password: Secret
+    registry: str | None = None
+
+    def auth_config(self) -> dict[str, str]:
+        """Returns the ``auth_config`` of Docker's SDK, in clear."""
+        auth = {"username": self.username, "password": reveal(self.password)}
+        return auth | ({"serveraddress": self.registry} if self.registry else {})
+
+
+class EngineConnection(BaseModel):
+    """How to reach a Docker engine.
+
+    Attributes:
+        host: ``unix://…``, ``tcp://…`` or ``ssh://…``.
+        ca_certificate: The authority that signed the engine's certificate, as PEM text.
+        client_certificate: Our certificate, as PEM text.
+        client_key: Its key, as PEM text.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    host: str
+    ca_certificate: str | None = None
+    client_certificate: str | None = None
+    client_key: Secret | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_prefect_docker(cls, values: Any) -> Any:
+        """Accepts the fields of prefect-docker's ``DockerHost`` block, too."""
+        return {"host": values["base_url"]} if isinstance(values, dict) and values.get("base_url") else values
+
+    def pem_files(self) -> dict[str, str]:
+        """Returns those of ``ca.pem``, ``cert.pem`` and ``key.pem`` that are set, in clear."""
+        key = reveal(self.client_key) if self.client_key else None
+        texts = {"ca.pem": self.ca_certificate, "cert.pem": self.client_certificate, "key.pem": key}
+        return {name: text for name, text in texts.items() if text}
+
+
+class LocalConfig(BaseModel):
+    """The configuration of the backend ``local``.
+
+    Attributes:
+        grace_period: Seconds between SIGTERM and SIGKILL; None for the setting
+            ``PREFECT_MLPROJECTS_GRACE_PERIOD``.
+        docker_host: The Docker engine's address (``unix://…``, ``tcp://…``, ``ssh://…``); None for the one that the environment or
+            the current Docker context names.
+        docker_engine: The Docker engine, instead of ``docker_host``: the name of a block, or its fields.
+        docker_tls: The folder with ``ca.pem``, ``cert.pem`` and ``key.pem`` for a ``tcp://`` engine.
+        project_files: ``copy`` puts the project's files into the container; ``mount`` mounts its folder there instead.
+        container_user: ``caller`` runs as the calling user, so that files in mounted folders belong to it; ``image`` as the image's
+            user.
+        pull: When to pull the image: ``missing``, ``always`` or ``never``.
+        credentials: Registry credentials: the name of a block, or its fields.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, populate_by_name=True)
+
+    grace_period: float | None = Field(default=None, ge=0, allow_inf_nan=False, alias="grace-period")
+    docker_host: str | None = Field(default=None, alias="docker-host")
+    docker_tls: str | None = Field(default=None, alias="docker-tls")
+    docker_engine: str | EngineConnection | None = Field(default=None, alias="docker-engine")
+    project_files: Literal["copy", "mount"] = Field(default="copy", alias="project-files")
+    container_user: Literal["caller", "image"] = Field(default="caller", alias="container-user")
+    pull: Literal["missing", "always", "never"] = "missing"
+    credentials: str | RegistryCredentials | None = None
+
+
+@dataclass(frozen=True)
+class EngineAddress:
+    """Where an engine is; `named_by` says where the address came from.
+
+    TLS is configured by a folder with ``ca.pem``, ``cert.pem`` and ``key.pem``, the Docker context's ``docker.tls.TLSConfig``, or
+    the fields of a block or the configuration.
     """
 
     url: str
@@ -48,10 +126,9 @@ def find_engine(config: LocalConfig) -> EngineAddress:
     Raises:
         BackendError: ``DOCKER_CONTEXT`` names a context that does not exist.
     """
-    if isinstance(config.docker_engine, EngineConnection):
-        return EngineAddress(
-            config.docker_engine.host, "docker-engine in the backend configuration", connection=config.docker_engine
-        )
+    connection = config.docker_engine
+    if isinstance(connection, EngineConnection):
+        return EngineAddress(connection.host, "docker-engine in the backend configuration", connection=connection)
     if config.docker_host:
         folder = Path(config.docker_tls).expanduser() if config.docker_tls else None
         return EngineAddress(config.docker_host, "docker-host in the backend configuration", folder)
@@ -84,12 +161,7 @@ def _context(chosen: str | None) -> Any:
 
 
 def connect(config: LocalConfig, *, backend: str = "local", timeout: float = 60) -> Any:
-    """Returns Docker's low-level client, connected.
-
-    Args:
-        config: The configuration of the backend ``local``.
-        backend: The backend that needs it, for the error.
-        timeout: Seconds to wait for the engine to answer, or to continue an answer.
+    """Returns Docker's low-level client, connected; `timeout` is the number of seconds for which the engine may be silent.
 
     Raises:
         BackendError: No engine answers; the message names its address and what to do.
@@ -149,17 +221,9 @@ def _tls(address: EngineAddress) -> tuple[Any, tempfile.TemporaryDirectory[str] 
             (folder / name).write_text(text)
     if folder is None:
         return False, None
-    certificate = (str(folder / "cert.pem"), str(folder / "key.pem"))
-    own = (folder / "cert.pem").exists()
-    authority = folder / "ca.pem"
-    return (
-        TLSConfig(
-            client_cert=certificate if own else None,
-            ca_cert=str(authority) if authority.exists() else None,
-            verify=True,
-        ),
-        files,
-    )
+    authority, certificate, key = (folder / f"{name}.pem" for name in ("ca", "cert", "key"))
+    own = (str(certificate), str(key)) if certificate.exists() else None
+    return TLSConfig(own, str(authority) if authority.exists() else None, verify=True), files
 
 
 def _advice(error: Exception) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.secrets import reveal_all, reveal_values
 from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
-from prefect_mlprojects.backends.containers.config import LocalConfig, RegistryCredentials
-from prefect_mlprojects.backends.containers.engine import connect, find_engine
+from prefect_mlprojects.backends.containers.engine import LocalConfig, RegistryCredentials, connect, find_engine
 from prefect_mlprojects.backends.containers.image import CODE_FOLDER, build_project_image, ensure_image, shell_command
 from prefect_mlprojects.backends.contract import (
     Backend,
@@ -25,8 +24,13 @@ from prefect_mlprojects.backends.contract import (
 )
 from prefect_mlprojects.backends.docker.arguments import ContainerOptions, parse_arguments
 from prefect_mlprojects.backends.docker.container_env import container_env
-from prefect_mlprojects.backends.docker.containers import ContainerRun, explain_start_failure, find_running, labels
-from prefect_mlprojects.backends.docker.guard import guarded
+from prefect_mlprojects.backends.docker.containers import (
+    ContainerRun,
+    explain_start_failure,
+    find_running,
+    guarded,
+    labels,
+)
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError, ParameterError, Problem
 from prefect_mlprojects.settings import grace_period
@@ -342,9 +346,4 @@ def _resolved(volumes: list[str]) -> list[str]:
 
 def _not_started(error: Exception) -> Outcome:
     failure = explain_start_failure(str(getattr(error, "explanation", None) or error))
-    return Outcome(
-        "not-started",
-        cause=f"the container could not be started: {failure.cause}",
-        advice=failure.advice,
-        reason=failure.category,
-    )
+    return replace(failure, cause=f"the container could not be started: {failure.cause}")

@@ -13,7 +13,7 @@ from prefect_mlprojects import settings
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
 from prefect_mlprojects.backends.containers.archive import project_files
-from prefect_mlprojects.backends.containers.config import LocalConfig
+from prefect_mlprojects.backends.containers.engine import LocalConfig
 from prefect_mlprojects.backends.containers.engine import connect as connect_engine
 from prefect_mlprojects.backends.containers.image import build_project_image, ensure_image, push_image
 from prefect_mlprojects.backends.contract import (

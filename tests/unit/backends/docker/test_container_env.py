@@ -85,7 +85,7 @@ def test_credentials_by_name(tmp_path: Path) -> None:
     ],
 )
 def test_why_a_container_ended(state: dict[str, object], words: str) -> None:
-    assert words in explain_end(state).text
+    assert words in explain_end(state).cause
 
 
 @pytest.mark.parametrize(

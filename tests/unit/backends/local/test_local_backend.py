@@ -10,7 +10,7 @@ from tests.services.recorder import Recorder
 
 from prefect_mlprojects.backends.configuration import dump_config
 from prefect_mlprojects.backends.contract import BackendRequest, Command, Prepared, RunIdentity
-from prefect_mlprojects.backends.local.backend import LocalBackend
+from prefect_mlprojects.backends.local import LocalBackend
 from prefect_mlprojects.backends.outcome import Outcome, explain_exit
 from prefect_mlprojects.environments import EnvironmentPlan, PreparedEnvironment
 from prefect_mlprojects.exceptions import BackendError
@@ -130,4 +130,4 @@ def test_configuration() -> None:
 
 @pytest.mark.parametrize("code", [-200, -1, 0, 1, 128, 129, 200, 255])
 def test_every_code_has_a_cause(code: int) -> None:
-    assert explain_exit(code).text
+    assert explain_exit(code).cause

@@ -10,7 +10,7 @@ from dataclasses import replace
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.process.run import ProcessResult, run_process
 from prefect_mlprojects._support.secrets import reveal_values
-from prefect_mlprojects.backends.containers.config import LocalConfig
+from prefect_mlprojects.backends.containers.engine import LocalConfig
 from prefect_mlprojects.backends.contract import (
     Backend,
     BackendPlan,
@@ -20,13 +20,7 @@ from prefect_mlprojects.backends.contract import (
     Prepared,
     Report,
 )
-from prefect_mlprojects.backends.outcome import (
-    Outcome,
-    exited_outcome,
-    explain_exit,
-    stopped_outcome,
-    timed_out_outcome,
-)
+from prefect_mlprojects.backends.outcome import Outcome, explain_exit, stopped_outcome, timed_out_outcome
 from prefect_mlprojects.environments import EnvironmentManager, PreparedEnvironment
 from prefect_mlprojects.environments.managers import choose_manager, environment_manager, release_environment
 from prefect_mlprojects.exceptions import BackendError
@@ -145,5 +139,5 @@ def _outcome(result: ProcessResult, command: Command, stop: StopSignal, tail: tu
     if result.ending == "stopped":
         return stopped_outcome(stop, tail)
     if result.ending == "timed-out":
-        return timed_out_outcome(command.timeout or 0.0, tail)
-    return exited_outcome(explain_exit(result.return_code), tail)
+        return timed_out_outcome(command.timeout, tail)
+    return explain_exit(result.return_code, tail)
