@@ -5,6 +5,7 @@ Docker uses it as the build context and to copy files into a container; Kubernet
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import logging
@@ -15,24 +16,18 @@ import tarfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TypeAlias
+from typing import TypeAlias
 
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources.base import WorkingCopy
 
 IGNORE_FILE = ".dockerignore"
-EXCLUDED = (
-    "**/.git",
-    "**/mlruns",
-    "**/mlartifacts",
-    "**/mlflow.db",
-    "**/mlflow.db-*",
-    "**/__pycache__",
-    "**/.venv",
-    "**/.ipynb_checkpoints",
-    "**/.mypy_cache",
-    "**/.pytest_cache",
-    "**/.ruff_cache",
+EXCLUDED = tuple(
+    f"**/{name}"
+    for name in (
+        *(".git", "mlruns", "mlartifacts", "mlflow.db", "mlflow.db-*", "__pycache__", ".venv", ".ipynb_checkpoints"),
+        *(".mypy_cache", ".pytest_cache", ".ruff_cache"),
+    )
 )
 """Patterns, in .dockerignore syntax, of files that are never part of a project's code."""
 
@@ -48,11 +43,8 @@ _logger = logging.getLogger(__name__)
 class ProjectFile:
     """A file, folder or symbolic link of a project.
 
-    Attributes:
-        name: Its path relative to the project's folder, with slashes.
-        path: Its absolute path.
-        mode: Its permission bits: 0o755 for folders and executable files, else 0o644, independent of the umask.
-        target: A symbolic link's target; None for files and folders.
+    `name` is its path relative to the project's folder, with slashes; `mode` is 0o755 for folders and executable files, else
+    0o644, independent of the umask; `target` is a symbolic link's.
     """
 
     name: str
@@ -207,26 +199,6 @@ def _file_digest(file: ProjectFile, backend: str) -> bytes:
         raise _unreadable(file, error, backend) from None
 
 
-def write_archive(
-    target: IO[bytes],
-    files: tuple[ProjectFile, ...],
-    *,
-    prefix: str = "",
-    extra: Mapping[str, bytes] | None = None,
-    compressed: bool = False,
-    owner: tuple[int, int] = (0, 0),
-    backend: str = "local",
-) -> None:
-    """Writes a tar archive whose bytes depend on names, modes and contents only; see ``iterate_archive``.
-
-    Raises:
-        BackendError: A file can't be read, or its size changed while it was read.
-    """
-    pieces = iterate_archive(files, prefix=prefix, extra=extra, compressed=compressed, owner=owner, backend=backend)
-    for chunk in pieces:
-        target.write(chunk)
-
-
 def iterate_archive(
     files: tuple[ProjectFile, ...],
     *,
@@ -237,32 +209,18 @@ def iterate_archive(
     tar_format: int = tarfile.PAX_FORMAT,
     backend: str = "local",
 ) -> Iterator[bytes]:
-    """Yields the archive in chunks, without holding it in memory or on disk.
+    """Yields a tar archive in chunks; its bytes depend on names, modes and contents only.
 
-    Args:
-        files: The result of ``project_files``.
-        prefix: The folder that all names are put into; empty for none.
-        extra: Further files by name; they replace files of the same name.
-        compressed: Whether to compress with gzip.
-        owner: User and group id of all files.
-        tar_format: ``tarfile.PAX_FORMAT``, or ``tarfile.GNU_FORMAT`` for busybox, which reads long and non-ASCII names in that
-            format only.
-        backend: The backend's name, for errors.
+    All names are put into the folder `prefix`; `extra` replaces files of the same name; `owner` is a user and a group id. Busybox
+    reads long and non-ASCII names in ``tarfile.GNU_FORMAT`` only.
 
     Raises:
         BackendError: A file can't be read, or its size changed while it was read.
     """
-    buffer = _Pieces()
-    extra = dict(extra or {})
-    if compressed:
-        import gzip
-
-        # Without time and file name in gzip's header the same files give the same bytes.
-        packed = gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0, compresslevel=6)
-        archive = tarfile.open(fileobj=packed, mode="w|", format=tar_format)  # noqa: SIM115
-    else:
-        packed = None
-        archive = tarfile.open(fileobj=buffer, mode="w|", format=tar_format)  # noqa: SIM115
+    buffer, extra = io.BytesIO(), dict(extra or {})
+    # Without time and file name in gzip's header the same files give the same bytes.
+    packed = gzip.GzipFile("", "wb", 6, buffer, mtime=0) if compressed else buffer
+    archive = tarfile.open(fileobj=packed, mode="w|", format=tar_format)  # noqa: SIM115
     folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     if folder:
         # Without an entry of its own, tar creates the folder owned by root.
@@ -270,19 +228,25 @@ def iterate_archive(
         own.type = tarfile.DIRTYPE
         archive.addfile(own)
     for file in files:
-        if file.name in extra:
-            continue
-        _add(archive, file, folder, owner, backend)
-        yield from buffer.take()
+        if file.name not in extra:
+            _add(archive, file, folder, owner, backend)
+            yield from _drain(buffer)
     for name, content in sorted(extra.items()):
         info = _info(folder + name, 0o644, owner)
         info.size = len(content)
         archive.addfile(info, io.BytesIO(content))
-        yield from buffer.take()
     archive.close()
-    if packed is not None:
+    if compressed:
         packed.close()
-    yield from buffer.take()
+    yield from _drain(buffer)
+
+
+def _drain(buffer: io.BytesIO) -> Iterator[bytes]:
+    # An empty chunk would end an HTTP request.
+    if data := buffer.getvalue():
+        buffer.seek(0)
+        buffer.truncate()
+        yield data
 
 
 def _add(archive: tarfile.TarFile, file: ProjectFile, folder: str, owner: tuple[int, int], backend: str) -> None:
@@ -315,23 +279,3 @@ def _unreadable(file: ProjectFile, error: OSError, backend: str) -> BackendError
         f"project's {IGNORE_FILE}.",
         backend=backend,
     )
-
-
-class _Pieces(io.RawIOBase):
-    """A writable buffer that is drained in pieces."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pieces: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: object) -> int:
-        piece = bytes(data)  # type: ignore[call-overload]  # any buffer, as RawIOBase has it
-        self._pieces.append(piece)
-        return len(piece)
-
-    def take(self) -> list[bytes]:
-        pieces, self._pieces = self._pieces, []
-        return pieces

@@ -35,13 +35,7 @@ def shell_command(command: str) -> list[str]:
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image with a project's files.
-
-    Attributes:
-        name: Its name and tag.
-        image_id: Its id.
-        reused: Whether it existed already.
-    """
+    """An image with a project's files; `name` includes the tag, and `reused` is True if it existed already."""
 
     name: str
     image_id: str
@@ -58,22 +52,12 @@ def ensure_image(
     report: Callable[[str], None],
     stop: StopSignal,
 ) -> tuple[str, bool]:
-    """Makes sure that the engine has an image.
+    """Pulls an image if necessary, and returns its ID and whether it existed already.
 
-    Args:
-        engine: Docker's low-level client.
-        image: Its name, with a tag or digest; without one, ``latest``.
-        pull: ``missing``, ``always`` or ``never``.
-        auth: Credentials for its registry, as Docker's SDK takes them.
-        backend: The backend's name, for errors.
-        report: Receives progress lines.
-        stop: Cancels the pull.
-
-    Returns:
-        Its id, and whether it existed already.
+    `image` without a tag or digest means ``latest``; `auth` is the ``auth_config`` of Docker's SDK.
 
     Raises:
-        BackendError: It is missing and can't be pulled.
+        BackendError: The image is missing and can't be pulled.
     """
     from docker.errors import ImageNotFound
 
@@ -82,14 +66,12 @@ def ensure_image(
             return str(engine.inspect_image(image)["Id"]), True
         except ImageNotFound:
             if pull == "never":
-                raise BackendError(
-                    f"The image {image!r} is not on the Docker engine, and pull is 'never' in the backend configuration.",
-                    backend=backend,
-                ) from None
+                why = "is not on the Docker engine, and pull is 'never' in the backend configuration."
+                raise BackendError(f"The image {image!r} {why}", backend=backend) from None
     repository, tag = _split(image)
     report(f"pulling the image {image}")
     _follow(
-        lambda: engine.pull(repository, tag=tag, stream=True, decode=True, auth_config=dict(auth) if auth else None),
+        lambda: engine.pull(repository, tag=tag, stream=True, decode=True, auth_config=auth),
         report,
         stop,
         f"pulling {image}",
@@ -113,18 +95,8 @@ def build_project_image(
 ) -> BuiltImage:
     """Builds an image from the base image and the project's files; reuses one if neither has changed.
 
-    The files are streamed to the engine; nothing is copied on this machine.
-
-    Args:
-        engine: Docker's low-level client.
-        base: The base image's name.
-        base_id: Its id.
-        copy: The project's files.
-        repository: The image's repository; None for ``docker-project``. The tag is the commit's first seven digits, as in
-            MLflow, or those of the content digest if the working copy is dirty or has no commit.
-        backend: The backend's name, for errors.
-        report: Receives the build's output.
-        stop: Cancels the build.
+    The files are streamed to the engine; nothing is copied on this machine. The tag is the commit's first seven digits, as in
+    MLflow, or those of the content digest if the working copy is dirty or has no commit.
 
     Raises:
         BackendError: The build failed, naming the step, or was stopped.
@@ -176,19 +148,17 @@ def push_image(
     """
     repository, tag = _split(name)
     report(f"pushing the image {name}")
-    digests: list[str] = []
-    _follow(
-        lambda: engine.push(repository, tag=tag, stream=True, decode=True, auth_config=dict(auth) if auth else None),
+    digest = _follow(
+        lambda: engine.push(repository, tag=tag, stream=True, decode=True, auth_config=auth),
         report,
         stop,
         f"pushing {name}",
         f"The image {name} can't be pushed",
         backend,
-        digests=digests,
     )
-    if not digests:
+    if not digest:
         raise BackendError(f"The image {name} was pushed, but its registry returned no digest.", backend=backend)
-    return f"{repository}@{digests[-1]}"
+    return f"{repository}@{digest}"
 
 
 def _follow(
@@ -200,26 +170,22 @@ def _follow(
     backend: str,
     *,
     advice: str = "",
-    digests: list[str] | None = None,
-) -> None:
-    """Follows the engine's event stream of a pull, build or push; reports a layer only when its status changes."""
-    from docker.errors import APIError
-    from requests.exceptions import RequestException
+) -> str:
+    """Follows the engine's events of a pull, build or push, and returns the last digest.
 
-    def failed(message: str) -> BackendError:
-        place = f" in the step {step!r}" if step else ""
-        return BackendError(" ".join((f"{what}{place}: {message}", advice)).strip(), backend=backend)
-
-    step, said, layers = "", dict[str, str](), _Layers(doing)
+    A layer is reported only when its status changes.
+    """
+    step, digest, statuses, layers = "", "", dict[str, str](), _Layers(doing)
     for event in _until_stopped(start, stop):
-        if isinstance(event, APIError | RequestException | OSError):
-            raise failed(_message(event))
+        failure = event if isinstance(event, OSError) else event.get("error") if isinstance(event, Mapping) else None
+        if failure:
+            where = f" in the step {step!r}" if step else ""
+            message = str(getattr(failure, "explanation", None) or failure).strip().rstrip(".")
+            raise BackendError(f"{what}{where}: {message}. {advice}".strip(), backend=backend)
         if isinstance(event, BaseException):
             raise event
-        if "error" in event:
-            raise failed(f"{str(event['error']).strip().rstrip('.')}.")
-        if digests is not None and isinstance(event.get("aux"), Mapping) and event["aux"].get("Digest"):
-            digests.append(str(event["aux"]["Digest"]))
+        if isinstance(event.get("aux"), Mapping):
+            digest = str(event["aux"].get("Digest") or digest)
         for line in str(event.get("stream") or "").splitlines():
             if line.strip():
                 if of := _BUILD_STEP.match(line):
@@ -228,13 +194,13 @@ def _follow(
                 report(line.rstrip())
         layers.take(event)
         status, layer = event.get("status"), str(event.get("id") or "")
-        if status and not event.get("progressDetail") and said.get(layer) != status:
-            said[layer] = str(status)
+        if status and not event.get("progressDetail") and statuses.get(layer) != status:
+            statuses[layer] = str(status)
             report(f"{layer}: {status}" if layer else str(status))
-    if not stop.requested:
-        report_progress(doing, 1, 1)
-    else:
+    if stop.requested:
         raise BackendError(f"{what}: it was stopped: {stop.reason}.", backend=backend)
+    report_progress(doing, 1, 1)
+    return digest
 
 
 class _Layers:
@@ -248,14 +214,9 @@ class _Layers:
         """Adds a layer's event: bytes transferred and total bytes."""
         detail = event.get("progressDetail") or {}
         # Extraction was counted as download already.
-        if event.get("status") not in ("Downloading", "Pushing") or not detail.get("total"):
-            return
-        self._layers[str(event.get("id"))] = (int(detail.get("current") or 0), int(detail["total"]))
-        report_progress(
-            self._doing,
-            sum(done for done, _ in self._layers.values()),
-            sum(total for _, total in self._layers.values()),
-        )
+        if event.get("status") in ("Downloading", "Pushing") and detail.get("total"):
+            self._layers[str(event.get("id"))] = (int(detail.get("current") or 0), int(detail["total"]))
+            report_progress(self._doing, *map(sum, zip(*self._layers.values(), strict=True)))
 
 
 def _until_stopped(
@@ -299,8 +260,3 @@ def _split(image: str) -> tuple[str, str]:
         return repository, digest
     repository, colon, tag = image.rpartition(":")
     return (repository, tag) if colon and "/" not in tag else (image, "latest")
-
-
-def _message(error: Exception) -> str:
-    text = str(getattr(error, "explanation", None) or error).strip().rstrip(".")
-    return f"{text}."

@@ -16,7 +16,6 @@ from prefect_mlprojects.backends.containers.archive import (
     content_digest,
     iterate_archive,
     project_files,
-    write_archive,
 )
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources.base import SourceKind, WorkingCopy
@@ -62,9 +61,7 @@ def test_the_projects_own_patterns_have_the_last_word(project: Path) -> None:
 
 def test_the_same_files_give_the_same_bytes(project: Path) -> None:
     def archive() -> bytes:
-        target = io.BytesIO()
-        write_archive(target, files_of(project), compressed=True, extra={"Dockerfile": b"FROM a"})
-        return target.getvalue()
+        return b"".join(iterate_archive(files_of(project), compressed=True, extra={"Dockerfile": b"FROM a"}))
 
     first, digest = archive(), content_digest(files_of(project))
     os.utime(project / "train.py", (1, 1))
