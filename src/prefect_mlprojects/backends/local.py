@@ -35,19 +35,11 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
     config_model = LocalConfig
 
     def environment_kind(self, request: BackendRequest[LocalConfig]) -> str:
-        """Returns the environment manager's name.
-
-        Raises:
-            EnvironmentBuildError: The environment manager is unknown or does not fit the project.
-        """
+        """Returns the environment manager's name; raises `EnvironmentBuildError` if it is unknown or does not fit."""
         return choose_manager(request.project, request.env_manager)
 
     def check(self, request: BackendRequest[LocalConfig]) -> None:
-        """Checks that the environment manager fits the project.
-
-        Raises:
-            EnvironmentBuildError: It is unknown or does not fit.
-        """
+        """Raises `EnvironmentBuildError` if the environment manager is unknown or does not fit the project."""
         choose_manager(request.project, request.env_manager)
 
     def plan(self, request: BackendRequest[LocalConfig], command: str) -> BackendPlan:  # noqa: ARG002 - runs as it is
@@ -58,11 +50,7 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
     def prepare(
         self, request: BackendRequest[LocalConfig], report: Report, stop: StopSignal
     ) -> Prepared[LocalConfig, PreparedEnvironment]:
-        """Builds the environment unless it is cached.
-
-        Raises:
-            EnvironmentBuildError: The build failed or was stopped.
-        """
+        """Builds the environment unless it is cached; raises `EnvironmentBuildError` if the build fails or is stopped."""
         manager = _manager(request)
         plan = manager.plan(request.project)
         for warning in plan.warnings:
@@ -77,11 +65,7 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
         events: ExecutionEvents,
         stop: StopSignal,
     ) -> Outcome:
-        """Runs the command; returns once its whole process tree has exited and its output was written.
-
-        Raises:
-            BackendError: This machine has no bash.
-        """
+        """Runs the command; returns once its whole process tree has exited. Raises `BackendError` if bash is missing."""
         if stop.requested:
             return stopped_outcome(stop)
         environment, directory = prepared.value, prepared.request.working_copy.directory
@@ -119,11 +103,11 @@ def _manager(request: BackendRequest[LocalConfig]) -> EnvironmentManager:
 
 def _explain_start_failure(error: OSError | ValueError) -> str:
     if not isinstance(error, OSError):
-        return f"the command line or the environment holds what no program can be given: {error}"
+        return f"the command line or the environment can't be passed to a program: {error}"
     if error.errno == errno.E2BIG:
         return "the command line or the environment is too long for the system"
-    place = f": {error.filename}" if error.filename else ""
-    return f"the command could not be started: {error.strerror or error}{place}"
+    file = f": {error.filename}" if error.filename else ""
+    return f"the command could not be started: {error.strerror or error}{file}"
 
 
 def _child_env(base: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:

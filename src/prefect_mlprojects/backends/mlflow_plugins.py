@@ -15,10 +15,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict
 
@@ -66,20 +67,13 @@ class PluginConfig(BaseModel):
 
 @dataclass
 class _Reports:
-    """What the child process has reported."""
+    """What the child process has reported; each report sets some of the fields."""
 
     run_id: str | None = None
     succeeded: bool | None = None
     status: str = ""
     error: str = ""
     cancelled: bool = False
-
-    def take(self, report: Mapping[str, Any]) -> None:
-        self.run_id = report.get("run_id", self.run_id)
-        self.succeeded = report.get("succeeded", self.succeeded)
-        self.status = report.get("status", self.status)
-        self.error = report.get("error", self.error)
-        self.cancelled = report.get("cancelled", self.cancelled)
 
 
 class MlflowPluginBackend(Backend[PluginConfig, None]):
@@ -93,7 +87,7 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
         self.name = name  # type: ignore[misc]  # one class serves all plugins
 
     def environment_kind(self, request: BackendRequest[PluginConfig]) -> str:
-        """Returns the plugin's name: it prepares its environment itself."""
+        """Returns the plugin's name; the plugin prepares its environment."""
         del request
         return self.name
 
@@ -117,8 +111,7 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
     ) -> Outcome:
         """Calls the plugin's ``run()``, waits for the run that it submitted, and cancels it on a stop request.
 
-        Raises:
-            BackendError: The plugin can't be loaded, or raised an error.
+        Raises `BackendError` if the plugin can't be loaded, or raises an error.
         """
         if stop.requested:
             return stopped_outcome(stop)
@@ -183,40 +176,29 @@ def _plugin_request(name: str, request: BackendRequest[PluginConfig], command: C
     }
 
 
-class _report_pipe:  # noqa: N801 - a context manager that reads like a function
-    """Gives a descriptor for the child's reports, a JSON text a line, and takes them while they come."""
+@contextmanager
+def _report_pipe(reports: _Reports, request: BackendRequest[PluginConfig], events: ExecutionEvents) -> Iterator[int]:
+    """Yields a descriptor for the child's reports, a JSON text a line, and reads them concurrently."""
+    read_end, write_end = os.pipe()
 
-    def __init__(self, reports: _Reports, request: BackendRequest[PluginConfig], events: ExecutionEvents) -> None:
-        self._reports, self._request, self._events = reports, request, events
+    def read() -> None:
+        with os.fdopen(read_end, "rb") as stream:
+            for line in stream:
+                known = reports.run_id
+                # A killed child leaves an incomplete line.
+                with suppress(ValueError):
+                    vars(reports).update(json.loads(line))
+                if reports.run_id is not None and known is None:
+                    events.adopt_run(reports.run_id, request.tracking_uri)
 
-    def __enter__(self) -> int:
-        read_end, self._write_end = os.pipe()
-        self._thread = threading.Thread(target=self._read, args=(os.fdopen(read_end, "rb"),), daemon=True)
-        self._thread.start()
-        return self._write_end
-
-    def __exit__(self, *error: object) -> None:
-        # Every other copy of the descriptor was closed with the child's process tree: the reader meets the end.
-        os.close(self._write_end)
-        self._thread.join()
-
-    def _read(self, stream: IO[bytes]) -> None:
-        with stream:
-            for report in _parse(stream):
-                known = self._reports.run_id
-                self._reports.take(report)
-                if self._reports.run_id is not None and known is None:
-                    self._events.adopt_run(self._reports.run_id, self._request.tracking_uri)
-
-
-def _parse(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
-    for line in stream:
-        try:
-            report = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(report, dict):
-            yield report
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield write_end
+    finally:
+        # Every other copy of the descriptor was closed with the child's process tree: the reader gets the end of file.
+        os.close(write_end)
+        thread.join()
 
 
 # The child process.

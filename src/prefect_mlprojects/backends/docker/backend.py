@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,12 +46,7 @@ DATA_FOLDER = "/mlflow/projects/data"
 
 @dataclass(frozen=True)
 class DockerImage:
-    """The image that a command runs in.
-
-    Attributes:
-        image_id: Its id on the engine.
-        carries_project: Whether its working directory holds the project.
-    """
+    """The image that a command runs in; `carries_project` is True if its working directory holds the project."""
 
     image_id: str
     carries_project: bool
@@ -67,29 +64,19 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
         return "docker"
 
     def check(self, request: BackendRequest[LocalConfig]) -> None:
-        """Checks the arguments for the container, and that the variables to copy are set.
-
-        Raises:
-            ParameterError: An argument is wrong, a variable is not set, or an environment manager was chosen.
-        """
+        """Raises `ParameterError` for a wrong argument, a variable that is not set, or an environment manager."""
         _options(request)
         if request.env_manager not in (None, "local"):
+            message = f"env_manager {request.env_manager!r} can't be used in a container: its image is the environment"
             raise ParameterError(
                 f"The run options of project '{request.project.display_name}' contradict each other",
-                [
-                    Problem(
-                        f"env_manager {request.env_manager!r} can't be used in a container: its image is the environment",
-                        parameter="env_manager",
-                        fix="leave it out",
-                    )
-                ],
+                [Problem(message, parameter="env_manager", fix="leave it out")],
             )
 
     def map_paths(self, request: BackendRequest[LocalConfig], paths: Mapping[str, str]) -> Mapping[str, str]:
-        """Maps files of the project to its folder in the container; mounts each other one in a separate folder.
+        """Maps files of the project to its folder in the container, and each other one to a folder that it is mounted in.
 
-        Raises:
-            BackendError: The engine can't mount a file, because it is on another machine.
+        Raises `BackendError` for a file outside the project if the engine is on another machine.
         """
         mapped: dict[str, str] = {}
         root = request.working_copy.directory
@@ -122,36 +109,20 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
     ) -> Prepared[LocalConfig, DockerImage]:
         """Pulls the image if it is missing, and builds one with the project's files if requested.
 
-        Raises:
-            BackendError: The engine can't be reached, the image could not be pulled or built, or a stop was requested.
+        Raises `BackendError` if the engine can't be reached, the image can't be pulled or built, or a stop is requested.
         """
-        config, image = request.config, _image_of(request)
-        engine = connect(config)
-        auth = _registry_auth(request)
-        image_id, reused = ensure_image(
-            engine, image, pull=config.pull, auth=auth, backend=BACKEND, report=report, stop=stop
-        )
+        config, image, copy = request.config, _image_of(request), request.working_copy
+        engine, auth = connect(config), _registry_auth(request)
+        pull = partial(ensure_image, backend=BACKEND, report=report, stop=stop)
+        build = partial(build_project_image, backend=BACKEND, report=report, stop=stop)
+        image_id, reused = pull(engine, image, pull=config.pull, auth=auth)
         if request.build_image:
-            built = build_project_image(
-                engine,
-                image,
-                image_id,
-                request.working_copy,
-                request.project.name,
-                backend=BACKEND,
-                report=report,
-                stop=stop,
-            )
+            built = build(engine, image, image_id, copy, request.project.name)
             image, image_id, reused = built.name, built.image_id, built.reused
         carries = request.build_image or _carries_project(engine, image_id, _options(request).create.get("working_dir"))
-        return Prepared(
-            request,
-            DockerImage(image_id, carries),
-            f"image {image} ({image_id.removeprefix('sha256:')[:12]})",
-            reused,
-            image,
-            {"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image_id},
-        )
+        tags = {"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image_id}
+        description = f"image {image} ({image_id.removeprefix('sha256:')[:12]})"
+        return Prepared(request, DockerImage(image_id, carries), description, reused, image, tags)
 
     def execute(
         self,
@@ -162,26 +133,22 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
     ) -> Outcome:
         """Runs the command in a container; returns once it has exited and was removed.
 
-        Raises:
-            BackendError: The engine can't be reached.
+        Raises `BackendError` if the engine can't be reached, or the artifacts would be lost.
         """
         if stop.requested:
             return stopped_outcome(stop)
         config = prepared.request.config
         grace = grace_period() if config.grace_period is None else config.grace_period
         engine = connect(config)
-        options = _options(prepared.request)
-        tailed = TailedOutput(events)
-        tty = bool(options.create.get("tty"))
+        options, here = _options(prepared.request), find_engine(config).is_here
         running = find_running(engine, command.identity)
-        here = find_engine(config).is_here
         from docker.errors import APIError
 
         try:
             container = running or _create(engine, prepared, command, options, here=here)
         except APIError as error:
             return _not_started(error)
-        run = ContainerRun(engine, container, tailed, tty=tty)
+        run = ContainerRun(engine, container, TailedOutput(events), tty=bool(options.create.get("tty")))
         # The guard starts first: a process killed right after the start must not leave its container.
         with guarded(container, config, grace):
             try:
@@ -210,25 +177,28 @@ def _options(request: BackendRequest[LocalConfig]) -> ContainerOptions:
     environment = request.project.environment
     if not isinstance(environment, DockerEnvironment):
         return options
-    missing = [name for name, value in environment.environment if value is None and name not in os.environ]
-    missing = [name for name in missing if name not in options.environment]
-    if missing:
+    copied = {name for name, value in environment.environment if value is None}
+    if missing := sorted(copied - os.environ.keys() - options.environment.keys()):
+        message = "its docker_env copies the variable {0}, which is not set"
         raise ParameterError(
             f"Project '{request.project.display_name}' can't run",
-            [
-                Problem(f"its docker_env copies the variable {name}, which is not set", fix=f"set {name}")
-                for name in missing
-            ],
+            [Problem(message.format(name), fix=f"set {name}") for name in missing],
         )
     variables = {name: os.environ.get(name, "") if value is None else value for name, value in environment.environment}
     options.environment = {**variables, **options.environment}
-    taken = {volume.split(":")[1] for volume in options.volumes if ":" in volume}
     named = [expand_volume(volume, request.working_copy.directory) for volume in environment.volumes]
-    options.volumes = [
-        *(volume for volume in named if volume.split(":")[1:2] and volume.split(":")[1] not in taken),
-        *options.volumes,
-    ]
+    options.volumes = [*_not_mounted(named, options.volumes), *options.volumes]
     return options
+
+
+def _not_mounted(volumes: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Returns the volumes whose folder in the container is not that of one of the others, which Docker would refuse."""
+    taken = {_target(volume) for volume in others}
+    return [volume for volume in volumes if _target(volume) and _target(volume) not in taken]
+
+
+def _target(volume: str) -> str:
+    return volume.split(":")[1] if ":" in volume else ""
 
 
 def _registry_auth(request: BackendRequest[LocalConfig]) -> dict[str, str] | None:
@@ -256,9 +226,7 @@ def _create(
         network=options.host.get("network_mode"),
     )
     carried = prepared.value.carries_project
-    mounted = {volume.split(":")[1] for volume in options.volumes}
-    volumes = [volume for volume in own.volumes if volume.split(":")[1] not in mounted]
-    volumes += [*options.volumes, *_mounted_paths(command)]
+    volumes = [*_not_mounted(own.volumes, options.volumes), *options.volumes, *_mounted_paths(command)]
     if not carried and config.project_files == "mount":
         volumes.append(f"{directory}:{CODE_FOLDER}")
     host: dict[str, Any] = {"init": True, **options.host}
@@ -272,25 +240,17 @@ def _create(
     user = _caller() if config.container_user == "caller" and here else None
     if user is not None:
         create.setdefault("user", f"{user[0]}:{user[1]}")
-    made = engine.create_container(
-        prepared.value.image_id,
-        **{
-            **create,
-            "command": shell_command(command.line),
-            "environment": {
-                # Docker's init forwards signals to the process group, so that the shell's child gets them too.
-                "TINI_KILL_PROCESS_GROUP": "1",
-                **own.variables,
-                **options.environment,
-            },
-            "labels": {**create.get("labels", {}), **labels(command.identity)},
-            "host_config": engine.create_host_config(binds=_resolved(volumes), **host),
-        },
-    )
-    container = str(made["Id"])
+    create |= {
+        "command": shell_command(command.line),
+        # Docker's init forwards signals to the process group, so that the shell's child gets them too.
+        "environment": {"TINI_KILL_PROCESS_GROUP": "1", **own.variables, **options.environment},
+        "labels": {**create.get("labels", {}), **labels(command.identity)},
+        "host_config": engine.create_host_config(binds=_resolved(volumes), **host),
+    }
+    container = str(engine.create_container(prepared.value.image_id, **create)["Id"])
     if not carried and config.project_files == "copy":
         try:
-            files = project_files(request.working_copy, mounted=[volume.split(":")[1] for volume in volumes])
+            files = project_files(request.working_copy, mounted=[_target(volume) for volume in volumes])
             engine.put_archive(container, "/", iterate_archive(files, prefix=CODE_FOLDER, owner=user or (0, 0)))
         except BaseException:
             engine.remove_container(container, force=True, v=True)
@@ -317,12 +277,9 @@ def _carries_project(engine: Any, image: str, working_directory: str | None) -> 
         return False
     try:
         for name in ("MLproject", "mlproject", "MLPROJECT", "MLProject"):
-            try:
-                stream, _ = engine.get_archive(probe, str(PurePosixPath(folder) / name))
-            except NotFound:
-                continue
-            stream.close()
-            return True
+            with contextlib.suppress(NotFound):
+                engine.get_archive(probe, str(PurePosixPath(folder) / name))[0].close()
+                return True
         return False
     except APIError:
         return False

@@ -15,34 +15,18 @@ from prefect_mlprojects.tracking.uris import RUN_ID_VARIABLE, TRACKING_URI_VARIA
 
 # The variables that MLflow passes on (mlflow/projects/backend/local.py and docker.py) for S3, Azure, HDFS and Databricks, and
 # others by which MLflow in the container reaches the same stores.
-PASSED_ON = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_DEFAULT_REGION",
-    "AWS_REGION",
-    "MLFLOW_S3_ENDPOINT_URL",
-    "MLFLOW_S3_IGNORE_TLS",
-    "MLFLOW_S3_UPLOAD_EXTRA_ARGS",
-    "MLFLOW_EXPERIMENTAL_S3_SIGNATURE_VERSION",
-    "AZURE_STORAGE_CONNECTION_STRING",
-    "AZURE_STORAGE_ACCESS_KEY",
-    "AZURE_STORAGE_SAS_TOKEN",
-    "MLFLOW_KERBEROS_TICKET_CACHE",
-    "MLFLOW_KERBEROS_USER",
-    "MLFLOW_PYARROW_EXTRA_CONF",
-    "MLFLOW_ALLOW_FILE_STORE",
-    "DATABRICKS_HOST",
-    "DATABRICKS_USERNAME",
-    "DATABRICKS_PASSWORD",
-    "DATABRICKS_TOKEN",
-    "DATABRICKS_INSECURE",
-    "DATABRICKS_CLIENT_ID",
-    "DATABRICKS_CLIENT_SECRET",
-    "MLFLOW_TRACKING_USERNAME",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-    "MLFLOW_TRACKING_INSECURE_TLS",
+PASSED_ON = tuple(
+    name
+    for group in (
+        "AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_DEFAULT_REGION AWS_REGION",
+        "MLFLOW_S3_ENDPOINT_URL MLFLOW_S3_IGNORE_TLS MLFLOW_S3_UPLOAD_EXTRA_ARGS MLFLOW_EXPERIMENTAL_S3_SIGNATURE_VERSION",
+        "AZURE_STORAGE_CONNECTION_STRING AZURE_STORAGE_ACCESS_KEY AZURE_STORAGE_SAS_TOKEN",
+        "MLFLOW_KERBEROS_TICKET_CACHE MLFLOW_KERBEROS_USER MLFLOW_PYARROW_EXTRA_CONF MLFLOW_ALLOW_FILE_STORE",
+        "DATABRICKS_HOST DATABRICKS_USERNAME DATABRICKS_PASSWORD DATABRICKS_TOKEN DATABRICKS_INSECURE",
+        "DATABRICKS_CLIENT_ID DATABRICKS_CLIENT_SECRET",
+        "MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN MLFLOW_TRACKING_INSECURE_TLS",
+    )
+    for name in group.split()
 )
 # The variables that name a file with credentials, which is mounted.
 CREDENTIAL_FILES = ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "GOOGLE_APPLICATION_CREDENTIALS")
@@ -52,31 +36,13 @@ HOST_NAME = "host.docker.internal"
 _URL_VARIABLES = (TRACKING_URI_VARIABLE, "PREFECT_API_URL", "MLFLOW_S3_ENDPOINT_URL")
 _SYSTEM_FOLDERS = (
     "/",
-    "/bin",
-    "/dev",
-    "/etc",
-    "/lib",
-    "/lib64",
-    "/opt",
-    "/proc",
-    "/run",
-    "/sbin",
-    "/sys",
-    "/usr",
-    "/var",
+    *map("/{}".format, ("bin", "dev", "etc", "lib", "lib64", "opt", "proc", "run", "sbin", "sys", "usr", "var")),
 )
 
 
 @dataclass(frozen=True)
 class ContainerEnv:
-    """What a container gets from this machine.
-
-    Attributes:
-        variables: Variables of its environment.
-        volumes: Folders, as ``host:container[:mode]``.
-        host_network: Whether it shares this machine's network, to reach servers on localhost.
-        extra_hosts: Additional host names and their addresses.
-    """
+    """What a container gets from this machine; volumes are ``host:container[:mode]``, and extra hosts map names to addresses."""
 
     variables: Mapping[str, str] = field(repr=False)
     volumes: tuple[str, ...] = ()
@@ -92,17 +58,10 @@ def container_env(
     engine_is_here: bool,
     network: str | None,
 ) -> ContainerEnv:
-    """Returns the environment of a container.
+    """Returns the environment of a container, from the run's `variables` and this process's `environ`.
 
     The folder of a SQLite or file store and that of the experiment's artifacts are mounted under their own paths, so that the
     tracking URI and the artifact locations in the store mean the same inside.
-
-    Args:
-        variables: The run's variables: ``MLFLOW_TRACKING_URI`` …
-        environ: This process's variables.
-        artifact_uri: Where the MLflow run's artifacts are stored.
-        engine_is_here: Whether the engine can mount this machine's folders and share its network.
-        network: The network that the caller asked for.
 
     Raises:
         BackendError: The store or the artifacts are local and the engine is remote, or the store's folder can't be mounted.
@@ -128,22 +87,20 @@ def container_env(
 
 
 def _store_volumes(uri: str, engine_is_here: bool) -> list[str]:
-    volumes = []
-    for folder in _store_folders(uri):
-        if not engine_is_here:
-            raise BackendError(
-                f"The tracking store {folder} is on this machine, but the Docker engine is remote: its containers can't reach the "
-                "store. Set MLFLOW_TRACKING_URI to a tracking server.",
-                backend="local",
-            )
-        if str(folder) in _SYSTEM_FOLDERS:
-            raise BackendError(
-                f"The tracking store is in {folder}, which can't be mounted into a container. Set MLFLOW_TRACKING_URI to a "
-                "store in another folder.",
-                backend="local",
-            )
-        volumes.append(f"{folder}:{folder}")
-    return volumes
+    folders = _store_folders(uri)
+    if folders and not engine_is_here:
+        raise BackendError(
+            f"The tracking store {folders[0]} is on this machine, but the Docker engine is remote: its containers can't reach the "
+            "store. Set MLFLOW_TRACKING_URI to a tracking server.",
+            backend="local",
+        )
+    if system := [folder for folder in folders if str(folder) in _SYSTEM_FOLDERS]:
+        raise BackendError(
+            f"The tracking store is in {system[0]}, which can't be mounted into a container. Set MLFLOW_TRACKING_URI to a store in "
+            "another folder.",
+            backend="local",
+        )
+    return [f"{folder}:{folder}" for folder in folders]
 
 
 def _store_folders(uri: str) -> list[Path]:
