@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.process.run import run_process
-from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
+from prefect_mlprojects._support.secrets import Secret, reveal, reveal_all, reveal_values
 from prefect_mlprojects.backends.configuration import dump_config
 from prefect_mlprojects.backends.contract import (
     Backend,
@@ -137,14 +137,12 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
         lines = tail.close()
         if result.ending in ("stopped", "timed-out"):
             if reports.run_id is not None and not reports.cancelled and reports.succeeded is None:
-                return Outcome(
-                    "lost",
-                    cause=f"the plugin {self.name!r} did not end the run within {_CANCEL_SECONDS:g} s",
-                    advice="It may still be running: look for it where the plugin runs projects.",
-                    output_tail=lines,
-                )
-            ended_by_stop = result.ending == "stopped"
-            return stopped_outcome(stop, lines) if ended_by_stop else timed_out_outcome(command.timeout, lines)
+                cause = f"the plugin {self.name!r} did not end the run within {_CANCEL_SECONDS:g} s"
+                advice = "It may still be running: look for it where the plugin runs projects."
+                return Outcome("lost", cause=cause, advice=advice, output_tail=lines)
+            if result.ending == "stopped":
+                return stopped_outcome(stop, lines)
+            return timed_out_outcome(command.timeout, lines)
         if reports.succeeded is None:
             reason = reports.error or f"its process ended with code {result.return_code}"
             raise BackendError(f"The MLflow plugin {self.name!r} failed: {reason}", backend=self.name)
@@ -161,8 +159,7 @@ def _plugin_request(name: str, request: BackendRequest[PluginConfig], command: C
         "project": str(request.working_copy.directory),
         "entry_point": request.entry_point.name,
         "parameters": dict(command.parameters),
-        "experiment_name": options.get("experiment_name"),
-        "experiment_id": options.get("experiment_id"),
+        "experiment": [options.get("experiment_name"), options.get("experiment_id")],
         # The keys that MLflow adds (mlflow/projects/utils.py, PROJECT_*).
         "backend_config": {
             **reveal_all(dump_config(request.config)),
@@ -207,11 +204,10 @@ _PROCESS = f"import sys; from {__name__} import run_plugin; sys.exit(run_plugin(
 
 
 class _Stopped(BaseException):
-    """SIGTERM came."""
+    """Raised on SIGTERM."""
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
-    del number, frame
+def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise _Stopped
 
@@ -228,19 +224,15 @@ def run_plugin(descriptor: int) -> int:
     def report(**values: Any) -> None:
         os.write(descriptor, json.dumps(values).encode() + b"\n")
 
+    from prefect_mlprojects.tracking import Tracker
+
     submitted: Any = None
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        plugin = plugin_entry_points()[request["plugin"]].load()()
-        submitted = plugin.run(
-            request["project"],
-            request["entry_point"],
-            request["parameters"],
-            None,
-            request["backend_config"],
-            os.environ["MLFLOW_TRACKING_URI"],
-            _experiment_id(request),
-        )
+        plugin, uri = plugin_entry_points()[request["plugin"]].load()(), os.environ["MLFLOW_TRACKING_URI"]
+        experiment = Tracker().resolve_experiment(Secret(uri), *request["experiment"])
+        project = [request[name] for name in ("project", "entry_point", "parameters")]
+        submitted = plugin.run(*project, None, request["backend_config"], uri, experiment)
         report(run_id=str(submitted.run_id))
         succeeded = bool(submitted.wait())
     except _Stopped:
@@ -258,12 +250,3 @@ def run_plugin(descriptor: int) -> int:
 
 # mlflow.entities.RunStatus; plugins return its numbers or its names.
 _STATUS_NAMES = {1: "RUNNING", 2: "SCHEDULED", 3: "FINISHED", 4: "FAILED", 5: "KILLED"}
-
-
-def _experiment_id(request: dict[str, Any]) -> str:
-    from prefect_mlprojects._support.secrets import Secret
-    from prefect_mlprojects.tracking import Tracker
-
-    return Tracker().resolve_experiment(
-        Secret(os.environ["MLFLOW_TRACKING_URI"]), request["experiment_name"], request["experiment_id"]
-    )

@@ -18,13 +18,7 @@ DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 
 
 class RegistryCredentials(BaseModel):
-    """Credentials for an image registry.
-
-    Attributes:
-        username: The user's name.
-        password: The password or access token.
-        registry: The registry's host; None for Docker Hub.
-    """
+    """Credentials for an image registry; the password may be an access token, and `registry` None means Docker Hub."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -39,14 +33,7 @@ class RegistryCredentials(BaseModel):
 
 
 class EngineConnection(BaseModel):
-    """How to reach a Docker engine.
-
-    Attributes:
-        host: ``unix://…``, ``tcp://…`` or ``ssh://…``.
-        ca_certificate: The authority that signed the engine's certificate, as PEM text.
-        client_certificate: Our certificate, as PEM text.
-        client_key: Its key, as PEM text.
-    """
+    """How to reach a Docker engine: ``unix://…``, ``tcp://…`` or ``ssh://…``; certificates and the key are PEM texts."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -72,16 +59,12 @@ class LocalConfig(BaseModel):
     """The configuration of the backend ``local``.
 
     Attributes:
-        grace_period: Seconds between SIGTERM and SIGKILL; None for the setting
-            ``PREFECT_MLPROJECTS_GRACE_PERIOD``.
-        docker_host: The Docker engine's address (``unix://…``, ``tcp://…``, ``ssh://…``); None for the one that the environment or
-            the current Docker context names.
+        grace_period: Seconds between SIGTERM and SIGKILL; None for the setting ``PREFECT_MLPROJECTS_GRACE_PERIOD``.
+        docker_host: The Docker engine's address; None for the one that the environment or the current Docker context names.
         docker_engine: The Docker engine, instead of ``docker_host``: the name of a block, or its fields.
         docker_tls: The folder with ``ca.pem``, ``cert.pem`` and ``key.pem`` for a ``tcp://`` engine.
         project_files: ``copy`` puts the project's files into the container; ``mount`` mounts its folder there instead.
-        container_user: ``caller`` runs as the calling user, so that files in mounted folders belong to it; ``image`` as the image's
-            user.
-        pull: When to pull the image: ``missing``, ``always`` or ``never``.
+        container_user: ``caller`` runs as the calling user, to whom files in mounted folders then belong; ``image`` as the image's.
         credentials: Registry credentials: the name of a block, or its fields.
     """
 
@@ -153,10 +136,8 @@ def _context(chosen: str | None) -> Any:
     except Exception:  # noqa: BLE001 - a corrupt context file
         context = None
     if chosen and context is None:
-        raise BackendError(
-            f"There is no Docker context {chosen!r}, which DOCKER_CONTEXT names; `docker context ls` lists them.",
-            backend="local",
-        )
+        message = f"There is no Docker context {chosen!r}, which DOCKER_CONTEXT names; `docker context ls` lists them."
+        raise BackendError(message, backend="local")
     return context if context is not None and context.name != "default" and context.Host else None
 
 
@@ -181,10 +162,10 @@ def connect(config: LocalConfig, *, backend: str = "local", timeout: float = 60)
         )
         client.ping()
     except (DockerException, TLSParameterError, OSError) as error:
-        raise BackendError(
-            f"No Docker engine answers at {address.url} ({address.named_by}): {_first_line(error)} {_advice(error)}",
-            backend=backend,
-        ) from None
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        advice = _PERMISSION_ADVICE if "Permission denied" in str(error) else _START_ADVICE
+        message = f"No Docker engine answers at {address.url} ({address.named_by}): {why}. {advice}"
+        raise BackendError(message, backend=backend) from None
     if files is not None:
         weakref.finalize(client, files.cleanup)
     return client
@@ -226,15 +207,8 @@ def _tls(address: EngineAddress) -> tuple[Any, tempfile.TemporaryDirectory[str] 
     return TLSConfig(own, str(authority) if authority.exists() else None, verify=True), files
 
 
-def _advice(error: Exception) -> str:
-    if "Permission denied" in str(error):
-        return "Join the group that owns the socket (usermod -aG docker USER), or use a rootless engine."
-    return (
-        "Start it (systemctl start docker), or name another with DOCKER_HOST, a Docker context, or docker-host or "
-        "docker-engine in the backend configuration."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return f"{text}."
+_PERMISSION_ADVICE = "Join the group that owns the socket (usermod -aG docker USER), or use a rootless engine."
+_START_ADVICE = (
+    "Start it (systemctl start docker), or name another with DOCKER_HOST, a Docker context, or docker-host or docker-engine in the "
+    "backend configuration."
+)

@@ -184,7 +184,7 @@ def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
             continue
         if not isinstance(spec, Mapping):
             raise BackendError(
-                f"The configuration of the {NAME} backend does not fit: {key}: must be a mapping", backend=NAME
+                f"The configuration of the {NAME} backend is not valid: {key}: must be a mapping", backend=NAME
             )
         values = {**spec, **values}
     for key in ("job_cluster", "job-cluster"):
@@ -209,7 +209,7 @@ def _check_keys(where: str, values: list[dict[str, Any]], known: frozenset[str])
         near = nearest(key, known)
         hint = f" (did you mean {near!r}?)" if near else ""
         raise BackendError(
-            f"The configuration of the {NAME} backend does not fit: {where}: unknown key {key!r}{hint}", backend=NAME
+            f"The configuration of the {NAME} backend is not valid: {where}: unknown key {key!r}{hint}", backend=NAME
         )
 
 
