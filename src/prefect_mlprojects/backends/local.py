@@ -6,6 +6,7 @@ import errno
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.process.run import ProcessResult, run_process
@@ -27,6 +28,9 @@ from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.settings import OWN_VARIABLES
 from prefect_mlprojects.types import StopSignal
 
+_Request: TypeAlias = BackendRequest[LocalConfig]
+_Prepared: TypeAlias = Prepared[LocalConfig, PreparedEnvironment]
+
 
 class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
     """Runs commands with ``bash -c`` in the working copy, in the environment that the project asks for."""
@@ -34,22 +38,20 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
     name = "local"
     config_model = LocalConfig
 
-    def environment_kind(self, request: BackendRequest[LocalConfig]) -> str:
+    def environment_kind(self, request: _Request) -> str:
         """Returns the environment manager's name; raises `EnvironmentBuildError` if it is unknown or does not fit."""
         return choose_manager(request.project, request.env_manager)
 
-    def check(self, request: BackendRequest[LocalConfig]) -> None:
+    def check(self, request: _Request) -> None:
         """Raises `EnvironmentBuildError` if the environment manager is unknown or does not fit the project."""
         choose_manager(request.project, request.env_manager)
 
-    def plan(self, request: BackendRequest[LocalConfig], command: str) -> BackendPlan:  # noqa: ARG002 - runs as it is
+    def plan(self, request: _Request, command: str) -> BackendPlan:  # noqa: ARG002 - runs as it is
         """Returns the environment that would be built."""
         plan = _manager(request).plan(request.project)
         return BackendPlan(plan.description, plan)
 
-    def prepare(
-        self, request: BackendRequest[LocalConfig], report: Report, stop: StopSignal
-    ) -> Prepared[LocalConfig, PreparedEnvironment]:
+    def prepare(self, request: _Request, report: Report, stop: StopSignal) -> _Prepared:
         """Builds the environment unless it is cached; raises `EnvironmentBuildError` if the build fails or is stopped."""
         manager = _manager(request)
         plan = manager.plan(request.project)
@@ -60,7 +62,7 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
 
     def execute(
         self,
-        prepared: Prepared[LocalConfig, PreparedEnvironment],
+        prepared: _Prepared,
         command: Command,
         events: ExecutionEvents,
         stop: StopSignal,
@@ -92,12 +94,12 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
             return replace(outcome, advice=f"Its working directory {directory} vanished while it ran.")
         return outcome
 
-    def release(self, prepared: Prepared[LocalConfig, PreparedEnvironment]) -> None:
+    def release(self, prepared: _Prepared) -> None:
         """Lets ``mlprojects env prune`` remove the environment."""
         release_environment(prepared.value)
 
 
-def _manager(request: BackendRequest[LocalConfig]) -> EnvironmentManager:
+def _manager(request: _Request) -> EnvironmentManager:
     return environment_manager(choose_manager(request.project, request.env_manager))
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -76,6 +76,10 @@ class _Reports:
     cancelled: bool = False
 
 
+_Request: TypeAlias = BackendRequest[PluginConfig]
+_Prepared: TypeAlias = Prepared[PluginConfig, None]
+
+
 class MlflowPluginBackend(Backend[PluginConfig, None]):
     """Runs projects by a plugin of MLflow."""
 
@@ -86,19 +90,17 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
         """Adapts the plugin called `name`."""
         self.name = name  # type: ignore[misc]  # one class serves all plugins
 
-    def environment_kind(self, request: BackendRequest[PluginConfig]) -> str:
+    def environment_kind(self, request: _Request) -> str:
         """Returns the plugin's name; the plugin prepares its environment."""
         del request
         return self.name
 
-    def plan(self, request: BackendRequest[PluginConfig], command: str) -> BackendPlan:
+    def plan(self, request: _Request, command: str) -> BackendPlan:
         """Returns which class would run the project."""
         del request, command
         return BackendPlan(self.name, sections={"MLflow plugin": plugin_entry_points()[self.name].value})
 
-    def prepare(
-        self, request: BackendRequest[PluginConfig], report: Report, stop: StopSignal
-    ) -> Prepared[PluginConfig, None]:
+    def prepare(self, request: _Request, report: Report, stop: StopSignal) -> _Prepared:
         """Prepares nothing; sets the tags that ``mlflow run`` sets on a plugin's run."""
         del report, stop
         tags = {"mlflow.project.backend": self.name}
@@ -106,9 +108,7 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
             tags["mlflow.runName"] = str(request.run_options["run_name"])
         return Prepared(request, None, f"MLflow plugin {self.name}", True, tags=tags)
 
-    def execute(
-        self, prepared: Prepared[PluginConfig, None], command: Command, events: ExecutionEvents, stop: StopSignal
-    ) -> Outcome:
+    def execute(self, prepared: _Prepared, command: Command, events: ExecutionEvents, stop: StopSignal) -> Outcome:
         """Calls the plugin's ``run()``, waits for the run that it submitted, and cancels it on a stop request.
 
         Raises `BackendError` if the plugin can't be loaded, or raises an error.
@@ -151,7 +151,7 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
         return Outcome("exited", cause=f"the MLflow plugin {self.name!r} reported {reports.status}", output_tail=lines)
 
 
-def _plugin_request(name: str, request: BackendRequest[PluginConfig], command: Command) -> dict[str, Any]:
+def _plugin_request(name: str, request: _Request, command: Command) -> dict[str, Any]:
     options = request.run_options
     return {
         "path": sys.path,
@@ -174,7 +174,7 @@ def _plugin_request(name: str, request: BackendRequest[PluginConfig], command: C
 
 
 @contextmanager
-def _report_pipe(reports: _Reports, request: BackendRequest[PluginConfig], events: ExecutionEvents) -> Iterator[int]:
+def _report_pipe(reports: _Reports, request: _Request, events: ExecutionEvents) -> Iterator[int]:
     """Yields a descriptor for the child's reports, a JSON text a line, and reads them concurrently."""
     read_end, write_end = os.pipe()
 

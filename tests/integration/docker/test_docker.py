@@ -243,20 +243,21 @@ def test_a_variable_that_is_not_set(project: Path, monkeypatch: pytest.MonkeyPat
 def test_push_and_pull_with_credentials(
     project: Path, engine: Any, registry: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from prefect_mlprojects.backends.containers.image import push_image
+    from prefect_mlprojects.backends.containers.image import EngineImages
     from prefect_mlprojects.types import StopSignal
 
     auth = {"username": docker_engine.USER, "password": docker_engine.PASSWORD}
     name = f"{registry}/team/box:1"
     engine.tag("busybox-tests:1", f"{registry}/team/box", "1")
     lines: list[str] = []
+    images = EngineImages(engine, "local", lines.append, StopSignal())
     told: list[tuple[str, float]] = []
     with send_progress_to(lambda what, fraction: told.append((what, fraction))):
-        pinned = push_image(engine, name, auth=auth, backend="local", report=lines.append, stop=StopSignal())
+        pinned = images.push(name, auth)
     assert told[-1] == (f"pushing {name}", 1.0)
     assert pinned.startswith(f"{registry}/team/box@sha256:")
     with pytest.raises(BackendError, match="can't be pushed"):
-        push_image(engine, name, auth=None, backend="local", report=lines.append, stop=StopSignal())
+        images.push(name, None)
     engine.remove_image(name)
     with pytest.raises(BackendError, match=r"can't be pulled.*docker_auth"):
         run(str(project), docker_args={"image": name})

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -42,165 +43,107 @@ class BuiltImage:
     reused: bool
 
 
-def ensure_image(
-    engine: Any,
-    image: str,
-    *,
-    pull: str,
-    auth: Mapping[str, str] | None,
-    backend: str,
-    report: Callable[[str], None],
-    stop: StopSignal,
-) -> tuple[str, bool]:
-    """Pulls an image if necessary, and returns its ID and whether it existed already.
+@dataclass(frozen=True)
+class EngineImages:
+    """Pulls, builds and pushes images on an engine; each method raises `BackendError` if that fails or is stopped.
 
-    `image` without a tag or digest means ``latest``; `auth` is the ``auth_config`` of Docker's SDK.
-
-    Raises:
-        BackendError: The image is missing and can't be pulled.
+    `auth` is the ``auth_config`` of Docker's SDK.
     """
-    from docker.errors import ImageNotFound
 
-    if pull != "always":
-        try:
-            return str(engine.inspect_image(image)["Id"]), True
-        except ImageNotFound:
-            if pull == "never":
-                why = "is not on the Docker engine, and pull is 'never' in the backend configuration."
-                raise BackendError(f"The image {image!r} {why}", backend=backend) from None
-    repository, tag = _split(image)
-    report(f"pulling the image {image}")
-    _follow(
-        lambda: engine.pull(repository, tag=tag, stream=True, decode=True, auth_config=auth),
-        report,
-        stop,
-        f"pulling {image}",
-        f"The image {image!r} can't be pulled",
-        backend,
-        advice="Check its name, and give credentials if needed (docker_auth, or credentials in the backend configuration).",
-    )
-    return str(engine.inspect_image(image)["Id"]), False
+    engine: Any
+    backend: str
+    report: Callable[[str], None]
+    stop: StopSignal
 
+    def ensure(self, image: str, pull: str, auth: Mapping[str, str] | None) -> tuple[str, bool]:
+        """Pulls an image if necessary, and returns its ID and whether it existed already.
 
-def build_project_image(
-    engine: Any,
-    base: str,
-    base_id: str,
-    copy: WorkingCopy,
-    repository: str | None,
-    *,
-    backend: str,
-    report: Callable[[str], None],
-    stop: StopSignal,
-) -> BuiltImage:
-    """Builds an image from the base image and the project's files; reuses one if neither has changed.
+        `pull` is ``missing``, ``always`` or ``never``; a name without a tag or digest means ``latest``.
+        """
+        from docker.errors import ImageNotFound
 
-    The files are streamed to the engine; nothing is copied on this machine. The tag is the commit's first seven digits, as in
-    MLflow, or those of the content digest if the working copy is dirty or has no commit.
+        if pull != "always":
+            try:
+                return str(self.engine.inspect_image(image)["Id"]), True
+            except ImageNotFound:
+                if pull == "never":
+                    why = "is not on the Docker engine, and pull is 'never' in the backend configuration."
+                    raise BackendError(f"The image {image!r} {why}", backend=self.backend) from None
+        repository, tag = _split(image)
+        self.report(f"pulling the image {image}")
+        advice = (
+            "Check its name, and give credentials if needed (docker_auth, or credentials in the backend configuration)."
+        )
+        start = partial(self.engine.pull, repository, tag=tag, stream=True, decode=True, auth_config=auth)
+        self._follow(start, f"pulling {image}", f"The image {image!r} can't be pulled", advice)
+        return str(self.engine.inspect_image(image)["Id"]), False
 
-    Raises:
-        BackendError: The build failed, naming the step, or was stopped.
-    """
-    dockerfile = f"FROM {base}\nCOPY . {CODE_FOLDER}/\nWORKDIR {CODE_FOLDER}\n".encode()
-    files = project_files(copy, backend=backend)
-    extra = {_DOCKERFILE: dockerfile}
-    digest = content_digest(files, {**extra, "base": base_id.encode()})
-    clean = copy.commit is not None and not copy.dirty
-    name = f"{_repository(repository)}:{copy.commit[:7] if clean and copy.commit else digest[:7]}"
-    for image in engine.images(filters={"label": f"{CONTENT_LABEL}={digest}"}):
-        engine.tag(image["Id"], *_split(name))
-        return BuiltImage(name, str(image["Id"]), reused=True)
-    report(f"building the image {name} from {base} with {sum(not each.path.is_dir() for each in files)} files")
-    _follow(
-        lambda: engine.build(
-            # The SDK passes it to requests, which sends an iterator in pieces.
-            fileobj=iterate_archive(files, extra=extra),
-            custom_context=True,
-            dockerfile=_DOCKERFILE,
-            tag=name,
-            labels={CONTENT_LABEL: digest},
-            rm=True,
-            forcerm=True,
-            decode=True,
-        ),
-        report,
-        stop,
-        f"building {name}",
-        f"The image {name} can't be built",
-        backend,
-    )
-    return BuiltImage(name, str(engine.inspect_image(name)["Id"]), reused=False)
+    def build(self, base: str, base_id: str, copy: WorkingCopy, repository: str | None) -> BuiltImage:
+        """Builds an image from the base image and the project's files; reuses one if neither has changed.
 
+        The files are streamed to the engine; nothing is copied on this machine. The tag is the commit's first seven digits, as
+        in MLflow, or those of the content digest if the working copy is dirty or has no commit.
+        """
+        extra = {_DOCKERFILE: f"FROM {base}\nCOPY . {CODE_FOLDER}/\nWORKDIR {CODE_FOLDER}\n".encode()}
+        files = project_files(copy, backend=self.backend)
+        digest = content_digest(files, {**extra, "base": base_id.encode()}, backend=self.backend)
+        name = f"{_repository(repository)}:{digest[:7] if copy.commit is None or copy.dirty else copy.commit[:7]}"
+        for image in self.engine.images(filters={"label": f"{CONTENT_LABEL}={digest}"}):
+            self.engine.tag(image["Id"], *_split(name))
+            return BuiltImage(name, str(image["Id"]), reused=True)
+        self.report(f"building the image {name} from {base} with {sum(not each.path.is_dir() for each in files)} files")
+        # requests sends an iterator in pieces.
+        archive = iterate_archive(files, extra=extra, backend=self.backend)
+        start = partial(
+            self.engine.build,
+            **{"fileobj": archive, "custom_context": True, "dockerfile": _DOCKERFILE, "tag": name, "decode": True},
+            **{"labels": {CONTENT_LABEL: digest}, "rm": True, "forcerm": True},
+        )
+        self._follow(start, f"building {name}", f"The image {name} can't be built")
+        return BuiltImage(name, str(self.engine.inspect_image(name)["Id"]), reused=False)
 
-def push_image(
-    engine: Any,
-    name: str,
-    *,
-    auth: Mapping[str, str] | None,
-    backend: str,
-    report: Callable[[str], None],
-    stop: StopSignal,
-) -> str:
-    """Pushes an image to its registry and returns it pinned: ``repository@sha256:…``.
+    def push(self, name: str, auth: Mapping[str, str] | None) -> str:
+        """Pushes an image to its registry and returns it pinned: ``repository@sha256:…``."""
+        repository, tag = _split(name)
+        self.report(f"pushing the image {name}")
+        start = partial(self.engine.push, repository, tag=tag, stream=True, decode=True, auth_config=auth)
+        digest = self._follow(start, f"pushing {name}", f"The image {name} can't be pushed")
+        if not digest:
+            message = f"The image {name} was pushed, but its registry returned no digest."
+            raise BackendError(message, backend=self.backend)
+        return f"{repository}@{digest}"
 
-    Raises:
-        BackendError: The registry refused it or can't be reached.
-    """
-    repository, tag = _split(name)
-    report(f"pushing the image {name}")
-    digest = _follow(
-        lambda: engine.push(repository, tag=tag, stream=True, decode=True, auth_config=auth),
-        report,
-        stop,
-        f"pushing {name}",
-        f"The image {name} can't be pushed",
-        backend,
-    )
-    if not digest:
-        raise BackendError(f"The image {name} was pushed, but its registry returned no digest.", backend=backend)
-    return f"{repository}@{digest}"
-
-
-def _follow(
-    start: Callable[[], Iterator[Mapping[str, Any]]],
-    report: Callable[[str], None],
-    stop: StopSignal,
-    doing: str,
-    what: str,
-    backend: str,
-    *,
-    advice: str = "",
-) -> str:
-    """Follows the engine's events of a pull, build or push, and returns the last digest.
-
-    A layer is reported only when its status changes.
-    """
-    step, digest, statuses, layers = "", "", dict[str, str](), _Layers(doing)
-    for event in _until_stopped(start, stop):
-        failure = event if isinstance(event, OSError) else event.get("error") if isinstance(event, Mapping) else None
-        if failure:
-            where = f" in the step {step!r}" if step else ""
-            message = str(getattr(failure, "explanation", None) or failure).strip().rstrip(".")
-            raise BackendError(f"{what}{where}: {message}. {advice}".strip(), backend=backend)
-        if isinstance(event, BaseException):
-            raise event
-        if isinstance(event.get("aux"), Mapping):
-            digest = str(event["aux"].get("Digest") or digest)
-        for line in str(event.get("stream") or "").splitlines():
-            if line.strip():
+    def _follow(
+        self, start: Callable[[], Iterator[Mapping[str, Any]]], doing: str, subject: str, advice: str = ""
+    ) -> str:
+        """Follows the engine's events, and returns the last digest; reports a layer only when its status changes."""
+        step, digest, statuses, layers = "", "", dict[str, str](), _Layers(doing)
+        for event in _until_stopped(start, self.stop):
+            failure = (
+                event if isinstance(event, OSError) else event.get("error") if isinstance(event, Mapping) else None
+            )
+            if failure:
+                where = f" in the step {step!r}" if step else ""
+                message = str(getattr(failure, "explanation", None) or failure).strip().rstrip(".")
+                raise BackendError(f"{subject}{where}: {message}. {advice}".strip(), backend=self.backend)
+            if isinstance(event, BaseException):
+                raise event
+            if isinstance(event.get("aux"), Mapping):
+                digest = str(event["aux"].get("Digest") or digest)
+            for line in filter(str.strip, str(event.get("stream") or "").splitlines()):
                 if of := _BUILD_STEP.match(line):
                     step = line.strip()
                     report_progress(doing, int(of[1]) - 1, int(of[2]))
-                report(line.rstrip())
-        layers.take(event)
-        status, layer = event.get("status"), str(event.get("id") or "")
-        if status and not event.get("progressDetail") and statuses.get(layer) != status:
-            statuses[layer] = str(status)
-            report(f"{layer}: {status}" if layer else str(status))
-    if stop.requested:
-        raise BackendError(f"{what}: it was stopped: {stop.reason}.", backend=backend)
-    report_progress(doing, 1, 1)
-    return digest
+                self.report(line.rstrip())
+            layers.take(event)
+            status, layer = event.get("status"), str(event.get("id") or "")
+            if status and not event.get("progressDetail") and statuses.get(layer) != status:
+                statuses[layer] = str(status)
+                self.report(f"{layer}: {status}" if layer else str(status))
+        if self.stop.requested:
+            raise BackendError(f"{subject}: it was stopped: {self.stop.reason}.", backend=self.backend)
+        report_progress(doing, 1, 1)
+        return digest
 
 
 class _Layers:

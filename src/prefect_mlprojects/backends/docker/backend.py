@@ -6,15 +6,14 @@ import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.secrets import reveal_all, reveal_values
 from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
 from prefect_mlprojects.backends.containers.engine import LocalConfig, RegistryCredentials, connect, find_engine
-from prefect_mlprojects.backends.containers.image import CODE_FOLDER, build_project_image, ensure_image, shell_command
+from prefect_mlprojects.backends.containers.image import CODE_FOLDER, EngineImages, shell_command
 from prefect_mlprojects.backends.contract import (
     Backend,
     BackendPlan,
@@ -52,18 +51,22 @@ class DockerImage:
     carries_project: bool
 
 
+_Request: TypeAlias = BackendRequest[LocalConfig]
+_Prepared: TypeAlias = Prepared[LocalConfig, DockerImage]
+
+
 class DockerBackend(Backend[LocalConfig, DockerImage]):
     """Runs commands in containers of a Docker engine: the backend ``local`` for a project or request that names an image."""
 
     name = BACKEND
     config_model = LocalConfig
 
-    def environment_kind(self, request: BackendRequest[LocalConfig]) -> str:
+    def environment_kind(self, request: _Request) -> str:
         """Returns ``docker``."""
         del request
         return "docker"
 
-    def check(self, request: BackendRequest[LocalConfig]) -> None:
+    def check(self, request: _Request) -> None:
         """Raises `ParameterError` for a wrong argument, a variable that is not set, or an environment manager."""
         _options(request)
         if request.env_manager not in (None, "local"):
@@ -73,7 +76,7 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
                 [Problem(message, parameter="env_manager", fix="leave it out")],
             )
 
-    def map_paths(self, request: BackendRequest[LocalConfig], paths: Mapping[str, str]) -> Mapping[str, str]:
+    def map_paths(self, request: _Request, paths: Mapping[str, str]) -> Mapping[str, str]:
         """Maps files of the project to its folder in the container, and each other one to a folder that it is mounted in.
 
         Raises `BackendError` for a file outside the project if the engine is on another machine.
@@ -94,7 +97,7 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
                 )
         return mapped
 
-    def plan(self, request: BackendRequest[LocalConfig], command: str) -> BackendPlan:
+    def plan(self, request: _Request, command: str) -> BackendPlan:
         """Returns the image, how the project's files get into its container, and its command."""
         files = "built into an image" if request.build_image else f"{request.config.project_files} into {CODE_FOLDER}"
         sections = {
@@ -104,20 +107,17 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
         }
         return BackendPlan("docker", sections=sections)
 
-    def prepare(
-        self, request: BackendRequest[LocalConfig], report: Report, stop: StopSignal
-    ) -> Prepared[LocalConfig, DockerImage]:
+    def prepare(self, request: _Request, report: Report, stop: StopSignal) -> _Prepared:
         """Pulls the image if it is missing, and builds one with the project's files if requested.
 
         Raises `BackendError` if the engine can't be reached, the image can't be pulled or built, or a stop is requested.
         """
         config, image, copy = request.config, _image_of(request), request.working_copy
         engine, auth = connect(config), _registry_auth(request)
-        pull = partial(ensure_image, backend=BACKEND, report=report, stop=stop)
-        build = partial(build_project_image, backend=BACKEND, report=report, stop=stop)
-        image_id, reused = pull(engine, image, pull=config.pull, auth=auth)
+        images = EngineImages(engine, BACKEND, report, stop)
+        image_id, reused = images.ensure(image, config.pull, auth)
         if request.build_image:
-            built = build(engine, image, image_id, copy, request.project.name)
+            built = images.build(image, image_id, copy, request.project.name)
             image, image_id, reused = built.name, built.image_id, built.reused
         carries = request.build_image or _carries_project(engine, image_id, _options(request).create.get("working_dir"))
         tags = {"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image_id}
@@ -126,7 +126,7 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
 
     def execute(
         self,
-        prepared: Prepared[LocalConfig, DockerImage],
+        prepared: _Prepared,
         command: Command,
         events: ExecutionEvents,
         stop: StopSignal,
@@ -165,13 +165,13 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
                 run.remove()
 
 
-def _image_of(request: BackendRequest[LocalConfig]) -> str:
+def _image_of(request: _Request) -> str:
     # Without an image the registry would not have chosen this backend.
     assert request.image is not None
     return request.image
 
 
-def _options(request: BackendRequest[LocalConfig]) -> ContainerOptions:
+def _options(request: _Request) -> ContainerOptions:
     """Merges the container options of the project and of `docker_args`, which take precedence."""
     options = parse_arguments(request.docker_args or {}, os.environ)
     environment = request.project.environment
@@ -201,7 +201,7 @@ def _target(volume: str) -> str:
     return volume.split(":")[1] if ":" in volume else ""
 
 
-def _registry_auth(request: BackendRequest[LocalConfig]) -> dict[str, str] | None:
+def _registry_auth(request: _Request) -> dict[str, str] | None:
     if request.docker_auth:
         return {str(key): str(value) for key, value in reveal_all(request.docker_auth).items()}
     credentials = request.config.credentials
@@ -210,7 +210,7 @@ def _registry_auth(request: BackendRequest[LocalConfig]) -> dict[str, str] | Non
 
 def _create(
     engine: Any,
-    prepared: Prepared[LocalConfig, DockerImage],
+    prepared: _Prepared,
     command: Command,
     options: ContainerOptions,
     *,

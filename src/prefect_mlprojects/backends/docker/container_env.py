@@ -136,7 +136,7 @@ def _artifact_volumes(artifact_uri: str, run_id: str, engine_is_here: bool) -> l
 
 def _credentials(environ: Mapping[str, str], artifact_uri: str) -> tuple[dict[str, str], list[str]]:
     """Returns the variables and volumes of files with credentials: those that variables name, ``~/.aws``, Kerberos tickets."""
-    variables, volumes = {}, []
+    variables, volumes = dict[str, str](), list[str]()
     scheme, aws = urlsplit(artifact_uri).scheme, Path(environ.get("HOME") or "~").expanduser() / ".aws"
     if scheme == "s3" and aws.is_dir():
         # MLflow's place for it, where boto3 looks only if the home is "/".

@@ -7,7 +7,7 @@ import logging
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,7 +96,9 @@ class ContainerOutput:
     def _attached(self, stream: Any) -> Iterator[Piece]:
         with contextlib.closing(stream):
             for piece in stream:
-                pieces = [("stdout", piece)] if self._tty else zip(_STREAMS.values(), piece, strict=True)
+                pieces: Iterable[Piece] = (
+                    [("stdout", piece)] if self._tty else zip(_STREAMS.values(), piece, strict=True)
+                )
                 yield from ((name, data) for name, data in pieces if data)
 
     def _log(self) -> Iterator[Piece]:

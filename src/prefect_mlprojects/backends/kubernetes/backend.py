@@ -15,7 +15,7 @@ from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_value
 from prefect_mlprojects.backends.containers.archive import project_files
 from prefect_mlprojects.backends.containers.engine import LocalConfig
 from prefect_mlprojects.backends.containers.engine import connect as connect_engine
-from prefect_mlprojects.backends.containers.image import build_project_image, ensure_image, push_image
+from prefect_mlprojects.backends.containers.image import EngineImages
 from prefect_mlprojects.backends.contract import (
     Backend,
     BackendPlan,
@@ -200,9 +200,10 @@ def _push_project_image(request: KubernetesRequest, report: Report, stop: StopSi
         ) from None
     base, repository, copy = request.image, request.config.repository_uri, request.working_copy
     try:
-        base_id, _ = ensure_image(engine, base, pull="missing", auth=login, backend=BACKEND, report=report, stop=stop)
-        built = build_project_image(engine, base, base_id, copy, repository, backend=BACKEND, report=report, stop=stop)
-        image = push_image(engine, built.name, auth=login, backend=BACKEND, report=report, stop=stop)
+        images = EngineImages(engine, BACKEND, report, stop)
+        base_id, _ = images.ensure(base, "missing", login)
+        built = images.build(base, base_id, copy, repository)
+        image = images.push(built.name, login)
     finally:
         engine.close()
     tags = {"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image.rpartition("@")[2]}
