@@ -60,13 +60,7 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
         environment = manager.prepare(request.project, plan, report, stop, rebuild=request.rebuild_environment)
         return Prepared(request, environment, plan.description, environment.reused)
 
-    def execute(
-        self,
-        prepared: _Prepared,
-        command: Command,
-        events: ExecutionEvents,
-        stop: StopSignal,
-    ) -> Outcome:
+    def execute(self, prepared: _Prepared, command: Command, events: ExecutionEvents, stop: StopSignal) -> Outcome:
         """Runs the command; returns once its whole process tree has exited. Raises `BackendError` if bash is missing."""
         if stop.requested:
             return stopped_outcome(stop)

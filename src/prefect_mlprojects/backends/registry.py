@@ -28,11 +28,7 @@ def available_backends() -> tuple[str, ...]:
 
 
 def get_backend(name: str) -> AnyBackend:
-    """Returns the backend called `name`.
-
-    Raises:
-        BackendError: No backend has that name, or the package that adds it is broken.
-    """
+    """Returns a backend; raises `BackendError` if no backend has that name, or the package that adds it is broken."""
     for builtin in get_args(BuiltinBackendName):
         if name == builtin:
             return _make_builtin(builtin)

@@ -64,8 +64,7 @@ def project_files(
     A link that leads out of a local project is replaced by the files it leads to, at most `FOLLOWED_LIMIT` bytes. Links of
     fetched projects are kept: their authors must not read this machine's files. So are links below the `mounted` folders.
 
-    Raises:
-        BackendError: A folder or the ``.dockerignore`` can't be read, or the followed links exceed the limit.
+    Raises `BackendError` if a folder or the ``.dockerignore`` can't be read, or the followed links exceed the limit.
     """
     try:
         listing = _Listing(copy, backend, mounted)
@@ -84,7 +83,7 @@ def project_files(
 class _Listing:
     """Walks a project's folder, and the folders outside that its links lead to.
 
-    A root is a walked folder, resolved, and its name in the archive. Links into a root stay links, so that cycles end.
+    A root is a walked folder, resolved, and its name in the archive. Links into a root stay links, which ends cycles.
     """
 
     def __init__(self, copy: WorkingCopy, backend: str, mounted: Collection[str]) -> None:
@@ -174,8 +173,7 @@ def content_digest(
 ) -> str:
     """Returns the SHA-256 of names, modes and contents, in hexadecimal; equal for equal files on any machine.
 
-    Raises:
-        BackendError: A file can't be read.
+    Raises `BackendError` if a file can't be read.
     """
     digest = hashlib.sha256()
     for file in files:
@@ -214,8 +212,7 @@ def iterate_archive(
     All names are put into the folder `prefix`; `extra` replaces files of the same name; `owner` is a user and a group id. Busybox
     reads long and non-ASCII names in ``tarfile.GNU_FORMAT`` only.
 
-    Raises:
-        BackendError: A file can't be read, or its size changed while it was read.
+    Raises `BackendError` if a file can't be read, or its size changes while it is read.
     """
     buffer, extra = io.BytesIO(), dict(extra or {})
     # Without time and file name in gzip's header the same files give the same bytes.

@@ -106,8 +106,7 @@ def find_engine(config: LocalConfig) -> EngineAddress:
     The command's order is ``DOCKER_CONTEXT``, ``DOCKER_HOST``, the current Docker context
     (https://docs.docker.com/reference/cli/docker/#environment-variables).
 
-    Raises:
-        BackendError: ``DOCKER_CONTEXT`` names a context that does not exist.
+    Raises `BackendError` if ``DOCKER_CONTEXT`` names a context that does not exist.
     """
     connection = config.docker_engine
     if isinstance(connection, EngineConnection):
@@ -144,8 +143,7 @@ def _context(chosen: str | None) -> Any:
 def connect(config: LocalConfig, *, backend: str = "local", timeout: float = 60) -> Any:
     """Returns Docker's low-level client, connected; `timeout` is the number of seconds for which the engine may be silent.
 
-    Raises:
-        BackendError: No engine answers; the message names its address and what to do.
+    Raises `BackendError` if no engine answers.
     """
     from docker.errors import DockerException, TLSParameterError
 

@@ -37,8 +37,7 @@ class ContainerOptions:
 def parse_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> ContainerOptions:
     """Parses `docker_args`; ``image`` is ignored, and ``e=NAME`` copies from `environ`.
 
-    Raises:
-        ParameterError: An argument is unknown (the nearest is named) or has an invalid value; all problems at once.
+    Raises `ParameterError` for unknown arguments (the nearest is named) and invalid values; all problems at once.
     """
     options, problems = ContainerOptions(environ=environ), []
     for name, value in arguments.items():
@@ -343,7 +342,4 @@ _LONG_NAMES: Mapping[str, _Setter] = {
     "volume": _add_volumes,
     "volumes": _add_volumes,
 }
-_SETTERS: Mapping[str, _Setter] = {
-    **_LONG_NAMES,
-    **{short: _LONG_NAMES[long] for short, long in _SHORT_NAMES.items()},
-}
+_SETTERS: Mapping[str, _Setter] = {**_LONG_NAMES, **{short: _LONG_NAMES[long] for short, long in _SHORT_NAMES.items()}}

@@ -124,13 +124,7 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
         description = f"image {image} ({image_id.removeprefix('sha256:')[:12]})"
         return Prepared(request, DockerImage(image_id, carries), description, reused, image, tags)
 
-    def execute(
-        self,
-        prepared: _Prepared,
-        command: Command,
-        events: ExecutionEvents,
-        stop: StopSignal,
-    ) -> Outcome:
+    def execute(self, prepared: _Prepared, command: Command, events: ExecutionEvents, stop: StopSignal) -> Outcome:
         """Runs the command in a container; returns once it has exited and was removed.
 
         Raises `BackendError` if the engine can't be reached, or the artifacts would be lost.
@@ -208,14 +202,7 @@ def _registry_auth(request: _Request) -> dict[str, str] | None:
     return credentials.auth_config() if isinstance(credentials, RegistryCredentials) else None
 
 
-def _create(
-    engine: Any,
-    prepared: _Prepared,
-    command: Command,
-    options: ContainerOptions,
-    *,
-    here: bool,
-) -> str:
+def _create(engine: Any, prepared: _Prepared, command: Command, options: ContainerOptions, *, here: bool) -> str:
     request, config = prepared.request, prepared.request.config
     directory = request.working_copy.directory
     own = container_env(

@@ -63,8 +63,7 @@ def container_env(
     The folder of a SQLite or file store and that of the experiment's artifacts are mounted under their own paths, so that the
     tracking URI and the artifact locations in the store mean the same inside.
 
-    Raises:
-        BackendError: The store or the artifacts are local and the engine is remote, or the store's folder can't be mounted.
+    Raises `BackendError` if the store or the artifacts are local and the engine is remote, or the store's folder can't be mounted.
     """
     result = {name: environ[name] for name in PASSED_ON if environ.get(name)}
     volumes = [
