@@ -31,8 +31,7 @@ def is_block_reference(text: str) -> bool:
 def load_backend_config(config: Mapping[str, Any] | str | Path | None, *, backend: str = "local") -> dict[str, Any]:
     """Returns a mapping from a mapping, the path of a ``.json``, ``.yaml`` or ``.yml`` file, a JSON text, or None.
 
-    Raises:
-        BackendError: The file is missing, malformed or holds something else; or the text names no such file.
+    Raises `BackendError` if the file is missing, malformed or holds something else, or the text names no such file.
     """
     if config is None:
         return {}
@@ -81,8 +80,7 @@ def _parse(path: str, kind: str, text: str, backend: str) -> Any:
 def parse_config(model: type[_Model], config: Mapping[str, Any], *, backend: str) -> _Model:
     """Returns a configuration as a value of its model.
 
-    Raises:
-        BackendError: A key is unknown (the nearest is named) or a value is of the wrong type; all at once.
+    Raises `BackendError` for unknown keys (the nearest is named) and values of the wrong type; all at once.
     """
     try:
         return model.model_validate(dict(config))

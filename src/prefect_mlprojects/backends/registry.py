@@ -44,11 +44,7 @@ def get_backend(name: str) -> AnyBackend:
 
 
 def select_backend(name: str, project: Project, docker_args: DockerArgs | None) -> AnyBackend:
-    """Returns the backend called `name`; for ``local``, Docker's if the project or the request names an image.
-
-    Raises:
-        BackendError: No backend has that name, or it can't run this project.
-    """
+    """Returns the backend called `name`; for ``local``, Docker's if the project or the request names an image."""
     if name == "local" and named_image(project, docker_args) is not None:
         from prefect_mlprojects.backends.docker.backend import DockerBackend
 

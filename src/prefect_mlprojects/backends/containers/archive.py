@@ -61,8 +61,8 @@ def project_files(
     The patterns are Docker's (https://docs.docker.com/build/concepts/context/#dockerignore-files), matched by its SDK; the
     project's come last and may re-include files that ``EXCLUDED`` matches. Sockets, pipes and devices are skipped.
 
-    A link that leads out of a local project is replaced by the files it leads to, at most `FOLLOWED_LIMIT` bytes. Links of
-    fetched projects are kept: their authors must not read this machine's files. So are links below the `mounted` folders.
+    A link that leads out of the project is replaced by the files it leads to, at most `FOLLOWED_LIMIT` bytes. Links that lead
+    out of a fetched repository are kept: its authors must not read this machine's files. So are links into `mounted` folders.
 
     Raises `BackendError` if a folder or the ``.dockerignore`` can't be read, or the followed links exceed the limit.
     """
@@ -76,7 +76,7 @@ def project_files(
             backend=backend,
         ) from None
     if listing.kept:
-        _logger.warning("Links that lead out of a fetched project are not followed: %s", ", ".join(listing.kept))
+        _logger.warning("Links that lead out of the fetched files are not followed: %s", ", ".join(listing.kept))
     return tuple(files)
 
 
@@ -139,7 +139,7 @@ class _Listing:
         # A link that dangles here may lead to something in the container.
         if not _is_readable(target) or any(Path(text).is_relative_to(each) for each in self._mounted):
             return text
-        if self._copy.kind == "local":
+        if self._copy.kind == "local" or (self._copy.kind == "git" and target.is_relative_to(_clone(self._copy))):
             return None
         self.kept.append(f"{name} -> {text}")
         return text
@@ -154,6 +154,11 @@ class _Listing:
                 "folder as a volume or pass its place as a parameter.",
                 backend=self._backend,
             )
+
+
+def _clone(copy: WorkingCopy) -> Path:
+    folder = copy.directory.resolve()
+    return next((each for each in (folder, *folder.parents) if (each / ".git").exists()), folder)
 
 
 def _is_readable(path: Path) -> bool:

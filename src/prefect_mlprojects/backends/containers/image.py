@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -78,14 +78,16 @@ class EngineImages:
         self._follow(start, f"pulling {image}", f"The image {image!r} can't be pulled", advice)
         return str(self.engine.inspect_image(image)["Id"]), False
 
-    def build(self, base: str, base_id: str, copy: WorkingCopy, repository: str | None) -> BuiltImage:
+    def build(
+        self, base: str, base_id: str, copy: WorkingCopy, repository: str | None, mounted: Collection[str] = ()
+    ) -> BuiltImage:
         """Builds an image from the base image and the project's files; reuses one if neither has changed.
 
         The files are streamed to the engine; nothing is copied on this machine. The tag is the commit's first seven digits, as
         in MLflow, or those of the content digest if the working copy is dirty or has no commit.
         """
         extra = {_DOCKERFILE: f"FROM {base}\nCOPY . {CODE_FOLDER}/\nWORKDIR {CODE_FOLDER}\n".encode()}
-        files = project_files(copy, backend=self.backend)
+        files = project_files(copy, backend=self.backend, mounted=mounted)
         digest = content_digest(files, {**extra, "base": base_id.encode()}, backend=self.backend)
         name = f"{_repository(repository)}:{digest[:7] if copy.commit is None or copy.dirty else copy.commit[:7]}"
         for image in self.engine.images(filters={"label": f"{CONTENT_LABEL}={digest}"}):

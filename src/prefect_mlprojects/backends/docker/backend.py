@@ -113,13 +113,14 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
         Raises `BackendError` if the engine can't be reached, the image can't be pulled or built, or a stop is requested.
         """
         config, image, copy = request.config, _image_of(request), request.working_copy
-        engine, auth = connect(config), _registry_auth(request)
+        engine, options, auth = connect(config), _options(request), _registry_auth(request)
         images = EngineImages(engine, BACKEND, report, stop)
         image_id, reused = images.ensure(image, config.pull, auth)
         if request.build_image:
-            built = images.build(image, image_id, copy, request.project.name)
+            mounted = [_target(volume) for volume in options.volumes]
+            built = images.build(image, image_id, copy, request.project.name, mounted)
             image, image_id, reused = built.name, built.image_id, built.reused
-        carries = request.build_image or _carries_project(engine, image_id, _options(request).create.get("working_dir"))
+        carries = request.build_image or _carries_project(engine, image_id, options.create.get("working_dir"))
         tags = {"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image_id}
         description = f"image {image} ({image_id.removeprefix('sha256:')[:12]})"
         return Prepared(request, DockerImage(image_id, carries), description, reused, image, tags)

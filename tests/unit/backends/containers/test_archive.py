@@ -162,6 +162,9 @@ def test_links_of_a_fetched_project_are_not_followed(
     files = {file.name: file.target for file in files_of(project, "git")}
     assert files["raw"] == str(outside)
     assert f"not followed: raw -> {outside}" in caplog.text
+    # Other files of the same clone are its authors' own.
+    (project / ".git").rename(outside.parent / ".git")
+    assert "raw/a.csv" in {file.name for file in files_of(project, "git")}
 
 
 def test_followed_links_have_a_size_limit(project: Path, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
