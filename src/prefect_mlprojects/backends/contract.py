@@ -152,10 +152,10 @@ class BackendPlan:
 
 
 class ExecutionEvents(Protocol):
-    """Receives what happens while a backend executes; from any thread, and never raises."""
+    """Receives the events of an execution, from any thread; never raises."""
 
     def write(self, stream: StreamName, data: bytes) -> None:
-        """Takes the next bytes of the command's output as they came; may block for a while to slow the command down."""
+        """Takes the next bytes of the command's output, unchanged; may block to slow the command down."""
 
     def report(self, line: str) -> None:
         """Takes a line about the progress, for the flow run's log."""

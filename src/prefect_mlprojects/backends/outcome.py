@@ -24,8 +24,8 @@ class Outcome:
     """How an execution ended, and why.
 
     Attributes:
-        ending: ``exited`` by itself, ``stopped`` by a stop request, ``timed-out``, ``not-started``, or ``lost``: it went on
-            without being watched, and nobody knows how it ended.
+        ending: ``exited`` by itself, ``stopped`` by a stop request, ``timed-out``, ``not-started``, or ``lost``: it
+            continued without being watched, and its end is unknown.
         exit_code: The command's exit code, if it exited by itself.
         signal: The number of the signal that ended it, if one did.
         cause: Why it ended, in words ("exit code 3", "ended by SIGKILL").
@@ -68,7 +68,7 @@ _ADVICE_BY_EXIT_CODE = {
     127: "A command was not found: check the entry point's command, and that the environment has the program.",
 }
 _ADVICE_BY_SIGNAL = {
-    signal.SIGKILL: "Somebody killed it; often the system does when memory runs out.",
+    signal.SIGKILL: "It was killed; often the system does so when memory runs out.",
     signal.SIGSEGV: "It accessed memory that it must not: a bug in native code, or mismatched binary packages.",
     signal.SIGABRT: "It aborted itself: its last lines of output may say why.",
     signal.SIGXCPU: "It used up its limit of CPU time (ulimit -t).",

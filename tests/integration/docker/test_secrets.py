@@ -178,8 +178,8 @@ def test_refused_secrets_are_stored_nowhere(
     ends, found = house.run(str(project), {refused: secret}, "main", **options)
 
     assert ends != ["FINISHED"]
-    told = (house.root / "stderr").read_text() + os.fsdecode((house.root / "shown").read_bytes())
-    assert message in told
+    shown = (house.root / "stderr").read_text() + os.fsdecode((house.root / "shown").read_bytes())
+    assert message in shown
     assert not found | leaks({refused: secret}, *house.kept)
 
 

@@ -151,7 +151,7 @@ class _Listing:
             raise BackendError(
                 f"The link '{link}' leads out of the project, to {(self._copy.directory / link).resolve()}: the files that "
                 f"such links lead to exceed {FOLLOWED_LIMIT >> 20} MiB. Add it to the project's {IGNORE_FILE}, and mount the "
-                "folder as a volume or pass its place as a parameter.",
+                "folder as a volume or pass its path as a parameter.",
                 backend=self._backend,
             )
 

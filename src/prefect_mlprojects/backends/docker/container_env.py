@@ -138,7 +138,7 @@ def _credentials(environ: Mapping[str, str], artifact_uri: str) -> tuple[dict[st
     variables, volumes = dict[str, str](), list[str]()
     scheme, aws = urlsplit(artifact_uri).scheme, Path(environ.get("HOME") or "~").expanduser() / ".aws"
     if scheme == "s3" and aws.is_dir():
-        # MLflow's place for it, where boto3 looks only if the home is "/".
+        # The folder that MLflow uses; boto3 looks there only if the home directory is "/".
         volumes.append(f"{aws}:/.aws")
         variables |= {"AWS_SHARED_CREDENTIALS_FILE": "/.aws/credentials", "AWS_CONFIG_FILE": "/.aws/config"}
     for name in CREDENTIAL_FILES:

@@ -49,17 +49,17 @@ def unpack(files: tuple[ProjectFile, ...], folder: Path) -> Path:
     return folder
 
 
-def test_what_is_no_code_is_left_out(project: Path) -> None:
+def test_project_files_exclude_caches_and_stores(project: Path) -> None:
     assert names(project) == ["MLproject", "data", "data/a.csv", "link", "run.sh", "sub", "train.py"]
 
 
-def test_the_projects_own_patterns_have_the_last_word(project: Path) -> None:
+def test_project_files_dockerignore_takes_precedence(project: Path) -> None:
     (project / ".dockerignore").write_text("# data stays here\ndata\n!mlruns\n")
     assert "data/a.csv" not in names(project)
     assert "mlruns/0/meta.yaml" in names(project)
 
 
-def test_the_same_files_give_the_same_bytes(project: Path) -> None:
+def test_archive_and_digest_are_reproducible(project: Path) -> None:
     def archive() -> bytes:
         return b"".join(iterate_archive(files_of(project), compressed=True, extra={"Dockerfile": b"FROM a"}))
 
@@ -73,7 +73,7 @@ def test_the_same_files_give_the_same_bytes(project: Path) -> None:
     assert content_digest(files_of(project)) != digest
 
 
-def test_the_digest_knows_links_modes_and_extra_files(project: Path) -> None:
+def test_digest_includes_links_modes_and_extra_files(project: Path) -> None:
     digests = {content_digest(files_of(project))}
     (project / "link").unlink()
     (project / "link").symlink_to("run.sh")
@@ -84,7 +84,7 @@ def test_the_digest_knows_links_modes_and_extra_files(project: Path) -> None:
     assert len(digests) == 4
 
 
-def test_an_archive_is_unpacked_as_it_was(project: Path, tmp_path: Path) -> None:
+def test_archive_unpacks_to_the_same_files(project: Path, tmp_path: Path) -> None:
     data = b"".join(iterate_archive(files_of(project), prefix="/code/", extra={"train.py": b"replaced"}, owner=(5, 6)))
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         members = {member.name: member for member in archive}
@@ -95,7 +95,7 @@ def test_an_archive_is_unpacked_as_it_was(project: Path, tmp_path: Path) -> None
     assert (tmp_path / "out/code/data/a.csv").read_text() == "data/a.csv"
 
 
-def test_a_file_that_vanished_is_named(project: Path) -> None:
+def test_archive_missing_file_is_named(project: Path) -> None:
     files = files_of(project)
     (project / "train.py").unlink()
     with pytest.raises(BackendError, match=r"train\.py can't be read: No such file"):
