@@ -67,6 +67,11 @@ class ExecutionException(Exception):  # noqa: N818 - MLflow's name for it
         """The complete message, for users."""
         return str(self.args[0]) if self.args else ""
 
+    @property
+    def summary(self) -> str:
+        """The message on one line, as flow runs' states show it."""
+        return " ".join(line.strip() for line in self.message.splitlines())
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.message, dict(self.__dict__))
 
@@ -216,7 +221,7 @@ class RunCancelled(_RunEnded):
     """The run was cancelled: by its handle, by Prefect's API or UI, or by an interrupt.
 
     Args:
-        message: The complete message: the cause, advice and the last lines of output.
+        message: The complete message: the cause and advice.
         run_id: The MLflow run's ID, if it was created.
         flow_run_id: The Prefect flow run's ID, if it was created.
         output_tail: The last lines of the project's output.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefect_mlprojects.exceptions import RunFailed
+from prefect_mlprojects.exceptions import ExecutionException, RunFailed
 from prefect_mlprojects.runs.handles import SubmittedRun
 from prefect_mlprojects.runs.start import make_request, preflight, start, wait_interruptibly
 from prefect_mlprojects.tasks.session import RunResult, RunSession
@@ -75,10 +75,14 @@ def run(
     if experiment_name is None and experiment_id is None and run_id is None:
         # As in MLflow: the experiment that mlflow.set_experiment() set in this process.
         arguments["experiment_id"] = active_experiment_id()
-    request, secrets = make_request(arguments)
-    handle = start(request, secrets, RunSession(), preflight(request, secrets))
-    if synchronous:
-        _raise_failure(wait_interruptibly(handle))
+    try:
+        request, secrets = make_request(arguments)
+        handle = start(request, secrets, RunSession(), preflight(request, secrets))
+        if synchronous:
+            _raise_failure(wait_interruptibly(handle))
+    except ExecutionException as error:
+        # The frames of this package and of Prefect would only bury the message.
+        raise error.with_traceback(None) from None
     return handle
 
 

@@ -86,6 +86,11 @@ def grace_period() -> float:
     return _read("GRACE_PERIOD", 10.0, _number(float, 0), "a number of seconds, 0 or more")
 
 
+def default_env_manager() -> str | None:
+    """The environment manager of runs that name none (``PREFECT_MLPROJECTS_ENV_MANAGER``); a run passes its own to nested runs."""
+    return os.environ.get(f"{PREFIX}ENV_MANAGER", "").strip() or None
+
+
 def keep_working_copies() -> bool:
     """Whether working copies of git and zip projects are kept after a run (``PREFECT_MLPROJECTS_KEEP_WORKING_COPIES``)."""
     return _read("KEEP_WORKING_COPIES", False, _switch, "true or false")

@@ -69,6 +69,12 @@ class StopSignal:
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self._reason: str | None = None
+        self._interrupted = False
+
+    @property
+    def interrupted(self) -> bool:
+        """True if the stop was requested by Ctrl-C: processes then get SIGINT first, as from a terminal."""
+        return self._interrupted
 
     @property
     def requested(self) -> bool:
@@ -80,12 +86,12 @@ class StopSignal:
         """Why the stop was requested, for users; None before a request."""
         return self._reason
 
-    def request(self, reason: str) -> None:
+    def request(self, reason: str, *, interrupted: bool = False) -> None:
         """Requests a stop for a reason that is shown to users."""
         with self._lock:
             if self._event.is_set():
                 return
-            self._reason = reason
+            self._reason, self._interrupted = reason, interrupted
             self._event.set()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:

@@ -55,7 +55,7 @@ CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("types-checked", PLAIN, "main", {"name": "x", "count": "3.7"}),
     ("types-checked", PLAIN, "main", {"name": "x", "rate": "fast"}),
     ("null-not-given", PLAIN, "main", {"name": "x", "count": None}),
-    ("duplicate-keys", "name: a\nname: b\n", "train.py", {}),
+    ("", "name: a\nname: b\n", "train.py", {}),
     ("scripts-exist", "", "missing.py", {}),
     ("scripts-inside", "", "../elsewhere.py", {}),
     (

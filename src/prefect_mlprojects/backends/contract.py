@@ -19,7 +19,7 @@ from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.types import BackendConfig, StopSignal, StreamName
 
 if TYPE_CHECKING:
-    from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
+    from prefect_mlprojects.sources.git import GitCredentialsLookup
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 ValueT = TypeVar("ValueT")

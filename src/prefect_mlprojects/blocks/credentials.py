@@ -9,7 +9,7 @@ from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
 from prefect_mlprojects.blocks import logos
-from prefect_mlprojects.sources.git.credentials import GitCredentials
+from prefect_mlprojects.sources.git import GitCredentials, parse_git_url
 
 
 class GitCredentialsBlock(Block):
@@ -61,7 +61,6 @@ class GitCredentialsBlock(Block):
         """
         from prefect_mlprojects.exceptions import FetchError
         from prefect_mlprojects.sources.git.program import explain_failure, use_git
-        from prefect_mlprojects.sources.git.urls import parse_git_url
         from prefect_mlprojects.types import StopSignal
 
         address = parse_git_url(url)

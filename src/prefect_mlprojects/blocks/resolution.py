@@ -10,7 +10,7 @@ from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config
 from prefect_mlprojects.exceptions import BackendError, ExecutionException
 from prefect_mlprojects.runs.request import PROJECT_SCHEME
-from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
+from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup
 
 if TYPE_CHECKING:
     from prefect.blocks.core import Block

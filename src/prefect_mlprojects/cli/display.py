@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from prefect_mlprojects.tasks.session import quiet_on_broken_pipe
+from prefect_mlprojects.tasks.session import RunObserver, quiet_on_broken_pipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ class StderrOutput:
             return
 
 
-class RunDisplay:
+class RunDisplay(RunObserver):
     """Shows a run's steps: live on a terminal until the command starts, as plain lines in a pipe."""
 
     def __init__(self) -> None:
@@ -98,9 +98,6 @@ class RunDisplay:
         """Prints that the run was asked to stop."""
         self._print(Text("Cancelling …", style="yellow"))
 
-    def tracked(self, run: TrackedRun) -> None:
-        """Ignores the MLflow run: the summary shows it."""
-
     def step(self, event: StepEvent) -> None:
         """Shows a step's progress."""
         lines: list[Text] = []
@@ -131,7 +128,9 @@ class RunDisplay:
 
     def _line(self, step: str) -> Text:
         phase, seconds, detail = self._ended[step]
-        mark, name, elapsed, text = self._row(step, phase, seconds, "" if step == "execute" else detail)
+        mark, name, elapsed, text = self._row(
+            step, phase, seconds, detail if phase == "finished" and step != "execute" else ""
+        )
         return Text.assemble(mark, " ", name, " ", elapsed, "  ", text)
 
     def _stop_live(self) -> None:
@@ -159,7 +158,8 @@ class RunDisplay:
         rows: list[tuple[str, Any]] = [(name, f"{value:g}") for name, value in sorted(metrics.items())]
         rows.append(("flow run", url or result.flow_run_id))
         if tracked is not None:
-            rows.append(("MLflow run", tracked.url or f"{tracked.run_id}  ({tracked.hint})"))
+            served_by = f"  (served by `{tracked.hint}`)" if tracked.hint else ""
+            rows.append(("MLflow run", f"{tracked.url or tracked.run_id}{served_by}"))
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
             self._print(Text(f"  {name:<{width}}  {value}"))

@@ -10,7 +10,7 @@ import click
 from prefect_mlprojects.runs.request import Entrance, RunOption, RunRequest, options_of
 
 if TYPE_CHECKING:
-    from prefect_mlprojects.runs.start import RunSecrets
+    from prefect_mlprojects.tasks.session import RunSecrets
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

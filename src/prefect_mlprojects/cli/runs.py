@@ -17,7 +17,7 @@ from prefect_mlprojects.cli.servers import connect
 if TYPE_CHECKING:
     from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
     from prefect_mlprojects.runs.request import RunRequest
-    from prefect_mlprojects.runs.start import RunSecrets
+    from prefect_mlprojects.tasks.session import RunSecrets
     from prefect_mlprojects.types import RunStatus
 
 _RUN = click.argument("run", metavar="RUN")

@@ -94,9 +94,9 @@ def ui_command(port: int | None) -> None:
     from prefect_mlprojects._support.redaction import strip_user_info
     from prefect_mlprojects._support.secrets import reveal
     from prefect_mlprojects.server.address import choose_port
-    from prefect_mlprojects.server.process import HOST, resolve_api
+    from prefect_mlprojects.server.process import resolve_api
     from prefect_mlprojects.tracking import resolve_tracking_uri
-    from prefect_mlprojects.tracking.uris import scheme_of, ui_command_line
+    from prefect_mlprojects.tracking.uris import UI_HOST, UI_PORT, scheme_of, ui_command_line
 
     prefect = resolve_api(announce)
     if prefect.ui_url:
@@ -105,9 +105,11 @@ def ui_command(port: int | None) -> None:
     if scheme_of(uri) in ("http", "https", "databricks"):
         click.echo(f"MLflow:  {uri if scheme_of(uri) == 'databricks' else strip_user_info(uri)}")
         return
-    port = port or choose_port(HOST, 5000)
-    click.echo(f"MLflow:  http://{HOST}:{port}  (Ctrl-C stops it)")
+    port = port or choose_port(UI_HOST, UI_PORT)
+    click.echo(f"MLflow:  http://{UI_HOST}:{port}  (Ctrl-C stops it)")
+    if port != UI_PORT:
+        click.echo(f"The links of runs lead to port {UI_PORT}: replace it by {port} in them.", err=True)
     sys.stdout.flush()
-    command = [*ui_command_line(), "--host", HOST, "--port", str(port)]
+    command = [*ui_command_line(), "--host", UI_HOST, "--port", str(port)]
     # The store goes by the environment: a password is not to show in the process list.
     os.execve(command[0], command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})  # noqa: S606 - it replaces this process

@@ -24,7 +24,7 @@ from prefect_mlprojects.runs.request import (
 from prefect_mlprojects.runs.start import make_request, refuse_secret_arguments, stored_secrets
 from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
-from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
+from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import in_project, is_relative_default, typed_value
 from prefect_mlprojects.types import StopSignal
@@ -168,7 +168,7 @@ def specify(
     copy = source.fetch(StopSignal(), lambda _: None)
     try:
         project = load_project(copy.directory)
-        found = find_entry_point(project, followed.entry_point)
+        found = find_entry_point(project, followed.entry_point, copy.uri)
         fitting = _fitting_values(
             found, followed.parameters or {}, copy.directory, complete=schedule is not None and not paused
         )
@@ -292,7 +292,7 @@ def _portable_uri(source: Source, copy: WorkingCopy) -> str:
 
 def _absolute(uri: str) -> str:
     place, separator, below = uri.partition("#")
-    if "://" in place or re.match(r"^[^/\s:]+@[^/\s:]+:", place):
+    if "://" in place or (re.match(r"^[^/\s:]+:", place) and not Path(place).exists()):
         return uri
     return f"{Path(place).expanduser().absolute()}{separator}{below}"
 

@@ -19,6 +19,7 @@ from prefect_mlprojects.environments.cache import release_pin
 from prefect_mlprojects.environments.conda import CondaManager, check_conda_environment
 from prefect_mlprojects.environments.python import VirtualEnvironmentManager, read_contents
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
+from prefect_mlprojects.settings import default_env_manager
 from prefect_mlprojects.spec.project import CondaEnvironment, DockerEnvironment, Project, PythonEnvironment
 from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
 
@@ -33,9 +34,14 @@ def choose_manager(project: Project, requested: str | None = None) -> Environmen
     and ``uv.lock``, the locked one): MLflow, too, treats it as a Python project. A Docker project gets ``local``, whatever
     was `requested` by ``env_manager``: the container is its environment.
 
+    The default one, which a nested run inherits from the run that it is part of, counts where it fits the project.
+
     Raises:
         EnvironmentBuildError: The requested manager is unknown or can't build this kind of environment.
     """
+    inherited = default_env_manager() if requested is None else None
+    if inherited != "conda" or isinstance(project.environment, CondaEnvironment):
+        requested = requested if inherited is None else inherited
     name = next((name for name in MANAGER_NAMES if name == requested), None)
     if requested is not None and name is None:
         near = nearest(requested.lower(), MANAGER_NAMES)

@@ -158,7 +158,7 @@ def render(
         "Entry point": code(entry_point),
         "Environment": escape(environment) or "being prepared",
         "Backend": escape(backend),
-        "MLflow run": f"[{tracked.run_id}]({tracked.url})" if tracked.url else code(tracked.run_id),
+        "MLflow run": _run_link(tracked),
         "MLflow experiment": code(tracked.experiment_id),
         "Tracking": code(display_uri(tracked.tracking_uri)),
     }
@@ -171,6 +171,11 @@ def render(
         shown = {code(name): f"{value:g}" for name, value in list(metrics.items())[:_MAX_METRICS]}
         sections.append("## Metrics\n\n" + _table(("Metric", "Value"), shown))
     return "\n\n".join(sections) + "\n"
+
+
+def _run_link(tracked: TrackedRun) -> str:
+    link = f"[{tracked.run_id}]({tracked.url})" if tracked.url else code(tracked.run_id)
+    return f"{link} (served by {code(tracked.hint)})" if tracked.hint else link
 
 
 def code(text: str) -> str:

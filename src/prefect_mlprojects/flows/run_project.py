@@ -41,10 +41,11 @@ from prefect_mlprojects.flows.cancellation import watch_cancellation
 from prefect_mlprojects.runs.check import CheckedRun, RunContext
 from prefect_mlprojects.runs.handles import RUN_ID_LABEL
 from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, RunRequest, document_options
-from prefect_mlprojects.settings import log_uncommitted_changes
+from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
-from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
-from prefect_mlprojects.sources.git.urls import with_url_credentials
+from prefect_mlprojects.sources.base import remove_run_folder
+from prefect_mlprojects.sources.git import with_url_credentials
+from prefect_mlprojects.sources.git.source import read_uncommitted_changes
 from prefect_mlprojects.spec import find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import schema_changes
 from prefect_mlprojects.tasks.execute import Target, execute
@@ -160,7 +161,7 @@ class _ProjectRun:
         # Prefect's own name for it; its type is FAILED.
         name = "TimedOut" if isinstance(error, RunTimedOut) else "Failed"
         get_run_logger().error("%s", error.message)
-        return Failed(message=error.message, data=error, name=name)
+        return Failed(message=error.summary, data=error, name=name)
 
     async def _with_changes(self, error: ParameterError | ProjectSpecError) -> ExecutionException:
         """Adds the project's changes since it was deployed to the error of a deployment's run."""
@@ -185,17 +186,15 @@ class _ProjectRun:
             self._request = self._request.with_project(await read_project(self._client, self._request.uri))
         request, session = self._request, self._session
         resolved = await resolve_backend_config(self._client, request.backend_config, request.backend)
-        config = get_backend(request.backend).parse_config({**resolved, **(session.backend_secrets or {})})
+        config = get_backend(request.backend).parse_config({**resolved, **session.secrets.backend_config})
         tracking_uri = await resolve_tracking(self._client, request.tracking) if request.tracking else None
-        credentials = session.git_credentials or git_credentials_lookup(
-            self._client, asyncio.get_running_loop(), request.git_credentials
-        )
-        uri = reveal(session.project_uri) if session.project_uri else request.uri
+        credentials = git_credentials_lookup(self._client, asyncio.get_running_loop(), request.git_credentials)
+        uri = reveal(session.secrets.uri) if session.secrets.uri else request.uri
         context = RunContext(
             config,
             tracking_uri or session.tracking_uri or self._default_tracking_uri(),
-            session.docker_auth,
-            session.docker_args,
+            session.secrets.docker_auth,
+            session.secrets.docker_args,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
         )
@@ -224,6 +223,7 @@ class _ProjectRun:
             child_env={
                 **(child_variables(tracked) if tracked is not None else {}),
                 FLOW_RUN_ID_VARIABLE: flow_run_id,
+                **({f"{PREFIX}ENV_MANAGER": manager} if (manager := self._request.env_manager) else {}),
                 # So that a Prefect client in the child, or a nested run, uses the same server.
                 **({"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}),
             },
@@ -325,7 +325,8 @@ class _ProjectRun:
             # The backend created the MLflow run during the execution.
             self._announce(self._checked, tracked, None)
         if self._announcement is not None:
-            announced = asyncio.ensure_future(self._announcement.end(status, message, self._prepared))
+            reason = "\n".join([message, *getattr(error, "output_tail", ())])
+            announced = asyncio.ensure_future(self._announcement.end(status, reason, self._prepared))
         if tracked is not None and not (self._checked and self._checked.backend.tracks_runs):
             tags = failure_tags(category, cause or message) if category is not None else {}
             try:
@@ -339,6 +340,8 @@ class _ProjectRun:
             await asyncio.to_thread(self._checked.backend.release, self._prepared)
         if self._source is not None and self._working_copy is not None:
             await asyncio.to_thread(self._source.remove, self._working_copy)
+        if session.downloads is not None:
+            await asyncio.to_thread(remove_run_folder, session.downloads)
         self._result = RunResult(
             status=status,
             run_id=tracked.run_id if tracked else None,

@@ -14,15 +14,12 @@ from prefect_mlprojects.backends import get_backend, select_backend
 from prefect_mlprojects.backends.contract import AnyBackend, AnyRequest, BackendRequest
 from prefect_mlprojects.runs.request import RunRequest
 from prefect_mlprojects.sources import WorkingCopy
-from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
+from prefect_mlprojects.sources.git import GitCredentialsLookup
 from prefect_mlprojects.spec import (
     CheckedParameters,
     EntryPoint,
     Project,
-    check_parameters,
-    find_entry_point,
-    load_project,
-    spark_job_entry_point,
+    check_call,
 )
 
 # Run options for backends that create the MLflow run themselves.
@@ -87,15 +84,18 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
     """Checks a run request against its project; only reads files.
 
     Raises:
-        ProjectSpecError: The project file is malformed, or the entry point does not exist.
-        ParameterError: Parameters are missing or of the wrong type; all at once.
+        ProjectSpecError: The project file or the entry point is missing or malformed; with the problems of the parameters.
+        ParameterError: Parameters are missing or of the wrong type.
         BackendError: The backend is unknown or can't run the project.
         EnvironmentBuildError: The environment manager is unknown or does not fit the project.
     """
-    project = load_project(working_copy.directory)
-    entry_point = spark_job_entry_point(project, request.entry_point) if request.backend == "databricks" else None
-    entry_point = entry_point or find_entry_point(project, request.entry_point)
-    parameters = check_parameters(entry_point, request.parameters, working_copy.directory)
+    project, entry_point, parameters = check_call(
+        working_copy.directory,
+        request.entry_point,
+        request.parameters,
+        working_copy.uri,
+        spark_job=request.backend == "databricks",
+    )
     docker_args = {**(request.docker_args or {}), **context.docker_args} or None
     backend = select_backend(request.backend, project, docker_args)
     config = context.config

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from prefect_mlprojects.exceptions import (
     ParameterError,
     PrefectServerError,
     Problem,
+    ProjectSpecError,
     RunCancelled,
 )
 from prefect_mlprojects.runs.check import check_request, context_before_run
@@ -40,7 +40,7 @@ from prefect_mlprojects.runs.request import OPTIONS, PROJECT_SCHEME, RunRequest,
 from prefect_mlprojects.server.api import use_api
 from prefect_mlprojects.settings import OWN_VARIABLES, max_concurrent_runs
 from prefect_mlprojects.sources import detect_source
-from prefect_mlprojects.tasks.session import RunResult, RunSession, use_session
+from prefect_mlprojects.tasks.session import RunResult, RunSecrets, RunSession, use_session
 from prefect_mlprojects.types import RunStatus, StopSignal
 
 if TYPE_CHECKING:
@@ -54,23 +54,13 @@ _exit_hook_installed = False
 _run_semaphore: asyncio.Semaphore | None = None
 
 
-@dataclass(frozen=True)
-class RunSecrets:
-    """The secret arguments of a run, which stay in memory; mappings have the secret keys only."""
-
-    uri: Secret | None = None
-    backend_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
-    docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-
 def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
     """Checks the arguments of ``run()`` without the project, and separates secrets from the request that Prefect stores.
 
     Missing arguments have their defaults; unknown ones are ignored.
 
     Raises:
-        ParameterError: Options contradict each other or are out of bounds; all of them at once.
+        ParameterError: Options contradict each other or are out of bounds; all mistakes at once, the project's too.
         BackendError: The backend is unknown, or its configuration is malformed.
     """
     given = {name: arguments.get(name, option.default) for name, option in OPTIONS.items()}
@@ -81,7 +71,7 @@ def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
     if not uri.strip():
         problems.append(Problem("the project's URI is empty", parameter="uri"))
     if problems:
-        raise ParameterError("The run options are not valid", problems)
+        raise ParameterError("The run options are not valid", [*problems, *_project_problems(arguments, problems)])
     config, config_secrets = separate_config(given["backend"], given["backend_config"])
     docker_args, secret_docker_args = split_arguments(given["docker_args"] or {})
     secret_uri = Secret(uri) if holds_secret(uri) else None
@@ -99,6 +89,19 @@ def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
         {str(key): Secret(value) if isinstance(value, str) else value for key, value in auth.items()} if auth else None
     )
     return RunRequest(**given), RunSecrets(secret_uri, config_secrets, docker_auth, secret_docker_args)
+
+
+def _project_problems(arguments: Mapping[str, Any], known: list[Problem]) -> tuple[Problem, ...]:
+    """Returns the problems of a project in a folder, and of the parameter values, beside the known ones."""
+    wrong = {problem.parameter for problem in known}
+    try:
+        if "uri" not in wrong:
+            preflight(*make_request({name: value for name, value in arguments.items() if name not in wrong}))
+    except (ParameterError, ProjectSpecError) as error:
+        return error.problems
+    except ExecutionException:
+        pass
+    return ()
 
 
 def _plain(value: Any) -> Any:
@@ -184,10 +187,7 @@ def start(
 
     session.tracking_uri = resolve_tracking_uri()
     session.parent_run_id = None if request.run_id else active_run_id()
-    session.project_uri = secrets.uri
-    session.docker_auth = secrets.docker_auth
-    session.docker_args = secrets.docker_args
-    session.backend_secrets = secrets.backend_config
+    session.secrets = secrets
     api_url, ui_url = _find_api(announce)
     if own_process:
         configure_prefect(api_url)
@@ -311,9 +311,13 @@ def wait_interruptibly(run: LocalSubmittedRun, *, reraise: bool = True) -> RunRe
         try:
             return run.result()
         except BaseException as interruption:
-            run.session.stop.request(f"it was interrupted ({type(interruption).__name__})")
+            by_user = isinstance(interruption, KeyboardInterrupt)
+            reason = (
+                "it was interrupted by Ctrl-C" if by_user else f"it was interrupted ({type(interruption).__name__})"
+            )
+            run.session.stop.request(reason, interrupted=by_user)
             result = run.result()
-            if reraise or not isinstance(interruption, KeyboardInterrupt):
+            if reraise or not by_user:
                 raise
             return result
 
@@ -374,6 +378,6 @@ def _wait_for_runs() -> None:
                 run.result()
         except KeyboardInterrupt:
             for session in sessions:
-                session.stop.request("the process was interrupted")
+                session.stop.request("the process was interrupted", interrupted=True)
             for run in runs:
                 run.result()

@@ -1,4 +1,4 @@
-"""Projects in zip archives, here or behind any protocol that ``fsspec`` knows."""
+"""Projects in zip archives, local or behind any protocol of ``fsspec``."""
 
 from __future__ import annotations
 
@@ -16,25 +16,19 @@ from prefect_mlprojects.sources.base import (
     SourceKind,
     WorkingCopy,
     apply_subdirectory,
-    new_working_copy,
-    remove_working_copy,
+    create_run_folder,
+    remove_run_folder,
 )
-from prefect_mlprojects.sources.downloads.download import download
+from prefect_mlprojects.sources.downloads import download
 from prefect_mlprojects.types import StopSignal
 
 _MAX_MEMBERS = 200_000
-_PIECE = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class ZipSource:
-    """A zip archive.
-
-    Attributes:
-        location: Its absolute path, or its URL.
-        subdirectory: What stood after the ``#``; empty for the whole archive.
-        uri: The requested URI, redacted.
-    """
+    """A zip archive: a local one by its absolute path, a remote one by its URL."""
 
     location: Path | str
     subdirectory: str
@@ -42,32 +36,25 @@ class ZipSource:
 
     @property
     def kind(self) -> SourceKind:
-        """Where it is: ``zip``."""
+        """``zip``."""
         return "zip"
 
     def fetch(self, stop: StopSignal, report: Callable[[str], None]) -> WorkingCopy:
-        """Downloads the archive when it is remote, and unpacks it into a folder of this run; see ``Source``.
-
-        Raises:
-            FetchError: It can't be had or read, it is no zip archive, what it holds would land outside of its folder or is too
-                much, there is no such subdirectory, or the fetch was stopped.
-        """
-        if stop.requested:
-            raise FetchError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
-        folder = new_working_copy(self.uri)
+        """Downloads a remote archive and unpacks it into a folder for this run; see ``Source``."""
+        folder = create_run_folder(self.uri)
         try:
             if isinstance(self.location, Path):
                 unpack(self.location, folder, self.uri, stop)
             else:
-                with tempfile.TemporaryDirectory(prefix="mlprojects-zip-", dir=folder.parent) as place:
-                    file = download(self.location, Path(place), report=report, stop=stop)
+                with tempfile.TemporaryDirectory(prefix="mlprojects-zip-", dir=folder.parent) as temporary:
+                    file = download(self.location, Path(temporary), report=report, stop=stop)
                     unpack(file, folder, self.uri, stop)
-            root = _project_root(folder) if not self.subdirectory else folder
+            root = folder if self.subdirectory else _project_root(folder)
             if root != folder:
-                report(f"{self.uri} has all its files in the folder {root.name!r}; that is the project")
+                report(f"All files of {self.uri} are in its folder {root.name!r}, which is used as the project")
             directory = apply_subdirectory(root, self.subdirectory, self.uri)
         except BaseException:
-            remove_working_copy(folder)
+            remove_run_folder(folder)
             raise
         name = str(self.location) if isinstance(self.location, Path) else strip_user_info(self.location)
         return WorkingCopy(
@@ -79,22 +66,16 @@ class ZipSource:
         )
 
     def remove(self, copy: WorkingCopy) -> None:
-        """Removes the folder that it was unpacked to, unless it is to be kept; see ``Source``."""
-        remove_working_copy(copy.directory)
+        """Removes the unpacked folder, unless it is to be kept; see ``Source``."""
+        remove_run_folder(copy.directory)
 
 
 def unpack(file: Path, folder: Path, shown: str, stop: StopSignal) -> None:
-    """Unpacks a zip archive; everything is checked before the first file is written.
-
-    Args:
-        file: The archive.
-        folder: An empty folder.
-        shown: The archive's name for messages.
-        stop: Asks for the end.
+    """Unpacks a zip archive, whose redacted URI is `shown`, into an empty folder; checks it before writing the first file.
 
     Raises:
-        FetchError: It is no zip archive, broken or encrypted; a member is absolute, leads out of the folder or is a link; or it
-            holds more than the setting ``PREFECT_MLPROJECTS_MAX_ZIP_BYTES`` allows.
+        FetchError: It is broken, encrypted or no zip archive; a member is a link, absolute or leads out of the folder; or it
+            is larger than ``PREFECT_MLPROJECTS_MAX_ZIP_BYTES``.
     """
     limit = max_zip_bytes()
     try:
@@ -109,37 +90,32 @@ def unpack(file: Path, folder: Path, shown: str, stop: StopSignal) -> None:
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, ValueError) as error:
         raise FetchError(f"{shown!r} is no zip archive that can be unpacked: {error}.", uri=shown) from None
     except RuntimeError as error:
-        # Zip's way to say that a password is needed.
+        # zipfile's error for an encrypted member.
         raise FetchError(f"{shown!r} can't be unpacked: {error}.", uri=shown) from None
     except OSError as error:
-        raise FetchError(
-            f"{shown!r} can't be unpacked: {error.filename or folder}: {error.strerror or error}.", uri=shown
-        ) from None
+        problem = f"{error.filename or folder}: {error.strerror or error}"
+        raise FetchError(f"{shown!r} can't be unpacked: {problem}.", uri=shown) from None
 
 
 def _check_members(members: list[zipfile.ZipInfo], limit: int, shown: str) -> None:
     if len(members) > _MAX_MEMBERS:
-        raise FetchError(f"{shown!r} holds {len(members)} files; at most {_MAX_MEMBERS} are unpacked.", uri=shown)
+        raise FetchError(f"{shown!r} has {len(members)} files; at most {_MAX_MEMBERS} are unpacked.", uri=shown)
     for member in members:
-        name, kind = member.filename, member.external_attr >> 16
-        if (
-            name.startswith(("/", "\\"))
-            or "\\" in name
-            or ":" in PurePosixPath(name).parts[:1]
-            or ".." in name.split("/")
-        ):
-            raise FetchError(
-                f"{shown!r} is not unpacked: its member {name!r} would land outside of its folder.", uri=shown
-            )
-        if kind and not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_IFMT(kind) == 0):
-            raise FetchError(f"{shown!r} is not unpacked: its member {name!r} is a link or a special file.", uri=shown)
+        name, mode = member.filename, member.external_attr >> 16
+        problem = ""
+        if name.startswith("/") or "\\" in name or ":" in PurePosixPath(name).parts[:1] or ".." in name.split("/"):
+            problem = "would be written outside of its folder"
+        elif mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_IFMT(mode) == 0):
+            problem = "is a link or a special file"
+        if problem:
+            raise FetchError(f"{shown!r} is not unpacked: its member {name!r} {problem}.", uri=shown)
     total = sum(member.file_size for member in members)
     if total > limit:
         raise _too_large(shown, total, limit)
 
 
 def _write_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, left: int, shown: str) -> int:
-    """Writes one member and returns how many bytes it had: the archive's own word for it may be wrong."""
+    """Writes one member and returns its actual size in bytes: the archive's own entry may be wrong."""
     target = folder / PurePosixPath(member.filename)
     if member.is_dir():
         target.mkdir(parents=True, exist_ok=True)
@@ -147,11 +123,11 @@ def _write_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Pat
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with archive.open(member) as source, target.open("wb") as file:
-        while piece := source.read(_PIECE):
-            written += len(piece)
+        while chunk := source.read(_CHUNK_BYTES):
+            written += len(chunk)
             if written > left:
                 raise _too_large(shown, written, left)
-            file.write(piece)
+            file.write(chunk)
     if (member.external_attr >> 16) & stat.S_IXUSR:
         target.chmod(0o755)
     return written
@@ -166,8 +142,6 @@ def _too_large(shown: str, size: int, limit: int) -> FetchError:
 
 
 def _project_root(folder: Path) -> Path:
-    """The only folder in an archive that has nothing else, as the archives of hosting services are made."""
+    """Returns an archive's only entry if it is a folder, as in archives of hosting services, else `folder`."""
     entries = list(folder.iterdir())
-    if len(entries) == 1 and entries[0].is_dir():
-        return entries[0]
-    return folder
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder

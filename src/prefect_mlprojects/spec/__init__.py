@@ -1,15 +1,15 @@
 """MLproject files: parsing, parameters, command lines."""
 
-from prefect_mlprojects.spec.command import build_command
 from prefect_mlprojects.spec.entry_points import (
     Finding,
-    command_problems,
+    build_command,
+    check_call,
     find_entry_point,
     lint,
     spark_job_entry_point,
 )
 from prefect_mlprojects.spec.parameters import CheckedParameters, check_parameters
-from prefect_mlprojects.spec.parser import load_project, parse_project
+from prefect_mlprojects.spec.parser import load_project
 from prefect_mlprojects.spec.project import (
     CondaEnvironment,
     DockerEnvironment,
@@ -33,11 +33,10 @@ __all__ = [
     "ProjectParameter",
     "PythonEnvironment",
     "build_command",
+    "check_call",
     "check_parameters",
-    "command_problems",
     "find_entry_point",
     "lint",
     "load_project",
-    "parse_project",
     "spark_job_entry_point",
 ]

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,18 @@ from prefect_mlprojects.spec.template import CommandTemplate, is_plain, parse_te
 _INT = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
 _SHOWN_CHARACTERS = 100
-_TYPO_LIKENESS = 0.75
-"""How alike two names must be to warn; higher than difflib's 0.6, since undeclared parameters are legal."""
+# Higher than difflib's 0.6, since undeclared parameters are legal.
+_TYPO_SIMILARITY = 0.75
 
 
 @dataclass(frozen=True)
 class CheckedParameters:
-    """The values of a call, each of its type.
+    """The valid values of a call, as text by parameter name.
 
     Attributes:
-        declared: Text by name for each declared parameter, defaults filled in, local paths absolute.
-        extra: Text by name for each further parameter, in the order given.
-        downloads: The URI by name of each ``path`` parameter that has to be downloaded first.
-        warnings: What is odd but allowed.
+        declared: Values of declared parameters, with defaults, and with local paths absolute.
+        extra: Values of undeclared parameters, in the order given.
+        downloads: URIs of ``path`` parameters that must be downloaded first.
     """
 
     declared: Mapping[str, str]
@@ -43,7 +42,7 @@ class CheckedParameters:
     warnings: tuple[Problem, ...] = ()
 
     def with_downloads(self, local_paths: Mapping[str, str]) -> CheckedParameters:
-        """Returns a copy in which the downloaded parameters have the paths they were downloaded to."""
+        """Returns a copy with the paths of downloaded parameters."""
         left = {name: uri for name, uri in self.downloads.items() if name not in local_paths}
         return dataclasses.replace(self, declared={**self.declared, **local_paths}, downloads=left)
 
@@ -51,19 +50,14 @@ class CheckedParameters:
 def check_parameters(
     entry_point: EntryPoint, values: Mapping[str, Any] | None, project: Path | None = None
 ) -> CheckedParameters:
-    """Checks the values of a call; asks no network.
+    """Checks the values of a call without any network request.
 
-    A value of None counts as not given. Relative paths are relative to the working directory, as in MLflow, except for a default
-    that exists in the project. Values become text by ``str``, as in MLflow, and are passed on as they are: nothing is rounded or
-    normalised. A default that is no number where one is declared passes with a warning, as it runs under MLflow.
-
-    Args:
-        entry_point: The entry point.
-        values: Values by parameter name: text, numbers, or what else ``str`` makes text of.
-        project: The project's folder; None without one.
+    None counts as not given. Relative paths are relative to the working directory, as in MLflow, except for a default that exists
+    in the folder `project`. Values become text by ``str``, as in MLflow, and are never rounded or normalised. A default that is
+    not of its numeric type is allowed, as in MLflow; the parser warns of it.
 
     Raises:
-        ParameterError: Values are missing, not of their type, or can't stand in a command line; all of them at once.
+        ParameterError: Values are missing, not of their type, or impossible in a command line; all of them at once.
     """
     given = {str(name): str(value) for name, value in (values or {}).items() if value is not None}
     problems: list[Problem] = []
@@ -77,20 +71,14 @@ def check_parameters(
             problems.append(_missing(parameter, given, entry_point))
             continue
         expected = _expectation(parameter.type, text)
-        # An author's "None" or "auto" for a number runs under MLflow, too; the parser has warned of it.
-        passes = (
-            text == parameter.default and parameter.type in {"int", "float"} and not _unusable(parameter.name, text)
-        )
-        if expected is not None and not passes:
+        is_numeric_default = text == parameter.default and parameter.type in {"int", "float"}
+        if expected is not None and not (is_numeric_default and not _unusable(parameter.name, text)):
             problems.append(_ill_typed(parameter, text, expected, is_default=parameter.name not in given))
             continue
-        declared[parameter.name] = text
-        if parameter.type == "path":
-            local = local_path(text)
-            if local is None:
-                downloads[parameter.name] = text
-            else:
-                declared[parameter.name] = local
+        local = _local_path(text) if parameter.type == "path" else text
+        declared[parameter.name] = local or text
+        if local is None:
+            downloads[parameter.name] = text
     extra = {name: text for name, text in given.items() if name not in entry_point.parameters}
     problems += [problem for name, text in extra.items() if (problem := _unusable(name, text)) is not None]
     template = parse_template(entry_point.command)
@@ -103,10 +91,8 @@ def check_parameters(
 
 def is_relative_default(parameter: ProjectParameter) -> bool:
     """Whether a ``path`` parameter's default is a relative local path."""
-    default = parameter.default
-    if parameter.type != "path" or not default or os.path.isabs(default):  # noqa: PTH117 - any text is taken
-        return False
-    parts = _split(default)
+    default = parameter.default if parameter.type == "path" else None
+    parts = _split(default) if default and not os.path.isabs(default) else None  # noqa: PTH117 - any text is taken
     return parts is not None and not parts.scheme
 
 
@@ -117,13 +103,13 @@ def in_project(project: Path, parameter: ProjectParameter) -> str | None:
     return path if exists else None
 
 
-def local_path(text: str) -> str | None:
-    """Returns the absolute local path that a ``path`` value names, or None when it is remote.
+def _local_path(text: str) -> str | None:
+    """Returns the absolute local path of a ``path`` value, which need not exist; None for a remote one.
 
-    As MLflow decides it: without a scheme, or with ``file:`` and no host, it is local. It need not exist.
+    As in MLflow, a path without a scheme, or with ``file:`` and no host, is local.
     """
     parts = _split(text)
-    # abspath, as in MLflow: it takes "a/.." out, which Path.absolute leaves in.
+    # abspath, as in MLflow: it removes "a/..", which Path.absolute leaves in.
     if parts is not None and not parts.scheme:
         return os.path.abspath(text)  # noqa: PTH100
     if parts is not None and parts.scheme == "file" and parts.netloc in {"", "localhost"}:
@@ -132,7 +118,7 @@ def local_path(text: str) -> str | None:
 
 
 def type_expectation(kind: ParameterType, text: str) -> str | None:
-    """Returns what was expected when a text can't be of a type, whatever files there are; else None."""
+    """Returns what was expected if a text can't be of a type, whatever files exist; else None."""
     if "\0" in text:
         return "a value without NUL characters"
     if not _can_be_passed(text):
@@ -156,14 +142,14 @@ def type_expectation(kind: ParameterType, text: str) -> str | None:
 def _expectation(kind: ParameterType, text: str) -> str | None:
     expected = type_expectation(kind, text)
     if expected is None and kind == "path":
-        local = local_path(text)
+        local = _local_path(text)
         if local is not None and not os.path.exists(local):  # noqa: PTH110 - Path.exists raises for names that are too long
             return "a file or folder that exists, or a remote URI,"
     return expected
 
 
 def _split(text: str) -> SplitResult | None:
-    """Returns a URI's parts, or None when it is malformed, such as an IPv6 address that does not end."""
+    """Returns a URI's parts; None if it is malformed, such as one with an unclosed IPv6 address."""
     try:
         return urlsplit(text)
     except ValueError:
@@ -183,8 +169,7 @@ def _shorten(text: str) -> str:
 
 
 def _missing(parameter: ProjectParameter, given: Mapping[str, str], entry_point: EntryPoint) -> Problem:
-    extras = [name for name in given if name not in entry_point.parameters]
-    near = nearest(parameter.name, extras)
+    near = nearest(parameter.name, [name for name in given if name not in entry_point.parameters])
     return Problem(
         f"parameter '{parameter.name}' ({parameter.type}) needs a value",
         fix=f"did you mean it when you wrote {near!r}?" if near else f"give {parameter.name}=VALUE",
@@ -193,10 +178,10 @@ def _missing(parameter: ProjectParameter, given: Mapping[str, str], entry_point:
 
 
 def _ill_typed(parameter: ProjectParameter, text: str, expected: str, *, is_default: bool) -> Problem:
-    shown, what = _shorten(text), "default" if is_default else "value"
+    shown, noun = _shorten(text), "default" if is_default else "value"
     relative = parameter.type == "path" and text and not os.path.isabs(text)  # noqa: PTH117 - any text is taken
     return Problem(
-        f"parameter '{parameter.name}' ({parameter.type}) has the {what} {shown!r}, but {expected} was expected",
+        f"parameter '{parameter.name}' ({parameter.type}) has the {noun} {shown!r}, but {expected} was expected",
         fix=f"relative paths are relative to the working directory, {os.getcwd()}" if relative else None,  # noqa: PTH109
         parameter=parameter.name,
         value=shown,
@@ -205,11 +190,11 @@ def _ill_typed(parameter: ProjectParameter, text: str, expected: str, *, is_defa
 
 def _unusable(name: str, text: str) -> Problem | None:
     if not name:
-        message = "a parameter without a name can't stand in a command line"
+        message = "a parameter without a name can't be passed on a command line"
     elif "\0" in name or "\0" in text:
-        message = f"parameter {name!r} can't stand in a command line: it holds a NUL character"
+        message = f"parameter {name!r} can't be passed on a command line: it contains a NUL character"
     elif not _can_be_passed(name + text):
-        message = f"parameter {name!r} can't stand in a command line: it can't be encoded in UTF-8"
+        message = f"parameter {name!r} can't be passed on a command line: it can't be encoded in UTF-8"
     else:
         return None
     return Problem(message, parameter=name, value=_shorten(text))
@@ -218,14 +203,14 @@ def _unusable(name: str, text: str) -> Problem | None:
 def place_problems(
     template: CommandTemplate, declared: Mapping[str, str], extra: Mapping[str, str]
 ) -> tuple[Problem, ...]:
-    """Finds values that can't be quoted where the command has them (see :mod:`prefect_mlprojects.spec.command`)."""
+    """Returns the values that can't be quoted at their placeholders (see :mod:`prefect_mlprojects.spec.template`)."""
     names = {each.name for each in template.placeholders if each.place == "unquotable"}
     found = {name: text for name, text in declared.items() if name in names and not is_plain(text)}
     if template.end != "word":
         found |= {name: text for name, text in extra.items() if not (is_plain(name) and is_plain(text))}
     return tuple(
         Problem(
-            f"parameter '{name}' has the value {_shorten(text)!r}, which can't be quoted where it stands in the command "
+            f"parameter '{name}' has the value {_shorten(text)!r}, which can't be quoted at its place in the command "
             "(in backquotes, a here-document, a comment, arithmetic, a subscript or ${…}, or after a backslash or a $)",
             fix="give a value of letters, digits and @%+=:,./- only, or put it elsewhere in the command",
             parameter=name,
@@ -237,74 +222,55 @@ def place_problems(
 
 def _typo_warnings(entry_point: EntryPoint, given: Mapping[str, str]) -> tuple[Problem, ...]:
     """Warns of undeclared parameters that look like a declared one that was not given."""
-    open_names = [name for name in entry_point.parameters if name not in given]
-    warnings = []
-    for name, text in given.items():
-        if name in entry_point.parameters:
-            continue
-        near = nearest(name, open_names, cutoff=_TYPO_LIKENESS)
-        if near:
-            warnings.append(
-                Problem(
-                    f"parameter {name!r} is not declared and is passed on as it is",
-                    fix=f"did you mean {near!r}?",
-                    parameter=name,
-                    value=_shorten(text),
-                )
-            )
-    return tuple(warnings)
+    missing = [name for name in entry_point.parameters if name not in given]
+    message = "parameter {!r} is not declared and is passed on as it is"
+    return tuple(
+        Problem(message.format(name), fix=f"did you mean {near!r}?", parameter=name, value=_shorten(text))
+        for name, text in given.items()
+        if name not in entry_point.parameters and (near := nearest(name, missing, cutoff=_TYPO_SIMILARITY))
+    )
 
 
 def parameters_schema(entry_point: EntryPoint, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the schema of an entry point's parameters; `values` are shown in place of the project's defaults."""
+    """Returns the JSON schema of an entry point's parameters; `values` replace the project's defaults."""
     declared = entry_point.parameters
-    required = [name for name, parameter in declared.items() if parameter.required]
-    return {
-        "type": "object",
-        "properties": {
-            name: _property(parameter, place, values.get(name))
-            for place, (name, parameter) in enumerate(declared.items())
-        },
-        "additionalProperties": False,
-        **({"required": required} if required else {}),
+    properties = {
+        name: _property(parameter, position, values.get(name))
+        for position, (name, parameter) in enumerate(declared.items())
     }
+    required = [name for name, parameter in declared.items() if parameter.required]
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**schema, "required": required} if required else schema
 
 
-def _property(parameter: ProjectParameter, place: int, value: Any) -> dict[str, Any]:
+def _property(parameter: ProjectParameter, position: int, value: Any) -> dict[str, Any]:
     text = parameter.default if value is None else str(value)
     default = None if text is None else typed_value(parameter.type, text)
-    schema = _type_schema(parameter.type)
+    schema = _TYPE_SCHEMAS[parameter.type]
     if isinstance(default, str) and schema["type"] != "string":
-        # "inf", or a number with more digits than JSON's readers keep: only text holds it.
+        # "inf", or a number with more digits than JSON's readers keep: only as text it is kept.
         schema = {"anyOf": [schema, {"type": "string"}], "description": schema["description"]}
-    shown = {"title": parameter.name, "position": place, **schema}
+    shown = {"title": parameter.name, "position": position, **schema}
     return shown if default is None else {**shown, "default": default}
 
 
-def _type_schema(kind: ParameterType) -> dict[str, Any]:
-    match kind:
-        case "int":
-            return {"type": "integer", "description": "int"}
-        case "float":
-            return {"type": "number", "description": "float"}
-        case "string":
-            return {"type": "string", "description": "string"}
-        case "path":
-            words = "path: a file or folder where it runs, or a remote URI"
-            return {"type": "string", "format": "path", "description": words}
-        case "uri":
-            pattern = r"^[A-Za-z][A-Za-z0-9+.\-]*:"
-            return {"type": "string", "format": "uri", "pattern": pattern, "description": "uri: with a scheme"}
-        case _:
-            assert_never(kind)
+_PATH_DESCRIPTION = "path: a file or folder where it runs, or a remote URI"
+_URI_PATTERN = r"^[A-Za-z][A-Za-z0-9+.\-]*:"
+_TYPE_SCHEMAS: Mapping[ParameterType, dict[str, Any]] = {
+    "int": {"type": "integer", "description": "int"},
+    "float": {"type": "number", "description": "float"},
+    "string": {"type": "string", "description": "string"},
+    "path": {"type": "string", "format": "path", "description": _PATH_DESCRIPTION},
+    "uri": {"type": "string", "format": "uri", "pattern": _URI_PATTERN, "description": "uri: with a scheme"},
+}
 
 
 def typed_value(kind: ParameterType, text: str) -> int | float | str:
-    """Returns a value as JSON's type for it, or as text where that would change it (``inf``, very long numbers)."""
+    """Returns a value as its JSON type, or as text if that would change it (``inf``, very long numbers)."""
     if type_expectation(kind, text) is not None:
         return text
-    if kind == "int" and abs(whole := int(text)) <= 2**53:
-        return whole
+    if kind == "int" and abs(integer := int(text)) <= 2**53:
+        return integer
     if kind == "float":
         number = float(text)
         if math.isfinite(number) and (float(repr(number)) == number):
@@ -313,34 +279,28 @@ def typed_value(kind: ParameterType, text: str) -> int | float | str:
 
 
 def schema_changes(old: Mapping[str, Any], entry_point: EntryPoint) -> tuple[str, ...]:
-    """Says how an entry point's parameters differ from those that a deployment was made with.
-
-    Returns:
-        A sentence for each difference; empty when there is none or the schema is of another making.
-    """
+    """Returns a sentence for each difference of an entry point to a deployment's schema; empty for a foreign schema."""
     before = old.get("properties", {}).get("parameters", {})
     if not isinstance(before, Mapping) or not isinstance(before.get("properties"), Mapping):
         return ()
     now = parameters_schema(entry_point, {})
     old_required, new_required = set(before.get("required", ())), set(now.get("required", ()))
     old_properties, new_properties = before["properties"], now["properties"]
-    changes = [f"parameter '{name}' is gone" for name in old_properties if name not in new_properties]
-    for name, facts in new_properties.items():
+    changes = [f"parameter '{name}' was removed" for name in old_properties if name not in new_properties]
+    for name, schema in new_properties.items():
         kind = entry_point.parameters[name].type
         if name not in old_properties:
-            changes.append(
-                f"parameter '{name}' ({kind}) is new" + (" and needs a value" if name in new_required else "")
-            )
+            need = " and needs a value" if name in new_required else ""
+            changes.append(f"parameter '{name}' ({kind}) is new{need}")
             continue
-        if _kind(old_properties[name]) != _kind(facts):
-            changes.append(f"parameter '{name}' was {_kind(old_properties[name])} and is {kind}")
+        if (old_kind := _kind(old_properties[name])) != _kind(schema):
+            changes.append(f"parameter '{name}' was {old_kind} and is {kind}")
         if name in new_required - old_required:
             changes.append(f"parameter '{name}' needs a value now")
     return tuple(changes)
 
 
-def _kind(facts: Mapping[str, Any]) -> str:
+def _kind(schema: Mapping[str, Any]) -> str:
     kinds = {"integer": "int", "number": "float"}
-    alternatives: Iterable[Mapping[str, Any]] = facts.get("anyOf", (facts,))
-    first = next(iter(alternatives))
-    return str(facts.get("format") or kinds.get(str(first.get("type")), first.get("type")))
+    first = schema.get("anyOf", (schema,))[0]
+    return str(schema.get("format") or kinds.get(str(first.get("type")), first.get("type")))

@@ -1,14 +1,15 @@
-"""Reads MLproject files.
+"""Parses MLproject files.
 
-The format is MLflow's (``mlflow/projects/_project_spec.py``, https://mlflow.org/docs/latest/ml/projects): what it accepts is
-accepted here. What it would trip over later, or silently misread, is reported with file and line, everything at once.
+The format is MLflow's (``mlflow/projects/_project_spec.py``, https://mlflow.org/docs/latest/ml/projects). Everything that MLflow
+accepts is accepted; errors that MLflow would find later, or silently misread, are reported with file and line, all at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,40 +26,41 @@ from prefect_mlprojects.spec.project import (
     ProjectEnvironment,
     ProjectParameter,
     PythonEnvironment,
-    parse_docker_environment,
+    expand_volume,
 )
 from prefect_mlprojects.spec.yaml_lines import YamlDocument, kind_of, read_yaml
 
 PROJECT_FILE_NAME = "MLproject"
+_WRONG_SUFFIXES = (".yaml", ".yml", ".txt")
 _ENVIRONMENT_KEYS = ("python_env", "conda_env", "docker_env")
 _TOP_LEVEL_KEYS = ("name", "entry_points", *_ENVIRONMENT_KEYS, "databricks_spark_job")
-_DEFAULT_FILES = {"python_env": "python_env.yaml", "conda_env": "conda.yaml"}
+_FILE_ENVIRONMENTS: Mapping[str, tuple[str, type[PythonEnvironment | CondaEnvironment]]] = {
+    "python_env": ("python_env.yaml", PythonEnvironment),
+    "conda_env": ("conda.yaml", CondaEnvironment),
+}
 _TYPES: Mapping[Any, ParameterType] = {
     **{each: each for each in get_args(ParameterType)},
     # Types of other formats, which public projects use; MLflow takes them for strings.
-    "str": "string",
-    "text": "string",
-    "bool": "string",
-    "boolean": "string",
-    "number": "float",
-    "double": "float",
+    **dict.fromkeys(("str", "text", "bool", "boolean"), "string"),
+    **dict.fromkeys(("number", "double"), "float"),
     "integer": "int",
 }
-_LARGEST_DEFAULT = 1000
-"""How many values a default that is a list or a mapping may hold."""
+# Of a pyproject.toml that lists dependencies; others only configure tools.
+_DEPENDENCIES = re.compile(r"^\s*(dependencies\s*=|\[tool\.poetry\.dependencies\])", re.MULTILINE)
+_MAX_DEFAULT_VALUES = 1000
 
 
 def load_project(path: str | Path) -> Project:
     """Parses and validates the project in a folder.
 
     Raises:
-        ProjectSpecError: There is no such folder, or its MLproject file is malformed; with every problem found.
+        ProjectSpecError: The folder does not exist, or its MLproject file is malformed; with every problem found.
     """
     directory = Path(path).expanduser().absolute()
     headline = f"Project {path} can't be loaded"
+    if not directory.exists():
+        raise ProjectSpecError(headline, [Problem(f"{directory} does not exist")])
     if not directory.is_dir():
-        if not directory.exists():
-            raise ProjectSpecError(headline, [Problem(f"{directory} does not exist")])
         fix = f"give the folder it is in, {directory.parent}"
         raise ProjectSpecError(headline, [Problem(f"{directory} is not a folder", fix=fix)])
     project, problems = parse_project(directory)
@@ -67,58 +69,67 @@ def load_project(path: str | Path) -> Project:
     return project
 
 
-def parse_project(directory: Path) -> tuple[Project, tuple[Problem, ...]]:
-    """Parses the project in an existing folder.
+def parse_project(directory: Path, *, strict: bool = False) -> tuple[Project, tuple[Problem, ...]]:
+    """Parses the project in an existing folder as far as possible; also returns all problems in the order of the file.
 
-    Returns:
-        The project as far as it could be understood, and all problems in the order of the file; the project is to be used only
-        when there are none.
+    Keys that are given twice are problems if `strict`, else warnings: MLflow takes the last one.
     """
     unusable = Project(directory, None, None, {}, NoEnvironment())
     try:
-        files = sorted(
-            (entry for entry in directory.iterdir() if entry.name.lower() == PROJECT_FILE_NAME.lower()),
-            key=lambda entry: (entry.name != PROJECT_FILE_NAME, entry.name),
-        )
+        entries = sorted(directory.iterdir(), key=lambda entry: (entry.name != PROJECT_FILE_NAME, entry.name))
     except OSError as error:
         return unusable, (Problem(f"the folder can't be read: {error.strerror or error}", directory),)
-    # A folder of that name is no project file, but a link that leads nowhere was meant to be one.
-    files = [file for file in files if not file.is_dir()]
+    # A folder of that name is no project file, but a broken link was meant to be one.
+    files = [entry for entry in entries if entry.name.lower() == PROJECT_FILE_NAME.lower() and not entry.is_dir()]
     if not files:
-        return dataclasses.replace(unusable, environment=_default_environment(directory)), ()
-    unusable = dataclasses.replace(unusable, file=files[0])
-    if files[0].exists() and not files[0].is_file():
-        return unusable, (Problem("it is not a regular file", files[0]),)
-    document = read_yaml(files[0])
+        warnings = tuple(
+            Problem(f"it is not read: a project file is named {PROJECT_FILE_NAME}", entry, fix="rename it")
+            for entry in entries
+            if entry.stem.lower() == PROJECT_FILE_NAME.lower() and entry.suffix in _WRONG_SUFFIXES and entry.is_file()
+        )
+        return dataclasses.replace(unusable, environment=_default_environment(directory), warnings=warnings), ()
+    file, *others = files
+    unusable = dataclasses.replace(unusable, file=file)
+    if file.exists() and not file.is_file():
+        return unusable, (Problem("it is not a regular file", file),)
+    document = read_yaml(file)
     if document.content is None:
-        empty = Problem("the file is empty", files[0], fix="give it at least 'name:' or 'entry_points:'")
+        empty = Problem("the file is empty", file, fix="give it at least 'name:' or 'entry_points:'")
         return unusable, document.problems or (empty,)
     if not isinstance(document.content, dict):
-        kind = kind_of(document.content)
-        shape = Problem(
-            f"the file must hold a mapping of keys such as 'name' and 'entry_points', not {kind}", files[0], 1
-        )
-        return unusable, (shape,)
+        message = "the file must be a mapping of keys such as 'name' and 'entry_points'"
+        return unusable, (Problem(f"{message}, not {kind_of(document.content)}", file, 1),)
     parser = _Parser(directory, document)
-    for other in files[1:]:
-        parser.warnings.append(
-            Problem(f"it is not read, since {files[0].name} stands beside it", other, fix="remove one")
-        )
+    (parser.problems if strict else parser.warnings).extend(document.duplicates)
+    message = f"it is not read, since {file.name} is beside it"
+    parser.warnings += (Problem(message, other, fix="remove one") for other in others)
     project = parser.parse()
-    problems = (*document.problems, *parser.problems)
-    return project, tuple(sorted(problems, key=lambda problem: problem.line or 0))
+    return project, tuple(sorted(parser.problems, key=lambda problem: problem.line or 0))
+
+
+def _unused_files(directory: Path) -> Iterator[Problem]:
+    """Warns of files that list dependencies, which are not installed without an environment file."""
+    requirements, package = directory / "requirements.txt", directory / "pyproject.toml"
+    message = "it is not used, since the project names no environment"
+    if requirements.is_file():
+        fix = "write a python_env.yaml with 'dependencies: [-r requirements.txt]'"
+        yield Problem(message, requirements, fix=fix)
+    if package.is_file() and not (directory / "uv.lock").is_file():
+        try:
+            text = package.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return
+        if _DEPENDENCIES.search(text):
+            yield Problem(message, package, fix="run `uv lock`, or write a python_env.yaml with its dependencies")
 
 
 def _default_environment(directory: Path) -> ProjectEnvironment:
-    if (directory / _DEFAULT_FILES["python_env"]).is_file():
-        return PythonEnvironment(directory / _DEFAULT_FILES["python_env"])
-    if (directory / _DEFAULT_FILES["conda_env"]).is_file():
-        return CondaEnvironment(directory / _DEFAULT_FILES["conda_env"])
-    return NoEnvironment()
+    found = (kind(directory / name) for name, kind in _FILE_ENVIRONMENTS.values() if (directory / name).is_file())
+    return next(found, NoEnvironment())
 
 
 class _Parser:
-    """Walks over one MLproject file and collects what is wrong with it."""
+    """Parses one MLproject file and collects its problems and warnings."""
 
     def __init__(self, directory: Path, document: YamlDocument) -> None:
         self._directory = directory
@@ -136,13 +147,14 @@ class _Parser:
 
     def _warn_of_unknown(self, section: Mapping[str, Any], known: tuple[str, ...], where: str, *path: str) -> None:
         for key in section:
-            if key not in known:
-                near = nearest(key, known)
-                fix = f"did you mean {near!r}?" if near else f"the keys are {', '.join(known)}"
-                name, colon, rest = key.partition(":")
-                if colon and name in known:
-                    fix = f"write '{name}: {rest}', with a blank after the colon"
-                self._warn(f"unknown key {key!r}{where}; it is ignored", *path, key, fix=fix)
+            if key in known:
+                continue
+            near = nearest(key, known)
+            fix = f"did you mean {near!r}?" if near else f"the keys are {', '.join(known)}"
+            name, colon, rest = key.partition(":")
+            if colon and name in known:
+                fix = f"write '{name}: {rest}', with a blank after the colon"
+            self._warn(f"unknown key {key!r}{where}; it is ignored", *path, key, fix=fix)
 
     def parse(self) -> Project:
         self._warn_of_unknown(self._content, _TOP_LEVEL_KEYS, "")
@@ -168,11 +180,8 @@ class _Parser:
         if section is None:
             return {}
         if not isinstance(section, dict):
-            self._fail(
-                f"'entry_points' must be a mapping of names to entry points, not {kind_of(section)}",
-                "entry_points",
-                fix="write 'main:' and below it 'command: …'",
-            )
+            message = f"'entry_points' must be a mapping of names to entry points, not {kind_of(section)}"
+            self._fail(message, "entry_points", fix="write 'main:' and below it 'command: …'")
             return {}
         return {name: self._entry_point(name, content) for name, content in section.items()}
 
@@ -180,23 +189,20 @@ class _Parser:
         path = ("entry_points", name)
         line = self._document.line(*path)
         if not isinstance(content, dict):
-            self._fail(
-                f"entry point {name!r} must be a mapping with a 'command', not {kind_of(content)}",
-                *path,
-                fix="write 'command: …' below it",
-            )
+            message = f"entry point {name!r} must be a mapping with a 'command', not {kind_of(content)}"
+            self._fail(message, *path, fix="write 'command: …' below it")
             return EntryPoint(name, "", {}, line)
         self._warn_of_unknown(content, ("parameters", "command"), f" in entry point {name!r}", *path)
         command = content.get("command")
         if not isinstance(command, str) or not command.strip():
-            said = "it has none" if "command" not in content else f"not {kind_of(command)}"
-            fix = (
-                "put the command in quotes" if isinstance(command, dict | list) else "write 'command: python train.py'"
-            )
-            self._fail(f"entry point {name!r} needs a 'command' that is text; {said}", *path, "command", fix=fix)
+            found = "it has none" if "command" not in content else f"not {kind_of(command)}"
+            quote = isinstance(command, dict | list)
+            fix = "put the command in quotes" if quote else "write 'command: python train.py'"
+            self._fail(f"entry point {name!r} needs a 'command' that is text; {found}", *path, "command", fix=fix)
             command = ""
         elif "\0" in command:
-            self._fail(f"the command of entry point {name!r} holds a NUL character", *path, "command", fix="remove it")
+            message = f"the command of entry point {name!r} contains a NUL character"
+            self._fail(message, *path, "command", fix="remove it")
         return EntryPoint(
             name=name,
             command=command,
@@ -208,15 +214,14 @@ class _Parser:
     def _parameters(self, path: tuple[str, ...], section: Any) -> dict[str, ProjectParameter]:
         if section is None:
             return {}
+        path = (*path, "parameters")
         if not isinstance(section, dict):
-            self._fail(
-                f"'parameters' of entry point {path[1]!r} must be a mapping of names to types, not {kind_of(section)}",
-                *path,
-                "parameters",
-                fix="write 'alpha: float' or 'alpha: {type: float, default: 0.1}'",
+            message = (
+                f"'parameters' of entry point {path[1]!r} must be a mapping of names to types, not {kind_of(section)}"
             )
+            self._fail(message, *path, fix="write 'alpha: float' or 'alpha: {type: float, default: 0.1}'")
             return {}
-        return {name: self._parameter((*path, "parameters", name), content) for name, content in section.items()}
+        return {name: self._parameter((*path, name), content) for name, content in section.items()}
 
     def _parameter(self, path: tuple[str, ...], content: Any) -> ProjectParameter:
         name, line = path[-1], self._document.line(*path)
@@ -236,12 +241,8 @@ class _Parser:
         kind = self._parameter_type(path, declared)
         text = self._default_text(path, default)
         if text is not None and (expected := type_expectation(kind, text)) is not None:
-            self._warn(
-                f"the default {text!r} of parameter {name!r} ({kind}) is not {expected.rstrip(',')}",
-                *path,
-                "default",
-                parameter=name,
-            )
+            message = f"the default {text!r} of parameter {name!r} ({kind}) is not {expected.rstrip(',')}"
+            self._warn(message, *path, "default", parameter=name)
         return ProjectParameter(name, str(declared), kind, text, line)
 
     def _parameter_type(self, path: tuple[str, ...], declared: Any) -> ParameterType:
@@ -262,27 +263,19 @@ class _Parser:
         return "string"
 
     def _default_text(self, path: tuple[str, ...], default: Any) -> str | None:
-        """Returns what MLflow substitutes for a default: ``str`` of what YAML makes of it (0.10 is 0.1, true is True)."""
-        if default is None:
-            return None
+        """Returns ``str`` of a default's YAML value, as MLflow substitutes it (0.10 is 0.1, true is True)."""
         if isinstance(default, dict | list) and not _is_small(default):
-            self._fail(
-                f"the default of parameter {path[-1]!r} is too long a {kind_of(default)[2:]}",
-                *path,
-                "default",
-                fix="put it into a file",
-            )
+            message = f"the default of parameter {path[-1]!r} is too long a {kind_of(default)[2:]}"
+            self._fail(message, *path, "default", fix="put it into a file")
             return None
-        return str(default)
+        return None if default is None else str(default)
 
     def _environment(self) -> ProjectEnvironment:
         given = [key for key in _ENVIRONMENT_KEYS if key in self._content]
         if len(given) > 1:
-            self._fail(
-                f"a project has at most one environment, but this one has {' and '.join(given)}",
-                max(given, key=lambda key: self._document.line(key) or 0),
-                fix="remove all but one",
-            )
+            message = f"a project has at most one environment, but this one has {' and '.join(given)}"
+            last = max(given, key=lambda key: self._document.line(key) or 0)
+            self._fail(message, last, fix="remove all but one")
         environment: ProjectEnvironment | None = None
         for key in given:
             value = self._content[key]
@@ -291,36 +284,65 @@ class _Parser:
             elif key == "docker_env":
                 environment = self._docker(value)
             elif (file := self._environment_file(key, value)) is not None:
-                environment = PythonEnvironment(file) if key == "python_env" else CondaEnvironment(file)
-        return environment or _default_environment(self._directory)
+                environment = _FILE_ENVIRONMENTS[key][1](file)
+        environment = environment or _default_environment(self._directory)
+        if not given and isinstance(environment, NoEnvironment) and "databricks_spark_job" not in self._content:
+            self.warnings += _unused_files(self._directory)
+        return environment
 
     def _environment_file(self, key: str, value: Any) -> Path | None:
         if not isinstance(value, str):
-            self._fail(
-                f"{key!r} must name a file, not {kind_of(value)}", key, fix=f"write '{key}: {_DEFAULT_FILES[key]}'"
-            )
+            fix = f"write '{key}: {_FILE_ENVIRONMENTS[key][0]}'"
+            self._fail(f"{key!r} must name a file, not {kind_of(value)}", key, fix=fix)
             return None
         file = self._directory / value
         if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises for names that are too long
-            self._fail(
-                f"{key!r} names the file {value!r}, and there is no such file in {self._directory}",
-                key,
-                fix=f"make it, or remove {key!r}",
-            )
+            message = f"{key!r} names the file {value!r}, which does not exist in {self._directory}"
+            self._fail(message, key, fix=f"create it, or remove {key!r}")
             return None
         if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(self._directory)):
-            self._warn(
-                f"{key!r} names the file {value!r} outside the project's folder, which is missing where only that is copied",
-                key,
-                fix="move it into the project",
-            )
+            message = f"{key!r} names the file {value!r} outside the project's folder; copies of the folder lack it"
+            self._warn(message, key, fix="move it into the project")
         return file
 
-    def _docker(self, value: Any) -> DockerEnvironment | None:
-        parsed, problems, unknown = parse_docker_environment(value, self._document)
-        self.problems += problems
-        self.warnings += unknown
-        return parsed
+    def _docker(self, section: Any) -> DockerEnvironment | None:
+        key = "docker_env"
+        if not isinstance(section, dict):
+            message = f"'docker_env' must be a mapping with an 'image', not {kind_of(section)}"
+            self._fail(message, key, fix="write 'docker_env: {image: name:tag}'")
+            return None
+        self._warn_of_unknown(section, ("image", "volumes", "environment"), " in 'docker_env'", key)
+        image = section.get("image")
+        if not isinstance(image, str) or not image:
+            self._fail("'docker_env' needs an 'image' that is text", key, "image", fix="write 'image: name:tag'")
+            image = ""
+        volumes = section.get("volumes") or []
+        if not isinstance(volumes, list) or not all(isinstance(each, str) for each in volumes):
+            fix = 'write ["/host/path:/container/path"]'
+            self._fail("'volumes' of 'docker_env' must be a list of texts", key, "volumes", fix=fix)
+            volumes = []
+        for volume in volumes:
+            try:
+                expand_volume(volume, self._directory)
+            except ValueError as error:
+                fix = "only $(pwd), $PWD (the project's folder) and $HOME are expanded; write an absolute path"
+                self._fail(f"volume {volume!r} of 'docker_env' can't be used: {error}", key, "volumes", fix=fix)
+        return DockerEnvironment(image, tuple(volumes), tuple(self._docker_variables(section.get("environment") or [])))
+
+    def _docker_variables(self, entries: Any) -> Iterator[tuple[str, str | None]]:
+        path, fix = ("docker_env", "environment"), 'write [["NEW_VARIABLE", "value"], "COPIED_FROM_HOST"]'
+        if not isinstance(entries, list):
+            self._fail(f"'environment' of 'docker_env' must be a list, not {kind_of(entries)}", *path, fix=fix)
+            return
+        for index, entry in enumerate(entries):
+            is_pair = isinstance(entry, list) and len(entry) == 2
+            if isinstance(entry, str) and entry:
+                yield entry, None
+            elif is_pair and not any(isinstance(each, dict | list) for each in entry):
+                yield str(entry[0]), str(entry[1])
+            else:
+                message = "each entry of 'environment' must be a name or a pair of name and value"
+                self._fail(message, *path, str(index), fix=fix)
 
     def _spark_job(self, entry_points: Mapping[str, EntryPoint]) -> Mapping[str, Any] | None:
         key = "databricks_spark_job"
@@ -334,36 +356,23 @@ class _Parser:
         if job.get("python_file") is None and not entry_points:
             self._fail(f"{key!r} needs a 'python_file', or the project needs 'entry_points'", key)
         if job.get("python_file") is not None and entry_points:
-            self._fail(f"{key!r} with a 'python_file' does not go together with 'entry_points'", key, fix="remove one")
+            self._fail(f"{key!r} with a 'python_file' can't be combined with 'entry_points'", key, fix="remove one")
         for environment in _ENVIRONMENT_KEYS:
             if environment in self._content:
-                self._fail(f"{key!r} does not go together with {environment!r}", environment, fix="remove one")
+                self._fail(f"{key!r} can't be combined with {environment!r}", environment, fix="remove one")
         for entry_point in entry_points.values():
-            for parameter in entry_point.parameters.values():
-                if parameter.type == "path":
-                    self._fail(
-                        f"a {key!r} has no parameters of type path, but {parameter.name!r} is one",
-                        "entry_points",
-                        entry_point.name,
-                        "parameters",
-                        parameter.name,
-                        fix="declare it as uri",
-                        parameter=parameter.name,
-                    )
+            for name in (name for name, each in entry_point.parameters.items() if each.type == "path"):
+                message = f"a {key!r} has no parameters of type path, but {name!r} is one"
+                path = ("entry_points", entry_point.name, "parameters", name)
+                self._fail(message, *path, fix="declare it as uri", parameter=name)
         return dict(job)
 
 
 def _is_small(value: Any) -> bool:
     """Whether a nested value stays short when it is written out; aliases can make a few lines endless."""
-    left = _LARGEST_DEFAULT
-    open_values = [value]
-    while open_values:
+    left, pending = _MAX_DEFAULT_VALUES, [value]
+    while pending and left:
         left -= 1
-        if left < 0:
-            return False
-        each = open_values.pop()
-        if isinstance(each, dict):
-            open_values += each.values()
-        elif isinstance(each, list):
-            open_values += each
-    return True
+        each = pending.pop()
+        pending += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+    return not pending

@@ -1,10 +1,10 @@
-"""Command templates: where their placeholders stand, and how a value is written there.
+"""Command templates: the shell context of their placeholders, and how a value is quoted there.
 
 Templates are those of ``str.format``, as in MLflow: ``{name}`` is a placeholder, ``{{`` and ``}}`` are braces. A value is quoted
 by ``shlex.quote``, which is enough between words. Where the project's author put a placeholder inside quotes, the value is
 escaped for these quotes, so that the program gets the value itself. Where no quoting is safe (backquotes, here-documents,
-comments, arithmetic, subscripts, ``${...}``, after a backslash or a ``$``), only values that need none may stand. What a command
-itself does with an argument is beyond this: ``eval``, ``let``, ``bash -c`` and ``[[ x -eq y ]]`` evaluate it.
+comments, arithmetic, subscripts, ``${...}``, after a backslash or a ``$``), only values that need none are allowed. Commands that
+evaluate their arguments (``eval``, ``let``, ``bash -c``, ``[[ x -eq y ]]``) are not recognised.
 """
 
 from __future__ import annotations
@@ -27,12 +27,7 @@ _CASE = re.compile(r"(?:^|[\s;&|(])case\s$")
 
 @dataclass(frozen=True)
 class Placeholder:
-    """A placeholder of a template.
-
-    Attributes:
-        name: The parameter it stands for.
-        place: Where it stands, as the shell sees it.
-    """
+    """A placeholder of a template: the parameter's name and the shell context."""
 
     name: str
     place: Place
@@ -43,10 +38,10 @@ class CommandTemplate:
     """A parsed template.
 
     Attributes:
-        parts: Its text and its placeholders, in order.
-        faults: What ``str.format`` would refuse, or what would break the quoting of a value: message and fix.
-        end: Where text appended to it would stand.
-        line_ends: Whether it ends with a line break that can be dropped, as YAML's ``|`` and ``>`` leave one.
+        parts: Its text and placeholders, in order.
+        faults: Errors of ``str.format``, and formats that would break the quoting of a value: message and fix.
+        end: The shell context of appended text.
+        line_ends: Whether it ends with a removable line break, as after YAML's ``|`` and ``>``.
     """
 
     parts: tuple[str | Placeholder, ...]
@@ -60,15 +55,13 @@ class CommandTemplate:
         return tuple(part for part in self.parts if isinstance(part, Placeholder))
 
     def render(self, values: Mapping[str, str]) -> str:
-        """Returns the text with the values in it; each must be writable in its place."""
-        return "".join(
-            part if isinstance(part, str) else write_value(values[part.name], part.place) for part in self.parts
-        )
+        """Returns the text with the values, each of which must be quotable at its place."""
+        return "".join(part if isinstance(part, str) else _quoted(values[part.name], part.place) for part in self.parts)
 
 
 @lru_cache(maxsize=256)
 def parse_template(command: str) -> CommandTemplate:
-    """Parses a template; what is wrong with it stands in the result's ``faults``."""
+    """Parses a template; its errors are in the result's ``faults``."""
     parts: list[str | Placeholder] = []
     faults: list[tuple[str, str]] = []
     scanner = _ShellScanner()
@@ -104,12 +97,7 @@ def is_plain(value: str) -> bool:
     return shlex.quote(value) == value
 
 
-def write_value(value: str, place: Place) -> str:
-    """Returns a value as it is written in a place of a command line.
-
-    Raises:
-        ValueError: The place is one where no quoting is safe, and the value needs some.
-    """
+def _quoted(value: str, place: Place) -> str:
     quoted = shlex.quote(value)
     if quoted == value:
         return value
@@ -127,12 +115,13 @@ def write_value(value: str, place: Place) -> str:
 
 
 class _ShellScanner:
-    """Follows a shell script character by character as far as needed to know in which quotes each place stands.
+    """Scans a shell script character by character, as far as needed to know the quotes around each place.
 
-    The stack holds what is open: ``"``, ``'``, ``(`` for a subshell or ``$(``, ``((`` for each parenthesis of arithmetic, a
-    backquote, ``$'``, ``"${`` for ``${`` within double quotes and ``${`` outside of them, ``[`` for the subscript of a variable,
-    ``#`` for a comment, and ``?`` for what is not followed any further: a here-document, and constructs in which a closing sign
-    could be mistaken. The shell may calculate with what stands in ``${`` and ``[``, and runs ``$(`` in it whatever its quotes.
+    The stack contains the open constructs: ``"``, ``'``, ``(`` for a subshell or ``$(``, ``((`` for each parenthesis of
+    arithmetic, a backquote, ``$'``, ``"${`` for ``${`` within double quotes and ``${`` outside of them, ``[`` for the subscript of
+    a variable, ``#`` for a comment, and ``?`` for constructs that are not scanned any further: here-documents, and those in which
+    a closing sign could be mistaken. The shell may evaluate the content of ``${`` and ``[``, and runs ``$(`` in it whatever its
+    quotes.
     """
 
     def __init__(self) -> None:
@@ -175,12 +164,8 @@ class _ShellScanner:
 
     def _is_calculated(self) -> bool:
         """Whether this place is in a subscript or an expansion, and not in a nested command."""
-        for each in reversed(self._stack):
-            if each == "(":
-                return False
-            if each in {"${", "["}:
-                return True
-        return False
+        innermost = next((each for each in reversed(self._stack) if each in {"(", "${", "["}), "(")
+        return innermost != "("
 
     def _step(self, character: str) -> None:
         top = self._top
@@ -195,9 +180,9 @@ class _ShellScanner:
         elif self.escaped:
             self.escaped = False
             if character == "\n":
-                self._recent = self._recent[:-1]  # The shell drops both, as if they weren't there.
+                self._recent = self._recent[:-1]  # The shell removes both.
                 return
-            character = "x"  # It means nothing special any more.
+            character = "x"  # It has no special meaning any more.
         elif character == "\\":
             self.escaped = True
         elif top in {"", "("}:
@@ -208,18 +193,20 @@ class _ShellScanner:
             self._step_quoted(top, character)
         self._recent = (self._recent + character)[-6:]
 
+    def _opens_quotes(self, character: str, before: str) -> bool:
+        if character not in {"'", '"', "`"}:
+            return False
+        self._stack.append("$'" if character == "'" and before == "$" else character)
+        return True
+
     def _step_word(self, character: str) -> None:
         before = self._recent[-1:]
         if (character != "<" and self._heredoc_begins()) or ("(" in self._stack and _CASE.search(self._recent)):
             self._stack.append("?")
-        elif character == "'":
-            self._stack.append("$'" if before == "$" else "'")
-        elif character in {'"', "`"}:
-            self._stack.append(character)
-        elif character == "[" and before == "$":
-            self._stack.append("?")
-        elif character == "[" and (before.isalnum() or before == "_"):
-            self._stack.append("[")
+        elif self._opens_quotes(character, before):
+            pass
+        elif character == "[" and (before.isalnum() or before in {"_", "$"}):
+            self._stack.append("?" if before == "$" else "[")
         elif character == "{" and before == "$":
             self._stack.append("${")
         elif character == "(" and before == "(" and self._top == "(":
@@ -235,14 +222,12 @@ class _ShellScanner:
         before = self._recent[-1:]
         if character == ("}" if top == "${" else "]"):
             self._stack.pop()
-        elif character == "'":
-            self._stack.append("$'" if before == "$" else "'")
-        elif character in {'"', "`"}:
-            self._stack.append(character)
+        elif self._opens_quotes(character, before):
+            pass
         elif before == "$" and character in "({":
             self._stack.append("(" if character == "(" else "${")
         elif (before == "$" and character == "[") or (top == "[" and (character.isspace() or character in "#;&|()<>[")):
-            self._stack.append("?")  # For a "[" of a file name pattern, which these end.
+            self._stack.append("?")  # These end the "[" of a file name pattern.
 
     def _step_quoted(self, top: str, character: str) -> None:
         before = self._recent[-1:]

@@ -1,4 +1,4 @@
-"""YAML with line numbers: what a file says, where it says it, and what it says twice."""
+"""YAML with line numbers and duplicate keys."""
 
 from __future__ import annotations
 
@@ -15,42 +15,39 @@ KeyPath: TypeAlias = tuple[str, ...]
 
 _TEXT_TAG = "tag:yaml.org,2002:str"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
-_DEPTH_WITH_LINES = 6
-"""How many levels of keys get lines: project files have five. More could be endless, through aliases."""
+# Project files have five levels of keys. Without a limit, aliases could make them endless.
+_MAX_DEPTH = 6
 
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """A parsed YAML file.
-
-    Keys are texts as the file writes them, so that ``1.10:`` and ``no:`` keep their names.
+    """A parsed YAML file, whose keys are text as written, so that ``1.10:`` and ``no:`` keep their names.
 
     Attributes:
-        file: The file.
-        content: What it says; None for an empty file or one that could not be parsed.
-        lines: The line of each key and list entry, counted from 1, by the path of keys that leads to it.
-        problems: Why it could not be parsed, and keys that stand twice.
+        content: Its value; None for an empty file or one that could not be parsed.
+        lines: The line of each key and list entry, counted from 1, by its path of keys.
+        problems: Why it could not be parsed.
+        duplicates: Keys that are given twice; the last one counts.
     """
 
     file: Path
     content: Any
     lines: Mapping[KeyPath, int]
     problems: tuple[Problem, ...] = ()
+    duplicates: tuple[Problem, ...] = ()
 
     def line(self, *path: str) -> int | None:
         """Returns the line of the key at ``path``, or of the nearest key above it."""
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.lines:
-                return self.lines[path[:length]]
-        return None
+        above = (self.lines.get(path[:length]) for length in range(len(path), 0, -1))
+        return next((line for line in above if line is not None), None)
 
     def problem(self, message: str, *path: str, fix: str | None = None, parameter: str | None = None) -> Problem:
-        """Makes a problem about the key at ``path``."""
+        """Returns a problem about the key at ``path``."""
         return Problem(message, file=self.file, line=self.line(*path), fix=fix, parameter=parameter)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader whose errors about values have a line: ``2020-13-45`` as a date, ``!!int x``."""
+    """SafeLoader whose errors about values (``2020-13-45`` as a date, ``!!int x``) have a line."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -66,15 +63,13 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(file: Path) -> YamlDocument:
-    """Reads a YAML file of plain values.
-
-    Returns:
-        The document; its ``problems`` say what is wrong with it. This never raises for what the file holds.
-    """
+    """Reads a YAML file of plain values; all errors are in the document's ``problems``."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        return _unreadable(Problem("the file is not text in UTF-8", file=file))
+        # Not read_text(): its error knows only the part of the file that it decoded last.
+        text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return _unreadable(Problem("the file is not UTF-8 text", file, line, "save it as UTF-8"))
     except OSError as error:
         return _unreadable(Problem(f"the file can't be read: {error.strerror or error}", file=file))
     walk = _Walk(file)
@@ -83,9 +78,9 @@ def read_yaml(file: Path) -> YamlDocument:
         try:
             node = loader.get_single_node()
             if node is not None:
-                # Before the content is made of it, which merges "<<" into the nodes.
+                # First, since the construction merges "<<" into the nodes.
                 walk.keys(node)
-                walk.places(node, ())
+                walk.positions(node, ())
             content = loader.construct_document(node) if node is not None else None
         finally:
             loader.dispose()
@@ -98,11 +93,11 @@ def read_yaml(file: Path) -> YamlDocument:
         )
     except RecursionError:
         return _unreadable(Problem("not valid YAML: it is nested too deeply", file))
-    return YamlDocument(file, content, walk.lines, tuple(walk.problems))
+    return YamlDocument(file, content, walk.lines, duplicates=tuple(walk.duplicates))
 
 
 def kind_of(value: Any) -> str:
-    """Returns what kind of YAML value something is, with its article, for messages."""
+    """Returns the kind of a YAML value with its article, for messages."""
     kinds = {dict: "a mapping", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
     return "nothing" if value is None else kinds.get(type(value), f"a {type(value).__name__}")
 
@@ -114,12 +109,10 @@ def _unreadable(problem: Problem) -> YamlDocument:
 def _syntax_problem(file: Path, text: str, error: yaml.MarkedYAMLError) -> Problem:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark is not None else None
-    message = f"not valid YAML: {error.problem or error.context or error}"
-    rows = text.splitlines()
-    row = rows[line - 1] if line is not None and line <= len(rows) else ""
-    indentation = row[: len(row) - len(row.lstrip())]
-    fix = "indent with spaces: YAML allows no tabs there" if "\t" in indentation else None
-    return Problem(message, file=file, line=line, fix=fix)
+    row = text.splitlines()[line - 1 : line] if line is not None else []
+    has_tab = bool(row) and "\t" in row[0][: len(row[0]) - len(row[0].lstrip())]
+    fix = "indent with spaces: YAML allows no tabs there" if has_tab else None
+    return Problem(f"not valid YAML: {error.problem or error.context or error}", file, line, fix)
 
 
 class _Walk:
@@ -129,10 +122,10 @@ class _Walk:
         self._file = file
         self._seen: set[int] = set()
         self.lines: dict[KeyPath, int] = {}
-        self.problems: list[Problem] = []
+        self.duplicates: list[Problem] = []
 
     def keys(self, node: yaml.Node) -> None:
-        """Makes all keys texts and finds those that stand twice; visits each node once, however many aliases it has."""
+        """Turns all keys into text and finds duplicates; visits each node once, however many aliases it has."""
         if id(node) in self._seen or not isinstance(node, yaml.CollectionNode):
             return
         self._seen.add(id(node))
@@ -146,21 +139,21 @@ class _Walk:
             if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE_TAG:
                 continue
             name, line = key.value, key.start_mark.line + 1
-            # A copy, since the key may be an alias of a value that is no text.
+            # A copy, since the key may be an alias of another type's value.
             node.value[index] = (yaml.ScalarNode(_TEXT_TAG, name, key.start_mark, key.end_mark, key.style), value)
             if name in first:
-                message = f"the key {name!r} stands twice, first in line {first[name]}"
-                self.problems.append(Problem(message, self._file, line, "remove one of them"))
+                message = f"the key {name!r} is given twice, first in line {first[name]}"
+                self.duplicates.append(Problem(message, self._file, line, "remove one of them"))
             first.setdefault(name, line)
 
-    def places(self, node: yaml.Node, path: KeyPath, merges: int = 3) -> None:
-        """Notes the line of each key and entry."""
-        if len(path) == _DEPTH_WITH_LINES:
+    def positions(self, node: yaml.Node, path: KeyPath, merges: int = 3) -> None:
+        """Records the line of each key and entry."""
+        if len(path) == _MAX_DEPTH:
             return
         if isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
                 self.lines.setdefault((*path, str(index)), item.start_mark.line + 1)
-                self.places(item, (*path, str(index)))
+                self.positions(item, (*path, str(index)))
         elif isinstance(node, yaml.MappingNode):
             merged: list[yaml.Node] = []
             for key, value in node.value:
@@ -170,7 +163,7 @@ class _Walk:
                     merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
                     continue
                 self.lines.setdefault((*path, key.value), key.start_mark.line + 1)
-                self.places(value, (*path, key.value))
-            # What stands here itself comes first; merges of merges could go on without end.
+                self.positions(value, (*path, key.value))
+            # The mapping's own keys take precedence; merges of merges could be endless.
             for value in merged if merges else ():
-                self.places(value, path, merges - 1)
+                self.positions(value, path, merges - 1)

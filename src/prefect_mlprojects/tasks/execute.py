@@ -159,7 +159,7 @@ def _result_or_error(outcome: Outcome, target: Target, run_id: str | None) -> Ou
     if outcome.ending == "stopped":
         error = RunCancelled(f"{name} was cancelled: {outcome.cause}", **attributes)
         return Cancelled(message=error.message, data=error)
-    message = _failure_message(f"{name} failed", outcome)
+    message = f"{name} failed: {outcome.cause}." + (f" {outcome.advice}" if outcome.advice else "")
     if outcome.ending == "timed-out":
         raise RunTimedOut(message, timeout=target.timeout or 0.0, **attributes)
     raise RunFailed(
@@ -169,12 +169,3 @@ def _result_or_error(outcome: Outcome, target: Target, run_id: str | None) -> Ou
         category=outcome.category or FailureCategory.USER_CODE,
         **attributes,
     )
-
-
-def _failure_message(headline: str, outcome: Outcome) -> str:
-    lines = [f"{headline}: {outcome.cause}."]
-    if outcome.advice:
-        lines.append(outcome.advice)
-    if outcome.output_tail:
-        lines += ["Last lines of output:", *(f"  {line}" for line in outcome.output_tail)]
-    return "\n".join(lines)

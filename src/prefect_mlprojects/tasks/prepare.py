@@ -15,7 +15,8 @@ from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.runs.check import CheckedRun, RunContext, check_request, map_paths
 from prefect_mlprojects.runs.request import RunRequest
 from prefect_mlprojects.sources import Source, WorkingCopy, describe_working_copy
-from prefect_mlprojects.sources.downloads.download import download_all
+from prefect_mlprojects.sources.base import create_run_folder
+from prefect_mlprojects.sources.downloads import download_all
 from prefect_mlprojects.spec import CheckedParameters, build_command
 from prefect_mlprojects.tasks.steps import Step, run_step
 from prefect_mlprojects.tracking.stores import download_artifacts
@@ -61,7 +62,7 @@ async def validate_params(
         on_checked(checked)
         final = checked.parameters
         if final.downloads and checked.backend.downloads_paths:
-            final = await _download(final, request.storage_dir, step, stop)
+            final = await _download(final, working_copy.uri, request.storage_dir, step, stop)
         final, paths = map_paths(checked, final)
         command = build_command(checked.entry_point, final)
         step.report(f"Command: {command}")
@@ -70,12 +71,14 @@ async def validate_params(
 
 
 async def _download(
-    parameters: CheckedParameters, storage_dir: str | None, step: Step, stop: StopSignal
+    parameters: CheckedParameters, uri: str, storage_dir: str | None, step: Step, stop: StopSignal
 ) -> CheckedParameters:
-    # As in MLflow: a new folder for each run, in the requested one.
     if storage_dir:
+        # As in MLflow: a new folder for each run, in the requested one.
         Path(storage_dir).mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(prefix="mlprojects-", dir=storage_dir))
+        directory = Path(tempfile.mkdtemp(prefix="mlprojects-", dir=storage_dir))
+    else:
+        directory = step.session.downloads = create_run_folder(uri, "downloads")
     local = await asyncio.to_thread(
         download_all,
         parameters.downloads,

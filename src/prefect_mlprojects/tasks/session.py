@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import ExecutionException
-from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
 from prefect_mlprojects.tracking import TrackedRun, Tracker
 from prefect_mlprojects.types import FailureCategory, OutputSink, RunStatus, StopSignal, StreamName
 
@@ -41,24 +41,17 @@ class StepEvent:
     at: float = field(default_factory=time.monotonic)
 
 
-class RunObserver(Protocol):
-    """Receives a run's events in the process that started it, on the event loop's thread: it must be quick."""
+class RunObserver:
+    """Receives a run's events in the process that started it, on the event loop's thread: it must be quick.
+
+    This one ignores them.
+    """
 
     def step(self, event: StepEvent) -> None:
         """Receives an event of a step."""
 
     def tracked(self, run: TrackedRun) -> None:
         """Receives the MLflow run once it exists."""
-
-
-class QuietObserver:
-    """Ignores everything."""
-
-    def step(self, event: StepEvent) -> None:
-        """Ignores it."""
-
-    def tracked(self, run: TrackedRun) -> None:
-        """Ignores it."""
 
 
 class TerminalOutput:
@@ -93,7 +86,7 @@ def quiet_on_broken_pipe(console: Console) -> None:
     console.on_broken_pipe = partial(setattr, console, "quiet", True)  # type: ignore[method-assign]
 
 
-class _GuardedObserver:
+class _GuardedObserver(RunObserver):
     """Passes events on to an observer, whose failures never reach the run."""
 
     def __init__(self, observer: RunObserver) -> None:
@@ -141,6 +134,22 @@ class RunResult:
     cause: str = ""
 
 
+@dataclass(frozen=True)
+class RunSecrets:
+    """The secret arguments of a run, which stay in memory.
+
+    Attributes:
+        uri: The project's URI if it holds a secret, which the flow run's parameters have without.
+        backend_config: The secret keys of the backend's configuration.
+        docker_args: The container arguments that hold secrets.
+    """
+
+    uri: Secret | None = None
+    backend_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
 @dataclass
 class RunSession:
     """The state of one run in the process that started it; waiters are notified of changes.
@@ -148,28 +157,22 @@ class RunSession:
     Attributes:
         tracking_uri: The tracking URI; None for the one that this process resolves.
         parent_run_id: The MLflow run that this one is nested in.
-        project_uri: The project's URI if it holds a secret, which the flow run's parameters have without.
-        docker_args: The container arguments that hold secrets.
-        backend_secrets: The secret keys of the backend's configuration.
-        git_credentials: Finds credentials for git repositories; None for the flow's own look-up in blocks.
         begun: True once the first step has started.
+        downloads: The folder of downloaded parameters to remove with the run.
     """
 
     stop: StopSignal = field(default_factory=StopSignal)
     tracker: Tracker = field(default_factory=Tracker)
     tracking_uri: Secret | None = None
     parent_run_id: str | None = None
-    project_uri: Secret | None = None
-    docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
-    docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    backend_secrets: Mapping[str, Any] | None = field(default=None, repr=False)
-    git_credentials: GitCredentialsLookup | None = None
+    secrets: RunSecrets = field(default_factory=RunSecrets, repr=False)
     output: OutputSink = field(default_factory=TerminalOutput)
-    observer: RunObserver = field(default_factory=QuietObserver)
+    observer: RunObserver = field(default_factory=RunObserver)
     rebuild_environment: bool = False
 
     flow_run_id: str | None = field(default=None, init=False)
     tracked_run: TrackedRun | None = field(default=None, init=False)
+    downloads: Path | None = field(default=None, init=False)
     result: RunResult | None = field(default=None, init=False)
     begun: bool = field(default=False, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import copy_context
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from prefect_mlprojects._support.progress import send_progress_to
 from prefect_mlprojects.exceptions import ExecutionException
+from prefect_mlprojects.runs.request import FLOW_NAME
 from prefect_mlprojects.tasks.session import RunSession, StepEvent, StepName, current_session, quiet_on_broken_pipe
 from prefect_mlprojects.types import StopSignal
 
@@ -84,22 +86,23 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
     session.observer.step(StepEvent(name, "cancelled" if step.cancelled else "finished", step.detail))
 
 
-class _PlainErrors(logging.Filter):
-    """Logs an `ExecutionException` as its message only: Prefect would add a traceback through this package."""
+class _ReportErrorsOnce(logging.Filter):
+    """Keeps Prefect's engines from repeating an error that the flow logs, with a traceback through this package."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if isinstance(error, ExecutionException):
-            record.msg, record.args, record.exc_info, record.exc_text = error.message, (), None, None
+        if isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], ExecutionException):
+            return False
+        if getattr(record, "flow_name", None) == FLOW_NAME and isinstance(record.msg, str):
+            record.msg = re.sub(r"(?s)^(Finished in state \w+)\(.+\)$", r"\1()", record.msg)
         return True
 
 
 def configure_logging() -> None:
-    """Makes Prefect's engines log this package's errors without a traceback, and runs survive broken pipes; idempotent."""
+    """Makes Prefect's engines log an error of this package once, and runs survive broken pipes; idempotent."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
-        if not any(isinstance(existing, _PlainErrors) for existing in logger.filters):
-            logger.addFilter(_PlainErrors())
+        if not any(isinstance(existing, _ReportErrorsOnce) for existing in logger.filters):
+            logger.addFilter(_ReportErrorsOnce())
     for logger in (logging.getLogger(), logging.getLogger("prefect")):
         for handler in logger.handlers:
             console = getattr(handler, "console", None)

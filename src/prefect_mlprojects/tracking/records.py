@@ -38,7 +38,6 @@ class TrackingRequest:
             ``MLFLOW_EXPERIMENT_NAME``, then ``MLFLOW_EXPERIMENT_ID``, then the experiment ``Default``.
         run_id: An existing run to continue; None creates a new one.
         environment: An environment manager's name or ``docker``; ``local`` is not recorded, as in MLflow.
-        tags: Further tags; they win over those made from the other fields.
     """
 
     tracking_uri: Secret
@@ -52,10 +51,8 @@ class TrackingRequest:
     parent_run_id: str | None = None
     backend: str = "local"
     environment: str | None = None
-    docker_image: str | None = None
     flow_run_id: str | None = None
     flow_run_url: str | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,8 @@ class TrackedRun:
     """An MLflow run.
 
     Attributes:
-        url: The run's page in MLflow's UI; None when the store is not behind a server.
-        hint: How to see the run when there is no ``url`` ("mlprojects ui"); else None.
+        url: The run's page in MLflow's UI; None when it is not known.
+        hint: The command that serves the page ("mlprojects ui"); None when an MLflow server does.
         artifact_uri: Where its artifacts are stored; empty if unknown.
     """
 
@@ -116,10 +113,8 @@ def project_tags(request: TrackingRequest) -> dict[str, str]:
         "mlflow.project.backend": request.backend,
         "mlflow.project.env": None if request.environment == "local" else request.environment,
         "mlflow.parentRunId": request.parent_run_id,
-        "mlflow.docker.image.uri": request.docker_image,
         FLOW_RUN_ID_TAG: request.flow_run_id,
         "prefect.flow_run_url": request.flow_run_url,
-        **request.tags,
     }
     return storable("tag", {name: value for name, value in tags.items() if value is not None})
 

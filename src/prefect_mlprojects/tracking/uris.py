@@ -20,6 +20,9 @@ RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
 EXPERIMENT_ID_VARIABLE = "MLFLOW_EXPERIMENT_ID"
 EXPERIMENT_NAME_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 
+UI_HOST, UI_PORT = "127.0.0.1", 5000
+"""Where ``mlprojects ui`` serves MLflow's UI unless told otherwise; links to runs in stores without a server lead there."""
+
 _SQLITE = re.compile(r"^(?P<scheme>sqlite(?:\+\w+)?):///(?P<path>[^?]*)(?P<query>\?.*)?$")
 
 
@@ -110,19 +113,20 @@ def sqlite_uri(path: Path) -> str:
 
 
 def run_page(tracking_uri: Secret, experiment_id: str, run_id: str) -> tuple[str | None, str | None]:
-    """Returns the link of a run's page, for MLflow servers, and the command that starts MLflow's UI, for other stores.
+    """Returns the link of a run's page, and the command that starts MLflow's UI there if no MLflow server does.
 
-    What does not apply is None; both are None for Databricks and stores of plugins.
+    Both are None for Databricks and stores of plugins.
     """
     uri = reveal(tracking_uri)
+    page = f"/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
     scheme = scheme_of(uri)
     if scheme in ("http", "https"):
-        page = f"{strip_user_info(uri).rstrip('/')}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
         workspace = os.environ.get("MLFLOW_WORKSPACE")
-        return (f"{page}?workspace={quote(workspace, safe='')}" if workspace else page), None
+        query = f"?workspace={quote(workspace, safe='')}" if workspace else ""
+        return strip_user_info(uri).rstrip("/") + page + query, None
     if scheme in ("sqlite", "file", "postgresql", "mysql", "mssql"):
-        default = resolve_tracking_uri()
-        return None, "mlprojects ui" if reveal(default) == uri else f"MLFLOW_TRACKING_URI='{redact(uri)}' mlprojects ui"
+        chosen = "" if reveal(resolve_tracking_uri()) == uri else f"MLFLOW_TRACKING_URI='{redact(uri)}' "
+        return f"http://{UI_HOST}:{UI_PORT}{page}", f"{chosen}mlprojects ui"
     return None, None
 
 

@@ -211,7 +211,7 @@ def test_a_worker_runs_it(project: Path, pool: str, call: Call, tmp_path: Path) 
         assert not failed.wait()
         message = call("read_flow_run", UUID(failed.flow_run_id)).state.message
         assert f"Since it was deployed as '{made.name}', the project has changed" in message
-        assert "parameter 'count' is gone" in message
+        assert "parameter 'count' was removed" in message
         assert "parameter 'size' (int) is new and needs a value" in message
         again = deploy(project, work_pool=pool, env_manager="local")
         assert again.id == made.id

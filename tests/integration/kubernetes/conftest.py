@@ -23,7 +23,7 @@ from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
 from prefect_mlprojects.backends.kubernetes.config import KubernetesRequest
 from prefect_mlprojects.backends.outcome import Outcome
 from prefect_mlprojects.sources.base import WorkingCopy
-from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
+from prefect_mlprojects.sources.git import GitCredentialsLookup
 from prefect_mlprojects.spec import check_parameters, find_entry_point, load_project
 from prefect_mlprojects.types import StopSignal
 

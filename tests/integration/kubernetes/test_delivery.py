@@ -17,7 +17,7 @@ from tests.services.git_server import TOKEN, USER, SmartHttp
 from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources.base import WorkingCopy
-from prefect_mlprojects.sources.git.credentials import GitCredentials
+from prefect_mlprojects.sources.git import GitCredentials
 from prefect_mlprojects.types import StopSignal
 
 from .conftest import ENGINE_IMAGE

@@ -57,8 +57,14 @@ def prefect_state(prefect_server: Any) -> Callable[[str], Any]:
 
 
 @pytest.fixture
-def flow_log(prefect_server: Any) -> Callable[[str], list[Any]]:
+def flow_log(flow_records: Callable[[str], list[Any]]) -> Callable[[str], list[Any]]:
     """Reads the project's output from a flow run's log: the records, in order."""
+    return lambda flow_run_id: [log for log in flow_records(flow_run_id) if log.name.startswith("prefect_mlprojects.")]
+
+
+@pytest.fixture
+def flow_records(prefect_server: Any) -> Callable[[str], list[Any]]:
+    """Reads a flow run's log: the records, in order."""
     from prefect_mlprojects.server.api import call_api
 
     async def read(client: Any, flow_run_id: str) -> list[Any]:
@@ -77,7 +83,7 @@ def flow_log(prefect_server: Any) -> Callable[[str], list[Any]]:
             )
             logs += page
             if len(page) < 200:
-                return [log for log in logs if log.name.startswith("prefect_mlprojects.")]
+                return logs
 
     return lambda flow_run_id: call_api(prefect_server.api_url, read, flow_run_id)
 

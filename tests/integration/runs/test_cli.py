@@ -82,6 +82,29 @@ def test_an_interrupt_exits_with_130_and_the_summary(number: signal.Signals, gre
     assert run.info.status == "KILLED"
 
 
+def test_ctrl_c_sends_sigint_before_sigterm(workspace: Path) -> None:
+    (workspace / "MLproject").write_text("entry_points:\n  main: {command: 'python signals.py'}\n")
+    (workspace / "signals.py").write_text(
+        "import signal, sys, time\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, lambda n, frame: print(signal.Signals(n).name, flush=True))\n"
+        "print('started', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from prefect_mlprojects.cli import main; main()", "run", ".", *LOCAL],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PREFECT_MLPROJECTS_GRACE_PERIOD": "2"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=120)[0] == "SIGINT\nSIGTERM\n"
+    assert process.returncode == 130
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -89,6 +112,7 @@ def test_an_interrupt_exits_with_130_and_the_summary(number: signal.Signals, gre
         (["run", "-P", "a=1", "-P", "a=2"], "more than once"),
         (["run", "no/such/folder"], "no/such/folder"),
         (["run", "{greet}", "-e", "mian"], "main"),
+        (["run", "{greet}/.."], "/..#greet"),
         (["run", "{greet}", "-P", "times=1.5"], "whole number"),
         (["run", "{greet}", "-b", "moon"], "available: local"),
         (["run", "{greet}", "-c", "{{"], "backend configuration"),
@@ -107,9 +131,9 @@ def test_bad_input_exits_with_2(arguments: list[str], words: str, mlprojects: Ru
     ("text", "words"),
     [
         ("name: x\n\tentry_points:\n", "MLproject:2: error: not valid YAML"),
-        ("name: x\nname: y\n", "MLproject:2: error: the key 'name' stands twice, first in line 1"),
+        ("name: x\nname: y\n", "MLproject:2: error: the key 'name' is given twice, first in line 1"),
         ("", "MLproject: error: the file is empty"),
-        ("- a\n- b\n", "must hold a mapping"),
+        ("- a\n- b\n", "must be a mapping"),
         ("python_env: a\nconda_env: b\n", "MLproject:2: error: a project has at most one environment"),
         ("entry_points:\n  main:\n    command: 'echo {nme}'\n    parameters: {name: string}\n", "did you mean {name}?"),
         ("entry_pionts: {}\n", "MLproject:1: warning: unknown key 'entry_pionts'"),

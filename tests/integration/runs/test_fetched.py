@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from tests.services.git import git
 
 from prefect_mlprojects import run
+from prefect_mlprojects.exceptions import FetchError, RunFailed
 
 Read = Callable[[str], Any]
 
@@ -97,6 +101,54 @@ def test_look_at_a_project_without_leaving_its_files(
         done = mlprojects(*command, env=cache)
         assert done.returncode == 0, done.stderr
     assert list((tmp_path / "cache" / "working-copies").iterdir()) == []
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[str]:
+    """The address of a web server that has ``data.csv``."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "data.csv").write_text("1,2\n")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_downloads_are_removed_with_the_run_unless_a_storage_dir_is_given(
+    site: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_MLPROJECTS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("OUT", str(workspace / "out"))
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "MLproject").write_text(
+        "entry_points:\n  main:\n    parameters: {data: path, code: {type: int, default: 0}}\n"
+        "    command: cp {data} $OUT && echo {data} >> $OUT && exit {code}\n"
+    )
+
+    def downloaded(**options: Any) -> Path:
+        parameters = {"data": f"{site}/data.csv", **options.pop("parameters", {})}
+        run(str(project), parameters=parameters, env_manager="local", **options)
+        return used_file()
+
+    def used_file() -> Path:
+        content, path = (workspace / "out").read_text().splitlines()
+        assert content == "1,2"
+        return Path(path)
+
+    assert not downloaded().exists()
+    with pytest.raises(RunFailed):
+        downloaded(parameters={"code": 3})
+    assert not used_file().exists()
+    with pytest.raises(FetchError, match="no such file"):
+        downloaded(parameters={"data": f"{site}/missing.csv"})
+    assert list((tmp_path / "cache" / "working-copies").iterdir()) == []
+    kept = downloaded(storage_dir=workspace / "storage")
+    assert kept.is_relative_to(workspace / "storage")
+    assert kept.read_text() == "1,2\n"
 
 
 def test_a_run_of_a_zip_archive(workspace: Path, tracked: Read, tmp_path: Path, mlprojects: Callable[..., Any]) -> None:

@@ -52,3 +52,18 @@ def test_nested_runs_see_their_own_environment(mlprojects: Run, workspace: Path)
     assert inner_prefix not in (outer_prefix, sys.prefix)
     assert local_prefix == outer_prefix
     assert "Traceback" not in done.stderr
+
+
+def test_nested_run_inherits_the_environment_manager(mlprojects: Run, workspace: Path) -> None:
+    inner = project(workspace, "inner", "python show.py inner", "build_dependencies: [--no-index]\n")
+    programs = Path(sys.executable).parent
+    nested = f"{shlex.quote(str(programs / 'mlprojects'))} run {shlex.quote(str(inner))}"
+    outer = project(workspace, "outer", f"{nested} && {nested} --env-manager uv", "dependencies: [--no-index]\n")
+    variables = {"PATH": os.pathsep.join((str(programs), os.environ["PATH"])), "VIRTUAL_ENV": sys.prefix}
+
+    done = mlprojects("run", str(outer), "--env-manager", "local", env=variables)
+
+    assert done.returncode == 0, done.stderr
+    inherited, named = (line.split()[1] for line in done.stdout.splitlines() if line.startswith("inner "))
+    assert inherited == sys.prefix
+    assert named != sys.prefix

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,8 @@ def test_a_failing_command_tells_why(greet: str, workspace: Path, tracked: Read,
 
     error = caught.value
     assert (error.exit_code, error.signal) == (3, None)
-    assert "going down" in error.message
+    assert "going down" in error.output_tail
+    assert "\n" not in error.message
     assert error.run_id is not None
     assert error.flow_run_id is not None
     mlflow_run = tracked(error.run_id)
@@ -106,6 +109,41 @@ def test_a_failing_command_tells_why(greet: str, workspace: Path, tracked: Read,
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.exit_code, copy.message, copy.run_id) == (3, error.message, error.run_id)
     assert (copy.category, copy.cause) == ("user-code", "exit code 3")
+
+
+def test_failed_run_reports_its_error_once(workspace: Path, flow_records: Callable[[str], list[Any]]) -> None:
+    (workspace / "MLproject").write_text("entry_points:\n  main:\n    command: python broken.py\n")
+    (workspace / "broken.py").write_text("import sys\n\nraise LookupError('no such ' + 'row')\n")
+    script = "import prefect_mlprojects\nprefect_mlprojects.run('.', env_manager='local')\n"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=workspace, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.count("LookupError: no such row") == 1
+    # One message, below the lines of the caller and of run().
+    shown = done.stderr[done.stderr.rindex("Traceback (most recent call last)") :]
+    assert shown.count('  File "') == 2
+    assert "RunFailed: Run (ID '" in shown.splitlines()[-1]
+    flow_run_id = re.search(r"runs/flow-run/([0-9a-f-]{36})", done.stderr)
+    assert flow_run_id is not None
+    messages = [record.message for record in flow_records(flow_run_id[1])]
+    assert sum("LookupError: no such row" in message for message in messages) == 1
+    assert sum("failed: exit code 1." in message for message in messages) == 1
+
+
+def test_wrong_options_and_values_are_reported_together(greet: str, workspace: Path) -> None:
+    with pytest.raises(ParameterError) as caught:
+        run(greet, parameters={"times": 1.5}, timeout=-1, retries=-1, experiment_name="a", experiment_id="1")
+    assert [problem.parameter for problem in caught.value.problems] == ["experiment_id", "timeout", "retries", "times"]
+
+
+def test_invalid_parameters_are_reported_once(greet: str, workspace: Path, prefect_state: Read) -> None:
+    project = f"file://{greet}"
+    with pytest.raises(ParameterError) as caught:
+        run(project, parameters={"times": "many", "name": None}, env_manager="local")
+    lines = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert lines == ["test_invalid_parameters_are_reported_once", "run"]
+    assert "\n" not in caught.value.summary
 
 
 def test_a_killed_command_names_the_signal(greet: str, workspace: Path) -> None:
@@ -134,6 +172,35 @@ def test_all_mistakes_of_a_call_come_at_once_and_leave_no_run(greet: str, worksp
         run(greet, "needs", parameters={"count": "3.7", "place": "nowhere"})
     assert {problem.parameter for problem in caught.value.problems} == {"count", "rate", "place"}
     assert not (workspace / "mlflow.db").exists()
+
+
+def test_mistakes_of_the_project_and_of_the_call_come_together(workspace: Path, mlprojects: Callable[..., Any]) -> None:
+    (workspace / "MLproject").write_text(
+        "python_env: missing.yaml\nentry_points:\n  main:\n    parameters: {epochs: int}\n    command: 'echo {epochs} }'\n"
+    )
+    with pytest.raises(ProjectSpecError) as caught:
+        run(".", parameters={"epochs": 3.7})
+    assert [(problem.line, problem.parameter) for problem in caught.value.problems] == [
+        (1, None),
+        (5, None),
+        (None, "epochs"),
+    ]
+    done = mlprojects("run", ".", "-P", "epochs=3.7")
+    assert done.returncode == 2
+    for words in (
+        "MLproject:1: 'python_env' names the file",
+        "MLproject:5: the command",
+        "a whole number was expected",
+    ):
+        assert words in done.stderr
+
+
+def test_a_duplicate_key_is_only_warned_of(workspace: Path, mlprojects: Callable[..., Any]) -> None:
+    (workspace / "MLproject").write_text("entry_points:\n  main: {command: echo first}\n  main: {command: echo last}\n")
+    done = mlprojects("run", ".", "--env-manager", "local")
+    assert (done.returncode, done.stdout) == (0, "last\n")
+    assert "MLproject:3: the key 'main' is given twice, first in line 2" in done.stderr
+    assert mlprojects("validate").returncode == 1
 
 
 @pytest.mark.parametrize(

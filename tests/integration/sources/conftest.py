@@ -19,7 +19,7 @@ from tests.services.git_server import TOKEN, USER, SmartHttp
 from tests.services.waiting import free_port
 
 from prefect_mlprojects.sources import WorkingCopy, detect_source
-from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
+from prefect_mlprojects.sources.git import GitCredentialsLookup
 from prefect_mlprojects.types import StopSignal
 
 __all__ = ["TOKEN", "USER"]

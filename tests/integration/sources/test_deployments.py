@@ -18,7 +18,7 @@ from .conftest import TOKEN, USER, Remote
 
 
 @pytest.mark.parametrize("found", ["by host", "by name"])
-def test_a_private_repository(
+def test_a_private_repository_is_deployed_with_a_block(
     save_block: Callable[[Any, str], None],
     found: str,
     git_http: str,

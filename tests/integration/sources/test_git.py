@@ -17,7 +17,7 @@ from tests.services.git import git
 
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources import WorkingCopy, detect_source
-from prefect_mlprojects.sources.git.credentials import GitCredentials
+from prefect_mlprojects.sources.git import GitCredentials
 from prefect_mlprojects.types import StopSignal
 
 from .conftest import TOKEN, USER, Fetch, Remote, commit
@@ -42,7 +42,9 @@ def text_of(copy: WorkingCopy) -> str:
         ("refs/heads/trunk", "three", "trunk"),
     ],
 )
-def test_versions(version: str | None, expected: str, branch: str | None, remote: Remote, fetch: Fetch) -> None:
+def test_each_kind_of_version_is_checked_out(
+    version: str | None, expected: str, branch: str | None, remote: Remote, fetch: Fetch
+) -> None:
     if version is not None and version.startswith(("FULL ", "SHORT ")):
         kind, _, name = version.partition(" ")
         version = remote.commits[name] if kind == "FULL" else remote.commits[name][:8]
@@ -56,7 +58,7 @@ def test_versions(version: str | None, expected: str, branch: str | None, remote
     assert git(copy.directory, "status", "--porcelain") == ""
 
 
-def test_a_subdirectory(remote: Remote, fetch: Fetch) -> None:
+def test_a_subdirectory_is_the_project(remote: Remote, fetch: Fetch) -> None:
     copy = fetch(f"{remote.uri}#sub")
 
     assert (copy.directory / "MLproject").read_text() == "name: inner\n"
@@ -70,9 +72,41 @@ def test_an_address_reaches_git_as_it_is_written(remote: Remote, fetch: Fetch, c
     settings = Path(os.environ["GIT_CONFIG_GLOBAL"])
     settings.write_text(f'[url "{remote.root.as_uri()}/"]\n\tinsteadOf = git@nowhere.invalid:team/\n')
     assert text_of(fetch("git@nowhere.invalid:team/project.git")) == "three"
+    # The short names that people give their hosts have no user.
+    settings.write_text(f'[url "{remote.root.as_uri()}/"]\n\tinsteadOf = work:\n')
+    assert text_of(fetch("work:project.git")) == "three"
+    assert fetch("work:project.git#/sub/").directory.name == "sub"
 
 
-def test_over_the_git_protocol(git_daemon: str, remote: Remote, fetch: Fetch) -> None:
+def test_an_address_without_a_user_is_reached_by_ssh(
+    remote: Remote, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of ssh, which gets the host and git's command for it, a script runs the command in the server's home."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text(
+        f'#!/bin/sh\nfor last; do :; done\necho "$@" >> {tmp_path}/calls\ncd {remote.root} && eval "$last"\n'
+    )
+    ssh.chmod(0o755)
+    monkeypatch.setenv("GIT_SSH_COMMAND", str(ssh))
+    copy = fetch("example.org:project.git", "annotated")
+
+    assert text_of(copy) == "two"
+    assert "example.org git-upload-pack 'project.git'" in (tmp_path / "calls").read_text()
+
+
+def test_a_repository_of_another_user_says_how_to_allow_it(
+    remote: Remote, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Git's own way to be tested for this without being root.
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(FetchError, match=f"git config --global --add safe.directory {remote.bare}`"):
+        fetch(remote.uri)
+    settings = Path(os.environ["GIT_CONFIG_GLOBAL"])
+    settings.write_text(f"[safe]\n\tdirectory = {remote.bare}\n\tdirectory = *\n")
+    assert text_of(fetch(remote.uri)) == "three"
+
+
+def test_versions_over_the_git_protocol(git_daemon: str, remote: Remote, fetch: Fetch) -> None:
     for version, expected in (
         (None, "three"),
         (remote.commits["lonely"], "lonely"),
@@ -148,12 +182,12 @@ def test_a_version_of_a_local_checkout_leaves_it_alone(remote: Remote, fetch: Fe
         ("refs/heads/*", "is no version"),
     ],
 )
-def test_a_version_that_is_not_there(version: str, words: str, remote: Remote, fetch: Fetch) -> None:
+def test_an_unknown_version_is_refused(version: str, words: str, remote: Remote, fetch: Fetch) -> None:
     with pytest.raises(FetchError, match=words):
         fetch(remote.uri, version)
 
 
-def test_an_empty_repository(tmp_path: Path, fetch: Fetch) -> None:
+def test_an_empty_repository_is_refused(tmp_path: Path, fetch: Fetch) -> None:
     git(tmp_path, "init", "-q", "--bare", "empty.git")
     with pytest.raises(FetchError, match="has no commit to run"):
         fetch(str(tmp_path / "empty.git"))
@@ -167,7 +201,7 @@ def test_a_checkout_runs_in_place_unless_git_is_asked_for(remote: Remote, fetch:
     assert fetch(f"git+{remote.work.as_uri()}#sub").directory.name == "sub"
 
 
-def test_submodules_in_submodules(remote: Remote, tmp_path: Path, fetch: Fetch) -> None:
+def test_nested_submodules_are_checked_out(remote: Remote, tmp_path: Path, fetch: Fetch) -> None:
     for name, inner in (("inner", None), ("middle", "inner")):
         git(tmp_path, "init", "-q", "-b", "trunk", name)
         commit(tmp_path / name, name)
@@ -184,6 +218,19 @@ def test_submodules_in_submodules(remote: Remote, tmp_path: Path, fetch: Fetch) 
         assert (copy.directory / "lib/middle/deeper/version.txt").read_text() == "inner"
 
 
+def test_a_submodule_by_a_local_path_needs_git_s_own_permission(remote: Remote, tmp_path: Path, fetch: Fetch) -> None:
+    git(tmp_path, "init", "-q", "-b", "trunk", "other")
+    commit(tmp_path / "other", "other")
+    git(remote.work, "submodule", "add", "-q", str(tmp_path / "other"), "lib/other")
+    git(remote.work, "commit", "-qm", "with a submodule")
+    remote.push()
+
+    with pytest.raises(FetchError, match=r"submodule 'lib/other'.*git config --global protocol.file.allow always"):
+        fetch(remote.uri)
+    Path(os.environ["GIT_CONFIG_GLOBAL"]).write_text('[protocol "file"]\n\tallow = always\n')
+    assert (fetch(remote.uri).directory / "lib/other/version.txt").read_text() == "other"
+
+
 def test_a_submodule_must_be_trusted_too(
     remote: Remote, tmp_path: Path, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +245,7 @@ def test_a_submodule_must_be_trusted_too(
         fetch(remote.uri)
 
 
-def test_a_submodule_by_a_transport_that_runs_programs(remote: Remote, tmp_path: Path, fetch: Fetch) -> None:
+def test_a_submodule_by_a_transport_that_runs_programs_is_refused(remote: Remote, tmp_path: Path, fetch: Fetch) -> None:
     (remote.work / ".gitmodules").write_text(
         f'[submodule "x"]\n\tpath = x\n\turl = "ext::sh -c touch% {tmp_path / "pwned"}"\n'
     )
@@ -212,7 +259,7 @@ def test_a_submodule_by_a_transport_that_runs_programs(remote: Remote, tmp_path:
     assert not (tmp_path / "pwned").exists()
 
 
-def test_large_files(remote: Remote, fetch: Fetch, need_program: Callable[[str], str]) -> None:
+def test_git_lfs_files_are_fetched(remote: Remote, fetch: Fetch, need_program: Callable[[str], str]) -> None:
     need_program("git-lfs")
     git(remote.work, "lfs", "install", "--local")
     git(remote.work, "lfs", "track", "*.bin")
@@ -227,7 +274,7 @@ def test_large_files(remote: Remote, fetch: Fetch, need_program: Callable[[str],
 # Credentials
 
 
-def test_a_repository_that_asks_for_a_password(git_http: str, fetch: Fetch, cache: Path) -> None:
+def test_a_missing_password_names_the_block_to_create(git_http: str, fetch: Fetch, cache: Path) -> None:
     with pytest.raises(FetchError, match=r"git-credentials block for the host 127\.0\.0\.1:\d+") as caught:
         fetch(f"{git_http}/project.git")
 
@@ -235,7 +282,7 @@ def test_a_repository_that_asks_for_a_password(git_http: str, fetch: Fetch, cach
     assert not list((cache / "working-copies").glob("run-*")) if (cache / "working-copies").exists() else True
 
 
-def test_a_wrong_password(git_http: str, fetch: Fetch) -> None:
+def test_a_wrong_password_is_an_authentication_failure(git_http: str, fetch: Fetch) -> None:
     wrong = git_http.replace("http://", f"http://{USER}:wrong-one@")
     with pytest.raises(FetchError, match="Authentication failed") as caught:
         fetch(f"{wrong}/project.git")
@@ -243,11 +290,13 @@ def test_a_wrong_password(git_http: str, fetch: Fetch) -> None:
     assert "wrong-one" not in str(caught.value)
 
 
-def test_without_a_password_where_none_is_asked(git_http: str, remote: Remote, fetch: Fetch) -> None:
+def test_a_public_repository_needs_no_password(git_http: str, remote: Remote, fetch: Fetch) -> None:
     assert text_of(fetch(f"{git_http}/open/project.git", "annotated")) == "two"
 
 
-def test_credentials_never_show(git_http: str, remote: Remote, fetch: Fetch, cache: Path) -> None:
+def test_credentials_are_in_no_command_line_log_or_file(
+    git_http: str, remote: Remote, fetch: Fetch, cache: Path
+) -> None:
     seen: set[str] = set()
     done = threading.Event()
 
@@ -297,7 +346,7 @@ def test_the_users_own_credential_helper_works(git_http: str, fetch: Fetch, tmp_
     assert text_of(fetch(f"{git_http.replace('http://', f'http://{USER}@')}/project.git")) == "three"
 
 
-def test_no_server(fetch: Fetch) -> None:
+def test_an_unreachable_server_is_reported(fetch: Fetch) -> None:
     with pytest.raises(FetchError, match=r"Connection refused|Failed to connect|Couldn't connect"):
         fetch("http://127.0.0.1:9/project.git")
     with pytest.raises(FetchError, match=r"onnection refused"):
@@ -335,7 +384,7 @@ def test_eight_processes_at_once(git_http: str, remote: Remote, cache: Path) -> 
     assert list((cache / "working-copies").iterdir()) == []
 
 
-def test_a_fetch_that_was_killed_heals(remote: Remote, cache: Path, fetch: Fetch) -> None:
+def test_a_killed_fetch_is_repaired_by_the_next(remote: Remote, cache: Path, fetch: Fetch) -> None:
     # A large file that can't be compressed makes the fetch long enough to be killed in the middle.
     (remote.work / "large.bin").write_bytes(os.urandom(60_000_000))
     commit(remote.work, "large")
@@ -356,7 +405,7 @@ def test_a_fetch_that_was_killed_heals(remote: Remote, cache: Path, fetch: Fetch
     assert not list((repository / "objects" / "pack").glob("tmp_*"))
 
 
-def test_a_broken_cache_is_made_anew(remote: Remote, cache: Path, fetch: Fetch) -> None:
+def test_a_broken_cache_is_created_again(remote: Remote, cache: Path, fetch: Fetch) -> None:
     fetch(remote.uri, "light")
     repository = next((cache / "repositories").glob("*.git"))
     (repository / "HEAD").write_text("nonsense\n")
@@ -391,7 +440,7 @@ def test_a_fetch_can_be_stopped(remote: Remote, cache: Path) -> None:
     assert not list((cache / "working-copies").glob("run-*")) if (cache / "working-copies").exists() else True
 
 
-def test_a_cache_that_can_not_be_written(
+def test_an_unwritable_cache_is_reported(
     remote: Remote, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -401,7 +450,9 @@ def test_a_cache_that_can_not_be_written(
         fetch(remote.uri)
 
 
-def test_without_git(remote: Remote, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_git_is_reported(
+    remote: Remote, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
     with pytest.raises(FetchError, match="The program git was not found"):

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import FetchError, TrackingError
-from prefect_mlprojects.sources.downloads.download import download
+from prefect_mlprojects.sources.downloads import download
 from prefect_mlprojects.tracking import ProcessTracker, TrackedRun, Tracker, TrackingRequest
 from prefect_mlprojects.tracking.stores import UnreachableError, download_artifacts
 from prefect_mlprojects.types import StopSignal

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prefect_mlprojects._support.progress import report_progress, send_progress_to
-from prefect_mlprojects.sources.downloads.download import download_all
+from prefect_mlprojects.sources.downloads import download_all
 from prefect_mlprojects.types import StopSignal
 
 

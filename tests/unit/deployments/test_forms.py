@@ -115,7 +115,7 @@ def test_changes_since_a_deployment(tmp_path: Path) -> None:
         "      number: {type: string, default: 3}\n      odd: {type: thing, default: x}\n",
     )
     assert schema_changes(old, new) == (
-        "parameter 'place' is gone",
+        "parameter 'place' was removed",
         "parameter 'count' was int and is float",
         "parameter 'zero' needs a value now",
         "parameter 'fresh' (int) is new",

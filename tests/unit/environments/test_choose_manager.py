@@ -59,6 +59,19 @@ def test_conda_makes_no_environment_from_python_files(environment: ProjectEnviro
         choose_manager(project(environment), "conda")
 
 
+@pytest.mark.parametrize(
+    ("environment", "inherited", "chosen"),
+    [(PYTHON, "virtualenv", "virtualenv"), (PYTHON, "conda", "uv"), (DOCKER, "uv", "local")],
+)
+def test_inherited_manager_counts_where_it_fits(
+    environment: ProjectEnvironment, inherited: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_MLPROJECTS_ENV_MANAGER", inherited)
+
+    assert choose_manager(project(environment)) == chosen
+    assert choose_manager(project(PYTHON), "local") == "local"
+
+
 @pytest.mark.parametrize("requested", ["UV", "poetry", "", "uv "])
 @pytest.mark.parametrize("environment", [PYTHON, DOCKER])
 def test_an_unknown_manager_lists_the_four(environment: ProjectEnvironment, requested: str) -> None:

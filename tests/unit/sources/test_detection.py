@@ -63,9 +63,9 @@ def test_a_symbolic_link_keeps_its_name(project: Path) -> None:
     assert fetched(str(link)).directory == link
 
 
-@pytest.mark.parametrize("subdirectory", ["sub", "sub/deep", "sub/deep/", "./sub"])
+@pytest.mark.parametrize("subdirectory", ["sub", "sub/deep", "sub/deep/", "./sub", "/sub", "/sub/deep/"])
 def test_a_subdirectory_is_applied(project: Path, subdirectory: str) -> None:
-    expected = project / subdirectory
+    expected = project / subdirectory.strip("/")
 
     assert fetched(f"{project}#{subdirectory}").directory == expected
     assert fetched(f"{project.as_uri()}#{subdirectory}").directory == expected
@@ -75,7 +75,7 @@ def test_an_empty_subdirectory_is_the_folder_itself(project: Path) -> None:
     assert fetched(f"{project}#").directory == project
 
 
-def test_a_folder_whose_name_holds_a_hash_is_found(tmp_path: Path) -> None:
+def test_a_folder_with_a_hash_in_its_name_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "c#sharp"
     (folder / "sub").mkdir(parents=True)
 
@@ -89,7 +89,7 @@ def test_a_subdirectory_wins_over_a_folder_with_a_hash_in_its_name(project: Path
     assert fetched(f"{project}#sub").directory == project / "sub"
 
 
-@pytest.mark.parametrize("subdirectory", ["..", "../..", "sub/../..", "../project", "/etc", "/sub"])
+@pytest.mark.parametrize("subdirectory", ["..", "../..", "sub/../..", "../project"])
 def test_a_subdirectory_can_not_lead_out_of_the_project(project: Path, subdirectory: str) -> None:
     with pytest.raises(FetchError, match="leads out of the project"):
         detect_source(f"{project}#{subdirectory}")
@@ -124,12 +124,12 @@ def test_a_missing_folder_names_the_nearest_sibling(project: Path) -> None:
     assert str(caught.value) == f"The project folder '{wrong}' does not exist. Did you mean '{project}'?"
 
 
-def test_a_folder_whose_parents_are_missing_names_the_last_that_is_there(tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=rf"only '{tmp_path}' is there"):
+def test_a_folder_whose_parents_are_missing_names_the_last_existing_one(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=rf"only '{tmp_path}' exists"):
         detect_source(str(tmp_path / "a" / "b" / "c"))
 
 
-def test_a_file_is_told_from_a_folder(project: Path) -> None:
+def test_a_file_is_refused_as_a_project_folder(project: Path) -> None:
     file = project / "MLproject"
     file.touch()
 
@@ -138,7 +138,7 @@ def test_a_file_is_told_from_a_folder(project: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["", "  ", "''", "a\0b"])
-def test_what_is_no_path_is_refused(uri: str) -> None:
+def test_an_empty_or_invalid_path_is_refused(uri: str) -> None:
     with pytest.raises(FetchError, match="Give a local folder"):
         detect_source(uri)
 
@@ -156,6 +156,10 @@ def test_a_very_long_name_is_refused_like_any_missing_folder() -> None:
         ("HTTPS://example.com:8443/o/r", "https://example.com:8443/o/r", ""),
         ("git@example.com:o/r.git", "ssh://git@example.com/o/r.git", ""),
         ("git@example.com:~me/r.git", "ssh://git@example.com/~me/r.git", ""),
+        ("example.com:o/r.git", "ssh://example.com/o/r.git", ""),
+        ("example.com:/o/r.git", "ssh://example.com/o/r.git", ""),
+        ("[::1]:o/r.git", "ssh://[::1]/o/r.git", ""),
+        ("https://example.com/o/r.git#/sub/deep/", "https://example.com/o/r.git", "sub/deep"),
         ("ssh://git@example.com:2222/o/r#sub", "ssh://git@example.com:2222/o/r", "sub"),
         ("git+https://example.com/o/r", "https://example.com/o/r", ""),
         ("git+ssh://git@example.com/o/r", "ssh://git@example.com/o/r", ""),
@@ -164,17 +168,17 @@ def test_a_very_long_name_is_refused_like_any_missing_folder() -> None:
         ("https://me:secret@example.com/o/r", "https://example.com/o/r", ""),
     ],
 )
-def test_git_repositories_elsewhere(uri: str, url: str, subdirectory: str, tmp_path: Path) -> None:
+def test_a_remote_git_address_is_parsed(uri: str, url: str, subdirectory: str, tmp_path: Path) -> None:
     source = detect_source(uri, "v1", base=tmp_path)
 
     assert isinstance(source, GitSource)
     assert (source.url.url, source.subdirectory, source.version) == (url, subdirectory, "v1")
     # ssh://host/path is another folder than host:path, which is relative to the user's home there.
-    assert source.url.address == (uri if uri.startswith("git@") else url)
+    assert source.url.address == (url if "://" in uri else uri)
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/project.zip", "https://example.com/project.zip?x=1#sub"])
-def test_zip_archives_elsewhere(uri: str, tmp_path: Path) -> None:
+def test_a_remote_zip_archive_is_detected(uri: str, tmp_path: Path) -> None:
     source = detect_source(uri, base=tmp_path)
 
     assert isinstance(source, ZipSource)
@@ -190,6 +194,9 @@ def test_zip_archives_elsewhere(uri: str, tmp_path: Path) -> None:
         ("s3://bucket/project", "can't be fetched. Give a local folder"),
         ("git+ext://sh", "can't be fetched. Give a local folder"),
         ("project.zip", "zip archive '.*project.zip' does not exist"),
+        ("backup:project.zip", "zip archive '.*backup:project.zip' does not exist"),
+        ("/sub:1/project", "project folder '/sub:1/project' does not exist"),
+        ("-oProxyCommand=x:o/r", "begins with '-'"),
         ("https://example.com", "names no repository"),
         ("ssh://-oProxyCommand=touch/o/r", "begins with '-'"),
         ("ssh://git@example.com/-upload", "begins with '-'"),
@@ -197,7 +204,7 @@ def test_zip_archives_elsewhere(uri: str, tmp_path: Path) -> None:
         ("https://example.com:port/o/r", "is no URL"),
     ],
 )
-def test_what_is_not_accepted_says_what_is(uri: str, words: str, tmp_path: Path) -> None:
+def test_an_unaccepted_uri_lists_the_accepted_forms(uri: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=words) as caught:
         detect_source(uri, base=tmp_path)
 
@@ -205,12 +212,12 @@ def test_what_is_not_accepted_says_what_is(uri: str, words: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("version", ["--upload-pack=touch", "-x", "a b", "a\nb"])
-def test_a_version_is_no_option(version: str, tmp_path: Path) -> None:
+def test_a_version_that_looks_like_an_option_is_refused(version: str, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="is no version"):
         detect_source("https://example.com/o/r", version, base=tmp_path)
 
 
-def test_a_password_in_a_uri_is_kept_apart_and_does_not_show() -> None:
+def test_a_password_in_a_uri_is_separated_and_redacted() -> None:
     source = detect_source("https://me:hunter2@example.com/o/r")
 
     assert isinstance(source, GitSource)
@@ -238,7 +245,7 @@ def test_a_password_in_a_uri_is_kept_apart_and_does_not_show() -> None:
         ("file://PROJECT", "PROJECT/*", False),
     ],
 )
-def test_only_trusted_sources_where_there_are_any(
+def test_only_trusted_sources_run_if_the_setting_names_any(
     uri: str, patterns: str, trusted: bool, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, patterns = uri.replace("PROJECT", str(project)), patterns.replace("PROJECT", str(project))
@@ -249,6 +256,19 @@ def test_only_trusted_sources_where_there_are_any(
     else:
         with pytest.raises(FetchError, match="may not run here"):
             detect_source(uri)
+
+
+def test_a_local_folder_wins_over_a_git_address_of_the_same_text(tmp_path: Path) -> None:
+    folder = tmp_path / "host:project"
+    (folder / "sub").mkdir(parents=True)
+
+    assert fetched("host:project", base=tmp_path).directory == folder
+    assert fetched("host:project#sub", base=tmp_path).directory == folder / "sub"
+
+
+def test_a_leading_slash_of_a_subdirectory_is_not_the_root(project: Path) -> None:
+    with pytest.raises(FetchError, match=r"'etc'.*does not exist"):
+        detect_source(f"{project}#/etc")
 
 
 def test_a_file_uri_of_another_machine_is_refused() -> None:
@@ -262,7 +282,7 @@ def test_a_version_of_a_folder_is_an_error(project: Path) -> None:
     assert detect_source(str(project), "").kind == "local"
 
 
-def test_a_working_directory_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_working_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)

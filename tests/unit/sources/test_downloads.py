@@ -15,8 +15,8 @@ import fsspec.implementations.memory
 import pytest
 
 from prefect_mlprojects.exceptions import FetchError
-from prefect_mlprojects.sources.downloads import download as downloads
-from prefect_mlprojects.sources.downloads.download import download, download_all
+from prefect_mlprojects.sources import downloads
+from prefect_mlprojects.sources.downloads import download, download_all
 from prefect_mlprojects.types import StopSignal
 
 
@@ -122,7 +122,7 @@ def test_a_folder_keeps_its_tree(memory: Any, tmp_path: Path) -> None:
     assert files == {"a.txt": b"1", "deep/er/b.txt": b"2"}
 
 
-def test_two_downloads_of_one_name_do_not_meet(memory: Any, tmp_path: Path) -> None:
+def test_two_downloads_of_the_same_name_get_separate_folders(memory: Any, tmp_path: Path) -> None:
     memory.pipe({"/one/data.csv": b"1", "/two/data.csv": b"2"})
 
     first, second = fetch("memory://one/data.csv", tmp_path), fetch("memory://two/data.csv", tmp_path)
@@ -140,7 +140,7 @@ def test_a_local_file_uri_is_copied(tmp_path: Path) -> None:
     assert file != source
 
 
-def test_over_http(web: WebServer, tmp_path: Path) -> None:
+def test_a_file_over_http_is_downloaded(web: WebServer, tmp_path: Path) -> None:
     web.answers["/d/data.csv"] = [(200, b"x" * 100_000, None)]
 
     file = fetch(web.url("/d/data.csv?token=abc"), tmp_path)
@@ -149,7 +149,7 @@ def test_over_http(web: WebServer, tmp_path: Path) -> None:
     assert file.read_bytes() == b"x" * 100_000
 
 
-def test_a_server_error_is_tried_again(web: WebServer, tmp_path: Path) -> None:
+def test_a_server_error_is_retried(web: WebServer, tmp_path: Path) -> None:
     web.answers["/data.csv"] = [(503, b"busy", None), (200, b"good", None)]
     lines: list[str] = []
 
@@ -159,7 +159,7 @@ def test_a_server_error_is_tried_again(web: WebServer, tmp_path: Path) -> None:
     assert any("trying again" in line for line in lines)
 
 
-def test_a_transfer_that_breaks_off_is_tried_again_and_then_an_error(web: WebServer, tmp_path: Path) -> None:
+def test_a_broken_transfer_is_retried_and_then_fails(web: WebServer, tmp_path: Path) -> None:
     web.answers["/data.csv"] = [(200, b"half", 8)]
     web.go_on.set()
 
@@ -189,14 +189,14 @@ def test_a_server_that_is_down_is_an_error(web: WebServer, tmp_path: Path) -> No
 
 
 def test_a_missing_file_is_an_error_at_once(web: WebServer, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match="there is no such file or folder"):
+    with pytest.raises(FetchError, match="no such file or folder"):
         fetch(web.url("/nothing"), tmp_path)
 
     assert len(web.requests) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_secrets_of_the_uri_do_not_show(web: WebServer, tmp_path: Path) -> None:
+def test_secrets_in_the_uri_are_redacted(web: WebServer, tmp_path: Path) -> None:
     uri = web.url("/nothing?token=hunter2").replace("http://", "http://me:hunter3@")
 
     with pytest.raises(FetchError) as caught:
@@ -221,17 +221,17 @@ def test_a_file_name_can_not_leave_its_folder(memory: Any, tmp_path: Path) -> No
         memory, "/bucket/set/../../evil.txt", b"boo"
     )
 
-    with pytest.raises(FetchError, match="would land outside of its folder"):
+    with pytest.raises(FetchError, match="would be written outside of its folder"):
         fetch("memory://bucket/set", tmp_path)
 
     assert list(tmp_path.rglob("*.txt")) == []
 
 
-def test_a_folder_that_can_not_be_made_is_named(memory: Any, tmp_path: Path) -> None:
+def test_a_folder_that_can_not_be_created_is_named(memory: Any, tmp_path: Path) -> None:
     memory.pipe("/bucket/data.csv", b"1")
     (tmp_path / "file").touch()
 
-    with pytest.raises(FetchError, match="Name a folder that can be written as the storage directory"):
+    with pytest.raises(FetchError, match="Set storage_dir to a folder that can be written"):
         fetch("memory://bucket/data.csv", tmp_path / "file")
 
 
@@ -257,7 +257,7 @@ def test_a_download_is_stopped_in_the_middle(web: WebServer, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_many_are_downloaded_by_name(memory: Any, tmp_path: Path) -> None:
+def test_several_files_are_returned_by_parameter_name(memory: Any, tmp_path: Path) -> None:
     memory.pipe({f"/bucket/{number}.txt": str(number).encode() for number in range(9)})
 
     files = download_all(
@@ -270,7 +270,7 @@ def test_many_are_downloaded_by_name(memory: Any, tmp_path: Path) -> None:
     assert {name: path.read_text() for name, path in files.items()} == {str(n): str(n) for n in range(9)}
 
 
-def test_nothing_to_download_makes_no_folder(tmp_path: Path) -> None:
+def test_nothing_to_download_creates_no_folder(tmp_path: Path) -> None:
     assert download_all({}, tmp_path / "new", report=lambda line: None, stop=StopSignal()) == {}
     assert not (tmp_path / "new").exists()
 
@@ -300,14 +300,14 @@ def test_a_stop_before_the_start_downloads_nothing(memory: Any, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_works_after_two_failures(web: WebServer, tmp_path: Path) -> None:
+def test_a_third_attempt_succeeds(web: WebServer, tmp_path: Path) -> None:
     web.answers["/data.csv"] = [(503, b"busy", None), (429, b"slow down", None), (200, b"good", None)]
 
     assert fetch(web.url("/data.csv"), tmp_path).read_bytes() == b"good"
     assert len(web.requests) == 3
 
 
-def test_what_has_a_tag_is_downloaded_once(web: WebServer, tmp_path: Path, cache: Path) -> None:
+def test_a_file_with_a_tag_is_downloaded_once(web: WebServer, tmp_path: Path, cache: Path) -> None:
     web.answers["/data.csv"] = [(200, b"a,b", None)]
     web.etags["/data.csv"] = '"one"'
     first = fetch(web.url("/data.csv"), tmp_path / "first")
@@ -326,7 +326,7 @@ def test_what_has_a_tag_is_downloaded_once(web: WebServer, tmp_path: Path, cache
     assert first.read_bytes() == b"a,b"
 
 
-def test_without_a_tag_it_is_downloaded_each_time(web: WebServer, tmp_path: Path, cache: Path) -> None:
+def test_a_file_without_a_tag_is_downloaded_each_time(web: WebServer, tmp_path: Path, cache: Path) -> None:
     web.answers["/data.csv"] = [(200, b"a,b", None)]
 
     files = [fetch(web.url("/data.csv"), tmp_path) for _ in range(2)]
@@ -337,7 +337,7 @@ def test_without_a_tag_it_is_downloaded_each_time(web: WebServer, tmp_path: Path
     assert not cache.exists()
 
 
-def test_a_shared_file_that_was_written_to_is_downloaded_anew(web: WebServer, tmp_path: Path) -> None:
+def test_a_modified_shared_file_is_downloaded_again(web: WebServer, tmp_path: Path) -> None:
     web.answers["/data.csv"] = [(200, b"a,b", None)]
     web.etags["/data.csv"] = 'W/"weak"'
     first = fetch(web.url("/data.csv"), tmp_path)
@@ -348,7 +348,7 @@ def test_a_shared_file_that_was_written_to_is_downloaded_anew(web: WebServer, tm
     assert first.read_bytes() == b"x,y,z"
 
 
-def test_one_that_is_tagged_and_breaks_off_leaves_nothing(web: WebServer, tmp_path: Path, cache: Path) -> None:
+def test_a_broken_download_of_a_tagged_file_leaves_nothing(web: WebServer, tmp_path: Path, cache: Path) -> None:
     web.answers["/data.csv"] = [(200, b"half", 8)]
     web.etags["/data.csv"] = '"one"'
     web.go_on.set()
@@ -379,7 +379,7 @@ def test_a_file_that_changes_while_it_is_downloaded_is_fetched_again(web: WebSer
     assert fetch(web.url("/data.csv"), tmp_path).read_bytes() == b"old"
 
 
-def test_a_secret_of_the_uri_is_no_part_of_its_name(web: WebServer, tmp_path: Path, cache: Path) -> None:
+def test_a_secret_in_the_uri_is_no_part_of_the_cache_key(web: WebServer, tmp_path: Path, cache: Path) -> None:
     web.answers["/data.csv"] = [(200, b"a,b", None)]
     web.etags["/data.csv?token=one"] = web.etags["/data.csv?token=two"] = '"one"'
     for token in ("one", "two"):
@@ -436,7 +436,7 @@ def test_a_folder_whose_files_have_tags_is_downloaded_once(tmp_path: Path) -> No
 DOWNLOAD = """
 import sys
 from pathlib import Path
-from prefect_mlprojects.sources.downloads.download import download
+from prefect_mlprojects.sources.downloads import download
 from prefect_mlprojects.types import StopSignal
 print("ready", flush=True)
 sys.stdin.readline()
@@ -455,7 +455,7 @@ def start(uri: str, folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_eight_processes_download_it_once(web: WebServer, tmp_path: Path) -> None:
+def test_eight_processes_download_a_file_once(web: WebServer, tmp_path: Path) -> None:
     web.answers["/big"] = [(200, b"x" * 3_000_000, None)]
     web.etags["/big"] = '"one"'
     processes = [start(web.url("/big"), tmp_path / str(number)) for number in range(8)]
@@ -465,7 +465,7 @@ def test_eight_processes_download_it_once(web: WebServer, tmp_path: Path) -> Non
     assert web.requests == ["/big"]
 
 
-def test_a_download_that_was_killed_is_done_anew(web: WebServer, tmp_path: Path, cache: Path) -> None:
+def test_a_killed_download_is_repeated(web: WebServer, tmp_path: Path, cache: Path) -> None:
     web.answers["/big"] = [(200, b"stall", 2_000_000), (200, b"whole", None)]
     web.etags["/big"] = '"one"'
     process = start(web.url("/big"), tmp_path)
@@ -479,7 +479,7 @@ def test_a_download_that_was_killed_is_done_anew(web: WebServer, tmp_path: Path,
     assert not list(cache.glob(".partial-*"))
 
 
-def test_what_no_run_used_for_long_goes_when_something_comes(web: WebServer, tmp_path: Path, cache: Path) -> None:
+def test_unused_entries_are_removed_when_a_new_one_is_added(web: WebServer, tmp_path: Path, cache: Path) -> None:
     for name in ("old", "new", "more"):
         web.answers[f"/{name}"] = [(200, name.encode(), None)]
         web.etags[f"/{name}"] = f'"{name}"'
@@ -496,9 +496,7 @@ def test_what_no_run_used_for_long_goes_when_something_comes(web: WebServer, tmp
     assert kept.read_bytes() == b"old"
 
 
-def test_a_cache_that_cannot_be_written_only_means_downloading_each_time(
-    web: WebServer, tmp_path: Path, cache: Path
-) -> None:
+def test_an_unwritable_cache_is_bypassed(web: WebServer, tmp_path: Path, cache: Path) -> None:
     cache.write_text("a file where the folder should be")
     web.answers["/data.csv"] = [(200, b"a,b", None)]
     web.etags["/data.csv"] = '"one"'

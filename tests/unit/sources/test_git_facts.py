@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.services.git import git
 
-from prefect_mlprojects.sources.git.facts import GitFacts, read_git_facts
+from prefect_mlprojects.sources.git.source import GitFacts, read_git_facts
 
 
 @pytest.fixture
@@ -177,6 +177,7 @@ def test_a_repository_of_another_user_is_reported_and_runs_without_a_commit(
     assert facts == GitFacts(f"file://{repository}")
     assert len(lines) == 1
     assert "dubious ownership" in lines[0]
+    assert lines[0].endswith(f"run `git config --global --add safe.directory {repository}`.")
 
 
 def test_a_broken_repository_is_reported(repository: Path) -> None:

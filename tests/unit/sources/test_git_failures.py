@@ -27,10 +27,15 @@ from prefect_mlprojects.sources.git.program import explain_failure
         ("fatal: dumb http transport does not support shallow capabilities", "unknown-commit", ""),
         ("fatal: write error: No space left on device", "disk", "Free some disk space"),
         ("fatal: loose object 0123 (stored in x) is corrupt", "broken-cache", ""),
+        (
+            "fatal: detected dubious ownership in repository at '/srv/a b/.git'",
+            "ownership",
+            "git config --global --add safe.directory '/srv/a b/.git'",
+        ),
         ("", "other", ""),
     ],
 )
-def test_the_cause(output: str, cause: str, words: str) -> None:
+def test_a_failure_has_its_cause_and_advice(output: str, cause: str, words: str) -> None:
     failure = explain_failure(output, scheme="https", host="h")
 
     assert failure.cause == cause
@@ -38,7 +43,7 @@ def test_the_cause(output: str, cause: str, words: str) -> None:
     assert failure.text
 
 
-def test_over_ssh_a_key_is_missing() -> None:
+def test_a_missing_key_over_ssh_advises_ssh_add() -> None:
     failure = explain_failure("git@h: Permission denied (publickey).", scheme="ssh", host="h")
 
     assert "ssh-add" in failure.advice

@@ -55,7 +55,7 @@ def test_an_archive_is_unpacked_for_the_run_and_removed(tmp_path: Path, cache: P
     assert list((cache / "working-copies").iterdir()) == []
 
 
-def test_a_copy_is_kept_when_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_working_copy_is_kept_if_the_setting_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_MLPROJECTS_KEEP_WORKING_COPIES", "yes")
     source = detect_source(str(make_zip(tmp_path / "p.zip", MLproject="name: x")))
     copy = source.fetch(StopSignal(), lambda _: None)
@@ -72,7 +72,7 @@ def test_the_only_folder_of_an_archive_is_the_project(tmp_path: Path) -> None:
     assert copy.directory.name == "repo-main"
 
 
-def test_modes_of_programs_are_kept(tmp_path: Path) -> None:
+def test_executable_modes_are_kept(tmp_path: Path) -> None:
     info = zipfile.ZipInfo("run.sh")
     info.external_attr = (stat.S_IFREG | 0o755) << 16
     copy = detect_source(str(with_member(tmp_path / "p.zip", info))).fetch(StopSignal(), lambda _: None)
@@ -82,8 +82,8 @@ def test_modes_of_programs_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../out", "a/../../out", "a\\..\\out", "..\\out"])
-def test_a_member_can_not_land_outside(name: str, tmp_path: Path) -> None:
-    refused(with_member(tmp_path / "p.zip", zipfile.ZipInfo(name)), "would land outside", tmp_path)
+def test_a_member_outside_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    refused(with_member(tmp_path / "p.zip", zipfile.ZipInfo(name)), "would be written outside", tmp_path)
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
@@ -93,12 +93,12 @@ def test_links_and_special_files_are_refused(kind: int, tmp_path: Path) -> None:
     refused(with_member(tmp_path / "p.zip", info, "/etc/passwd"), "is a link or a special file", tmp_path)
 
 
-def test_a_bomb_is_refused_before_it_goes_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_bomb_is_refused_before_unpacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_MLPROJECTS_MAX_ZIP_BYTES", "100000")
     refused(make_zip(tmp_path / "p.zip", a="0" * 200_000), "200,000 bytes, and 100,000 are allowed", tmp_path)
 
 
-def test_an_archive_that_lies_about_its_sizes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_with_wrong_sizes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = make_zip(tmp_path / "p.zip", a="0" * 200_000)
     data = file.read_bytes()
     file.write_bytes(data.replace((200_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
@@ -115,7 +115,7 @@ def test_a_truncated_archive_is_refused(size: int, tmp_path: Path) -> None:
     refused(file, "no zip archive", tmp_path)
 
 
-def test_nothing_is_left_of_an_archive_that_is_refused(tmp_path: Path, cache: Path) -> None:
+def test_a_refused_archive_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     file = make_zip(tmp_path / "p.zip", MLproject="name: x")
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(FetchError):
@@ -130,7 +130,7 @@ def test_a_missing_subdirectory_is_named(tmp_path: Path) -> None:
         detect_source(f"{file}#sbu").fetch(StopSignal(), lambda _: None)
 
 
-def test_copies_of_dead_processes_are_swept(tmp_path: Path, cache: Path) -> None:
+def test_working_copies_of_dead_processes_are_removed(tmp_path: Path, cache: Path) -> None:
     dead = cache / "working-copies" / "run-dead"
     (dead / "project" / "read-only").mkdir(parents=True)
     (dead / "project" / "read-only" / "file").touch()

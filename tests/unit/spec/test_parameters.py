@@ -18,8 +18,10 @@ from prefect_mlprojects.spec import (
     EntryPoint,
     ProjectParameter,
     build_command,
+    check_call,
     check_parameters,
     find_entry_point,
+    lint,
     load_project,
 )
 from prefect_mlprojects.spec.parameters import parameters_schema
@@ -72,14 +74,14 @@ def test_bad_values_are_refused(kind: str, value: Any) -> None:
     assert caught.value.problems[0].parameter == "p"
 
 
-def test_all_problems_at_once() -> None:
+def test_all_problems_of_values_come_at_once() -> None:
     with pytest.raises(ParameterError) as caught:
         check_parameters(entry_point(a="int", b="float", c="uri"), {"a": "x", "c": "y", "bb": "1", "": "z"})
     assert [problem.parameter for problem in caught.value.problems] == ["a", "b", "c", ""]
     assert "did you mean it when you wrote 'bb'" in str(caught.value.problems[1])
 
 
-def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_values_become_absolute_or_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     declared = entry_point(a="path", b="path", c="path")
@@ -134,6 +136,75 @@ def test_placeholders_that_can_not_be_filled_in(command: str, tmp_path: Path) ->
     with pytest.raises(ProjectSpecError, match=r"placeholder|brace"):
         find_entry_point(project, "main")
     assert find_entry_point(project, "b").command == "x"
+
+
+def test_a_misspelled_entry_points_key_is_part_of_the_error(tmp_path: Path) -> None:
+    (tmp_path / "MLproject").write_text("name: x\nentry_point:\n  main: {command: echo}\n")
+    (tmp_path / "requirements.txt").touch()
+    with pytest.raises(ProjectSpecError) as caught:
+        find_entry_point(load_project(tmp_path), "main")
+    declared, key = caught.value.problems
+    assert declared.message == "it declares none and has no scripts (.py, .sh, .R)"
+    assert (key.line, key.fix) == (2, "did you mean 'entry_points'?")
+
+
+def no_project_file(folder: Path, name: str = "main", uri: str | None = None) -> str:
+    with pytest.raises(ProjectSpecError) as caught:
+        find_entry_point(load_project(folder), name, uri)
+    return str(caught.value)
+
+
+def test_a_folder_without_a_project_file_says_what_to_do(tmp_path: Path) -> None:
+    assert no_project_file(tmp_path) == (
+        f"No MLproject file found in {tmp_path}: the folder has no scripts (.py, .sh, .R) either "
+        "(create a file named MLproject, or give the URI of the folder that has one)"
+    )
+    (tmp_path / "train.py").touch()
+    assert no_project_file(tmp_path) == (
+        f"No MLproject file found in {tmp_path}: the folder has the script train.py "
+        f"(to run one, name it: `mlprojects run {tmp_path} -e train.py`)"
+    )
+    assert "and no script 'tarin.py': the folder has the script train.py" in no_project_file(tmp_path, "tarin.py")
+    (tmp_path / "MLproject.yml").touch()
+    assert no_project_file(tmp_path) == (
+        f"No MLproject file found in {tmp_path}: {tmp_path}/MLproject.yml: it is not read: "
+        "a project file is named MLproject (rename it)"
+    )
+
+
+def test_a_project_in_a_sub_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "MLproject").touch()
+    (tmp_path / "setup.py").touch()
+    assert no_project_file(tmp_path) == f"No MLproject file found in {tmp_path}: one is in src (use {tmp_path}#src)"
+    uri = "https://example.com/o/r"
+    assert no_project_file(tmp_path, uri=uri) == f"No MLproject file found in {uri}: one is in src (use {uri}#src)"
+    assert f"(use {uri}#a/src)" in no_project_file(tmp_path, uri=f"{uri}#a")
+    assert [str(each) for each in lint(tmp_path)] == [
+        f"call: warning: no MLproject file found in {tmp_path}: one is in src (use {tmp_path}#src)"
+    ]
+    (tmp_path / "more" / "b").mkdir(parents=True)
+    (tmp_path / "more" / "b" / "MLproject").touch()
+    assert "the sub-folders more/b, src have one" in no_project_file(tmp_path)
+
+
+def test_the_mistakes_of_file_command_and_values_come_together(tmp_path: Path) -> None:
+    (tmp_path / "MLproject").write_text(
+        "python_env: missing.yaml\nentry_points:\n  main:\n    parameters: {epochs: int}\n    command: 'echo {epochs} }'\n"
+    )
+    with pytest.raises(ProjectSpecError) as caught:
+        check_call(tmp_path, "main", {"epochs": 3.7})
+    file, brace, value = caught.value.problems
+    assert (file.line, brace.line, value.parameter) == (1, 5, "epochs")
+    assert "missing.yaml" in file.message
+    assert "stray brace" in brace.message
+    assert "whole number" in value.message
+    assert [each.problem for each in lint(tmp_path, "main", {"epochs": 3.7})] == [file, brace, value]
+    # An unreadable file has no entry points to complain about.
+    (tmp_path / "MLproject").write_text("a: [\n")
+    with pytest.raises(ProjectSpecError) as caught:
+        check_call(tmp_path, "main", {})
+    assert len(caught.value.problems) == 1
 
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)

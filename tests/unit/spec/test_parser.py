@@ -49,7 +49,7 @@ entry_points:
 
 
 @pytest.mark.parametrize("name", ["MLproject", "mlproject", "MLPROJECT"])
-def test_a_good_file(name: str, tmp_path: Path) -> None:
+def test_a_valid_file_is_parsed(name: str, tmp_path: Path) -> None:
     project = load_project(write(tmp_path, GOOD, name))
     assert (project.name, list(project.entry_points)) == ("demo", ["main", "other"])
     parameters = project.entry_points["main"].parameters
@@ -65,7 +65,7 @@ def test_a_good_file(name: str, tmp_path: Path) -> None:
     assert (warning.line, warning.fix) == (10, "did you mean 'float'?")
 
 
-def test_a_folder_without_a_file(tmp_path: Path) -> None:
+def test_a_folder_without_a_file_is_a_project(tmp_path: Path) -> None:
     assert load_project(tmp_path) == Project(tmp_path, None, None, {}, NoEnvironment())
 
 
@@ -73,8 +73,6 @@ def test_a_folder_without_a_file(tmp_path: Path) -> None:
     ("text", "line", "message"),
     [
         ("name: x\n\tfoo: 1\n", 2, "not valid YAML"),
-        ("name: x\nname: y\n", 2, "stands twice, first in line 1"),
-        ("entry_points:\n  main: {command: a}\n  main: {command: b}\n", 3, "'main' stands twice"),
         ("", None, "empty"),
         ("# nothing\n", None, "empty"),
         ("- a\n", 1, "not a list"),
@@ -86,7 +84,7 @@ def test_a_folder_without_a_file(tmp_path: Path) -> None:
         ("entry_points:\n  main:\n    command: [a]\n", 3, "needs a 'command' that is text"),
         ("entry_points:\n  main:\n    command: a\n    parameters: [a]\n", 4, "'parameters' of entry point"),
         ("entry_points:\n  main:\n    command: a\n    parameters:\n      a: 3\n", 5, "parameter 'a' must have a type"),
-        ("python_env: a.yaml\n", 1, "'python_env' names the file 'a.yaml', and there is no such file"),
+        ("python_env: a.yaml\n", 1, "'python_env' names the file 'a.yaml', which does not exist"),
         ("conda_env: 3\n", 1, "'conda_env' must name a file"),
         ("docker_env: x\n", 1, "'docker_env' must be a mapping"),
         ("docker_env: {volumes: []}\n", 1, "needs an 'image'"),
@@ -101,7 +99,9 @@ def test_a_folder_without_a_file(tmp_path: Path) -> None:
         ("x: " + "[" * 3000 + "]" * 3000, None, "nested too deeply"),
     ],
 )
-def test_bad_files(text: str, line: int | None, message: str, tmp_path: Path) -> None:
+def test_an_invalid_file_has_one_problem_with_its_line(
+    text: str, line: int | None, message: str, tmp_path: Path
+) -> None:
     found = problems(write(tmp_path, text))
     assert len(found) == 1
     assert found[0][0] == line
@@ -113,16 +113,17 @@ def test_all_problems_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> N
     assert [line for line, _ in problems(write(tmp_path, text))] == [1, 2, 2, 4, 5]
 
 
-def test_not_text_and_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "MLproject").write_bytes(b"\xff\xfe\x00")
-    assert "UTF-8" in problems(tmp_path)[0][1]
+def test_a_file_that_is_not_utf_8_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "MLproject").write_bytes("name: a\nentry_points: {caf\xe9: {command: x}}\n".encode("latin-1"))
+    with pytest.raises(ProjectSpecError, match=r"MLproject:2: the file is not UTF-8 text \(save it as UTF-8\)"):
+        load_project(tmp_path)
     with pytest.raises(ProjectSpecError, match="does not exist"):
         load_project(tmp_path / "missing")
     with pytest.raises(ProjectSpecError, match="is not a folder"):
         load_project(tmp_path / "MLproject")
 
 
-def test_environments(tmp_path: Path) -> None:
+def test_each_kind_of_environment_is_parsed(tmp_path: Path) -> None:
     (tmp_path / "conda.yaml").write_text("")
     assert load_project(tmp_path).environment == CondaEnvironment(tmp_path / "conda.yaml")
     (tmp_path / "python_env.yaml").write_text("")
@@ -138,7 +139,8 @@ def test_environments(tmp_path: Path) -> None:
 def test_lint_gives_errors_and_warnings_with_their_places(tmp_path: Path) -> None:
     text = "nmae: x\nentry_points:\n  main:\n    parameters: {name: int}\n    command: 'echo {nme} {0}'\n"
     found = lint(write(tmp_path, text), "main", {"name": "x"})
-    assert [(each.severity, each.problem.line) for each in found] == [("warning", 1), ("error", 5), ("error", 5)]
+    places = [(each.severity, each.problem.line) for each in found]
+    assert places == [("warning", 1), ("error", 5), ("error", 5), ("error", None)]
     assert str(found[0]) == f"{tmp_path}/MLproject:1: warning: unknown key 'nmae'; it is ignored (did you mean 'name'?)"
     clean = write(tmp_path, "entry_points:\n  main:\n    parameters: {name: int}\n    command: 'echo {name}'\n")
     assert [each.problem.parameter for each in lint(clean, "main", {"name": "x"})] == ["name"]
@@ -149,6 +151,54 @@ def test_an_unknown_key_of_docker_env_is_warned_of(tmp_path: Path) -> None:
     project = load_project(write(tmp_path, "docker_env: {image: a, imgae: b}\n"))
     (warning,) = project.warnings
     assert (warning.line, warning.fix) == (1, "did you mean 'image'?")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("name: x\nname: y\n", 2, "the key 'name' is given twice, first in line 1"),
+        (
+            "entry_points:\n  main: {command: a}\n  main: {command: b}\n",
+            3,
+            "the key 'main' is given twice, first in line 2",
+        ),
+    ],
+)
+def test_a_duplicate_key_warns_in_a_run_and_fails_in_a_lint(text: str, line: int, message: str, tmp_path: Path) -> None:
+    project = load_project(write(tmp_path, text))
+    (warning,) = project.warnings
+    assert (warning.line, warning.message) == (line, message)
+    assert project.name == ("y" if "name" in text else None)
+    (finding,) = lint(tmp_path)
+    assert (finding.severity, finding.problem) == ("error", warning)
+
+
+def test_dependencies_that_nothing_installs_are_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("six\n")
+    (tmp_path / "pyproject.toml").write_text("[project]\ndependencies = ['six']\n")
+    project = load_project(write(tmp_path, "name: x\n"))
+    assert [(each.file, "python_env.yaml" in str(each.fix)) for each in project.warnings] == [
+        (tmp_path / "requirements.txt", True),
+        (tmp_path / "pyproject.toml", True),
+    ]
+    (tmp_path / "uv.lock").touch()
+    assert [each.file for each in load_project(tmp_path).warnings] == [tmp_path / "requirements.txt"]
+    (tmp_path / "uv.lock").unlink()
+    (tmp_path / "pyproject.toml").write_text("[tool.ruff]\nline-length = 100\n")
+    assert [each.file for each in load_project(tmp_path).warnings] == [tmp_path / "requirements.txt"]
+    (tmp_path / "python_env.yaml").touch()
+    assert load_project(tmp_path).warnings == ()
+    (tmp_path / "python_env.yaml").unlink()
+    assert load_project(write(tmp_path, "docker_env: {image: a}\n")).warnings == ()
+
+
+@pytest.mark.parametrize("name", ["MLproject.yaml", "MLproject.yml", "mlproject.txt"])
+def test_a_project_file_with_a_wrong_name_is_named(name: str, tmp_path: Path) -> None:
+    (warning,) = load_project(write(tmp_path, "name: x\n", name)).warnings
+    assert str(warning) == f"{tmp_path / name}: it is not read: a project file is named MLproject (rename it)"
+    assert [str(each) for each in lint(tmp_path)] == [
+        f"{tmp_path / name}: warning: it is not read: a project file is named MLproject (rename it)"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,9 @@ UNQUOTABLE = [
 
 
 @pytest.mark.parametrize("command", UNQUOTABLE)
-def test_where_nothing_can_be_quoted_only_plain_values_are_taken(command: str, tmp_path: Path) -> None:
+def test_at_unquotable_places_only_plain_values_are_accepted(command: str, tmp_path: Path) -> None:
     for value in ATTACKS:
-        with pytest.raises(ParameterError, match="can't be quoted where it stands"):
+        with pytest.raises(ParameterError, match="can't be quoted at its place"):
             run(command, value, tmp_path)
     run(command, "7", tmp_path)
     assert not list(tmp_path.iterdir())
@@ -128,7 +128,7 @@ def test_where_nothing_can_be_quoted_only_plain_values_are_taken(command: str, t
         "printf %s ${{v:-$(printf %s 'a)')}} >&2; printf '\\0'; printf %s {x}",
     ],
 )
-def test_what_looks_like_a_quote_or_a_comment_does_not_mislead(command: str, tmp_path: Path) -> None:
+def test_text_like_a_quote_or_comment_does_not_mislead_the_scanner(command: str, tmp_path: Path) -> None:
     for value in ATTACKS:
         assert run(command, value, tmp_path).rpartition(b"\0")[2] == value.encode()
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,6 @@ def test_to_json_request_round_trips() -> None:
         entry_point="main",
         parameters={"a": "1", "odd\udcff": "\u2028\n"},
         run_name="name",
-        tags={"t": "v"},
     )
 
     assert from_json(json.loads(json.dumps(to_json(request)))) == request

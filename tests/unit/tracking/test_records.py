@@ -41,10 +41,8 @@ def test_project_tags_complete_request_tags_all_fields() -> None:
         environment="uv",
         backend="kubernetes",
         parent_run_id="parent",
-        docker_image="image:1",
         flow_run_id="f",
         flow_run_url="http://prefect/f",
-        tags={"mine": "1", "mlflow.project.env": "docker"},
     )
 
     assert project_tags(request) == {
@@ -57,12 +55,10 @@ def test_project_tags_complete_request_tags_all_fields() -> None:
         "mlflow.source.git.repoURL": "https://host/r",
         "mlflow.project.entryPoint": "main",
         "mlflow.project.backend": "kubernetes",
-        "mlflow.project.env": "docker",
+        "mlflow.project.env": "uv",
         "mlflow.parentRunId": "parent",
-        "mlflow.docker.image.uri": "image:1",
         "prefect.flow_run_id": "f",
         "prefect.flow_run_url": "http://prefect/f",
-        "mine": "1",
     }
 
 

@@ -62,11 +62,11 @@ def test_sqlite_path_other_uris_is_none(uri: str) -> None:
     [
         ("http://host:5000", "http://host:5000/#/experiments/3/runs/abc"),
         ("https://me:pw@host/prefix/", "https://host/prefix/#/experiments/3/runs/abc"),
-        ("sqlite:////data/mlflow.db", None),
+        ("sqlite:////data/mlflow.db", "http://127.0.0.1:5000/#/experiments/3/runs/abc"),
         ("databricks", None),
     ],
 )
-def test_run_page_is_known_for_servers_only(uri: str, page: str | None) -> None:
+def test_run_page_is_that_of_the_server_or_of_the_local_ui(uri: str, page: str | None) -> None:
     assert run_page(Secret(uri), "3", "abc")[0] == page
 
 

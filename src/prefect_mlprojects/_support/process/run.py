@@ -64,9 +64,9 @@ def run_process(
 ) -> ProcessResult:
     """Runs a program in a new session and returns once its whole process tree has exited.
 
-    Its stdin is empty. On a stop request and on a time-out the tree gets SIGTERM, and SIGKILL after the grace period. So
-    do processes that the program leaves when it exits, after a second in which they may finish their output. The tree is
-    also ended when `write` or an interrupt raises, and by the guard when this process dies.
+    Its stdin is empty. On a stop request and on a time-out the tree gets SIGTERM (after Ctrl-C first SIGINT), and SIGKILL
+    after the grace period. So do processes that the program leaves when it exits, after a second in which they may finish
+    their output. The tree is also ended when `write` or an interrupt raises, and by the guard when this process dies.
 
     `env` is the complete environment. `write` is always called in the same thread and may block to slow the program down.
     `timeout` and `grace` are in seconds; None means no limit, and the setting.
@@ -164,7 +164,8 @@ class _Supervision:
         """Ends the tree in another thread: the reader goes on, and the consumer of the output may block it."""
 
         def end() -> None:
-            end_tree(self._process.pid, self._cookie, self._grace, delay)
+            interrupt = self._stop is not None and self._stop.interrupted and not self._exited
+            end_tree(self._process.pid, self._cookie, self._grace, delay, interrupt=interrupt)
             self._wake()
 
         thread = threading.Thread(target=end, name="end-process-tree", daemon=True)

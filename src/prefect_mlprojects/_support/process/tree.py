@@ -91,13 +91,19 @@ def parse_ps(listing: str, group: int | None, cookie: str) -> list[int]:
     return members
 
 
-def end_tree(group: int | None, cookie: str, grace_period: float, delay: float = 0.0) -> None:
+def end_tree(
+    group: int | None, cookie: str, grace_period: float, delay: float = 0.0, *, interrupt: bool = False
+) -> None:
     """Ends a tree with SIGTERM and, after the grace period, SIGKILL; returns once all its processes have exited.
 
-    SIGTERM is sent after `delay` seconds to exit by itself. The group's first process must not have been waited for, so
-    that its id is not reused.
+    SIGTERM is sent after `delay` seconds to exit by itself. With `interrupt`, SIGINT precedes it by half the grace period,
+    whose end stays the same. The group's first process must not have been waited for, so that its id is not reused.
     """
     members = _wait_for_end(find_members(group, cookie), group, cookie, delay)
+    if interrupt:
+        grace_period /= 2
+        _signal(members, signal.SIGINT)
+        members = _wait_for_end(members, group, cookie, grace_period)
     _signal(members, signal.SIGTERM)
     members = _wait_for_end(members, group, cookie, grace_period)
     deadline = time.monotonic() + _KILL_SECONDS

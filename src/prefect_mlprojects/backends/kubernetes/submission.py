@@ -45,8 +45,7 @@ from prefect_mlprojects.backends.kubernetes.job import (
 )
 from prefect_mlprojects.exceptions import BackendError, FetchError
 from prefect_mlprojects.sources.base import WorkingCopy
-from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
-from prefect_mlprojects.sources.git.urls import parse_git_url
+from prefect_mlprojects.sources.git import GitCredentialsLookup, parse_git_url
 from prefect_mlprojects.types import StopSignal
 
 ARCHIVE_LIMIT = 900_000

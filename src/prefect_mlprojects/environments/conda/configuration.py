@@ -146,7 +146,8 @@ def read_configuration(environ: Mapping[str, str]) -> CondaConfiguration:
 def _read_file(file: Path) -> dict[str, Any]:
     document = read_yaml(file)
     content = {} if document.content is None else document.content
-    problem = redact_urls(str(document.problems[0])) if document.problems else ""
+    problems = (*document.problems, *document.duplicates)
+    problem = redact_urls(str(problems[0])) if problems else ""
     if not isinstance(content, dict):
         problem = f"{file} must be a mapping, such as 'channels: [conda-forge]'."
     if problem:

@@ -243,8 +243,8 @@ def read_lock(path: Path) -> tuple[str | None, tuple[LockedPackage, ...]] | Prob
 def open_environment_file(path: Path) -> FileReader | tuple[Problem, ...]:
     """Opens an environment file, which must be a YAML mapping."""
     document = read_yaml(path)
-    if document.problems:
-        return tuple(map(_redacted, document.problems))
+    if problems := (*document.problems, *document.duplicates):
+        return tuple(map(_redacted, problems))
     if document.content is None:
         return (Problem("the file is empty", file=path, fix="write at least 'dependencies: []'"),)
     if not isinstance(document.content, dict):

@@ -1,42 +1,48 @@
-"""Projects in git repositories: each run gets its own working copy from the cache."""
+"""Projects in git repositories: each run gets its own working copy; and what git knows of a local folder."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from prefect_mlprojects._support.redaction import strip_user_info
+from prefect_mlprojects._support.process.run import run_process
+from prefect_mlprojects._support.redaction import redact, strip_user_info
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.base import (
     SourceKind,
     WorkingCopy,
     apply_subdirectory,
-    new_working_copy,
-    remove_working_copy,
+    check_trusted,
+    create_run_folder,
+    remove_run_folder,
 )
-from prefect_mlprojects.sources.git.credentials import GitCredentials, GitCredentialsLookup
-from prefect_mlprojects.sources.git.program import GitAnswer, GitProgram, explain_failure, use_git
+from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl, resolve_submodule_url
+from prefect_mlprojects.sources.git.program import (
+    GitAnswer,
+    GitProgram,
+    allow_owner,
+    explain_failure,
+    use_git,
+    variables_for_git,
+)
 from prefect_mlprojects.sources.git.repository import CachedRepository
-from prefect_mlprojects.sources.git.urls import GitUrl, resolve_submodule_url
-from prefect_mlprojects.sources.local import check_trusted
-from prefect_mlprojects.types import StopSignal
+from prefect_mlprojects.types import StopSignal, StreamName
+
+if TYPE_CHECKING:
+    from git import Repo
 
 _MAX_SUBMODULE_DEPTH = 10
+_MAX_PATCH_BYTES = 10_000_000
+_Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class GitSource:
-    """A git repository.
-
-    Attributes:
-        url: Its address.
-        subdirectory: What stood after the ``#``; empty for the whole repository.
-        version: A branch, a tag or a commit; None for the default branch.
-        uri: The requested URI, redacted.
-        credentials: Finds credentials for it and its submodules; None leaves that to git.
-    """
+    """A git repository; without a `version`, its default branch, and without `credentials`, those that git finds."""
 
     url: GitUrl
     subdirectory: str
@@ -46,28 +52,23 @@ class GitSource:
 
     @property
     def kind(self) -> SourceKind:
-        """Where it is: ``git``."""
+        """``git``."""
         return "git"
 
     def fetch(self, stop: StopSignal, report: Callable[[str], None]) -> WorkingCopy:
-        """Makes a working copy of the version; see ``Source``.
-
-        Raises:
-            FetchError: There is no such repository, version or subdirectory; the remote refused or can't be reached; or the
-                fetch was stopped.
-        """
+        """Creates a working copy of the version; see ``Source``."""
         if stop.requested:
             raise FetchError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
         with use_git(self.url, self._credentials_for(self.url), stop, self.uri) as git:
             repository = CachedRepository(self.url, self.uri, git, report)
             resolved = repository.fetch_version(self.version)
-            folder = new_working_copy(self.uri)
+            folder = create_run_folder(self.uri)
             try:
                 self._check_out(repository.directory, resolved.commit, self.url, folder, git, report)
                 self._add_submodules(folder, resolved.commit, self.url, git, report, depth=0)
                 directory = apply_subdirectory(folder, self.subdirectory, self.uri)
             except BaseException:
-                remove_working_copy(folder)
+                remove_run_folder(folder)
                 raise
         address = strip_user_info(self.url.url)
         return WorkingCopy(
@@ -83,7 +84,7 @@ class GitSource:
 
     def remove(self, copy: WorkingCopy) -> None:
         """Removes the working copy, unless it is to be kept; see ``Source``."""
-        remove_working_copy(copy.directory)
+        remove_run_folder(copy.directory)
 
     def _credentials_for(self, url: GitUrl) -> GitCredentials | None:
         if url.credentials is not None and url.credentials.token is not None:
@@ -91,11 +92,9 @@ class GitSource:
         found = self.credentials(strip_user_info(url.url), url.host) if self.credentials is not None else None
         return found if found is not None and found.fits(url.host) else url.credentials
 
-    def _check_out(
-        self, cache: Path, commit: str, url: GitUrl, folder: Path, git: GitProgram, report: Callable[[str], None]
-    ) -> None:
-        """Fills a folder with a commit's files: a separate repository that borrows the cache's objects."""
-        self._succeed(git.run("init", "--quiet", "--template=", "--", str(folder)))
+    def _check_out(self, cache: Path, commit: str, url: GitUrl, folder: Path, git: GitProgram, report: _Report) -> None:
+        """Checks a commit out in a separate repository, which borrows the cache's objects."""
+        self._insist(git.run("init", "--quiet", "--template=", "--", str(folder)))
         inside = folder / ".git"
         (inside / "objects" / "info").mkdir(parents=True, exist_ok=True)
         (inside / "objects" / "info" / "alternates").write_text(f"{cache / 'objects'}\n")
@@ -103,11 +102,11 @@ class GitSource:
             shutil.copyfile(cache / "shallow", inside / "shallow")
         with (inside / "config").open("a") as config:
             config.write(f'[remote "origin"]\n\turl = "{_escaped(strip_user_info(url.address))}"\n')
-        self._succeed(git.run("checkout", "--quiet", "--detach", commit, "--", folder=folder))
+        self._insist(git.run("checkout", "--quiet", "--detach", commit, "--", folder=folder))
         self._add_large_files(folder, cache, git, report)
 
-    def _add_large_files(self, folder: Path, cache: Path, git: GitProgram, report: Callable[[str], None]) -> None:
-        """Replaces the pointers of Git LFS by the files that they name, where the program git-lfs is installed."""
+    def _add_large_files(self, folder: Path, cache: Path, git: GitProgram, report: _Report) -> None:
+        """Replaces Git LFS pointers by their files, where the program git-lfs is installed."""
         attributes = folder / ".gitattributes"
         if not attributes.is_file() or "filter=lfs" not in attributes.read_text(encoding="utf-8", errors="replace"):
             return
@@ -117,60 +116,155 @@ class GitSource:
                 "(apt install git-lfs)."
             )
             return
-        # In the copy's own configuration: given on the command line it would hold for a local remote as well.
+        # In the copy's own configuration: on the command line it would apply to a local remote as well.
         with (folder / ".git" / "config").open("a") as config:
             config.write(f'[lfs]\n\tstorage = "{_escaped(str(cache / "lfs"))}"\n')
-        self._succeed(git.run("lfs", "pull", folder=folder))
+        self._insist(git.run("lfs", "pull", folder=folder))
 
     def _add_submodules(
-        self, folder: Path, commit: str, parent: GitUrl, git: GitProgram, report: Callable[[str], None], depth: int
+        self, folder: Path, commit: str, parent: GitUrl, git: GitProgram, report: _Report, depth: int
     ) -> None:
-        """Fills the folders of submodules, which come out of the cache too, and those of theirs."""
+        """Checks submodules out, recursively and through the cache."""
         if not (folder / ".gitmodules").is_file():
             return
         if depth >= _MAX_SUBMODULE_DEPTH:
             raise FetchError(f"{self.uri!r} has submodules nested more than {_MAX_SUBMODULE_DEPTH} deep.", uri=self.uri)
-        for path, address in self._submodule_addresses(folder, git).items():
+        for path, address in _submodule_addresses(folder, git).items():
             listed = git.run("--literal-pathspecs", "ls-tree", commit, "--", path, folder=folder)
-            self._succeed(listed)
+            self._insist(listed)
             if not listed.text.startswith("160000 commit "):
                 continue
             submodule_commit = listed.text.split()[2]
-            url = resolve_submodule_url(parent, address)
-            place = folder / PurePosixPath(path)
-            if url is None or not place.resolve().is_relative_to(folder.resolve()):
-                raise FetchError(
-                    f"{self.uri!r} has a submodule {path!r} that can't be fetched from {strip_user_info(address)!r}.",
-                    uri=self.uri,
-                )
-            check_trusted(url.url, self.uri)
+            target = folder / PurePosixPath(path)
+            url = self._submodule_url(parent, path, address, folder, git)
             with use_git(url, self._credentials_for(url), git.stop, self.uri) as submodule_git:
-                shown = strip_user_info(url.url)
-                repository = CachedRepository(url, shown, submodule_git, report)
+                repository = CachedRepository(url, strip_user_info(url.url), submodule_git, report)
                 repository.fetch_commit(submodule_commit)
-                place.mkdir(parents=True, exist_ok=True)
-                self._check_out(repository.directory, submodule_commit, url, place, submodule_git, report)
-                self._add_submodules(place, submodule_commit, url, submodule_git, report, depth + 1)
+                target.mkdir(parents=True, exist_ok=True)
+                self._check_out(repository.directory, submodule_commit, url, target, submodule_git, report)
+                self._add_submodules(target, submodule_commit, url, submodule_git, report, depth + 1)
 
-    def _submodule_addresses(self, folder: Path, git: GitProgram) -> dict[str, str]:
-        """Reads ``.gitmodules``: URL by path."""
-        answer = git.run(
-            "config", "--file", ".gitmodules", "--get-regexp", r"^submodule\..*\.(path|url)$", folder=folder
-        )
-        paths: dict[str, str] = {}
-        urls: dict[str, str] = {}
-        for line in answer.lines:
-            key, _, value = line.partition(" ")
-            name, _, kind = key.rpartition(".")
-            (paths if kind == "path" else urls)[name] = value
-        return {path: urls[name] for name, path in paths.items() if name in urls}
+    def _submodule_url(self, parent: GitUrl, path: str, address: str, folder: Path, git: GitProgram) -> GitUrl:
+        # Git's own default ("user") refuses local paths in submodules (CVE-2022-39253).
+        local_paths = git.run("config", "--get", "protocol.file.allow", folder=folder).text == "always"
+        url = resolve_submodule_url(parent, address, local_paths=local_paths)
+        if url is None or not (folder / PurePosixPath(path)).resolve().is_relative_to(folder.resolve()):
+            refused = address.startswith("/") and not local_paths
+            advice = " If you trust it, run `git config --global protocol.file.allow always`." if refused else ""
+            raise FetchError(
+                f"{self.uri!r} has a submodule {path!r} that can't be fetched from {strip_user_info(address)!r}.{advice}",
+                uri=self.uri,
+            )
+        check_trusted(url.url, self.uri)
+        return url
 
-    def _succeed(self, answer: GitAnswer) -> None:
+    def _insist(self, answer: GitAnswer) -> None:
         if answer.succeeded:
             return
         failure = explain_failure(answer.text, scheme=self.url.scheme, host=self.url.host)
         raise FetchError(f"{self.uri!r} can't be checked out: {failure.text}. {failure.advice}".rstrip(), uri=self.uri)
 
 
+def _submodule_addresses(folder: Path, git: GitProgram) -> dict[str, str]:
+    """Returns the URLs in ``.gitmodules`` by path."""
+    answer = git.run("config", "--file", ".gitmodules", "--get-regexp", r"^submodule\..*\.(path|url)$", folder=folder)
+    values: dict[str, dict[str, str]] = {"path": {}, "url": {}}
+    for line in answer.lines:
+        key, _, value = line.partition(" ")
+        name, _, variable = key.rpartition(".")
+        values[variable][name] = value
+    return {path: values["url"][name] for name, path in values["path"].items() if name in values["url"]}
+
+
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+@dataclass(frozen=True)
+class GitFacts:
+    """The fields of a `WorkingCopy` that git knows for a folder inside a working tree.
+
+    There is no commit before the first one, or if git ignores the folder or refused, and no branch for a detached HEAD.
+    """
+
+    source_name: str
+    commit: str | None = None
+    branch: str | None = None
+    repository_url: str | None = None
+    dirty: bool = False
+
+
+def read_git_facts(folder: Path, report: Callable[[str], None]) -> GitFacts | None:
+    """Returns what git knows of an existing folder, given by its absolute path; None outside of a working tree.
+
+    If git is missing or refuses, the reason is reported and the facts have no commit.
+    """
+    top = next((parent for parent in (folder, *folder.parents) if (parent / ".git").exists()), None)
+    if top is None:
+        return None
+    below = folder.relative_to(top).as_posix()
+    source_name = f"file://{top}" if below == "." else f"file://{top}#{below}"
+    if shutil.which("git") is None:
+        # GitPython can't even be imported then.
+        report(f"{top} is a git repository, but the program git was not found; the run is recorded without its commit.")
+        return GitFacts(source_name)
+    from git import Repo
+    from git.exc import GitError
+
+    try:
+        with Repo(top) as repository, repository.git.custom_environment(**_READ_ONLY):
+            return _read(repository, folder, source_name)
+    except (GitError, OSError, ValueError) as error:
+        message = _first_line(error)
+        if "not a git repository" in message or type(error).__name__ == "InvalidGitRepositoryError":
+            return None
+        reason = f"{redact(message)}. {allow_owner(str(error))}".rstrip()
+        report(f"The run is recorded without its commit, since git can't read {folder}: {reason}")
+        return GitFacts(source_name)
+
+
+def _read(repository: Repo, folder: Path, source_name: str) -> GitFacts:
+    # The first command: git refuses a repository of another user here. `Repo.is_dirty` runs `git diff`, which may write the
+    # index. Renames and untracked files are left out: they cost most, and neither changes the answer.
+    changes = repository.git.status("--porcelain", "--untracked-files=no", "--no-renames")
+    dirty = bool(changes)
+    commit = repository.head.commit.hexsha if repository.head.is_valid() else None
+    branch = None if repository.head.is_detached else repository.active_branch.name
+    if commit is not None and folder != Path(str(repository.working_dir)) and repository.ignored(str(folder)):
+        commit, dirty = None, False
+    url = repository.remotes[0].url if repository.remotes else ""
+    return GitFacts(source_name, commit, branch, strip_user_info(url) or None, dirty)
+
+
+def _first_line(error: Exception) -> str:
+    """Returns the first line of git's own message, without the command that GitPython adds."""
+    text = str(getattr(error, "stderr", "") or error)
+    match = re.search(r"(?:fatal|error): .*", text)
+    return (match[0] if match else text.strip().splitlines()[0] if text.strip() else type(error).__name__).rstrip("'")
+
+
+def read_uncommitted_changes(folder: Path, stop: StopSignal) -> str | None:
+    """Returns the difference of a checkout's tracked files to its commit, as a patch for ``git apply``.
+
+    None if git can't tell, nothing differs or the patch is too large.
+    """
+    pieces: list[bytes] = []
+    command = ["git", "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", "--", ":/"]
+
+    def take(stream: StreamName, data: bytes) -> None:
+        # Byte for byte: lines of a patch may end in any way.
+        if stream == "stdout":
+            pieces.append(data)
+
+    try:
+        result = run_process(command, cwd=folder, env=variables_for_git() | _READ_ONLY, write=take, stop=stop)
+    except FileNotFoundError:
+        return None
+    patch = b"".join(pieces)
+    if result.return_code != 0 or not patch or len(patch) > _MAX_PATCH_BYTES:
+        return None
+    return patch.decode("utf-8", "replace")
+
+
+# Reading must not write the index (a run may not touch the checkout), and messages are matched in English.
+_READ_ONLY = {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}

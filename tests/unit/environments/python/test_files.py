@@ -74,7 +74,7 @@ def test_what_may_be_left_out(tmp_path: Path, text: str, python: str | None, dep
         ("just text\n", [(1, "must be a mapping")]),
         ("dependencies:\n\t- six\n", [(2, "not valid YAML")]),
         ("dependencies: [six\n", [(2, "not valid YAML")]),
-        ("dependencies: [six]\ndependencies: [attrs]\n", [(2, "stands twice")]),
+        ("dependencies: [six]\ndependencies: [attrs]\n", [(2, "is given twice")]),
         ("dependencies: six\n", [(1, "must be a list")]),
         ("dependencies: {six: 1}\n", [(1, "must be a list")]),
         (
@@ -88,7 +88,7 @@ def test_what_may_be_left_out(tmp_path: Path, text: str, python: str | None, dep
         ('python: ""\n', [(1, "is not a version")]),
         ("dependancies: [six]\n", [(1, "did you mean 'dependencies'?")]),
         ("name: x\n", [(1, "the keys are python, build_dependencies, dependencies")]),
-        (b"dependencies: [\xff]\n", [(None, "UTF-8")]),
+        (b"dependencies: [\xff]\n", [(1, "UTF-8")]),
         ("a: 1\nb: 2\npython: 3.9\n", [(1, "'a'"), (2, "'b'"), (3, "number")]),
     ],
 )
