@@ -153,8 +153,7 @@ def _label(name: str) -> str:
 
 
 def _engine() -> Any:
-    from prefect_mlprojects.backends.containers.config import LocalConfig
-    from prefect_mlprojects.backends.containers.engine import connect
+    from prefect_mlprojects.backends.containers.engine import LocalConfig, connect
 
     return connect(LocalConfig())
 

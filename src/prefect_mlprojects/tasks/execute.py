@@ -109,6 +109,7 @@ async def execute(
         BackendError: The backend itself failed.
     """
     async with run_step("execute") as step:
+        tracked = step.session.tracked_run
         command = Command(
             line=invocation.command,
             child_env=target.child_env,
@@ -116,6 +117,7 @@ async def execute(
             timeout=target.timeout,
             parameters={**invocation.parameters.declared, **invocation.parameters.extra},
             paths=invocation.paths,
+            artifact_uri=tracked.artifact_uri if tracked is not None else "",
         )
         task_context = TaskRunContext.get()
         assert task_context is not None

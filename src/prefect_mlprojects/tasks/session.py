@@ -147,11 +147,13 @@ class RunSecrets:
     Attributes:
         uri: The project's URI if it holds a secret, which the flow run's parameters have without.
         backend_config: The secret keys of the backend's configuration.
+        docker_args: The container arguments that hold secrets.
     """
 
     uri: Secret | None = None
     backend_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass
