@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
+
+from typing_extensions import Unpack
 
 from prefect_mlprojects.types import FailureCategory
 
@@ -205,22 +207,21 @@ class PrefectServerError(ExecutionException):
         super().__init__(message)
 
 
+class _RunDetails(TypedDict, total=False):
+    run_id: str | None
+    flow_run_id: str | None
+    output_tail: Iterable[str]
+    cause: str
+
+
 class _RunEnded(ExecutionException):
     """A run that did not finish successfully."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        run_id: str | None = None,
-        flow_run_id: str | None = None,
-        output_tail: Iterable[str] = (),
-        cause: str = "",
-    ) -> None:
-        self.cause = cause
-        self.run_id = run_id
-        self.flow_run_id = flow_run_id
-        self.output_tail = tuple(output_tail)
+    def __init__(self, message: str, **details: Unpack[_RunDetails]) -> None:
+        self.cause = details.get("cause", "")
+        self.run_id = details.get("run_id")
+        self.flow_run_id = details.get("flow_run_id")
+        self.output_tail = tuple(details.get("output_tail", ()))
         super().__init__(message)
 
 
@@ -239,16 +240,13 @@ class RunFailed(_RunEnded):
         *,
         exit_code: int | None = None,
         signal: int | None = None,
-        run_id: str | None = None,
-        flow_run_id: str | None = None,
-        output_tail: Iterable[str] = (),
-        cause: str = "",
         category: FailureCategory = FailureCategory.USER_CODE,
+        **details: Unpack[_RunDetails],
     ) -> None:
         self.exit_code = exit_code
         self.signal = signal
         self.category = category
-        super().__init__(message, run_id=run_id, flow_run_id=flow_run_id, output_tail=output_tail, cause=cause)
+        super().__init__(message, **details)
 
 
 class RunCancelled(_RunEnded):
@@ -275,15 +273,6 @@ class RunTimedOut(_RunEnded):
 
     category = FailureCategory.TIMEOUT
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        timeout: float,
-        run_id: str | None = None,
-        flow_run_id: str | None = None,
-        output_tail: Iterable[str] = (),
-        cause: str = "",
-    ) -> None:
+    def __init__(self, message: str, *, timeout: float, **details: Unpack[_RunDetails]) -> None:
         self.timeout = timeout
-        super().__init__(message, run_id=run_id, flow_run_id=flow_run_id, output_tail=output_tail, cause=cause)
+        super().__init__(message, **details)

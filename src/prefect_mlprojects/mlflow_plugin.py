@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mlflow.entities import RunStatus
 from mlflow.exceptions import ExecutionException as MlflowExecutionException
 from mlflow.projects.backend.abstract_backend import AbstractBackend
 from mlflow.projects.submitted_run import SubmittedRun as MlflowSubmittedRun
@@ -51,8 +50,8 @@ class PrefectSubmittedRun(MlflowSubmittedRun):
         return self._run.wait()
 
     def get_status(self) -> str:
-        """Returns the run's status in MLflow's spelling."""
-        return str(RunStatus.to_string(RunStatus.from_string(self._run.get_status())))
+        """Returns the run's status."""
+        return self._run.get_status()
 
     def cancel(self) -> None:
         """Cancels the run and waits until it has ended."""
@@ -80,17 +79,7 @@ class PrefectProjectBackend(AbstractBackend):
     ) -> PrefectSubmittedRun:
         """Starts a run; MLflow waits for it unless it was called with ``synchronous=False``.
 
-        Args:
-            project_uri: Project folder or URI.
-            entry_point: Entry point.
-            params: Parameter values by name.
-            version: Branch, tag or commit of a git project.
-            backend_config: The keys listed with the class, and those that MLflow adds.
-            tracking_uri: The tracking URI of this process.
-            experiment_id: MLflow experiment by ID.
-
-        Raises:
-            mlflow.exceptions.ExecutionException: The run could not be started.
+        `backend_config` has the keys listed with the class and those that MLflow adds. Raises MLflow's `ExecutionException`.
         """
         config = dict(backend_config) if isinstance(backend_config, Mapping) else {}
         options = {name: value for key, name in _MLFLOW_KEYS.items() if (value := config.pop(key, None))}
@@ -111,14 +100,10 @@ def _check_keys(config: Mapping[str, Any]) -> None:
     from prefect_mlprojects._support.text import nearest
 
     problems = []
-    for name in config:
-        if name not in _KEYS:
-            near = nearest(name, _KEYS)
-            problems.append(
-                Problem(
-                    f"unknown key {name!r}", fix=f"did you mean {near!r}?" if near else f"known: {', '.join(_KEYS)}"
-                )
-            )
+    for name in (each for each in config if each not in _KEYS):
+        near = nearest(name, _KEYS)
+        fix = f"did you mean {near!r}?" if near else f"known: {', '.join(_KEYS)}"
+        problems.append(Problem(f"unknown key {name!r}", fix=fix))
     if DEPLOYMENT_KEY in config and WORK_POOL_KEY in config:
         problems.append(Problem(f"give only one of {DEPLOYMENT_KEY!r} and {WORK_POOL_KEY!r}"))
     if problems:
@@ -138,16 +123,9 @@ def _start(
         # MLflow waits by itself, and sets tags before it does.
         return run(uri, entry_point, parameters=parameters, **{**options, "synchronous": False})
     if options.get("docker_auth"):
-        raise ParameterError(
-            "The run can't go to a work pool",
-            [
-                Problem(
-                    "docker_auth would be stored on the Prefect server",
-                    parameter="docker_auth",
-                    fix="keep it in a docker-registry block and name that in backend-config: {'credentials': NAME}",
-                )
-            ],
-        )
+        fix = "keep it in a docker-registry block and name that in backend-config: {'credentials': NAME}"
+        problem = Problem("docker_auth would be stored on the Prefect server", parameter="docker_auth", fix=fix)
+        raise ParameterError("The run can't go to a work pool", [problem])
     given = {name: value for name, value in options.items() if value is not None and name in OPTIONS}
     if "experiment_id" in given:
         given["experiment_id"] = str(given["experiment_id"])
@@ -159,10 +137,6 @@ def _start(
         )
     from prefect_mlprojects.deployments import deploy
 
-    made = deploy(uri, entry_point, work_pool=str(config[WORK_POOL_KEY]), **_of_deployment(given))
-    return made.run(parameters, **{name: value for name, value in given.items() if name not in _of_deployment(given)})
-
-
-def _of_deployment(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options that belong to the deployment; the others are those of one run."""
-    return {name: value for name, value in options.items() if name in ("version", "backend", "backend_config")}
+    # The other options are those of one run.
+    of_deployment = {name: given.pop(name) for name in ("version", "backend", "backend_config") if name in given}
+    return deploy(uri, entry_point, work_pool=str(config[WORK_POOL_KEY]), **of_deployment).run(parameters, **given)

@@ -1,6 +1,6 @@
-"""The command ``mlprojects``: its groups, and how errors become messages and exit codes.
+"""The command ``mlprojects``: its commands, and how errors become messages and exit codes.
 
-Heavy modules are imported when a command needs them, so that ``--help`` answers at once.
+A command's modules are imported when it is used, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from typing import Any
 import click
 
 from prefect_mlprojects.exceptions import ExecutionException
-
-EXIT_FAILED = 1
-EXIT_CANCELLED = 130
 
 _COMMANDS = {
     "blocks": ("resources", "Manage this package's blocks on the Prefect server."),
@@ -34,10 +31,10 @@ _COMMANDS = {
     "plan": ("inspection", "Show what a run would do, without running it."),
     "run": ("runs", "Run a project."),
     "serve": ("deployments", "Deploy projects and run them in this process, without a work pool."),
-    "server": ("servers", "Manage the embedded Prefect server."),
+    "server": ("resources", "Manage the embedded Prefect server."),
     "start": ("deployments", "Start a run of a deployment."),
     "status": ("runs", "Print the status of a run."),
-    "ui": ("servers", "Start MLflow's UI for the current tracking store."),
+    "ui": ("resources", "Start MLflow's UI for the current tracking store."),
     "validate": ("inspection", "Check a project file, and parameter values for it."),
     "wait": ("runs", "Wait for a run to end."),
     "worker": ("deployments", "Start a worker that runs deployments on this machine."),
@@ -104,7 +101,7 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         code = group.main(args=arguments, prog_name="mlprojects", standalone_mode=False)
     except click.exceptions.Abort:
-        code = EXIT_CANCELLED
+        code = 130
     except click.exceptions.Exit as done:
         code = done.exit_code
     except click.ClickException as error:
@@ -114,9 +111,9 @@ def main(arguments: list[str] | None = None) -> Any:
         click.echo(f"Error: {error.message}", err=True)
         code = error.exit_status
     except KeyboardInterrupt:
-        code = EXIT_CANCELLED
+        code = 130
     except BrokenPipeError:
         # The reader of our output has exited (`| head`); without this Python prints a second error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_FAILED
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)

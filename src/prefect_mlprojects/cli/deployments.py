@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -10,8 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import click
 
-from prefect_mlprojects.cli.options import click_option, json_option, parse_with, split_pairs
-from prefect_mlprojects.cli.servers import announce, connect
+from prefect_mlprojects.cli.options import announce, click_option, connect, json_option, parse_values, parse_with
 from prefect_mlprojects.runs.request import OPTIONS, options_of
 from prefect_mlprojects.settings import OWN_VARIABLES
 
@@ -46,24 +46,14 @@ def _specify(uri: str, options: dict[str, Any], job_variables: dict[str, Any] | 
     from prefect_mlprojects.deployments.server_objects import make_schedule
     from prefect_mlprojects.deployments.specification import specify
 
-    timing = [options.pop(name) for name in ("cron", "interval", "rrule", "timezone")]
-    return specify(
-        uri,
-        schedule=make_schedule(*timing),
-        job_variables=job_variables,
-        announce=announce,
-        **options,
-    )
+    schedule = make_schedule(*(options.pop(name) for name in ("cron", "interval", "rrule", "timezone")))
+    return specify(uri, schedule=schedule, job_variables=job_variables, announce=announce, **options)
 
 
 def _job_variables(texts: tuple[str, ...]) -> dict[str, Any]:
     """Parses NAME=VALUE, where the value is JSON or else text."""
-    import json
-
     variables: dict[str, Any] = {}
-    for name, value in split_pairs("--job-variable", "Job variable", texts):
-        if value is None:
-            raise click.BadParameter(f"{name!r} has no value: write --job-variable {name}=VALUE.")
+    for name, value in parse_values("--job-variable", "Job variable", texts).items():
         try:
             variables[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -94,25 +84,13 @@ def deploy_command(
     Deploying again under the same name updates the deployment and its form. What is not named stays: schedule, tags, work
     pool, limit, job variables, and whether it is paused.
     """
-    import json
-
     from prefect_mlprojects.deployments.creation import create_deployment
     from prefect_mlprojects.deployments.server_objects import next_times
 
     deployment = create_deployment(_specify(uri, options, job_variables), work_pool, announce)
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "id": deployment.id,
-                    "name": deployment.full_name,
-                    "work_pool": deployment.work_pool,
-                    "url": deployment.url,
-                    "schedule": deployment.schedule,
-                    "changes": list(deployment.changes),
-                }
-            )
-        )
+        fields = {name: getattr(deployment, name) for name in ("id", "work_pool", "url", "schedule", "changes")}
+        click.echo(json.dumps({"name": deployment.full_name, **fields}))
         return
     click.echo(f"Deployed {deployment.full_name} to the work pool '{deployment.work_pool}'")
     for change in deployment.changes:
@@ -142,10 +120,9 @@ def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> N
     """Deploy the projects at the URIs and execute their runs in this process, without a work pool, until Ctrl-C."""
     from prefect_mlprojects.deployments.creation import serve
 
-    places = uris or (".",)
-    if options["name"] and len(places) > 1:
+    if options["name"] and len(uris) > 1:
         raise click.BadParameter("Several deployments can't have one name.", param_hint="--name")
-    serve([_specify(uri, dict(options)) for uri in places], limit=limit, announce=announce)
+    serve([_specify(uri, dict(options)) for uri in uris or (".",)], limit=limit, announce=announce)
 
 
 @click.command("worker")
@@ -165,9 +142,9 @@ def worker_command(pool: str | None, name: str | None, limit: int | None, once: 
     from prefect_mlprojects.server.api import call_api
     from prefect_mlprojects.tracking import display_uri, resolve_tracking_uri
 
-    wanted = call_api(api_url, ensure_work_pool, pool).name
+    work_pool = call_api(api_url, ensure_work_pool, pool).name
     call_api(api_url, ensure_zombie_automation)
-    arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", wanted, "--type", "process"]
+    arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", work_pool, "--type", "process"]
     for option, value in (("--name", name), ("--limit", limit)):
         if value is not None:
             arguments += [option, str(value)]
@@ -197,7 +174,7 @@ def start_command(
 ) -> None:
     """Start a run of DEPLOYMENT and print its ID: a worker of its work pool executes it."""
     connect()
-    from prefect_mlprojects.cli.runs import exit_code_of_status, print_started
+    from prefect_mlprojects.cli.runs import exit_code_of, print_started
     from prefect_mlprojects.deployments.creation import run_deployment
 
     run = run_deployment(deployment, parameters=parameters)
@@ -205,7 +182,7 @@ def start_command(
     if wait:
         result = run.result()
         click.echo(result.message or result.status, err=True)
-        context.exit(exit_code_of_status(result.status))
+        context.exit(exit_code_of(result))
 
 
 @click.group("deployments")
@@ -217,8 +194,6 @@ def deployments_command() -> None:
 @json_option
 def list_deployments_command(as_json: bool) -> None:
     """List the deployments of projects on the Prefect server."""
-    import json
-
     from prefect_mlprojects.deployments.creation import list_deployments
 
     rows = list_deployments(connect())

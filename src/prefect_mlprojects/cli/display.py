@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from prefect_mlprojects.tasks.session import RunObserver, quiet_on_broken_pipe
+from prefect_mlprojects.tasks.session import STEPS, RunObserver, quiet_on_broken_pipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from prefect_mlprojects.tracking import TrackedRun
     from prefect_mlprojects.types import StreamName
 
-_STEPS = ("fetch", "resolve-env", "validate-params", "execute")
 _MARKS = {"started": "…", "finished": "✓", "failed": "✗", "cancelled": "■"}
 _STYLES = {"started": "cyan", "finished": "green", "failed": "red", "cancelled": "yellow"}
 
@@ -64,18 +63,17 @@ class RunDisplay(RunObserver):
 
     def __rich__(self) -> Table:
         """Draws the current state of the steps."""
+        table = Table.grid(padding=(0, 1))
         with self._lock:
-            table = Table.grid(padding=(0, 1))
-            for step in _STEPS:
+            for step in STEPS:
                 if step in self._ended:
-                    phase, seconds, detail = self._ended[step]
-                    table.add_row(*self._row(step, phase, seconds, detail))
+                    table.add_row(*self._row(step, *self._ended[step]))
                 elif step in self._started:
                     elapsed = time.monotonic() - self._started[step]
                     table.add_row(*self._row(step, "started", elapsed, self._progress.get(step, "")))
                 else:
                     table.add_row(Text(" "), Text(step, style="dim"), Text(""), Text(""))
-            return table
+        return table
 
     def _row(self, step: str, phase: str, seconds: float, detail: str) -> tuple[Text, Text, Text, Text]:
         first_line = detail.splitlines()[0] if detail else ""
@@ -108,7 +106,7 @@ class RunDisplay(RunObserver):
                 self._started[event.step] = event.at
                 self._ended.pop(event.step, None)
                 if begins_output and live:
-                    lines = [self._line(step) for step in _STEPS if step in self._ended]
+                    lines = [self._line(step) for step in STEPS if step in self._ended]
             elif event.phase == "progress":
                 self._progress[event.step] = event.detail
                 warning = event.detail.startswith("Warning:")

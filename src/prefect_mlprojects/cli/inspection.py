@@ -62,17 +62,12 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
 
     with _working_copy(uri, version) as copy:
         project = load_project(copy.directory)
+    fields = ("name", "type", "required", "default")
     entry_points: dict[str, dict[str, Any]] = {
         name: {
             "command": entry_point.command,
             "parameters": [
-                {
-                    "name": parameter.name,
-                    "type": parameter.type,
-                    "required": parameter.required,
-                    "default": parameter.default,
-                }
-                for parameter in entry_point.parameters.values()
+                {field: getattr(parameter, field) for field in fields} for parameter in entry_point.parameters.values()
             ],
         }
         for name, entry_point in project.entry_points.items()

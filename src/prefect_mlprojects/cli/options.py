@@ -1,8 +1,9 @@
-"""Run options as command line options, with the names of ``mlflow run``."""
+"""What several commands share: run options with the names of ``mlflow run``, and the connection to the Prefect server."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,6 +17,21 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def announce(line: str) -> None:
+    """Prints a line about a server that is being started to stderr."""
+    click.echo(line, err=True)
+
+
+def connect() -> str:
+    """Returns the Prefect API's address, made that of this process; call it before Prefect is imported."""
+    from prefect_mlprojects.runs.start import configure_prefect
+    from prefect_mlprojects.server.process import resolve_api
+
+    api_url = resolve_api(announce).api_url
+    configure_prefect(api_url)
+    return api_url
 
 
 def split_pairs(flag: str, what: str, texts: Iterable[str]) -> Iterator[tuple[str, str | None]]:
@@ -36,11 +52,12 @@ def parse_with(parse: Callable[[Any], Any]) -> Callable[[click.Context, click.Pa
     return lambda _context, _option, value: None if value is None else parse(value)
 
 
-def _parse_parameters(texts: tuple[str, ...]) -> dict[str, str]:
+def parse_values(flag: str, what: str, texts: Iterable[str]) -> dict[str, str]:
+    """Parses texts of the form NAME=VALUE."""
     parsed = {}
-    for name, value in split_pairs("-P", "Parameter", texts):
+    for name, value in split_pairs(flag, what, texts):
         if value is None:
-            raise click.BadParameter(f"{name!r} has no value: write -P {name}=VALUE.")
+            raise click.BadParameter(f"{name!r} has no value: write {flag} {name}=VALUE.")
         parsed[name] = value
     return parsed
 
@@ -73,12 +90,7 @@ def _project_of(context: click.Context) -> Any:
 
 
 def run_options(entrance: Entrance, *, read_environment: bool = False) -> Callable[[_F], _F]:
-    """Returns a decorator that gives a command the run options of an entrance.
-
-    Args:
-        entrance: The entrance.
-        read_environment: Whether the variables that `mlflow run` reads count.
-    """
+    """Returns a decorator that adds an entrance's run options; `read_environment` honours `mlflow run`'s variables."""
 
     def decorate(command: _F) -> _F:
         for option in reversed(options_of(entrance)):
@@ -115,7 +127,11 @@ def _complete_values(values: Callable[[], tuple[str, ...]]) -> Callable[..., lis
 
 _SPECIAL: dict[str, dict[str, Any]] = {
     "entry_point": {"shell_complete": _complete_entry_points},
-    "parameters": {"multiple": True, "callback": parse_with(_parse_parameters), "shell_complete": _complete_parameters},
+    "parameters": {
+        "multiple": True,
+        "callback": parse_with(partial(parse_values, "-P", "Parameter")),
+        "shell_complete": _complete_parameters,
+    },
     "docker_args": {"multiple": True, "callback": parse_with(_parse_docker_args)},
 }
 
@@ -123,12 +139,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 def request_from_options(context: click.Context, options: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
     """Checks a command's run options and returns the run request.
 
-    An experiment named on the command line wins over one named by an environment variable, which a surrounding
-    project run sets.
-
-    Raises:
-        ParameterError: Options contradict each other.
-        BackendError: The backend is unknown or its configuration is malformed.
+    An experiment on the command line takes precedence over one in an environment variable, which an enclosing run sets.
     """
     from prefect_mlprojects.runs.start import make_request
 

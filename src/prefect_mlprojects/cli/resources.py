@@ -1,17 +1,18 @@
-"""``mlprojects env|docker|kubernetes|databricks|blocks|completion``: what runs share, and what they may leave behind."""
+"""``mlprojects server|ui|env|docker|kubernetes|databricks|blocks|completion``: what runs share, and what they may leave."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import click
 
-from prefect_mlprojects.cli.options import json_option, parse_with
-from prefect_mlprojects.cli.servers import announce
+from prefect_mlprojects.cli.options import announce, json_option, parse_with
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -29,12 +30,10 @@ def _parse_span(text: str) -> timedelta:
 
 
 def _parse_size(text: str) -> int:
-    number, unit = text.upper().removesuffix("B"), "B"
-    if number[-1:] in _UNITS:
-        number, unit = number[:-1], number[-1]
+    number = text.upper().removesuffix("B")
     try:
-        return int(float(number) * _UNITS[unit])
-    except ValueError:
+        return int(float(number.rstrip("KMGT")) * _UNITS[number[len(number.rstrip("KMGT")) :] or "B"])
+    except (KeyError, ValueError):
         raise click.BadParameter(f"{text!r} is not a size: write 500M or 10G.") from None
 
 
@@ -45,6 +44,93 @@ def _size(size: int) -> str:
             return f"{value:.0f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+@click.group("server")
+def server_command() -> None:
+    """Manage the embedded Prefect server, which runs use when no other is configured."""
+
+
+@server_command.command("start")
+def server_start() -> None:
+    """Start the embedded Prefect server in the background (no-op if it is running)."""
+    from prefect_mlprojects.server.process import ensure_server
+
+    address = ensure_server(announce)
+    click.echo(f"{'Started' if address.started else 'Already running'}: {address.ui_url}  (API: {address.api_url})")
+
+
+@server_command.command("stop")
+@click.option("--force", is_flag=True, help="Stop it although runs are active: they lose their server.")
+@click.pass_context
+def server_stop(context: click.Context, force: bool) -> None:
+    """Stop the server; its database is kept. Refused while runs are active, unless --force is given."""
+    from prefect_mlprojects.server.api import call_api
+    from prefect_mlprojects.server.process import server_status, stop_server
+
+    found = server_status()
+    active = call_api(found.address.api_url, _active_runs) if found.healthy and found.address and not force else []
+    if active:
+        click.echo("Runs are active on the embedded Prefect server:", err=True)
+        for line in active:
+            click.echo(f"  {line}", err=True)
+        click.echo("Wait for them, cancel them (`mlprojects cancel RUN`), or stop the server with --force.", err=True)
+        context.exit(1)
+    click.echo("Stopped." if stop_server() else "It was not running.")
+
+
+async def _active_runs(client: Any) -> list[str]:
+    """Returns a line for each flow run that is executing: state, name, ID."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+
+    types = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)))
+    runs = await client.read_flow_runs(flow_run_filter=wanted, limit=200)
+    return [f"{run.state_name:<10}  {run.name}  {run.id}" for run in runs]
+
+
+@server_command.command("status")
+@click.pass_context
+def show_server_status(context: click.Context) -> None:
+    """Print whether the server runs, and its address; exit code 1 if it does not."""
+    from prefect_mlprojects.server.process import server_status
+
+    found = server_status()
+    click.echo(str(found))
+    if not found.running:
+        context.exit(1)
+
+
+@click.command("ui")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of MLflow's UI. Default: 5000, or a free one.")
+def ui_command(port: int | None) -> None:
+    """Start MLflow's UI for the current tracking store until Ctrl-C, and print its address and that of Prefect's UI.
+
+    If only mlflow-skinny is installed, which has no UI, uv downloads and caches MLflow of the same version.
+    """
+    from prefect_mlprojects._support.redaction import strip_user_info
+    from prefect_mlprojects._support.secrets import reveal
+    from prefect_mlprojects.server.address import choose_port
+    from prefect_mlprojects.server.process import resolve_api
+    from prefect_mlprojects.tracking import resolve_tracking_uri
+    from prefect_mlprojects.tracking.uris import UI_HOST, UI_PORT, scheme_of, ui_command_line
+
+    prefect = resolve_api(announce)
+    if prefect.ui_url:
+        click.echo(f"Prefect: {prefect.ui_url}")
+    uri = reveal(resolve_tracking_uri())
+    if scheme_of(uri) in ("http", "https", "databricks"):
+        click.echo(f"MLflow:  {uri if scheme_of(uri) == 'databricks' else strip_user_info(uri)}")
+        return
+    port = port or choose_port(UI_HOST, UI_PORT)
+    click.echo(f"MLflow:  http://{UI_HOST}:{port}  (Ctrl-C stops it)")
+    if port != UI_PORT:
+        click.echo(f"The links of runs lead to port {UI_PORT}: replace it by {port} in them.", err=True)
+    sys.stdout.flush()
+    command = [*ui_command_line(), "--host", UI_HOST, "--port", str(port)]
+    # The store's URI is passed in the environment: a password in it must not show in the process list.
+    os.execve(command[0], command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})  # noqa: S606 - it replaces this process
 
 
 @click.group("env")
@@ -116,10 +202,14 @@ def docker_command() -> None:
 @docker_command.command("ps")
 def docker_ps() -> None:
     """List the containers of runs: ID, state, project and entry point, flow run."""
-    for container in _containers(_engine()):
+    from prefect_mlprojects.backends.docker.containers import LABEL
+
+    for container in _containers()[1]:
         labels = container["Labels"]
-        name = f"{labels.get(_label('project'), '')}/{labels.get(_label('entry-point'), '')}"
-        click.echo(f"{container['Id'][:12]}  {container['State']:<8}  {name}  {labels.get(_label('flow-run-id'), '')}")
+        project, entry_point, run = (
+            labels.get(f"{LABEL}.{name}", "") for name in ("project", "entry-point", "flow-run-id")
+        )
+        click.echo(f"{container['Id'][:12]}  {container['State']:<8}  {project}/{entry_point}  {run}")
 
 
 @docker_command.command("clean")
@@ -128,8 +218,8 @@ def docker_clean(everything: bool) -> None:
     """Remove the containers that interrupted runs left behind."""
     from docker.errors import APIError, NotFound
 
-    engine = _engine()
-    for container in _containers(engine):
+    engine, containers = _containers()
+    for container in containers:
         running = container["State"] == "running"
         if running and not everything:
             continue
@@ -146,21 +236,13 @@ def docker_clean(everything: bool) -> None:
         click.echo(f"Removed {container['Id'][:12]}")
 
 
-def _label(name: str) -> str:
+def _containers() -> tuple[Any, list[dict[str, Any]]]:
+    """Returns the Docker engine and the containers of runs on it."""
+    from prefect_mlprojects.backends.containers.engine import LocalConfig, connect
     from prefect_mlprojects.backends.docker.containers import LABEL
 
-    return f"{LABEL}.{name}"
-
-
-def _engine() -> Any:
-    from prefect_mlprojects.backends.containers.engine import LocalConfig, connect
-
-    return connect(LocalConfig())
-
-
-def _containers(engine: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = engine.containers(all=True, filters={"label": _label("flow-run-id")})
-    return found
+    engine = connect(LocalConfig())
+    return engine, engine.containers(all=True, filters={"label": f"{LABEL}.flow-run-id"})
 
 
 def _connection_options(command: _Command) -> _Command:
@@ -263,13 +345,11 @@ def blocks_list() -> None:
         click.echo(line)
 
 
-def _call_server(method: Any) -> list[str]:
+def _call_server(method: Callable[..., Coroutine[Any, Any, list[str]]]) -> list[str]:
     from prefect_mlprojects.server.api import call_api
     from prefect_mlprojects.server.process import resolve_api
 
-    address = resolve_api(announce)
-    found: list[str] = call_api(address.api_url, method)
-    return found
+    return call_api(resolve_api(announce).api_url, method)
 
 
 async def _register(client: Any) -> list[str]:
@@ -308,11 +388,9 @@ def completion_command(shell: str) -> None:
 
     For bash: add `eval "$(mlprojects completion bash)"` to ~/.bashrc.
     """
-    from click.shell_completion import get_completion_class
+    from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
     from prefect_mlprojects.cli import group
 
-    completion = get_completion_class(shell)
-    if completion is None:
-        raise click.ClickException(f"No completion for {shell} is available.")
+    completion = {"bash": BashComplete, "fish": FishComplete, "zsh": ZshComplete}[shell]
     click.echo(completion(group, {}, "mlprojects", "_MLPROJECTS_COMPLETE").source())

@@ -17,8 +17,7 @@ from uuid import UUID
 
 import click
 
-from prefect_mlprojects.cli.options import json_option, request_from_options, run_options
-from prefect_mlprojects.cli.servers import connect
+from prefect_mlprojects.cli.options import connect, json_option, request_from_options, run_options
 from prefect_mlprojects.server.api import read_all
 
 if TYPE_CHECKING:
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
     from prefect_mlprojects.runs.request import RunRequest
-    from prefect_mlprojects.tasks.session import RunSecrets
-    from prefect_mlprojects.types import RunStatus
+    from prefect_mlprojects.tasks.session import RunResult, RunSecrets
 
 
 _RUN = click.argument("run", metavar="RUN")
@@ -80,13 +78,12 @@ def _run(
     from prefect_mlprojects.tracking import ProcessTracker, Tracker
 
     display = RunDisplay()
-    # MLflow and Prefect take some two seconds each to import: the companion process imports the one while this
-    # process imports the other.
+    # MLflow and Prefect take some two seconds each to import: another process imports MLflow, this one Prefect.
     tracker: Tracker
     try:
         tracker = ProcessTracker()
     except OSError:
-        # No more processes, or no memory: this process imports MLflow, too.
+        # No more processes, or no memory: this process imports both.
         tracker = Tracker()
     try:
         from prefect_mlprojects.runs.start import start, wait_interruptibly
@@ -112,46 +109,32 @@ def _run(
             click.echo(json.dumps(_as_json(result, handle.url, tracked, metrics)))
     finally:
         tracker.close()
-    return _exit_code(result)
+    return exit_code_of(result)
 
 
-def _exit_code(result: Any) -> int:
-    from prefect_mlprojects.cli import EXIT_CANCELLED, EXIT_FAILED
-
-    if result.status == "FINISHED":
-        return 0
-    if result.status == "KILLED":
-        return EXIT_CANCELLED
-    return result.error.exit_status if result.error is not None else EXIT_FAILED
+def exit_code_of(result: RunResult) -> int:
+    """Returns the exit code of a command that waited for a run."""
+    if result.status == "FAILED" and result.error is not None:
+        return result.error.exit_status
+    return {"FINISHED": 0, "FAILED": 1, "KILLED": 130}.get(result.status, 0)
 
 
-def _as_json(result: Any, url: str | None, tracked: Any, metrics: Mapping[str, float]) -> dict[str, Any]:
+def _as_json(result: RunResult, url: str | None, tracked: Any, metrics: Mapping[str, float]) -> dict[str, Any]:
+    names = ("status", "run_id", "experiment_id", "tracking_uri", "flow_run_id", "exit_code")
     return {
-        "status": result.status,
-        "run_id": result.run_id,
-        "experiment_id": result.experiment_id,
-        "tracking_uri": result.tracking_uri,
+        **{name: getattr(result, name) for name in (*names, "category", "cause", "message")},
         "run_url": tracked.url if tracked is not None else None,
-        "flow_run_id": result.flow_run_id,
         "flow_run_url": url,
-        "exit_code": result.exit_code,
-        "category": result.category,
-        "cause": result.cause,
-        "message": result.message,
         "metrics": dict(metrics),
     }
 
 
 def _run_detached(*, as_json: bool) -> int:
-    """Runs the same command in the background, waits until its flow run exists, and prints the IDs.
-
-    Returns:
-        The exit code: 0 once the flow run exists, else that of the failed start.
-    """
+    """Runs the same command in the background and prints the IDs of its flow run; returns 0, or a failed start's exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument not in {"--detach", "--json"}]
     reader, writer = os.pipe()
     errors = os.memfd_create("mlprojects-detached") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
-    # The arguments go through stdin: a password in a URL is not to stay in the process list while the run goes on.
+    # The arguments go through stdin: a password in a URL must not stay in the process list while the run continues.
     code = "import json, sys; from prefect_mlprojects.cli import main; main(json.load(sys.stdin))"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -179,7 +162,7 @@ def _run_detached(*, as_json: bool) -> int:
 
 
 def print_started(started: Mapping[str, Any], *, as_json: bool) -> None:
-    """Prints the ID of a run that goes on without this process, and how to follow it."""
+    """Prints the ID of a run that continues without this process, and how to follow it."""
     if as_json:
         click.echo(json.dumps(started))
         return
@@ -199,13 +182,6 @@ def _attach(run: str) -> SubmittedRun:
     from prefect_mlprojects.runs.handles import SubmittedRun
 
     return SubmittedRun.attach(run)
-
-
-def exit_code_of_status(status: RunStatus) -> int:
-    """Returns the exit code of a command that waited for a run."""
-    from prefect_mlprojects.cli import EXIT_CANCELLED, EXIT_FAILED
-
-    return {"FINISHED": 0, "KILLED": EXIT_CANCELLED, "FAILED": EXIT_FAILED}.get(status, 0)
 
 
 @click.command("status")
@@ -239,7 +215,7 @@ def wait_command(context: click.Context, run: str, as_json: bool) -> None:
         click.echo(result.status)
         if result.message and result.status != "FINISHED":
             click.echo(result.message, err=True)
-    context.exit(exit_code_of_status(result.status))
+    context.exit(exit_code_of(result))
 
 
 @click.command("cancel")

@@ -157,8 +157,8 @@ def schedule_texts(schedules: Sequence[Any]) -> list[str]:
     """Returns a text for each of Prefect's schedules."""
     own = []
     for values in (each.schedule for each in schedules):
-        timing = [getattr(values, name, None) for name in ("cron", "interval", "rrule")]
-        own.append(str(Schedule(*timing, None if values.timezone == "UTC" else values.timezone)))
+        timing = {name: getattr(values, name, None) for name in ("cron", "interval", "rrule")}
+        own.append(str(Schedule(**timing, timezone=None if values.timezone == "UTC" else values.timezone)))
     return own
 
 

@@ -55,8 +55,9 @@ def abandon_services() -> None:
     """Lets this process exit without sending the logs and events that Prefect's services still hold."""
     from prefect._internal.concurrency.services import _QueueServiceBase
 
+    services: Any = _QueueServiceBase
     # At exit each service is drained, which waits for this event.
-    for service in tuple(_QueueServiceBase._instances.values()):  # noqa: SLF001
+    for service in tuple(services._instances.values()):  # noqa: SLF001
         if service._loop is not None and service._done_event is not None:  # noqa: SLF001
             service._loop.call_soon_threadsafe(service._done_event.set)  # noqa: SLF001
 
