@@ -122,6 +122,7 @@ LINKS = "--no-index\n--find-links '{shelf}/the links'\n"
         (LINKS + "--find-links no/such/folder\nalpha\n", {"alpha==1.0"}),
         ("-i file://{shelf}/first --extra-index-url file://{shelf}/second\nalpha\n", {"alpha==3.0"}),
         ("-i file://{shelf}/second\n--extra-index-url file://{shelf}/first\nalpha\n", {"alpha==3.0"}),
+        ("-i file://{shelf}/second\n-i file://{shelf}/first\nalpha\n", {"alpha==1.0"}),
         ("--extra-index-url file://{shelf}/second\n--index-url file://{shelf}/first\nalpha\n", {"alpha==1.0"}),
     ],
 )

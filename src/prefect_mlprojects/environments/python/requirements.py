@@ -177,7 +177,7 @@ class _Expansion:
         elif how != "needless":
             if self.installer == "uv" and name == "-i":
                 # For pip, an index replaces those before it.
-                found.lines[:] = [text for text in found.lines if not text.startswith("--extra-index-url")]
+                found.lines[:] = [text for text in found.lines if not text.startswith(("-i ", "--extra-index-url "))]
             if self.installer == "uv" and name == "--extra-index-url":
                 # pip takes the best version of all indexes, uv by default the first index that has the package.
                 self._set("UV_INDEX_STRATEGY", "unsafe-best-match")
@@ -212,7 +212,7 @@ class _Expansion:
         found, path = self.found, _local_path(_expand_variables(text), self.project.directory)
         found.count += editable or not line.constraint
         # A temporary working copy is gone after the run; uv makes only folders editable.
-        live = editable and not (self.project.temporary or (self.installer == "uv" and _VERSION_CONTROL.match(text)))
+        live = editable and (self.installer == "pip" if _VERSION_CONTROL.match(text) else not self.project.temporary)
         (found.constraints if line.constraint else found.lines).append(f"-e {text}" if live else text)
         if self.installer == "uv":
             self._check_options(text, line)

@@ -145,6 +145,7 @@ def test_lines_that_only_the_installer_understands_pass(tmp_path: Path) -> None:
             ["-i https://b", "--extra-index-url https://c"],
             {"UV_INDEX_STRATEGY": "unsafe-best-match"},
         ),
+        (["-i https://a", "--no-binary six", "-i https://b"], ["--no-binary six", "-i https://b"], {}),
         (["--use-feature=fast-deps", "six"], ["six"], {}),
         (["-e git+https://example.org/demo.git#egg=demo"], ["git+https://example.org/demo.git#egg=demo"], {}),
         (["-fhttps://example.org/links"], ["-f https://example.org/links"], {}),
@@ -235,6 +236,11 @@ def test_an_editable_package_of_a_temporary_working_copy_is_copied(tmp_path: Pat
     assert [package.editable for package in one.local_packages] == [False, False]
     write(tmp_path / "two/sub/src/pkg.py", "X = 1\n")
     assert good(tmp_path / "two/sub", "-e .", temporary=True).key_inputs != one.key_inputs
+
+
+def test_pip_clones_an_editable_repository_beside_the_environment(tmp_path: Path) -> None:
+    line = "-e git+https://example.org/demo.git#egg=demo"
+    assert good(tmp_path, line, temporary=True).lines == [line]
 
 
 def test_a_wheel_file_and_a_folder_of_links_count_by_content(tmp_path: Path) -> None:
