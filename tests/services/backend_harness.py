@@ -64,7 +64,7 @@ class BackendHarness:
     name: ClassVar[str] = "local"
     env_manager: ClassVar[str | None] = None
     survives_client: ClassVar[bool] = False
-    """Whether the command goes on without its client, and a later client of the same flow run finds it."""
+    """True if the command continues without its client, and a later client of the same flow run finds it."""
     separates_streams: ClassVar[bool] = True
     passes_variables: ClassVar[bool] = True
     """Whether variables of a run reach the command, also secret ones."""

@@ -1,4 +1,4 @@
-"""A Docker engine and a registry of the test session's own; nothing of the machine's Docker is used or touched."""
+"""A Docker engine and a registry for the test session; the machine's own Docker is neither used nor changed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from typing import Any
 
 from tests.services.waiting import free_port
 
-USER, PASSWORD = "tester", "pa55"
+# Nothing else has this password: tests search for it.
+USER, PASSWORD = "tester", "registry-7d1f0c52a94e4b6f"
 # bcrypt of the password: what docker-registry's htpasswd takes.
 _HTPASSWD = base64.b64decode(
-    "JDJiJDEwJHR5M0JINVFyLklMdjBzLnBad1lEeHVBS0xHVkZiLktQMTMxSXJubUJ5alBCN1hpUksxZjNl"
+    "JDJ5JDA1JHR5eEJINVFyS0xJdjBzcFp3UFlEeHVuT0FJRGMucGZuMzhPSUFlZ09qalJ4YzFta2pDLkNL"
 ).decode()
 
 
@@ -211,8 +212,8 @@ def import_python(client: Any, name: str) -> str:
 
 
 def _c_libraries(files: list[Path]) -> list[Path]:
-    said = subprocess.run(["ldd", *map(str, files)], capture_output=True, text=True, check=False).stdout
-    found = {Path(os.path.normpath(each)) for each in re.findall(r"(?:=> )?(/\S+) \(0x", said)}
+    output = subprocess.run(["ldd", *map(str, files)], capture_output=True, text=True, check=False).stdout
+    found = {Path(os.path.normpath(each)) for each in re.findall(r"(?:=> )?(/\S+) \(0x", output)}
     # What packages need besides: parts of the C library in files of their own.
     folders = {each.parent for each in found if each.name == "libc.so.6"}
     parts = ("librt.so.1", "libpthread.so.0", "libdl.so.2", "libutil.so.1", "libgcc_s.so.1", "libnss_files.so.2")

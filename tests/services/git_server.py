@@ -6,8 +6,13 @@ import base64
 import http.server
 import os
 import subprocess
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.services.git import git
 
 USER = "alice"
 # Nobody else on this machine has it: a test looks for it in the process list.
@@ -76,3 +81,22 @@ class SmartHttp(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in http.server
         return
+
+
+@contextmanager
+def serve_repository(project: Path) -> Iterator[str]:
+    """Serves a project's folder as ``project.git``, behind the password `TOKEN`; yields HOST:PORT."""
+    root = project.parent / "remote"
+    for arguments in (
+        ("init", "-q", "-b", "trunk"),
+        ("add", "-A"),
+        ("commit", "-qm", "x"),
+        ("clone", "-q", "--bare", ".", str(root / "project.git")),
+    ):
+        git(project, *arguments)
+    handler = type("Handler", (SmartHttp,), {"root": root})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()

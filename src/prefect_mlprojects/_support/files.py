@@ -78,3 +78,11 @@ def disk_usage(path: Path) -> int:
             with contextlib.suppress(OSError):
                 total += os.lstat(Path(folder, name)).st_blocks * 512
     return total
+
+
+def list_directory(folder: Path) -> list[os.DirEntry[str]]:
+    """Returns a folder's entries, sorted by name; none if it can't be read."""
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []

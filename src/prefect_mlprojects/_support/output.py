@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import codecs
 import io
+import math
+import re
 from collections import deque
 from dataclasses import dataclass
+from typing import get_args
 
 from prefect_mlprojects.types import OutputSink, StreamName
 
@@ -14,38 +17,54 @@ MAX_RECORD_LINES = 500
 MAX_RECORD_BYTES = 500_000
 MAX_RECORD_SECONDS = 0.5
 SLOW_SECONDS = 0.05
+_LINE_END = re.compile("(\r\n|\r|\n)")
 
 
 class LineSplitter:
     r"""Splits a stream of bytes into lines of text.
 
-    A line ends with ``\n``, ``\r\n`` or a lone ``\r``, so each refresh of a progress bar is a line. Invalid UTF-8 becomes
-    U+FFFD. An incomplete line is kept until its end or `close`; one longer than `max_characters` is split.
+    A line ends with ``\n``, ``\r\n`` or a lone ``\r``. One that ends with a lone ``\r``, such as a refresh of a progress bar,
+    is overwritten by the next; of those only one is returned per `refresh_seconds`. Invalid UTF-8 becomes U+FFFD. An
+    incomplete line is kept until its end or `close`; one longer than `max_characters` is split.
     """
 
-    def __init__(self, max_characters: int = MAX_LINE_CHARACTERS) -> None:
-        self._decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")("replace"), translate=True)
+    def __init__(self, max_characters: int = MAX_LINE_CHARACTERS, refresh_seconds: float = 0.0) -> None:
+        self._decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")("replace"), translate=False)
         self._max_characters = max_characters
+        self._refresh_seconds = refresh_seconds
+        self._refreshed_at = 0.0
+        self._overwritten = ""
         self._pieces: list[str] = []
         self._length = 0
 
-    def feed(self, data: bytes) -> list[str]:
-        """Takes the next bytes and returns the completed lines."""
-        return self._split(self._decoder.decode(data))
+    def feed(self, data: bytes, now: float = 0.0) -> list[str]:
+        """Takes the next bytes at the time `now` (seconds since the epoch) and returns the completed lines."""
+        return self._split(self._decoder.decode(data), now)
 
     def close(self) -> list[str]:
         """Returns the remaining lines at the end of the stream."""
-        lines = self._split(self._decoder.decode(b"", final=True))
-        return [*lines, self._take()] if self._length else lines
+        lines = self._split(self._decoder.decode(b"", final=True), 0.0)
+        last = self._take() or self._overwritten
+        return [*lines, last] if last else lines
 
-    def _split(self, text: str) -> list[str]:
-        *ended, rest = text.split("\n")
+    def _split(self, text: str, now: float) -> list[str]:
+        *ended, rest = _LINE_END.split(text)
         lines: list[str] = []
-        for piece in ended:
+        for piece, end in zip(ended[::2], ended[1::2], strict=True):
             self._append(piece, lines)
-            lines.append(self._take())
+            self._end_line(self._take(), end, now, lines)
         self._append(rest, lines)
         return lines
+
+    def _end_line(self, line: str, end: str, now: float, lines: list[str]) -> None:
+        if end != "\r" or not self._refresh_seconds:
+            lines.append(line or self._overwritten)
+            self._overwritten = ""
+        elif line and now - self._refreshed_at >= self._refresh_seconds:
+            lines.append(line)
+            self._overwritten, self._refreshed_at = "", now
+        elif line:
+            self._overwritten = line
 
     def _append(self, piece: str, lines: list[str]) -> None:
         while self._length + len(piece) > self._max_characters:
@@ -146,7 +165,7 @@ class TailedOutput:
     def __init__(self, output: OutputSink) -> None:
         self._output = output
         self._tail = OutputTail()
-        self._splitters: dict[StreamName, LineSplitter] = {"stdout": LineSplitter(), "stderr": LineSplitter()}
+        self._splitters = {stream: LineSplitter(refresh_seconds=math.inf) for stream in get_args(StreamName)}
 
     def write(self, stream: StreamName, data: bytes) -> None:
         """Forwards the next bytes of a stream."""

@@ -8,6 +8,12 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from prefect_mlprojects._support.secrets import MASK, Secret, reveal
 
 _SHORTEST_SECRET = 4
+# Names of environment variables, Spark properties and fields of a specification: PASSWORD, api-key, account.key, primary_key …
+SECRET_NAME = re.compile(
+    r"pass(word|wd|phrase)|secret|token|credential|(^|[._-])(pass|pwd|pw|auth|sas)($|[._-])"
+    r"|(^|(api|access|account|primary|secondary|private|shared|encryption|signing)?[._-])key($|[._-])|apikey",
+    re.IGNORECASE,
+)
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://(?P<userinfo>[^\s/?#'\"<>]*)@")
 # Greedy up to the last "@" before the path: a password may contain "@", although it should be quoted.
 _SECRET_PARAMETER = re.compile(
@@ -42,6 +48,11 @@ def url_secrets(url: str) -> list[Secret]:
     found = [_userinfo_secret(match) for match in _USERINFO.finditer(url)]
     found += [match["value"] for match in _SECRET_PARAMETER.finditer(url)]
     return [Secret(value) for value in dict.fromkeys([*found, *map(unquote, found)]) if value and value != MASK]
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Returns whether a variable's or field's name says that it is a secret, or its value is a URL that holds one."""
+    return bool(value) and (SECRET_NAME.search(name) is not None or holds_secret(value))
 
 
 def holds_secret(url: str) -> bool:

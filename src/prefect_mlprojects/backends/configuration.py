@@ -29,14 +29,9 @@ def is_block_reference(text: str) -> bool:
 
 
 def load_backend_config(config: Mapping[str, Any] | str | Path | None, *, backend: str = "local") -> dict[str, Any]:
-    """Returns the configuration as a mapping.
+    """Returns a mapping from a mapping, the path of a ``.json``, ``.yaml`` or ``.yml`` file, a JSON text, or None.
 
-    Args:
-        config: A mapping, the path of a ``.json``, ``.yaml`` or ``.yml`` file that holds one, a JSON text, or None.
-        backend: The backend's name, for messages.
-
-    Raises:
-        BackendError: The file is missing, malformed or holds something else; or the text names no such file.
+    Raises `BackendError` if the file is missing, malformed or holds something else, or the text names no such file.
     """
     if config is None:
         return {}
@@ -46,16 +41,13 @@ def load_backend_config(config: Mapping[str, Any] | str | Path | None, *, backen
         return _as_mapping(_parse("the backend configuration", ".json", config, backend), "The text", backend)
     path = Path(config).expanduser()
     if path.suffix not in {".json", ".yaml", ".yml"}:
-        raise BackendError(
-            f"The backend configuration {str(config)!r} is neither a mapping nor a .json, .yaml or .yml file.",
-            backend=backend,
-        )
+        message = f"The backend configuration {str(config)!r} is neither a mapping nor a .json, .yaml or .yml file."
+        raise BackendError(message, backend=backend)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise BackendError(
-            f"The backend configuration {path} can't be read: {error.strerror or error}.", backend=backend
-        ) from None
+        message = f"The backend configuration {path} can't be read: {error.strerror or error}."
+        raise BackendError(message, backend=backend) from None
     except UnicodeDecodeError:
         raise BackendError(f"The backend configuration {path} is not a text file in UTF-8.", backend=backend) from None
     return _as_mapping(_parse(str(path), path.suffix, text, backend), f"The file {path}", backend)
@@ -63,9 +55,8 @@ def load_backend_config(config: Mapping[str, Any] | str | Path | None, *, backen
 
 def _as_mapping(loaded: Any, what: str, backend: str) -> dict[str, Any]:
     if not isinstance(loaded, dict):
-        raise BackendError(
-            f"{what} of the backend configuration must hold a mapping, not {type(loaded).__name__}.", backend=backend
-        )
+        message = f"{what} of the backend configuration must hold a mapping, not {type(loaded).__name__}."
+        raise BackendError(message, backend=backend)
     return {str(key): value for key, value in loaded.items()}
 
 
@@ -89,17 +80,15 @@ def _parse(path: str, kind: str, text: str, backend: str) -> Any:
 def parse_config(model: type[_Model], config: Mapping[str, Any], *, backend: str) -> _Model:
     """Returns a configuration as a value of its model.
 
-    Raises:
-        BackendError: A key is unknown (the nearest is named) or a value is of the wrong type; all at once.
+    Raises `BackendError` for unknown keys (the nearest is named) and values of the wrong type; all at once.
     """
     try:
         return model.model_validate(dict(config))
     except ValidationError as error:
         problems = "; ".join(_describe(model, dict(detail)) for detail in error.errors())
         # From None: pydantic's own error quotes the values, which may be secret.
-        raise BackendError(
-            f"The configuration of the {backend} backend does not fit: {problems}", backend=backend
-        ) from None
+        message = f"The configuration of the {backend} backend is not valid: {problems}"
+        raise BackendError(message, backend=backend) from None
 
 
 def _describe(model: type[BaseModel], detail: dict[str, Any]) -> str:
@@ -117,11 +106,7 @@ def dump_config(config: BaseModel) -> dict[str, Any]:
 
 
 def split_config(config: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divides a configuration into what may be stored with a flow run and what must stay in memory.
-
-    Returns:
-        Plain JSON data, and the keys that hold a secret with their whole values.
-    """
+    """Divides a configuration into plain JSON data, which may be stored with a flow run, and the keys that hold secrets."""
     values = dump_config(config)
     secret = {name: value for name, value in values.items() if has_secret(value)}
     return {name: storable(value, name) for name, value in values.items() if name not in secret}, secret

@@ -1,4 +1,4 @@
-"""The backend contract: what every place where a project's command can run has to do."""
+"""The backend contract: what a class that runs projects' commands implements, and the values that it gets and returns."""
 
 from __future__ import annotations
 
@@ -50,17 +50,12 @@ class BackendRequest(Generic[ConfigT]):
     """What a backend knows of a run before anything is built.
 
     Attributes:
-        project: The project.
-        entry_point: The entry point.
-        parameters: The checked values.
-        working_copy: The project's files.
         config: The backend's configuration, with its secrets.
         tracking_uri: The absolute tracking URI.
-        docker_args: Arguments for the container, as the caller wrote them.
+        docker_args: Arguments for the container, as the caller wrote them, with secret ones as `Secret`.
         docker_auth: Credentials for the image registry, given to ``run()``.
-        build_image: Whether to build an image for the project.
         env_manager: The environment manager that the caller chose; None: by the project's files.
-        rebuild_environment: Whether to build the environment even if it is cached.
+        rebuild_environment: True to build the environment even if it is cached.
         version: The branch, tag or commit that the caller asked for.
         git_credentials: Finds the credentials that the project was fetched with, for a backend that clones it elsewhere. It
             blocks: not to be called on the event loop's thread.
@@ -73,7 +68,7 @@ class BackendRequest(Generic[ConfigT]):
     working_copy: WorkingCopy
     config: ConfigT
     tracking_uri: Secret = field(default=Secret(""), repr=False)
-    docker_args: Mapping[str, Any] | None = None
+    docker_args: Mapping[str, Any] | None = field(default=None, repr=False)
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
     build_image: bool = False
     env_manager: str | None = None
@@ -129,6 +124,7 @@ class Command:
         parameters: The values in it as text, unquoted, for backends that don't run `line`.
         timeout: Seconds after which the command is ended; None: no limit.
         paths: By each local file or folder that the command needs, what the command calls it (`Backend.map_paths`).
+        artifact_uri: Where the MLflow run's artifacts are stored; empty if the backend creates the run itself.
     """
 
     line: str
@@ -137,6 +133,7 @@ class Command:
     timeout: float | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
+    artifact_uri: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -155,10 +152,10 @@ class BackendPlan:
 
 
 class ExecutionEvents(Protocol):
-    """Receives what happens while a backend executes; from any thread, and never raises."""
+    """Receives the events of an execution, from any thread; never raises."""
 
     def write(self, stream: StreamName, data: bytes) -> None:
-        """Takes the next bytes of the command's output as they came; may block for a while to slow the command down."""
+        """Takes the next bytes of the command's output, unchanged; may block to slow the command down."""
 
     def report(self, line: str) -> None:
         """Takes a line about the progress, for the flow run's log."""
@@ -197,10 +194,7 @@ class Backend(ABC, Generic[ConfigT, ValueT]):
     tracks_runs: ClassVar[bool] = False
 
     def parse_config(self, config: BackendConfig) -> ConfigT:
-        """Returns a configuration as its model; reads no file and no network.
-
-        Args:
-            config: The keys that the user wrote.
+        """Returns a configuration, with the keys that the user wrote, as its model; reads no file and no network.
 
         Raises:
             BackendError: A key is unknown (the nearest is named) or a value is of the wrong type; all at once.
@@ -221,9 +215,7 @@ class Backend(ABC, Generic[ConfigT, ValueT]):
     def map_paths(self, request: BackendRequest[ConfigT], paths: Mapping[str, str]) -> Mapping[str, str]:
         """Returns what the command calls the files and folders that its ``path`` parameters name; changes nothing.
 
-        Args:
-            request: The request.
-            paths: By parameter name: absolute local paths, and remote URIs if `downloads_paths` is False.
+        `paths` has absolute local paths by parameter name, and remote URIs if `downloads_paths` is False.
 
         Raises:
             BackendError: A path can't be reached from where the command runs.
@@ -233,46 +225,31 @@ class Backend(ABC, Generic[ConfigT, ValueT]):
 
     @abstractmethod
     def plan(self, request: BackendRequest[ConfigT], command: str) -> BackendPlan:
-        """Returns what the backend would do; sends nothing.
-
-        Args:
-            request: The request.
-            command: The shell command line.
+        """Returns what the backend would do with a shell command line; sends nothing.
 
         Raises:
-            ExecutionException: It could not work.
+            ExecutionException: The run could not work.
         """
 
     @abstractmethod
     def prepare(self, request: BackendRequest[ConfigT], report: Report, stop: StopSignal) -> Prepared[ConfigT, ValueT]:
-        """Makes ready what the command needs: builds an environment, pulls an image, uploads the project.
+        """Prepares what the command needs: builds an environment, pulls an image, uploads the project.
 
-        It runs beside the downloads and the start of tracking. The run may fail before `execute` is called, so what it makes
-        is either kept for the next run (content-addressed) or removed by `release`.
-
-        Args:
-            request: The request.
-            report: Takes progress.
-            stop: Ends the preparation.
+        It runs concurrently with the downloads and the start of tracking. The run may fail before `execute` is called, so
+        results are either kept for the next run (content-addressed) or removed by `release`.
 
         Raises:
-            ExecutionException: It failed or was stopped.
+            ExecutionException: The preparation failed or was stopped.
         """
 
     @abstractmethod
     def execute(
         self, prepared: Prepared[ConfigT, ValueT], command: Command, events: ExecutionEvents, stop: StopSignal
     ) -> Outcome:
-        """Runs the command; returns once it and everything it started has ended and its whole output was written.
+        """Runs the command; returns once it and everything it started has exited and its output was written to `events`.
 
-        On a stop request or time-out it ends the command (asks, waits the grace period, kills). If stop was requested
-        before, it starts nothing. Whatever the command does is an `Outcome`, never an exception.
-
-        Args:
-            prepared: What `prepare` returned.
-            command: The command.
-            events: Receives output and progress.
-            stop: Ends the command.
+        On a stop request or time-out it ends the command: SIGTERM, grace period, SIGKILL. If a stop was requested before, it
+        starts nothing. Whatever the command does is an `Outcome`, never an exception.
 
         Raises:
             BackendUnavailableError: The backend itself failed: it can't be reached, it refused the job.

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.process.run import run_process
-from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
+from prefect_mlprojects._support.secrets import Secret, reveal, reveal_all, reveal_values
 from prefect_mlprojects.backends.configuration import dump_config
 from prefect_mlprojects.backends.contract import (
     Backend,
@@ -64,7 +67,7 @@ class PluginConfig(BaseModel):
 
 @dataclass
 class _Reports:
-    """What the child process has reported."""
+    """What the child process has reported; each report sets some of the fields."""
 
     run_id: str | None = None
     succeeded: bool | None = None
@@ -72,12 +75,9 @@ class _Reports:
     error: str = ""
     cancelled: bool = False
 
-    def take(self, report: Mapping[str, Any]) -> None:
-        self.run_id = report.get("run_id", self.run_id)
-        self.succeeded = report.get("succeeded", self.succeeded)
-        self.status = report.get("status", self.status)
-        self.error = report.get("error", self.error)
-        self.cancelled = report.get("cancelled", self.cancelled)
+
+_Request: TypeAlias = BackendRequest[PluginConfig]
+_Prepared: TypeAlias = Prepared[PluginConfig, None]
 
 
 class MlflowPluginBackend(Backend[PluginConfig, None]):
@@ -90,19 +90,17 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
         """Adapts the plugin called `name`."""
         self.name = name  # type: ignore[misc]  # one class serves all plugins
 
-    def environment_kind(self, request: BackendRequest[PluginConfig]) -> str:
-        """Returns the plugin's name: it prepares its environment itself."""
+    def environment_kind(self, request: _Request) -> str:
+        """Returns the plugin's name; the plugin prepares its environment."""
         del request
         return self.name
 
-    def plan(self, request: BackendRequest[PluginConfig], command: str) -> BackendPlan:
+    def plan(self, request: _Request, command: str) -> BackendPlan:
         """Returns which class would run the project."""
         del request, command
         return BackendPlan(self.name, sections={"MLflow plugin": plugin_entry_points()[self.name].value})
 
-    def prepare(
-        self, request: BackendRequest[PluginConfig], report: Report, stop: StopSignal
-    ) -> Prepared[PluginConfig, None]:
+    def prepare(self, request: _Request, report: Report, stop: StopSignal) -> _Prepared:
         """Prepares nothing; sets the tags that ``mlflow run`` sets on a plugin's run."""
         del report, stop
         tags = {"mlflow.project.backend": self.name}
@@ -110,13 +108,10 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
             tags["mlflow.runName"] = str(request.run_options["run_name"])
         return Prepared(request, None, f"MLflow plugin {self.name}", True, tags=tags)
 
-    def execute(
-        self, prepared: Prepared[PluginConfig, None], command: Command, events: ExecutionEvents, stop: StopSignal
-    ) -> Outcome:
+    def execute(self, prepared: _Prepared, command: Command, events: ExecutionEvents, stop: StopSignal) -> Outcome:
         """Calls the plugin's ``run()``, waits for the run that it submitted, and cancels it on a stop request.
 
-        Raises:
-            BackendError: The plugin can't be loaded, or raised an error.
+        Raises `BackendError` if the plugin can't be loaded, or raises an error.
         """
         if stop.requested:
             return stopped_outcome(stop)
@@ -130,7 +125,7 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
         reports, tail = _Reports(), TailedOutput(events)
         with _report_pipe(reports, request, events) as descriptor:
             result = run_process(
-                [sys.executable, "-m", "prefect_mlprojects.backends.mlflow_plugin_process", str(descriptor)],
+                [sys.executable, "-c", _PROCESS, str(descriptor)],
                 cwd=None,
                 env=environment,
                 write=tail.write,
@@ -142,14 +137,12 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
         lines = tail.close()
         if result.ending in ("stopped", "timed-out"):
             if reports.run_id is not None and not reports.cancelled and reports.succeeded is None:
-                return Outcome(
-                    "lost",
-                    cause=f"the plugin {self.name!r} did not end the run within {_CANCEL_SECONDS:g} s",
-                    advice="It may still be running: look for it where the plugin runs projects.",
-                    output_tail=lines,
-                )
-            ended_by_stop = result.ending == "stopped"
-            return stopped_outcome(stop, lines) if ended_by_stop else timed_out_outcome(command.timeout or 0.0, lines)
+                cause = f"the plugin {self.name!r} did not end the run within {_CANCEL_SECONDS:g} s"
+                advice = "It may still be running: look for it where the plugin runs projects."
+                return Outcome("lost", cause=cause, advice=advice, output_tail=lines)
+            if result.ending == "stopped":
+                return stopped_outcome(stop, lines)
+            return timed_out_outcome(command.timeout, lines)
         if reports.succeeded is None:
             reason = reports.error or f"its process ended with code {result.return_code}"
             raise BackendUnavailableError(f"The MLflow plugin {self.name!r} failed: {reason}", backend=self.name)
@@ -158,7 +151,7 @@ class MlflowPluginBackend(Backend[PluginConfig, None]):
         return Outcome("exited", cause=f"the MLflow plugin {self.name!r} reported {reports.status}", output_tail=lines)
 
 
-def _plugin_request(name: str, request: BackendRequest[PluginConfig], command: Command) -> dict[str, Any]:
+def _plugin_request(name: str, request: _Request, command: Command) -> dict[str, Any]:
     options = request.run_options
     return {
         "path": sys.path,
@@ -166,14 +159,13 @@ def _plugin_request(name: str, request: BackendRequest[PluginConfig], command: C
         "project": str(request.working_copy.directory),
         "entry_point": request.entry_point.name,
         "parameters": dict(command.parameters),
-        "experiment_name": options.get("experiment_name"),
-        "experiment_id": options.get("experiment_id"),
+        "experiment": [options.get("experiment_name"), options.get("experiment_id")],
         # The keys that MLflow adds (mlflow/projects/utils.py, PROJECT_*).
         "backend_config": {
             **reveal_all(dump_config(request.config)),
             "ENV_MANAGER": request.env_manager,
             "SYNCHRONOUS": False,
-            "DOCKER_ARGS": dict(request.docker_args or {}),
+            "DOCKER_ARGS": reveal_all(request.docker_args or {}),
             "STORAGE_DIR": options.get("storage_dir"),
             "build_image": request.build_image,
             "docker_auth": reveal_all(request.docker_auth),
@@ -181,37 +173,80 @@ def _plugin_request(name: str, request: BackendRequest[PluginConfig], command: C
     }
 
 
-class _report_pipe:  # noqa: N801 - a context manager that reads like a function
-    """Gives a descriptor for the child's reports, a JSON text a line, and takes them while they come."""
+@contextmanager
+def _report_pipe(reports: _Reports, request: _Request, events: ExecutionEvents) -> Iterator[int]:
+    """Yields a descriptor for the child's reports, a JSON text a line, and reads them concurrently."""
+    read_end, write_end = os.pipe()
 
-    def __init__(self, reports: _Reports, request: BackendRequest[PluginConfig], events: ExecutionEvents) -> None:
-        self._reports, self._request, self._events = reports, request, events
+    def read() -> None:
+        with os.fdopen(read_end, "rb") as stream:
+            for line in stream:
+                known = reports.run_id
+                # A killed child leaves an incomplete line.
+                with suppress(ValueError):
+                    vars(reports).update(json.loads(line))
+                if reports.run_id is not None and known is None:
+                    events.adopt_run(reports.run_id, request.tracking_uri)
 
-    def __enter__(self) -> int:
-        read_end, self._write_end = os.pipe()
-        self._thread = threading.Thread(target=self._read, args=(os.fdopen(read_end, "rb"),), daemon=True)
-        self._thread.start()
-        return self._write_end
-
-    def __exit__(self, *error: object) -> None:
-        # Every other copy of the descriptor was closed with the child's process tree: the reader meets the end.
-        os.close(self._write_end)
-        self._thread.join()
-
-    def _read(self, stream: IO[bytes]) -> None:
-        with stream:
-            for report in _parse(stream):
-                known = self._reports.run_id
-                self._reports.take(report)
-                if self._reports.run_id is not None and known is None:
-                    self._events.adopt_run(self._reports.run_id, self._request.tracking_uri)
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield write_end
+    finally:
+        # Every other copy of the descriptor was closed with the child's process tree: the reader gets the end of file.
+        os.close(write_end)
+        thread.join()
 
 
-def _parse(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
-    for line in stream:
-        try:
-            report = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(report, dict):
-            yield report
+# The child process.
+
+_PROCESS = f"import sys; from {__name__} import run_plugin; sys.exit(run_plugin(int(sys.argv[1])))"
+
+
+class _Stopped(BaseException):
+    """Raised on SIGTERM."""
+
+
+def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Stopped
+
+
+def run_plugin(descriptor: int) -> int:
+    """Runs in the child process: calls the plugin that the request names, and returns the exit code.
+
+    The request comes in a variable; reports go to `descriptor`, a JSON text a line.
+    """
+    os.set_inheritable(descriptor, False)
+    request: dict[str, Any] = json.loads(os.environ.pop(REQUEST_VARIABLE))
+    sys.path[:] = request["path"]
+
+    def report(**values: Any) -> None:
+        os.write(descriptor, json.dumps(values).encode() + b"\n")
+
+    from prefect_mlprojects.tracking import Tracker
+
+    submitted: Any = None
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        plugin, uri = plugin_entry_points()[request["plugin"]].load()(), os.environ["MLFLOW_TRACKING_URI"]
+        experiment = Tracker().resolve_experiment(Secret(uri), *request["experiment"])
+        project = [request[name] for name in ("project", "entry_point", "parameters")]
+        submitted = plugin.run(*project, None, request["backend_config"], uri, experiment)
+        report(run_id=str(submitted.run_id))
+        succeeded = bool(submitted.wait())
+    except _Stopped:
+        if submitted is not None:
+            submitted.cancel()
+            report(cancelled=True)
+        return 128 + signal.SIGTERM
+    except Exception as error:
+        report(error=f"{type(error).__name__}: {error}")
+        raise
+    status = submitted.get_status()
+    report(succeeded=succeeded, status=_STATUS_NAMES.get(status, str(status)))
+    return 0 if succeeded else 1
+
+
+# mlflow.entities.RunStatus; plugins return its numbers or its names.
+_STATUS_NAMES = {1: "RUNNING", 2: "SCHEDULED", 3: "FINISHED", 4: "FAILED", 5: "KILLED"}

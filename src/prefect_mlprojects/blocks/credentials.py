@@ -158,8 +158,7 @@ class DockerEngine(Block):
         Raises:
             BackendError: The engine does not answer.
         """
-        from prefect_mlprojects.backends.containers.config import LocalConfig
-        from prefect_mlprojects.backends.containers.engine import connect
+        from prefect_mlprojects.backends.containers.engine import LocalConfig, connect
 
         connect(LocalConfig.model_validate({"docker-engine": self.get_credentials()})).close()
 

@@ -110,13 +110,13 @@ class RunDisplay(RunObserver):
             elif event.phase == "progress":
                 self._progress[event.step] = event.detail
                 warning = event.detail.startswith("Warning:")
-                if warning or (not live and event.step == "resolve-env"):
+                if warning or (not live and event.step == "resolve-env" and not event.quiet):
                     lines = [Text(f"  {event.detail}", style="yellow" if warning else "dim")]
             else:
                 seconds = event.at - self._started.get(event.step, event.at)
                 self._ended[event.step] = (event.phase, seconds, event.detail)
                 if not live:
-                    lines = [self._line(event.step)]
+                    lines = [*(Text(f"  {line}", style="dim") for line in event.output), self._line(event.step)]
         # Without our lock: rich draws the live region in a thread that holds the console and waits for the lock.
         if begins_output:
             # From here on the project writes to the terminal itself, which would break a live region.

@@ -142,7 +142,7 @@ def env_command() -> None:
 @json_option
 def env_list(as_json: bool) -> None:
     """List the cached environments."""
-    from prefect_mlprojects.environments.prune import list_environments
+    from prefect_mlprojects.environments.managers import list_environments
 
     environments = list_environments()
     if as_json:
@@ -164,7 +164,7 @@ def _when(seconds: float) -> str:
 @click.argument("key")
 def env_path(key: str) -> None:
     """Print the folder of the environment whose key starts with KEY."""
-    from prefect_mlprojects.environments.prune import find_environment
+    from prefect_mlprojects.environments.managers import find_environment
 
     click.echo(find_environment(key).location)
 
@@ -183,7 +183,7 @@ def env_prune(**selection: Any) -> None:
     """Remove environments from the cache, except those in use."""
     if not any(value for name, value in selection.items() if name != "dry_run" and value is not None):
         raise click.UsageError("Select what to remove: --older-than, --unused, --max-size or --all.")
-    from prefect_mlprojects.environments.prune import prune_environments
+    from prefect_mlprojects.environments.managers import prune_environments
 
     result = prune_environments(**selection)
     verb = "Would remove" if selection["dry_run"] else "Removed"
@@ -242,8 +242,7 @@ def docker_clean(context: click.Context, everything: bool) -> None:
 
 def _containers() -> tuple[Any, list[dict[str, Any]]]:
     """Returns the Docker engine and the containers of runs on it."""
-    from prefect_mlprojects.backends.containers.config import LocalConfig
-    from prefect_mlprojects.backends.containers.engine import connect
+    from prefect_mlprojects.backends.containers.engine import LocalConfig, connect
     from prefect_mlprojects.backends.docker.containers import LABEL
 
     engine = connect(LocalConfig())

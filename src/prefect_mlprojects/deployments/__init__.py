@@ -26,6 +26,7 @@ from prefect_mlprojects.deployments.specification import DeploymentSpecification
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
 from prefect_mlprojects.runs.request import FLOW_NAME, unknown_options
+from prefect_mlprojects.runs.start import refuse_secret_arguments
 from prefect_mlprojects.server.api import call_api, read_all, use_api
 from prefect_mlprojects.spec.parameters import typed_value
 from prefect_mlprojects.spec.project import ParameterType
@@ -94,6 +95,7 @@ def run_deployment(
     from prefect_mlprojects.server.process import resolve_api
 
     api_url, headline = resolve_api().api_url, f"The deployment {full_name(name)} can't run"
+    refuse_secret_arguments(headline, (options or {}).get("docker_args"))
     found = _existing(api_url, name, headline, "create it with `mlprojects deploy`")
     own_entry_point = found.parameters.get("entry_point", "main")
     if entry_point is not None and own_entry_point != entry_point:

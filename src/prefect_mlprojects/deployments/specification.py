@@ -21,7 +21,7 @@ from prefect_mlprojects.runs.request import (
     secret_uri_problem,
     unknown_options,
 )
-from prefect_mlprojects.runs.start import make_request, stored_secrets
+from prefect_mlprojects.runs.start import make_request, refuse_secret_arguments, stored_secrets
 from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup
@@ -198,6 +198,7 @@ def _storable_request(arguments: Mapping[str, Any], job_variables: Mapping[str, 
     if problems:
         raise ParameterError("The deployment can't be created", problems)
     request, secrets = make_request(arguments)
+    refuse_secret_arguments("The deployment can't be created", secrets.docker_args)
     if secrets.backend_config:
         raise stored_secrets(request.backend, secrets.backend_config)
     return request

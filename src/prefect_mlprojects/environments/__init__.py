@@ -1,12 +1,26 @@
-"""Environments: a project's environment files -> a prepared environment. This module is the contract of the managers."""
+"""Environments: a project's environment files -> a prepared environment. The contract of the managers, and their common part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
+from prefect_mlprojects.environments.cache import (
+    EnvironmentCache,
+    EnvironmentRecord,
+    Report,
+    cache_errors,
+    disk_full_message,
+    last_output,
+    release_pin,
+    stopped_error,
+    user_cache,
+)
+from prefect_mlprojects.exceptions import EnvironmentBuildError, InvalidEnvironmentError, Problem
 from prefect_mlprojects.spec.project import Project
 from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
 
@@ -44,7 +58,6 @@ class PreparedEnvironment:
         command_prefix: Arguments before the shell that runs the command; mostly empty.
         reused: Whether it came from the cache.
         token: Identifies this use of a cached environment; ``release_environment`` ends it.
-        lock_file: The versions that were installed, if the manager writes them.
     """
 
     variables: Mapping[str, str]
@@ -52,7 +65,6 @@ class PreparedEnvironment:
     command_prefix: tuple[str, ...] = ()
     reused: bool = True
     token: str | None = None
-    lock_file: Path | None = None
 
 
 class EnvironmentManager(Protocol):
@@ -66,26 +78,185 @@ class EnvironmentManager(Protocol):
         """
 
     def prepare(
-        self,
-        project: Project,
-        plan: EnvironmentPlan,
-        report: Callable[[str], None],
-        stop: StopSignal,
-        *,
-        rebuild: bool = False,
+        self, project: Project, plan: EnvironmentPlan, report: Report, stop: StopSignal, *, rebuild: bool = False
     ) -> PreparedEnvironment:
         """Returns the environment and builds it first if necessary; concurrent processes build it once.
 
         A cached environment is protected from removal until it is passed to ``release_environment`` or this process
-        exits.
-
-        Args:
-            project: The project.
-            plan: The result of ``plan`` for it.
-            report: Receives each line of the build's output, without its newline, from any thread.
-            stop: Interrupts the build, which then removes what it has written.
-            rebuild: True builds the environment even if it is cached.
+        exits. `report` receives each line of the build's output, from any thread. `stop` interrupts the build, which then
+        removes what it has written.
 
         Raises:
             EnvironmentBuildError: The build failed (the message has its last output) or was stopped.
         """
+
+
+_DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
+
+
+@dataclass(frozen=True)
+class Specification(ABC):
+    """An environment specification: all that determines the content of a prepared environment.
+
+    Attributes:
+        project: The project that it was read from.
+        key: The cache key.
+        sources: The content of the files that the installer reads itself; compared before and after a build.
+        private: Whether it holds passwords, which installers may write into the environment.
+        python_version: The Python version, if the specification determines it.
+        warnings: Warnings for users.
+    """
+
+    project: Project
+    key: str
+    sources: object = field(repr=False)
+    private: bool
+    python_version: str | None
+    warnings: tuple[str, ...]
+
+    @abstractmethod
+    def describe(self, python_version: str | None) -> str:
+        """Describes the environment in a few words; `python_version` is that of a finished build, else None."""
+
+
+SpecificationT = TypeVar("SpecificationT", bound=Specification)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build in progress in `location`, which does not exist at first; `cache` is the cache directory."""
+
+    manager: EnvironmentManagerName
+    project: Project
+    location: Path
+    cache: Path
+    report: Report
+    stop: StopSignal
+
+    def failure(self, cause: str, output: tuple[str, ...] = ()) -> EnvironmentBuildError:
+        """The error of this build, with the last `output` of a tool and advice if the disk is full."""
+        kind = "conda environment" if self.manager == "conda" else "environment"
+        message = f"The {kind} of project '{self.project.display_name}' can't be built: {cause}"
+        if any(sign in line for line in (cause, *output) for sign in _DISK_FULL):
+            message += "\n" + disk_full_message(self.cache)
+        message += last_output(output)
+        return EnvironmentBuildError(message, manager=self.manager, output_tail=output or cause.splitlines()[-10:])
+
+    def check_stop(self) -> None:
+        """Raises an ``EnvironmentBuildError`` once a stop was requested."""
+        if self.stop.requested:
+            raise stopped_error(self.manager, self.stop)
+
+
+class CachingManager(ABC, Generic[SpecificationT]):
+    """An ``EnvironmentManager`` that builds environments in the cache."""
+
+    name: EnvironmentManagerName
+
+    @abstractmethod
+    def specify(self, project: Project, cache: Path) -> SpecificationT:
+        """Reads the environment specification; raises an ``EnvironmentBuildError`` if it is malformed."""
+
+    def check(self, specification: SpecificationT) -> None:
+        """Checks a specification before its first build; raises an ``EnvironmentBuildError``."""
+
+    @abstractmethod
+    def build(self, build: Build, specification: SpecificationT) -> str:
+        """Builds the environment and returns its Python version, or "" without Python."""
+
+    @abstractmethod
+    def activate(self, location: Path, report: Report, stop: StopSignal) -> Mapping[str, str]:
+        """Returns the variables of a command in the environment."""
+
+    def plan(self, project: Project) -> EnvironmentPlan:
+        """Implements ``EnvironmentManager.plan``."""
+        cache = user_cache()
+        specification = self.specify(project, cache.root)
+        plan = self._plan(specification, cache)
+        if not plan.ready:
+            self.check(specification)
+        return plan
+
+    def prepare(
+        self, project: Project, plan: EnvironmentPlan, report: Report, stop: StopSignal, *, rebuild: bool = False
+    ) -> PreparedEnvironment:
+        """Implements ``EnvironmentManager.prepare``."""
+        cache, token = user_cache(), uuid.uuid4().hex
+        record = cache.use(plan.key, token) if plan.key is not None and not rebuild else None
+        reused = record is not None
+        if record is None:
+            if stop.requested:
+                raise stopped_error(self.name, stop)
+            # The project's files may have changed since they were planned; the build must match its key.
+            specification = self.specify(project, cache.root)
+            record, reused = self._obtain(specification, cache, token, report, stop, rebuild=rebuild)
+            plan = self._plan(specification, cache)
+        location = cache.location(record)
+        try:
+            variables = self.activate(location, report, stop)
+        except BaseException:
+            release_pin(token)
+            raise
+        plan = replace(plan, location=location, ready=True, python_version=record.python_version or None)
+        return PreparedEnvironment(variables, plan, (), reused, token)
+
+    def _obtain(
+        self,
+        found: SpecificationT,
+        cache: EnvironmentCache,
+        token: str,
+        report: Report,
+        stop: StopSignal,
+        *,
+        rebuild: bool,
+    ) -> tuple[EnvironmentRecord, bool]:
+        """Uses the environment, built under its lock; returns its record and whether it was built before."""
+        before = cache.read(found.key)
+        with cache.lock(found.key, self.name, report, stop):
+            record = cache.use(found.key, token)
+            # Another process may have built or rebuilt it while this one waited.
+            if record is not None and (not rebuild or record != before):
+                return record, True
+            record = cache.use(self._build(found, cache, report, stop).key, token)
+        if record is None:
+            folder = cache.folder / found.key
+            message = f"The environment in {folder} vanished right after it was built; was the cache folder emptied?"
+            raise EnvironmentBuildError(message, manager=self.name)
+        return record, False
+
+    def _build(
+        self, specification: SpecificationT, cache: EnvironmentCache, report: Report, stop: StopSignal
+    ) -> EnvironmentRecord:
+        key, project = specification.key, specification.project
+        report(f"Building an environment: {specification.describe(None)}")
+        with cache_errors(cache.root, self.name):
+            location = cache.begin(key, private=specification.private)
+        try:
+            version = self.build(Build(self.name, project, location, cache.root, report, stop), specification)
+            if self.specify(project, cache.root).sources != specification.sources:
+                name = f"The requirements of project '{project.display_name}'"
+                message = f"{name} changed while its environment was built from them. Run it again."
+                raise EnvironmentBuildError(message, manager=self.name)
+            build, description = int(location.name), specification.describe(version)
+            record = EnvironmentRecord(key, build, self.name, description, version, project=project.display_name)
+            with cache_errors(cache.root, self.name):
+                return cache.complete(record)
+        except BaseException:
+            cache.abandon(key, location)
+            raise
+
+    def _plan(self, specification: SpecificationT, cache: EnvironmentCache) -> EnvironmentPlan:
+        key, warnings = specification.key, specification.warnings
+        if (record := cache.find(key)) is None:
+            description, python = specification.describe(None), specification.python_version
+            return EnvironmentPlan(self.name, description, key, cache.next_location(key), False, python, warnings)
+        python = record.python_version or None
+        description = specification.describe(python)
+        return EnvironmentPlan(self.name, description, key, cache.location(record), True, python, warnings)
+
+
+def problems_error(project: Project, problems: tuple[Problem, ...], manager: str) -> EnvironmentBuildError:
+    """The error of malformed environment files."""
+    headline = f"The environment of project '{project.display_name}' can't be made:"
+    listed = f" {problems[0]}" if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
+    return InvalidEnvironmentError(headline + listed, manager=manager)

@@ -2,61 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from prefect_mlprojects._support.files import write_private
+from prefect_mlprojects._support.files import list_directory, write_private
 from prefect_mlprojects._support.process.run import run_tool
 from prefect_mlprojects._support.process.tree import COOKIE_VARIABLE
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.environments.cache import stopped_error
+from prefect_mlprojects.environments.cache import Report, last_output, stopped_error
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
 # The variables by which Python, and tools such as uv, pip and cmake, find their environment.
-_ENVIRONMENT_MARKERS = frozenset(
-    [
-        "PYTHONHOME",
-        "PYTHONPATH",
-        "PYTHONEXECUTABLE",
-        "__PYVENV_LAUNCHER__",
-        "VIRTUAL_ENV",
-        "VIRTUAL_ENV_PROMPT",
-        "CONDA_DEFAULT_ENV",
-        "CONDA_PROMPT_MODIFIER",
-        "CONDA_SHLVL",
-        "PYENV_VERSION",
-        "PYENV_VIRTUAL_ENV",
-        "PIPENV_ACTIVE",
-        "POETRY_ACTIVE",
-        "UV_PROJECT_ENVIRONMENT",
-        "UV_RUN_RECURSION_DEPTH",
-    ]
+_ENVIRONMENT_MARKER = re.compile(
+    r"PYTHON(HOME|PATH|EXECUTABLE)|__PYVENV_LAUNCHER__|VIRTUAL_ENV(_PROMPT)?|PYENV_(VERSION|VIRTUAL_ENV)"
+    r"|CONDA_(DEFAULT_ENV|PROMPT_MODIFIER|SHLVL|PREFIX(_\d+)?)|(PIPENV|POETRY)_ACTIVE"
+    r"|UV_(PROJECT_ENVIRONMENT|RUN_RECURSION_DEPTH)"
 )
-CONDA_STATE_FILE = "conda-meta/state"
-"""The file in an environment in which conda keeps the ``variables:`` of its conda.yaml."""
-
-_CONDA_PREFIX = re.compile(r"^CONDA_PREFIX(_\d+)?$")
-
-# Prefect's own variables for a flow run's process; a flow that the project starts is another flow run.
-_INTERNAL_PREFIX = "PREFECT__"
-_LAUNCHER_MARKER = "__PYVENV_LAUNCHER__"
+# Variables of the launcher and of Prefect for a flow run's process; a flow that the project starts is another flow run.
+_INTERNAL = re.compile(r"PREFECT__.*|__PYVENV_LAUNCHER__")
+_STATE_FILE = "conda-meta/state"  # where conda keeps the `variables:` of an environment's conda.yaml
 
 
 def local_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the variables of a command in the caller's own environment: `environ` without this process's internals."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith(_INTERNAL_PREFIX) and name != _LAUNCHER_MARKER
-    }
+    return {name: value for name, value in environ.items() if not _INTERNAL.fullmatch(name)}
 
 
 def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None) -> dict[str, str]:
@@ -65,11 +41,8 @@ def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None
     They are removed from PATH too: otherwise a command would find their ``pip`` or ``mlflow`` where the new environment
     has none. PATH is always in the result.
     """
-    variables = {
-        name: value
-        for name, value in local_variables(environ).items()
-        if name not in _ENVIRONMENT_MARKERS and not _CONDA_PREFIX.match(name)
-    }
+    variables = local_variables(environ)
+    variables = {name: value for name, value in variables.items() if not _ENVIRONMENT_MARKER.fullmatch(name)}
     active = [Path(value) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if (value := environ.get(name))]
     for prefix in active:
         for name, value in variables_of_conda(prefix).items():
@@ -84,27 +57,22 @@ def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None
 
 
 def activated_variables(environ: Mapping[str, str], location: Path, own_prefix: Path | None = None) -> dict[str, str]:
-    """Returns the variables of a command in a virtual environment, as its ``activate`` script would set them.
-
-    `own_prefix` is the environment that runs this package, if any; nothing of it is passed on.
-    """
+    """Returns the variables of a command in a virtual environment, as its ``activate`` script would set them."""
     variables = environment_without_ours(environ, own_prefix)
-    variables["PATH"] = _prepend_to_path(location / "bin", variables["PATH"])
-    variables["VIRTUAL_ENV"] = str(location)
-    return variables
+    return variables | {"PATH": _prepend_to_path(location / "bin", variables["PATH"]), "VIRTUAL_ENV": str(location)}
 
 
 def variables_of_conda(prefix: Path) -> dict[str, str]:
     """Returns the variables that a conda environment sets without scripts: its packages', then its own."""
-    found: dict[str, str] = {}
-    try:
-        files = sorted((prefix / "etc/conda/env_vars.d").glob("*.json"))
-    except OSError:
-        files = []
-    for file in files:
-        found |= {str(name): str(value) for name, value in _read_json(file).items()}
-    state = _read_json(prefix / CONDA_STATE_FILE).get("env_vars")
-    return found | {str(name): str(value) for name, value in (state if isinstance(state, dict) else {}).items()}
+    found: dict[str, object] = {}
+    for file in _files(prefix / "etc/conda/env_vars.d", ".json"):
+        found |= _read_json(file)
+    state = _read_json(prefix / _STATE_FILE).get("env_vars")
+    return {str(name): str(value) for name, value in (found | (state if isinstance(state, dict) else {})).items()}
+
+
+def _files(folder: Path, suffix: str) -> list[Path]:
+    return [Path(entry.path) for entry in list_directory(folder) if entry.name.endswith(suffix)]
 
 
 def _read_json(file: Path) -> dict[str, object]:
@@ -139,19 +107,16 @@ _DUMP = "import os, sys; open(sys.argv[1], 'wb').write(b'\\0'.join(k + b'=' + v 
 
 
 def conda_variables(
-    environ: Mapping[str, str], location: Path, own_prefix: Path | None, report: Callable[[str], None], stop: StopSignal
+    environ: Mapping[str, str], location: Path, own_prefix: Path | None, report: Report, stop: StopSignal
 ) -> dict[str, str]:
     """Returns the variables of a command in a conda environment; activation scripts print to `report`.
 
-    The environment that the caller has activated is deactivated first. Nothing of the environment in `own_prefix`, which
-    runs this package, is passed on.
-
-    Raises:
-        EnvironmentBuildError: An activation script exited the shell, bash is missing, or a stop was requested.
+    The environment that the caller has activated is deactivated first. Raises an ``EnvironmentBuildError`` if an activation
+    script exited the shell, bash is missing, or a stop was requested.
     """
     active = environ.get("CONDA_PREFIX")
     variables = environment_without_ours(environ, own_prefix)
-    scripts = _scripts(Path(active), "deactivate.d")[::-1] if active else []
+    scripts = _files(Path(active, "etc/conda/deactivate.d"), ".sh")[::-1] if active else []
     variables |= {
         "PATH": _prepend_to_path(location / "bin", variables["PATH"]),
         "CONDA_PREFIX": str(location),
@@ -164,38 +129,27 @@ def conda_variables(
             variables.pop(name, None)
         else:
             variables[name] = value
-    scripts += _scripts(location, "activate.d")
+    scripts += _files(location / "etc/conda/activate.d", ".sh")
     return _after_scripts(variables, scripts, location, report, stop) if scripts else variables
 
 
 def write_state(location: Path, variables: Mapping[str, str]) -> None:
     """Writes the ``variables:`` of a conda.yaml to the environment, where conda keeps them."""
     if variables:
-        file = location / CONDA_STATE_FILE
+        file = location / _STATE_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         write_private(file, json.dumps({"env_vars": dict(variables)}))
 
 
-def _scripts(prefix: Path, folder: str) -> list[Path]:
-    try:
-        return sorted((prefix / "etc/conda" / folder).glob("*.sh"))
-    except OSError:
-        return []
-
-
 def _after_scripts(
-    variables: Mapping[str, str],
-    scripts: list[Path],
-    location: Path,
-    report: Callable[[str], None],
-    stop: StopSignal,
+    variables: Mapping[str, str], scripts: list[Path], location: Path, report: Report, stop: StopSignal
 ) -> dict[str, str]:
     bash = shutil.which("bash", path=variables["PATH"]) or shutil.which("bash")
     if bash is None:
-        raise EnvironmentBuildError(
-            f"The environment in {location} has activation scripts, and there is no bash to run them. Install bash.",
-            manager="conda",
+        message = (
+            f"The environment in {location} has activation scripts, and there is no bash to run them. Install bash."
         )
+        raise EnvironmentBuildError(message, manager="conda")
     with tempfile.TemporaryDirectory(prefix="mlprojects-activate-") as folder:
         out = Path(folder, "variables")
         arguments = [sys.executable, _DUMP, str(out), *map(str, scripts)]
@@ -203,22 +157,15 @@ def _after_scripts(
         result = run_tool(command, cwd=None, env=variables, report=lambda line: report(redact(line)), stop=stop)
         if stop.requested:
             raise stopped_error("conda", stop)
-        data = b""
-        with contextlib.suppress(OSError):
-            data = out.read_bytes()
+        data = out.read_bytes() if out.is_file() else b""
     if result.exit_code != 0 or not data:
         tail = tuple(redact(line) for line in result.output_tail)
         names = ", ".join(script.name for script in scripts)
-        output = "\nLast output:\n" + "\n".join(f"  {line}" for line in tail) if tail else ""
-        raise EnvironmentBuildError(
+        message = (
             f"The conda environment in {location} can't be activated: its activation scripts ({names}) ended the shell "
-            f"(exit code {result.exit_code}).{output}",
-            manager="conda",
-            output_tail=tail,
+            f"(exit code {result.exit_code}).{last_output(tail)}"
         )
+        raise EnvironmentBuildError(message, manager="conda", output_tail=tail)
     after = dict(os.fsdecode(item).partition("=")[::2] for item in data.split(b"\0"))
-    for name in _SHELL_VARIABLES:
-        after.pop(name, None)
-        if name in variables:
-            after[name] = variables[name]
-    return after
+    after = {name: value for name, value in after.items() if name not in _SHELL_VARIABLES}
+    return after | {name: variables[name] for name in _SHELL_VARIABLES if name in variables}

@@ -23,17 +23,20 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
-from prefect_mlprojects._support.files import disk_usage, remove_tree, write_atomically
+from prefect_mlprojects import settings
+from prefect_mlprojects._support.files import disk_usage, list_directory, remove_tree, write_atomically
 from prefect_mlprojects._support.locks import Lock, LockStoppedError, hold_lock, try_lock
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
-FORMAT = 1
-"""The version of this layout; environments of another one are ignored."""
+Report: TypeAlias = Callable[[str], None]  # receives a line for users, from any thread
+
+FORMAT = 1  # the version of this layout; environments of another one are ignored
 
 _RECORD = "environment.json"
 _USED = "used"
@@ -69,11 +72,9 @@ class EnvironmentCache:
     def find(self, key: str) -> EnvironmentRecord | None:
         """Returns the complete environment of a key, or None; reads one small file and checks that its Python exists."""
         record = self.read(key)
-        if record is None:
-            return None
         # A conda environment may have no Python; it always has this folder.
-        required = "bin/python" if record.python_version else "conda-meta"
-        return record if (self.location(record) / required).exists() else None
+        required = "bin/python" if record is not None and record.python_version else "conda-meta"
+        return record if record is not None and (self.location(record) / required).exists() else None
 
     def read(self, key: str) -> EnvironmentRecord | None:
         """Returns the record of a key, whether or not its Python still exists."""
@@ -110,18 +111,13 @@ class EnvironmentCache:
 
     def last_used(self, key: str) -> float | None:
         """Returns the time of an environment's last use in seconds since the epoch; None if unknown."""
-        try:
+        with contextlib.suppress(OSError):
             return (self.folder / key / _USED).stat().st_mtime
-        except OSError:
-            return None
+        return None
 
     @contextlib.contextmanager
-    def lock(self, key: str, manager: str, report: Callable[[str], None], stop: StopSignal) -> Iterator[None]:
-        """Excludes other builds and removals of an environment during the block.
-
-        Raises:
-            EnvironmentBuildError: The cache can't be written, or a stop was requested while waiting.
-        """
+    def lock(self, key: str, manager: str, report: Report, stop: StopSignal) -> Iterator[None]:
+        """Excludes other builds and removals of an environment during the block; raises an ``EnvironmentBuildError``."""
         holder = self._locks / f"{key}.builder"
 
         def on_wait() -> None:
@@ -134,13 +130,10 @@ class EnvironmentCache:
                     held.enter_context(hold_lock(self._locks / f"{key}.lock", stop, on_wait))
                 except LockStoppedError:
                     raise stopped_error(manager, stop) from None
-            try:
-                with contextlib.suppress(OSError):
-                    write_atomically(holder, str(os.getpid()))
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    holder.unlink()
+            held.callback(holder.unlink, missing_ok=True)
+            with contextlib.suppress(OSError):
+                write_atomically(holder, str(os.getpid()))
+            yield
 
     def begin(self, key: str, *, private: bool = False) -> Path:
         """Removes partial builds and returns the folder for a new one, which does not exist; needs the key's lock.
@@ -172,11 +165,7 @@ class EnvironmentCache:
 
     def list_keys(self) -> tuple[str, ...]:
         """Returns the keys that have a folder, complete or not."""
-        try:
-            entries = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
-        except OSError:
-            return ()
-        return tuple(name for name in entries if not name.startswith("."))
+        return tuple(entry.name for entry in list_directory(self.folder) if entry.is_dir() and entry.name[0] != ".")
 
     def in_use(self, key: str) -> bool:
         """Returns whether a live process uses any build of a key."""
@@ -185,27 +174,20 @@ class EnvironmentCache:
 
     def remove(self, key: str) -> bool:
         """Removes all builds of a key unless it is in use or being built; returns whether it is gone."""
-        try:
-            self._locks.mkdir(parents=True, exist_ok=True)
-            lock = try_lock(self._locks / f"{key}.lock")
-        except OSError:
-            return False
-        if lock is None:
-            return False
         # An atomic rename for other processes; deleting the tree may take a while.
         removed = self.folder / f"{_REMOVED_PREFIX}{uuid.uuid4().hex}"
         try:
-            builds = self._builds(key)
-            with self._unused_builds(key, builds) as unused:
-                if len(unused) < len(builds):
+            self._locks.mkdir(parents=True, exist_ok=True)
+            if (lock := try_lock(self._locks / f"{key}.lock")) is None:
+                return False
+            with contextlib.ExitStack() as held:
+                held.callback(lock.release)
+                builds = self._builds(key)
+                if len(held.enter_context(self._unused_builds(key, builds))) < len(builds):
                     return False
                 (self.folder / key).rename(removed)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        finally:
-            lock.release()
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
         remove_tree(removed)
         return True
 
@@ -219,31 +201,31 @@ class EnvironmentCache:
         return self._locks / f"{key}.{build}.use"
 
     def _builds(self, key: str) -> tuple[int, ...]:
-        try:
-            return tuple(sorted(int(entry.name) for entry in os.scandir(self.folder / key) if entry.name.isdecimal()))
-        except OSError:
-            return ()
+        return tuple(sorted(int(entry.name) for entry in list_directory(self.folder / key) if entry.name.isdecimal()))
 
     @contextlib.contextmanager
     def _unused_builds(self, key: str, builds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """Locks the builds that no process uses during the block, so that none can begin to use them."""
-        locks: dict[int, Lock] = {}
-        try:
+        unused = []
+        with contextlib.ExitStack() as locks:
             for build in builds:
                 with contextlib.suppress(OSError):
                     lock = try_lock(self._use_file(key, build))
                     if lock is not None:
-                        locks[build] = lock
-            yield tuple(locks)
-        finally:
-            for lock in locks.values():
-                lock.release()
+                        locks.callback(lock.release)
+                        unused.append(build)
+            yield tuple(unused)
 
     def _remove_stale_builds(self, key: str, current: EnvironmentRecord | None) -> None:
         stale = tuple(build for build in self._builds(key) if current is None or build != current.build)
         with self._unused_builds(key, stale) as unused:
             for build in unused:
                 _remove_build(self.folder / key / str(build))
+
+
+def user_cache() -> EnvironmentCache:
+    """Returns the cache in the user's cache directory."""
+    return EnvironmentCache(settings.cache_directory())
 
 
 def _remove_build(location: Path) -> None:
@@ -272,10 +254,11 @@ class _Pins:
     def add(self, file: Path, token: str) -> None:
         with self._lock:
             if file not in self._locks:
-                try:
+                lock = None
+                with contextlib.suppress(
+                    OSError
+                ):  # a read-only cache without this file, or a file system without locks
                     lock = try_lock(file, shared=True, wait=True)
-                except OSError:  # a read-only cache without this file, or a file system without locks
-                    return
                 if lock is None:
                     return
                 self._locks[file] = lock
@@ -319,6 +302,11 @@ def cache_errors(root: Path, manager: str) -> Iterator[None]:
                 "another folder in the environment variable PREFECT_MLPROJECTS_CACHE_DIR."
             )
         raise EnvironmentBuildError(message, manager=manager) from error
+
+
+def last_output(lines: Sequence[str]) -> str:
+    """Returns the part of a message with a tool's last output; empty without any."""
+    return "".join(["\nLast output:", *(f"\n  {line}" for line in lines)]) if lines else ""
 
 
 def disk_full_message(root: Path) -> str:

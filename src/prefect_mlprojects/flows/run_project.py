@@ -201,6 +201,7 @@ class _ProjectRun:
             config,
             tracking_uri or session.tracking_uri or self._default_tracking_uri(),
             session.secrets.docker_auth,
+            session.secrets.docker_args,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
         )

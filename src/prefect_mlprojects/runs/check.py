@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
@@ -27,17 +28,24 @@ _PASSED_ON = ("experiment_name", "experiment_id", "run_name", "storage_dir")
 
 @dataclass(frozen=True)
 class RunContext:
-    """Data of a run that is never stored with the flow run; `config` is None until its block is read."""
+    """Data of a run that is never stored with the flow run.
+
+    `config` is None until its block is read; `docker_args` has those with secrets, in place of the request's.
+    """
 
     config: BaseModel | None = field(default=None, repr=False)
     tracking_uri: Secret = field(default=Secret(""), repr=False)
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
     git_credentials: GitCredentialsLookup | None = field(default=None, repr=False, compare=False)
     rebuild_environment: bool = False
 
 
 def context_before_run(
-    request: RunRequest, tracking_uri: Secret, config_secrets: Mapping[str, Any] | None = None
+    request: RunRequest,
+    tracking_uri: Secret,
+    config_secrets: Mapping[str, Any] | None = None,
+    docker_args: Mapping[str, Any] = MappingProxyType({}),
 ) -> RunContext:
     """Returns the context of a run without a flow run: blocks are not read.
 
@@ -46,9 +54,9 @@ def context_before_run(
     """
     config = request.backend_config
     if isinstance(config, str):
-        return RunContext(None, tracking_uri)
+        return RunContext(None, tracking_uri, docker_args=docker_args)
     parsed = get_backend(request.backend).parse_config({**(config or {}), **(config_secrets or {})})
-    return RunContext(parsed, tracking_uri)
+    return RunContext(parsed, tracking_uri, docker_args=docker_args)
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,9 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
         working_copy.uri,
         spark_job=request.backend == "databricks",
     )
-    backend = select_backend(request.backend, project, request.docker_args)
+    project = replace(project, temporary=working_copy.temporary)
+    docker_args = {**(request.docker_args or {}), **context.docker_args} or None
+    backend = select_backend(request.backend, project, docker_args)
     config = context.config
     backend_request: AnyRequest = BackendRequest(
         project=project,
@@ -97,7 +107,7 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
         working_copy=working_copy,
         config=config if config is not None else backend.config_model.model_construct(),
         tracking_uri=context.tracking_uri,
-        docker_args=request.docker_args,
+        docker_args=docker_args,
         docker_auth=context.docker_auth,
         build_image=request.build_image,
         env_manager=request.env_manager,

@@ -24,6 +24,7 @@ from prefect_mlprojects._support.redaction import holds_secret, strip_user_info
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config, split_config
+from prefect_mlprojects.backends.docker.arguments import split_arguments
 from prefect_mlprojects.exceptions import (
     BackendError,
     ExecutionException,
@@ -72,12 +73,13 @@ def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
     if problems:
         raise ParameterError("The run options are not valid", [*problems, *_project_problems(arguments, problems)])
     config, config_secrets = separate_config(given["backend"], given["backend_config"])
+    docker_args, secret_docker_args = split_arguments(given["docker_args"] or {})
     secret_uri = Secret(uri) if holds_secret(uri) else None
     given |= {
         "uri": strip_user_info(uri) if secret_uri else uri,
         # Prefect stores JSON, as a form sends it, so a path becomes text.
         "parameters": {str(key): _plain(value) for key, value in (given["parameters"] or {}).items()},
-        "docker_args": dict(given["docker_args"]) if given["docker_args"] else None,
+        "docker_args": docker_args or None,
         "experiment_id": None if given["experiment_id"] is None else str(given["experiment_id"]),
         "backend_config": config,
         "storage_dir": _absolute(given["storage_dir"]),
@@ -86,7 +88,7 @@ def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
     docker_auth = (
         {str(key): Secret(value) if isinstance(value, str) else value for key, value in auth.items()} if auth else None
     )
-    return RunRequest(**given), RunSecrets(secret_uri, config_secrets, docker_auth)
+    return RunRequest(**given), RunSecrets(secret_uri, config_secrets, docker_auth, secret_docker_args)
 
 
 def _project_problems(arguments: Mapping[str, Any], known: list[Problem]) -> tuple[Problem, ...]:
@@ -138,6 +140,14 @@ def stored_secrets(backend: str, names: Mapping[str, Any]) -> BackendError:
     )
 
 
+def refuse_secret_arguments(headline: str, docker_args: Mapping[str, Any] | None) -> None:
+    """Raises `ParameterError` for container arguments with secrets, which the Prefect server would store."""
+    if secrets := split_arguments(docker_args or {})[1]:
+        fix = "give the variable's name alone (e=NAME): its value is copied from the environment where the run executes"
+        problem = "the container argument {!r} holds a secret, which would be stored on the Prefect server"
+        raise ParameterError(headline, [Problem(problem.format(name), parameter=name, fix=fix) for name in secrets])
+
+
 def preflight(request: RunRequest, secrets: RunSecrets) -> str | None:
     """Checks a request for a project in a folder, and returns its flow run's name; None for other projects.
 
@@ -152,7 +162,7 @@ def preflight(request: RunRequest, secrets: RunSecrets) -> str | None:
     copy = source.fetch(StopSignal(), lambda _: None)
     from prefect_mlprojects.tracking import resolve_tracking_uri
 
-    context = context_before_run(request, resolve_tracking_uri(), secrets.backend_config)
+    context = context_before_run(request, resolve_tracking_uri(), secrets.backend_config, secrets.docker_args)
     return check_request(request, copy, context).name
 
 

@@ -106,6 +106,7 @@ class Project:
         environment: The environment it needs.
         databricks_spark_job: The file's ``databricks_spark_job`` mapping as written, if any.
         warnings: Harmless oddities, such as unknown keys and parameter types.
+        temporary: Whether the folder is a working copy that is removed with the run.
     """
 
     directory: Path
@@ -115,6 +116,7 @@ class Project:
     environment: ProjectEnvironment
     databricks_spark_job: Mapping[str, Any] | None = None
     warnings: tuple[Problem, ...] = ()
+    temporary: bool = False
 
     @property
     def display_name(self) -> str:

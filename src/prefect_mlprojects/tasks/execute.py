@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefect import task
@@ -19,6 +19,7 @@ from prefect.tasks import Task
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.contract import AnyBackend, AnyPrepared, Command, ExecutionEvents, RunIdentity
 from prefect_mlprojects.backends.outcome import Outcome
+from prefect_mlprojects.environments.managers import missing_module_advice
 from prefect_mlprojects.exceptions import RunCancelled, RunFailed, RunTimedOut, TrackingError
 from prefect_mlprojects.runs.check import CheckedRun
 from prefect_mlprojects.server.compat import client_context
@@ -108,6 +109,7 @@ async def execute(
         BackendError: The backend itself failed.
     """
     async with run_step("execute") as step:
+        tracked = step.session.tracked_run
         command = Command(
             line=invocation.command,
             child_env=target.child_env,
@@ -115,6 +117,7 @@ async def execute(
             timeout=target.timeout,
             parameters={**invocation.parameters.declared, **invocation.parameters.extra},
             paths=invocation.paths,
+            artifact_uri=tracked.artifact_uri if tracked is not None else "",
         )
         task_context = TaskRunContext.get()
         assert task_context is not None
@@ -126,6 +129,9 @@ async def execute(
             tags = {**prepared.tags, FLOW_RUN_ID_TAG: target.identity.flow_run_id}
             events = _Events(step, asyncio.get_running_loop(), log, tags)
             outcome = await _in_thread(checked.backend, prepared, command, events, step.stop)
+        if not outcome.succeeded:
+            missing = missing_module_advice(checked.project, checked.environment_kind, outcome.output_tail)
+            outcome = replace(outcome, advice=f"{outcome.advice} {missing}".strip())
         step.detail, step.cancelled = outcome.cause, outcome.ending == "stopped"
         tracked = step.session.tracked_run
         return _result_or_error(outcome, target, tracked.run_id if tracked is not None else None)

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from prefect_mlprojects._support.output import LineSplitter, OutputRecord, RecordJoiner
 from prefect_mlprojects._support.retry import Backoff
@@ -30,6 +30,7 @@ _logger = logging.getLogger(__name__)
 _MAX_BATCH_BYTES = 1_000_000
 _MAX_QUEUED_BYTES = 8_000_000
 _SECONDS_TO_WAIT_FOR_SERVER = 60.0
+_REFRESH_SECONDS = 1.0
 _SECONDS_AFTER_CANCELLATION = 3.0
 
 
@@ -40,7 +41,7 @@ class FlowRunLog:
         self._client = client
         self._task_run = task_run
         self._enabled = enabled
-        self._splitters: dict[StreamName, LineSplitter] = {"stdout": LineSplitter(), "stderr": LineSplitter()}
+        self._splitters = {stream: LineSplitter(refresh_seconds=_REFRESH_SECONDS) for stream in get_args(StreamName)}
         self._joiner = RecordJoiner()
         self._queue: deque[tuple[OutputRecord, int]] = deque()
         self._queued_bytes = 0
@@ -85,7 +86,7 @@ class FlowRunLog:
                 lambda: self._queued_bytes < _MAX_QUEUED_BYTES or self._closing, timeout=_SECONDS_TO_WAIT_FOR_SERVER
             )
             had_deadline = self._joiner.deadline() is not None
-            lines = self._splitters[stream].feed(data)
+            lines = self._splitters[stream].feed(data, time.time())
             if not lines:
                 return
             if self._queued_bytes >= _MAX_QUEUED_BYTES:

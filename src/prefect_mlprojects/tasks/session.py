@@ -33,12 +33,18 @@ STEPS: tuple[StepName, ...] = ("fetch", "resolve-env", "validate-params", "execu
 
 @dataclass(frozen=True)
 class StepEvent:
-    """An event in one of a run's steps; the detail is shown to users, the time is of the monotonic clock."""
+    """An event in one of a run's steps; the detail is shown to users, the time is of the monotonic clock.
+
+    A `quiet` detail is a line of a build's output, which is only shown while it is the latest; a failed step has them all
+    in `output`.
+    """
 
     step: StepName
     phase: Literal["started", "progress", "finished", "failed", "cancelled"]
     detail: str = ""
     at: float = field(default_factory=time.monotonic)
+    quiet: bool = False
+    output: tuple[str, ...] = ()
 
 
 class RunObserver:
@@ -141,11 +147,13 @@ class RunSecrets:
     Attributes:
         uri: The project's URI if it holds a secret, which the flow run's parameters have without.
         backend_config: The secret keys of the backend's configuration.
+        docker_args: The container arguments that hold secrets.
     """
 
     uri: Secret | None = None
     backend_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass

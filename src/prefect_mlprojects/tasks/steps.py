@@ -55,11 +55,18 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
     context = copy_context()
     artifacts = _ProgressArtifacts(TaskRunContext.get())
     reported: dict[str, int] = {}
+    announced, held = False, list[str]()
 
     def report(line: str) -> None:
+        nonlocal announced
+        # Consoles get the first line of a build; of the others only warnings, unless it fails. The log gets them all.
+        quiet = name == "resolve-env" and announced and not line.startswith("Warning:")
+        if quiet:
+            held.append(line)
+        announced = announced or not line.startswith("Warning:")
         # A copy each time: a context can't be entered by two threads at once.
-        context.copy().run(logger.info, "%s", line)
-        session.observer.step(StepEvent(name, "progress", line))
+        context.copy().run(logger.info, "%s", line, extra={_QUIET: quiet})
+        session.observer.step(StepEvent(name, "progress", line, quiet=quiet))
 
     def progress(description: str, fraction: float) -> None:
         # A download reports each chunk; users see whole percents.
@@ -78,7 +85,12 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
             yield step
     except BaseException as error:
         detail = error.message if isinstance(error, ExecutionException) else type(error).__name__
-        session.observer.step(StepEvent(name, "cancelled" if session.stop.requested else "failed", detail))
+        if session.stop.requested:
+            session.observer.step(StepEvent(name, "cancelled", detail))
+            raise
+        for line in held:
+            logger.info("%s", line, extra={"send_to_api": False})
+        session.observer.step(StepEvent(name, "failed", detail, output=tuple(held)))
         raise
     finally:
         await artifacts.finish()
@@ -97,8 +109,15 @@ class _ReportErrorsOnce(logging.Filter):
         return True
 
 
+_QUIET = "mlprojects_quiet"
+
+
+def _is_loud(record: logging.LogRecord) -> bool:
+    return not getattr(record, _QUIET, False)
+
+
 def configure_logging() -> None:
-    """Makes Prefect's engines log an error of this package once, and runs survive broken pipes; idempotent."""
+    """Makes Prefect log this package's errors once and builds quietly, and runs survive broken pipes; idempotent."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(existing, _ReportErrorsOnce) for existing in logger.filters):
@@ -108,6 +127,7 @@ def configure_logging() -> None:
             console = getattr(handler, "console", None)
             if isinstance(console, Console):
                 quiet_on_broken_pipe(console)
+                handler.addFilter(_is_loud)
 
 
 _SHORT_SECONDS = 2.0  # shorter operations get no artifact

@@ -62,6 +62,7 @@ class TrackedRun:
     Attributes:
         url: The run's page in MLflow's UI; None when it is not known.
         hint: The command that serves the page ("mlprojects ui"); None when an MLflow server does.
+        artifact_uri: Where its artifacts are stored; empty if unknown.
     """
 
     run_id: str
@@ -70,6 +71,7 @@ class TrackedRun:
     url: str | None = None
     hint: str | None = None
     run_name: str | None = None
+    artifact_uri: str = field(default="", repr=False)
 
 
 def child_variables(run: TrackedRun) -> dict[str, Secret | str]:

@@ -160,7 +160,7 @@ def _now_milliseconds() -> int:
 def _tracked(run: Run, uri: Secret, name: str | None = None) -> TrackedRun:
     run_id, experiment_id = str(run.info.run_id), str(run.info.experiment_id)
     url, hint = run_page(uri, experiment_id, run_id)
-    return TrackedRun(run_id, experiment_id, uri, url, hint, name or run.info.run_name)
+    return TrackedRun(run_id, experiment_id, uri, url, hint, name or run.info.run_name, run.info.artifact_uri or "")
 
 
 def _resume(store: MlflowStore, run_id: str, request: TrackingRequest) -> Run:

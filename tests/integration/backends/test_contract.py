@@ -181,6 +181,20 @@ def test_hostile_values_reach_the_command_as_they_are(harness: BackendHarness) -
     assert harness.recorder.data.decode() == "".join(f"<{value}>\n" for value in values)
 
 
+def test_links_out_of_the_project_lead_to_their_files(harness: BackendHarness, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep" / "rows.csv").write_text("1,2\n")
+    (outside / "again").symlink_to(outside)
+    (harness.folder / "data").symlink_to(outside)
+    (harness.folder / "rows.csv").symlink_to("../outside/deep/rows.csv")
+
+    outcome = harness.run("cat rows.csv data/deep/rows.csv data/again/deep/rows.csv")
+
+    assert outcome.succeeded, (outcome, harness.recorder.reports)
+    assert harness.lines == ["1,2"] * 3
+
+
 @pytest.mark.parametrize("ending", ["exit 0", "exit 3", "sleep 1000"])
 def test_secret_is_seen_by_the_command_only(harness: BackendHarness, ending: str) -> None:
     marker = f"marker-{uuid.uuid4()}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -306,13 +307,39 @@ def test_an_editable_package_of_the_project_can_be_imported(bench: Bench) -> Non
 
 
 def test_what_is_not_in_the_project_is_not_asked_for_on_the_driver(bench: Bench, tmp_path: Path) -> None:
-    (tmp_path / "outside.txt").write_text("six\n")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/pyproject.toml").write_text("[project]\nname = 'outside'\nversion = '1'\n")
+    (tmp_path / "outside.txt").write_text(f"{tmp_path}/outside\n")
     requirements(bench, f"dependencies: ['-r {tmp_path}/outside.txt']\n")
 
     with pytest.raises(EnvironmentBuildError, match="is not in the project's folder"):
         bench.run()
 
     assert bench.workspace.requests == []
+
+
+@pytest.mark.parametrize("env_manager", [None, "virtualenv"])
+def test_options_and_files_of_requirements_reach_the_driver(
+    bench: Bench, tmp_path: Path, env_manager: str | None
+) -> None:
+    (bench.folder / "links").mkdir()
+    for version in ("1.0", "1.1", "2.0rc1"):
+        with zipfile.ZipFile(bench.folder / f"links/alpha-{version}-py3-none-any.whl", "w") as wheel:
+            info = f"alpha-{version}.dist-info"
+            wheel.writestr("alpha.py", f"VERSION = {version!r}\n")
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: alpha\nVersion: {version}\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
+    (tmp_path / "outside.txt").write_text("--pre\n-c limits.txt\nalpha\n")
+    (tmp_path / "limits.txt").write_text("alpha!=1.1\n")
+    requirements(
+        bench,
+        f"dependencies: [--no-index, --find-links links, '-r {tmp_path}/outside.txt']\n",
+        "import alpha; print(alpha.VERSION)",
+    )
+    outcome = bench.run(env_manager=env_manager)
+    assert outcome.succeeded, (outcome, bench.last.logs)
+    assert bench.recorder.streams["stdout"] == b"2.0rc1\n"
 
 
 def test_a_locked_project_is_installed_from_its_lock(bench: Bench) -> None:

@@ -7,10 +7,8 @@ parameters of the submitted tasks.
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,10 @@ import pytest
 from tests.fakes.databricks_api import USER, FakeWorkspace
 from tests.fakes.databricks_api.errors import Refusal
 from tests.integration.databricks.bench import CLUSTER, FAST
-from tests.integration.secrets.test_nothing_leaks import House, leaks, marker
 from tests.services import git_server
-from tests.services.git import git
+from tests.services.git_server import serve_repository
 from tests.services.mlflow_server import MlflowServer
+from tests.services.secret_search import ENDS, House, leaks, marker
 
 from prefect_mlprojects.blocks import (
     DatabricksBackendBlock,
@@ -42,7 +40,6 @@ entry_points:
 """
 CREDENTIALS = ("token", "client_secret")
 CLUSTER_SECRETS = ("docker", "variable", "opaque", "property", "log_analytics", "repository")
-ENDS = ["FINISHED", "FAILED", "KILLED"]
 TRACKING = {"MLFLOW_TRACKING_USERNAME": "mlflow/user", "MLFLOW_TRACKING_PASSWORD": "mlflow/password"}
 
 
@@ -63,16 +60,8 @@ def house(
 @pytest.fixture
 def repository(house: House) -> Iterator[str]:
     """HOST:PORT of a server with the project as ``project.git``, behind a password."""
-    remote = house.root / "remote" / "project.git"
-    for arguments in (("init", "-q", "-b", "trunk"), ("add", "-A"), ("commit", "-qm", "x")):
-        git(house.root / "work", *arguments)
-    git(house.root / "work", "clone", "-q", "--bare", ".", str(remote))
-    handler = type("Handler", (git_server.SmartHttp,), {"root": remote.parent})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve_repository(house.root / "work") as address:
+        yield address
 
 
 def credentials(workspace: FakeWorkspace, kind: str, secret: str) -> dict[str, str]:

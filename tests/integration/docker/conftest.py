@@ -1,4 +1,4 @@
-"""Docker projects on a real engine of the session's own."""
+"""A Docker engine and a registry for the test session, and a project that runs on them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def registry(engine: Any, need_program: Callable[[str], str]) -> str:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: Any, engine: Any) -> Path:
-    """A Docker project, tracked in a store of its own, with the session's engine as the one that the environment names."""
+    """A Docker project with a new tracking store; the environment names the session's engine."""
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "MLproject").write_text(PROJECT)

@@ -1,4 +1,4 @@
-"""Docker projects on a real engine: the same as the local backend's, and what is a container's own."""
+"""Runs Docker projects on a real engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ from tests.services.waiting import wait_for, wait_for_exit
 from prefect_mlprojects import run
 from prefect_mlprojects._support.progress import send_progress_to
 from prefect_mlprojects.backends.docker import containers
-from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError, ParameterError, RunFailed, RunTimedOut
+from prefect_mlprojects.exceptions import (
+    BackendError,
+    BackendUnavailableError,
+    ExecutionException,
+    ParameterError,
+    RunFailed,
+    RunTimedOut,
+)
 
 Containers = Callable[[str], list[Any]]
 
@@ -36,7 +43,9 @@ def _shared_folder(tmp_path: Path) -> Path:
     return shared
 
 
-def test_a_run(project: Path, capfd: pytest.CaptureFixture[str], containers_of: Containers) -> None:
+def test_run_copies_the_project_and_records_the_image(
+    project: Path, capfd: pytest.CaptureFixture[str], containers_of: Containers
+) -> None:
     from mlflow import MlflowClient
 
     done = run(str(project), parameters={"word": "two words; $(date) 'q' \"d\" \\ é"})
@@ -54,7 +63,9 @@ def test_a_run(project: Path, capfd: pytest.CaptureFixture[str], containers_of: 
     assert found.data.tags["mlflow.docker.image.id"].startswith("sha256:")
 
 
-def test_the_variables(project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_project_call_and_run_reach_the_container(
+    project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "for S3")
     monkeypatch.setenv("UNRELATED", "stays here")
     done = run(str(project), "variables", docker_args={"e": ["FIXED=from call", "MORE=1"], "hostname": "box"})
@@ -67,7 +78,7 @@ def test_the_variables(project: Path, capfd: pytest.CaptureFixture[str], monkeyp
     assert "UNRELATED" not in variables
 
 
-def test_a_failure(project: Path, containers_of: Containers) -> None:
+def test_failed_command_removes_the_container(project: Path, containers_of: Containers) -> None:
     with pytest.raises(RunFailed, match=r"exit code 3.*\n.*\n.*going down") as caught:
         run(str(project), "fail")
     assert caught.value.exit_code == 3
@@ -76,12 +87,12 @@ def test_a_failure(project: Path, containers_of: Containers) -> None:
         run(str(project), "missing")
 
 
-def test_all_lines_in_order(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_arrives_in_order(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(str(project), "lines")
     assert capfd.readouterr().out.splitlines() == [f"line {number}" for number in range(2000)]
 
 
-def test_a_timeout_and_a_cancel_end_the_container(project: Path, containers_of: Containers) -> None:
+def test_timeout_and_cancel_remove_the_container(project: Path, containers_of: Containers) -> None:
     with pytest.raises(RunTimedOut) as caught:
         run(str(project), "sleep", timeout=2)
     assert containers_of(str(caught.value.flow_run_id)) == []
@@ -96,18 +107,18 @@ def test_a_timeout_and_a_cancel_end_the_container(project: Path, containers_of: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_the_end_of_our_process_ends_the_container(
+def test_killed_process_removes_the_container(
     number: signal.Signals, project: Path, tmp_path: Path, engine: Any
 ) -> None:
     code = (
         "import sys\nfrom prefect_mlprojects import run\n"
         "run(sys.argv[1], 'sleep', docker_args={'label': 'test=' + sys.argv[2]})\n"
     )
-    with (tmp_path / "said").open("wb") as said:
+    with (tmp_path / "stderr").open("wb") as stderr:
         owner = subprocess.Popen(
             [sys.executable, "-c", code, str(project), f"-{os.getpid()}-{number}"],
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=stderr,
             env={**os.environ, "PYTHONFAULTHANDLER": "1"},
         )
     assert owner.stdout is not None
@@ -115,7 +126,7 @@ def test_the_end_of_our_process_ends_the_container(
     ours = f"test=-{os.getpid()}-{number}"
     (container,) = engine.containers(all=True, filters={"label": ours})
     owner.send_signal(number)
-    wait_for_exit(owner, tmp_path / "said")
+    wait_for_exit(owner, tmp_path / "stderr")
 
     def gone() -> bool:
         return all(each["Id"] != container["Id"] for each in engine.containers(all=True))
@@ -123,13 +134,15 @@ def test_the_end_of_our_process_ends_the_container(
     wait_for(gone, "the container's end")
 
 
-def test_an_image_that_carries_the_project(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_image_with_the_project_runs_unchanged(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (project / "MLproject").write_text("name: x\nentry_points:\n  main: {command: pwd}\n")
     run(str(project), docker_args={"image": "busybox-carried:1"})
     assert capfd.readouterr().out == "/carried\n"
 
 
-def test_files_of_path_parameters(project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_path_parameter_outside_the_project_is_mounted(
+    project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     outside = tmp_path / "with space" / "outside.txt"
     outside.parent.mkdir()
     outside.write_text("from outside\n")
@@ -137,12 +150,12 @@ def test_files_of_path_parameters(project: Path, tmp_path: Path, capfd: pytest.C
     assert "from outside\n" in capfd.readouterr().out
 
 
-def test_a_mounted_project_keeps_what_is_written(project: Path) -> None:
+def test_mounted_project_keeps_written_files(project: Path) -> None:
     run(str(project), backend_config={"project-files": "mount"})
     assert (project / "copy.txt").read_text() == "the data\n"
 
 
-def test_files_belong_to_the_caller(project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_written_files_belong_to_the_caller(project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shared = _shared_folder(tmp_path)
     run(str(project), "who", docker_args={"volumes": {str(shared): {"bind": "/shared", "mode": "rw"}}})
     assert (shared / "made").stat().st_uid == os.getuid()
@@ -153,7 +166,7 @@ def test_files_belong_to_the_caller(project: Path, tmp_path: Path, capfd: pytest
     assert (shared / "made").stat().st_uid == 1234
 
 
-def test_build_reuse_and_rebuild(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_built_image_is_reused_until_files_change(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (project / ".dockerignore").write_text("secret.txt\n")
     (project / "secret.txt").write_text("x")
     from mlflow import MlflowClient
@@ -175,6 +188,34 @@ def test_build_reuse_and_rebuild(project: Path, capfd: pytest.CaptureFixture[str
     capfd.readouterr()
     image()
     assert "secret.txt" not in capfd.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("options", [{}, {"build_image": True}])
+def test_links_out_of_the_project_lead_to_their_files(
+    options: dict[str, Any], project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "data.txt").write_text("from a link\n")
+    (project / "data.txt").unlink()
+    (project / "data.txt").symlink_to(tmp_path / "large" / "data.txt")
+    run(str(project), **options)
+    assert "from a link\n" in capfd.readouterr().out
+    with (tmp_path / "large" / "sparse").open("wb") as sparse:
+        sparse.truncate(2 << 30)
+    (project / "all").symlink_to(tmp_path / "large")
+    with pytest.raises(ExecutionException, match=r"The link 'all' leads out of the project, to .*large: .*1024 MiB"):
+        run(str(project), **options)
+
+
+def test_links_to_a_mounted_folder_are_kept(project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "data.txt").write_text("here\n")
+    (tmp_path / "mounted").mkdir()
+    (tmp_path / "mounted" / "data.txt").write_text("mounted\n")
+    (project / "data.txt").unlink()
+    (project / "data.txt").symlink_to(tmp_path / "here" / "data.txt")
+    run(str(project), docker_args={"v": f"{tmp_path / 'mounted'}:{tmp_path / 'here'}"})
+    assert "mounted\n" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -201,34 +242,37 @@ def test_build_reuse_and_rebuild(project: Path, capfd: pytest.CaptureFixture[str
     ],
     ids=str,
 )
-def test_what_does_not_fit(arguments: dict[str, Any], error: type[Exception], words: str, project: Path) -> None:
+def test_invalid_request_is_refused(
+    arguments: dict[str, Any], error: type[Exception], words: str, project: Path
+) -> None:
     with pytest.raises(error, match=words):
         run(str(project), **arguments)
 
 
-def test_a_variable_that_is_not_set(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_variable_to_copy_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COPIED")
     with pytest.raises(ParameterError, match="copies the variable COPIED, which is not set"):
         run(str(project))
 
 
-def test_push_and_pull_with_credentials(
+def test_push_and_pull_use_credentials(
     project: Path, engine: Any, registry: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from prefect_mlprojects.backends.containers.image import push_image
+    from prefect_mlprojects.backends.containers.image import EngineImages
     from prefect_mlprojects.types import StopSignal
 
     auth = {"username": docker_engine.USER, "password": docker_engine.PASSWORD}
     name = f"{registry}/team/box:1"
     engine.tag("busybox-tests:1", f"{registry}/team/box", "1")
     lines: list[str] = []
-    told: list[tuple[str, float]] = []
-    with send_progress_to(lambda what, fraction: told.append((what, fraction))):
-        pinned = push_image(engine, name, auth=auth, backend="local", report=lines.append, stop=StopSignal())
-    assert told[-1] == (f"pushing {name}", 1.0)
+    images = EngineImages(engine, "local", lines.append, StopSignal())
+    progress: list[tuple[str, float]] = []
+    with send_progress_to(lambda what, fraction: progress.append((what, fraction))):
+        pinned = images.push(name, auth)
+    assert progress[-1] == (f"pushing {name}", 1.0)
     assert pinned.startswith(f"{registry}/team/box@sha256:")
     with pytest.raises(BackendError, match="can't be pushed"):
-        push_image(engine, name, auth=None, backend="local", report=lines.append, stop=StopSignal())
+        images.push(name, None)
     engine.remove_image(name)
     with pytest.raises(BackendUnavailableError, match=r"can't be pulled.*docker_auth"):
         run(str(project), docker_args={"image": name})
@@ -243,8 +287,8 @@ def test_push_and_pull_with_credentials(
     assert docker_engine.PASSWORD not in "".join(lines)
 
 
-def test_a_run_that_goes_on(project: Path, engine: Any, containers_of: Containers) -> None:
-    """A backend that is asked again for the same flow run finds its container, and starts no second one."""
+def test_restarted_flow_run_continues_with_its_container(project: Path, engine: Any, containers_of: Containers) -> None:
+    """A second execution of the same flow run finds its container and starts no other."""
     import threading
 
     from prefect_mlprojects.backends.contract import BackendRequest, Command, RunIdentity
@@ -276,7 +320,7 @@ def test_a_run_that_goes_on(project: Path, engine: Any, containers_of: Container
     assert containers_of(identity.flow_run_id) == []
 
 
-def test_a_quiet_container_is_not_given_up(
+def test_quiet_container_is_not_lost(
     project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(containers, "_PING_AFTER", 0.5)
@@ -284,22 +328,22 @@ def test_a_quiet_container_is_not_given_up(
     assert capfd.readouterr().out == "at last\n"
 
 
-def test_too_little_memory(project: Path) -> None:
+def test_out_of_memory_is_named(project: Path) -> None:
     with pytest.raises(RunFailed, match="out of memory") as caught:
         run(str(project), "greedy", docker_args={"memory": "16m", "memory-swap": "16m"})
     assert "memory=" in str(caught.value)
     assert caught.value.category == "out-of-memory"
 
 
-def test_a_step_of_the_build_that_fails(project: Path, engine: Any) -> None:
+def test_failed_build_names_its_step(project: Path, engine: Any) -> None:
     docker_engine.import_busybox(engine, "busybox-onbuild:1", changes=["ONBUILD RUN echo building && false"])
     with pytest.raises(BackendError, match=r"can't be built in the step 'Step 1/4 : FROM.*returned a non-zero code: 1"):
         run(str(project), docker_args={"image": "busybox-onbuild:1"}, build_image=True)
 
 
 @pytest.mark.parametrize("number", [None, signal.SIGINT])
-def test_the_end_while_an_image_is_pulled(number: signal.Signals | None, project: Path) -> None:
-    """From a registry that takes connections and never says a word."""
+def test_stop_while_pulling_ends_the_run(number: signal.Signals | None, project: Path) -> None:
+    """The registry accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         image = f"127.0.0.1:{silent.getsockname()[1]}/team/box:1"
         if number is None:
@@ -312,12 +356,12 @@ def test_the_end_while_an_image_is_pulled(number: signal.Signals | None, project
         owner = subprocess.Popen([sys.executable, "-c", code, str(project), image], stderr=subprocess.PIPE)
         silent.accept()
         owner.send_signal(number)
-        _, said = owner.communicate(timeout=60)
-    assert b"KeyboardInterrupt" in said
+        _, stderr = owner.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in stderr
     assert owner.returncode in (1, 130, -signal.SIGINT)
 
 
-def test_a_caller_who_is_not_root_may_write_into_the_project(project: Path, tmp_path: Path) -> None:
+def test_unprivileged_caller_can_write_into_the_project(project: Path, tmp_path: Path) -> None:
     shared = _shared_folder(tmp_path)
     (project / "MLproject").write_text(
         "name: own\ndocker_env: {image: 'busybox-tests:1'}\n"
@@ -336,8 +380,8 @@ def test_a_caller_who_is_not_root_may_write_into_the_project(project: Path, tmp_
     assert (shared / "id").stat().st_uid == 4321
 
 
-def test_what_python_logs_in_a_container(project: Path, python_image: str) -> None:
-    """Metrics and artifacts reach the SQLite store of this machine, and the artifacts' folder beside it."""
+def test_metrics_and_artifacts_reach_the_local_store(project: Path, python_image: str) -> None:
+    """The store is a SQLite file of this machine, with an artifact folder beside it."""
     from mlflow import MlflowClient
 
     (project / "MLproject").write_text(
@@ -356,7 +400,81 @@ def test_what_python_logs_in_a_container(project: Path, python_image: str) -> No
     assert [each.path for each in client.list_artifacts(done.run_id, "model")] == ["model/weights.txt"]
 
 
-def test_the_example(project: Path, engine: Any, python_image: str, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def training(project: Path, python_image: str) -> dict[str, Any]:
+    """The ``docker_args`` of a project that logs an artifact, and another in a nested run."""
+    (project / "MLproject").write_text(
+        f"name: trains\ndocker_env: {{image: '{python_image}'}}\nentry_points:\n  main: {{command: python train.py}}\n"
+    )
+    (project / "train.py").write_text(
+        "import mlflow\n"
+        "with mlflow.start_run():\n"
+        "    mlflow.log_text('learnt', 'weights.txt')\n"
+        "    with mlflow.start_run(nested=True):\n"
+        "        mlflow.log_text('learnt', 'nested.txt')\n"
+    )
+    return {"v": [f"{sysconfig.get_path('purelib')}:/packages:ro"], "e": "PYTHONPATH=/packages"}
+
+
+@pytest.mark.parametrize("form", ["path", "uri"])
+def test_artifacts_in_another_local_folder_are_kept(
+    form: str, training: dict[str, Any], project: Path, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    folder = tmp_path / "with space" / "artifacts"
+    client = MlflowClient()
+    experiment = client.create_experiment("elsewhere", str(folder) if form == "path" else folder.as_uri())
+    done = run(str(project), docker_args=training, experiment_id=experiment)
+
+    stored = sorted(each.name for each in folder.rglob("*.txt"))
+    assert stored == ["nested.txt", "weights.txt"]
+    assert [each.path for each in client.list_artifacts(done.run_id)] == ["weights.txt"]
+
+
+def test_an_artifact_folder_that_the_caller_mounts_is_mounted_once(
+    training: dict[str, Any], project: Path, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    folder, other = tmp_path / "artifacts", tmp_path / "other"
+    other.mkdir()
+    experiment = MlflowClient().create_experiment("elsewhere", str(folder))
+    training["v"].append(f"{other}:{folder}")
+    run(str(project), docker_args=training, experiment_id=experiment)
+    assert sorted(each.name for each in other.rglob("*.txt")) == ["nested.txt", "weights.txt"]
+
+
+def test_credentials_of_the_artifact_store_are_passed_on(
+    project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "credentials").write_text("[work]\n")
+    (tmp_path / "ticket").write_text("a ticket\n")
+    for name, value in {
+        "HOME": str(tmp_path),
+        "AWS_PROFILE": "work",
+        "MLFLOW_KERBEROS_TICKET_CACHE": str(tmp_path / "ticket"),
+        "MLFLOW_KERBEROS_USER": "me",
+        "MLFLOW_PYARROW_EXTRA_CONF": "a=b",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    (project / "MLproject").write_text(
+        "name: reads\ndocker_env: {image: 'busybox-tests:1'}\nentry_points:\n"
+        "  s3: {command: 'cat $AWS_SHARED_CREDENTIALS_FILE; ls -d /.aws; echo $AWS_PROFILE'}\n"
+        "  hdfs: {command: 'cat $MLFLOW_KERBEROS_TICKET_CACHE; "
+        "echo $MLFLOW_KERBEROS_USER $MLFLOW_PYARROW_EXTRA_CONF $MLFLOW_ALLOW_FILE_STORE'}\n"
+    )
+    for scheme, output in (("s3", "[work]\n/.aws\nwork\n"), ("hdfs", "a ticket\nme a=b true\n")):
+        experiment = MlflowClient().create_experiment(scheme, f"{scheme}://bucket/artifacts")
+        run(str(project), scheme, experiment_id=experiment)
+        assert capfd.readouterr().out == output
+
+
+def test_docker_example_runs(project: Path, engine: Any, python_image: str, capfd: pytest.CaptureFixture[str]) -> None:
     example = Path(__file__).parents[3] / "examples" / "docker"
     # Its image can't be had without the internet: another one with Python takes its name.
     if not engine.images("python:3.12-slim"):
@@ -365,7 +483,7 @@ def test_the_example(project: Path, engine: Any, python_image: str, capfd: pytes
     assert capfd.readouterr().out == f"round 1: 3.0000\nround 2: 3.0000\nMLflow run: {done.run_id}\n"
 
 
-def test_leftovers_are_listed_and_removed(project: Path, engine: Any) -> None:
+def test_leftover_containers_are_listed_and_removed(project: Path, engine: Any) -> None:
     mine = f"leftover-{os.getpid()}"
     labels = {"prefect-mlprojects.flow-run-id": mine, "prefect-mlprojects.project": "contained"}
     host = engine.create_host_config(network_mode="none")

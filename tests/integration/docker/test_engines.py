@@ -1,4 +1,4 @@
-"""Engines that are reached as ones on other machines: by TCP with TLS, by ssh, by Docker contexts, over connections that break."""
+"""Engines on other machines: by TCP with TLS, by ssh, by Docker contexts, over connections that break."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _pem(folder: Path, name: str) -> str:
     return (folder / "tls" / f"{name}.pem").read_text()
 
 
-def test_a_block_with_certificates(
+def test_engine_block_with_certificates(
     save_block: Callable[[Any, str], None],
     elsewhere: Path,
     prefect_server: ServerAddress,
@@ -56,13 +56,13 @@ def test_a_block_with_certificates(
         run(".", backend_config={"docker-engine": {"host": block.host}})
 
 
-def test_a_folder_with_certificates(elsewhere: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_engine_with_certificates_in_a_folder(elsewhere: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = {"docker-host": (elsewhere / "tcp.address").read_text(), "docker-tls": str(elsewhere / "tls")}
     run(".", docker_args=HOST_NETWORK, backend_config=config)
     assert capfd.readouterr().out == OUTPUT
 
 
-def test_the_variables_of_the_docker_command(
+def test_engine_in_docker_host_variable(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", (elsewhere / "tcp.address").read_text())
@@ -72,7 +72,7 @@ def test_the_variables_of_the_docker_command(
     assert capfd.readouterr().out == OUTPUT
 
 
-def test_a_docker_context(
+def test_engine_of_a_docker_context(
     elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from docker.context import ContextAPI
@@ -98,7 +98,9 @@ def test_a_docker_context(
         run(".")
 
 
-def test_a_local_store_is_out_of_its_reach(elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_store_is_refused_on_a_remote_engine(
+    elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
 
     store = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
@@ -114,6 +116,15 @@ def test_a_local_store_is_out_of_its_reach(elsewhere: Path, tmp_path: Path, monk
         match=r"Parameter 'file': the Docker engine can't mount .*outside\.txt, since it is on another machine",
     ):
         run(".", parameters={"file": str(outside)}, backend_config=config)
+
+
+def test_artifacts_in_a_local_folder_are_refused_on_a_remote_engine(elsewhere: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    experiment = MlflowClient().create_experiment(f"local-{os.getpid()}", (tmp_path / "artifacts").as_uri())
+    config = {"docker-host": (elsewhere / "tcp.address").read_text(), "docker-tls": str(elsewhere / "tls")}
+    with pytest.raises(BackendError, match=r"stored in the folder .*artifacts/?.* of this machine.*would be lost"):
+        run(".", experiment_id=experiment, docker_args=HOST_NETWORK, backend_config=config)
 
 
 @pytest.fixture
@@ -153,7 +164,7 @@ def ssh(
         process.wait()
 
 
-def test_ssh(ssh: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_engine_by_ssh(ssh: str, capfd: pytest.CaptureFixture[str]) -> None:
     run(".", docker_args=HOST_NETWORK, backend_config={"docker-host": ssh})
     assert capfd.readouterr().out == OUTPUT
     with pytest.raises(RunFailed, match="exit code 3"):
@@ -167,8 +178,8 @@ def forwarder(elsewhere: Path) -> Iterator[Forwarder]:
     forwarder.close()
 
 
-def test_connections_that_break(forwarder: Forwarder, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nothing of the output is lost or told twice, and the run goes on."""
+def test_broken_connections_lose_no_output(forwarder: Forwarder, capfd: pytest.CaptureFixture[str]) -> None:
+    """No output is lost or repeated, and the run continues."""
     broken: list[int] = []
 
     def breaks() -> None:

@@ -1,4 +1,4 @@
-"""A deployment on a work pool of the type ``docker``: each flow run in a container of its own, by Prefect's own worker."""
+"""A deployment on a work pool of the type ``docker``: Prefect's worker starts a container for each flow run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def flow_log(server: ServerAddress, flow_run_id: str) -> str:
     return "\n".join(each["message"] for each in httpx.post(f"{server.api_url}/logs/filter", json=question).json())
 
 
-def test_a_docker_pool(
+def test_deployment_runs_on_a_docker_pool(
     project: Path,
     tmp_path: Path,
     python_image: str,
@@ -68,12 +68,12 @@ def test_a_docker_pool(
     )
     handle = deployment.run({"word": "from the form"})
     log = tmp_path / "worker.log"
-    with log.open("wb") as said:
+    with log.open("wb") as output:
         worker = subprocess.Popen(
             [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "docker", "--run-once"],
             env={**os.environ, "PREFECT_API_URL": prefect_server.api_url},
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
         )
     try:
         assert handle.wait(), log.read_text()

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from prefect_mlprojects.environments import PreparedEnvironment
-from prefect_mlprojects.environments.managers import environment_manager
-from prefect_mlprojects.environments.prune import list_environments, prune_environments
+from prefect_mlprojects.environments.managers import environment_manager, list_environments, prune_environments
 from prefect_mlprojects.environments.python.installers import downloadable_version
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
@@ -319,6 +318,23 @@ def test_a_python_that_uv_cannot_download_says_why(workshop: Any, monkeypatch: p
     monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
     with pytest.raises(EnvironmentBuildError, match=r"There is no Python 3\.8"):
         environment_manager("uv").plan(project)
+
+
+@pytest.mark.usefixtures("no_pythons")
+def test_a_patch_version_that_nobody_has_offers_what_uv_can_download(workshop: Any) -> None:
+    nearest = downloadable_version("3.8", os.environ)
+    project = workshop.project({"python_env.yaml": "python: '3.8.99'\n"})
+    with pytest.raises(EnvironmentBuildError) as caught:
+        environment_manager("uv").plan(project)
+    assert f"The nearest that can be had is {nearest}, which uv downloads: write {nearest} or 3.8" in str(caught.value)
+
+
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_a_one_sided_range_of_a_conda_file_is_built(workshop: Any, manager: EnvironmentManagerName) -> None:
+    minor = "{}.{}".format(*sys.version_info[:2])
+    project = workshop.project({"conda.yaml": f"dependencies: ['python>={minor}.0', pip]\n"})
+    environment = workshop.prepare(project, manager)
+    assert workshop.run(environment, "python --version").startswith(f"Python {minor}.")
 
 
 def test_the_tools_of_our_own_environment_are_out_of_sight(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:

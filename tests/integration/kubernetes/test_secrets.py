@@ -1,12 +1,11 @@
 """After runs of each outcome, a secret that the kubernetes backend was given is in the cluster's Secrets and nowhere else.
 
-The search is that of `tests/integration/secrets`; each state of the namespace's other objects and the pods' logs are searched too.
+The search is that of `tests.services.secret_search`, and includes each state of the namespace's other objects and pods' logs.
 """
 
 from __future__ import annotations
 
 import base64
-import http.server
 import json
 import os
 import threading
@@ -18,10 +17,9 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from tests.integration.secrets.test_nothing_leaks import ENDS, House, leaks, marker
-from tests.services.git import git
-from tests.services.git_server import TOKEN, USER, SmartHttp
+from tests.services.git_server import TOKEN, USER, serve_repository
 from tests.services.mlflow_server import MlflowServer
+from tests.services.secret_search import ENDS, House, leaks, marker
 
 from prefect_mlprojects.blocks import (
     GitCredentialsBlock,
@@ -116,19 +114,8 @@ def house(tmp_path: Path, prefect_server: ServerAddress, mlflow_server: MlflowSe
 @pytest.fixture
 def private_repository(house: ClusterHouse) -> Iterator[str]:
     """HOST:PORT of a server with the project as ``project.git``, behind the password `TOKEN`."""
-    for arguments in (
-        ("init", "-q", "-b", "trunk"),
-        ("add", "-A"),
-        ("commit", "-qm", "x"),
-        ("clone", "-q", "--bare", ".", str(house.root / "remote" / "project.git")),
-    ):
-        git(house.cluster.project, *arguments)
-    handler = type("Handler", (SmartHttp,), {"root": house.root / "remote"})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve_repository(house.cluster.project) as address:
+        yield address
 
 
 def _kubeconfig(house: ClusterHouse, **user: str) -> tuple[dict[str, Any], str]:

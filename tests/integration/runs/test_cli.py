@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,62 @@ def test_failed_run_exits_with_1(mlprojects: Run, greet: str) -> None:
     assert done.returncode == 1
     assert "exit code 3" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def packaged(workspace: Path) -> Path:
+    """A project that needs a package, which is in its folder as a wheel."""
+    project = workspace / "packaged"
+    project.mkdir()
+    (project / "MLproject").write_text(
+        "python_env: env.yaml\nentry_points: {main: {command: python -c 'import tiny'}}\n"
+    )
+    (project / "env.yaml").write_text("dependencies: [--no-index, ./tiny-1.0-py3-none-any.whl]\n")
+    with zipfile.ZipFile(project / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny.py", "")
+        wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "")
+    return project
+
+
+def test_a_build_is_quiet_unless_it_fails(mlprojects: Run, packaged: Path) -> None:
+    env = {"PREFECT_MLPROJECTS_CACHE_DIR": str(packaged.parent / "cache")}
+    done = mlprojects("run", str(packaged), env=env)
+    assert done.returncode == 0, done.stderr
+    assert "Building an environment: uv" in done.stderr
+    assert "tiny==1.0" not in done.stderr
+    run = next(line.split("/")[-1] for line in done.stderr.splitlines() if line.startswith("Flow run: "))
+    assert "tiny==1.0" in mlprojects("logs", run).stdout
+    (packaged / "env.yaml").write_text("dependencies: [--no-index, ./tiny-1.0-py3-none-any.whl, nosuchpackage]\n")
+    done = mlprojects("run", str(packaged), env=env)
+    assert done.returncode == 1
+    steps, _, failure = done.stderr.partition("✗ resolve-env")
+    assert steps.index("Building an environment") < steps.index("nosuchpackage")
+    assert "nosuchpackage" in failure
+
+
+def test_a_missing_module_names_the_file_to_add_it_to(mlprojects: Run, packaged: Path) -> None:
+    (packaged / "MLproject").write_text(
+        "python_env: env.yaml\nentry_points: {main: {command: python -c 'import tiny.missing'}}\n"
+    )
+    (packaged / "env.yaml").write_text("dependencies: [--no-index, 'tiny; python_version < \"3\"']\n")
+    done = mlprojects("run", str(packaged), env={"PREFECT_MLPROJECTS_CACHE_DIR": str(packaged.parent / "cache")})
+    assert done.returncode == 1
+    assert f"Add the package that contains 'tiny' to {packaged}/env.yaml." in done.stderr
+    assert "'tiny' is only required where python_version < \"3\"." in done.stderr
+
+
+def test_a_build_is_quiet_in_a_script(mlprojects: Run, packaged: Path) -> None:
+    env = {**os.environ, "PREFECT_MLPROJECTS_CACHE_DIR": str(packaged.parent / "cache")}
+    code = f"import prefect_mlprojects; prefect_mlprojects.run({str(packaged)!r})"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Building an environment: uv" in done.stderr
+    assert "tiny==1.0" not in done.stderr
+    (packaged / "env.yaml").write_text("dependencies: [--no-index, nosuchpackage]\n")
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stderr.index("Building an environment") < done.stderr.index("nosuchpackage")
 
 
 def test_run_json_prints_the_result(mlprojects: Run, greet: str, tracked: Callable[[str], Any]) -> None:

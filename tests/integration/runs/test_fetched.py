@@ -57,6 +57,49 @@ def test_a_run_of_a_git_version(
     assert prefect_state(done.flow_run_id).name == "fetched/main"
 
 
+def test_the_second_run_of_a_commit_reuses_the_environment_of_its_own_package(
+    repository: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, out = workspace / "cache", workspace / "out"
+    monkeypatch.setenv("PREFECT_MLPROJECTS_CACHE_DIR", str(cache))
+    monkeypatch.setenv("OUT", str(out))
+    files = {
+        "pyproject.toml": (
+            '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+            '[project]\nname = "tiny"\nversion = "1.0"\n'
+        ),
+        "backend.py": (
+            "import os, zipfile\n\ndef build_wheel(folder, config_settings=None, metadata_directory=None):\n"
+            "    name, info = 'tiny-1.0-py3-none-any.whl', 'tiny-1.0.dist-info/'\n"
+            "    with zipfile.ZipFile(os.path.join(folder, name), 'w') as wheel:\n"
+            "        wheel.write('tiny.py')\n"
+            "        wheel.writestr(info + 'METADATA', 'Metadata-Version: 2.1\\nName: tiny\\nVersion: 1.0\\n')\n"
+            "        wheel.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')\n"
+            "        wheel.writestr(info + 'RECORD', '')\n    return name\n"
+        ),
+        "tiny.py": "VALUE = 'one'\n",
+        "sub/MLproject": (
+            "python_env: python_env.yaml\nentry_points:\n  main:\n"
+            "    command: cd / && python -c 'import tiny; print(tiny.VALUE, tiny.__file__)' > $OUT\n"
+        ),
+        "sub/python_env.yaml": "dependencies: [--no-index, -e ..]\n",
+    }
+    for name, text in files.items():
+        (repository / name).write_text(text)
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "a package")
+    found = []
+    for value in ("one", "one", "two"):
+        (repository / "tiny.py").write_text(f"VALUE = '{value}'\n")
+        git(repository, "commit", "-qam", value, "--allow-empty")
+        run(f"{repository.as_uri()}#sub", version=git(repository, "rev-parse", "HEAD"))
+        found.append(out.read_text().split())
+    assert [value for value, _ in found] == ["one", "one", "two"]
+    assert found[0] == found[1]
+    assert all(Path(file).is_relative_to(cache / "environments") for _, file in found)
+    assert len([folder for folder in (cache / "environments").iterdir() if folder.name != ".locks"]) == 2
+
+
 def test_a_run_of_a_changed_checkout_keeps_the_changes(
     repository: Path, workspace: Path, tracked: Read, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -411,6 +411,21 @@ def test_many_lines_are_logged_whole_and_in_order(greet: str, workspace: Path, f
     assert len(records) < 500
 
 
+def test_a_progress_bar_is_a_few_lines_of_the_log(workspace: Path, flow_log: Read, capfd: Any) -> None:
+    (workspace / "bar.py").write_text(
+        "import sys, time\n"
+        "for step in range(101):\n"
+        "    sys.stderr.write(f'\\r{step} %'), sys.stderr.flush(), time.sleep(0.025)\n"
+        "sys.stderr.write('\\n'), print('done')\n"
+    )
+    submitted = run(str(workspace), "bar.py", env_manager="local")
+    lines = [line for record in flow_log(submitted.flow_run_id) for line in record.message.splitlines()]
+    assert lines[0] == "0 %"
+    assert sorted(lines[-2:]) == ["100 %", "done"]
+    assert 4 <= len(lines) <= 6
+    assert capfd.readouterr().err.count("\r") == 101
+
+
 def test_the_child_knows_its_runs(greet: str, workspace: Path, capfd: Any) -> None:
     submitted = run(greet, "variables", env_manager="local")
     variables = dict(line.split("=", 1) for line in capfd.readouterr().out.splitlines() if "=" in line)

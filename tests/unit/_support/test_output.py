@@ -13,6 +13,7 @@ from prefect_mlprojects._support.output import (
     LineSplitter,
     OutputTail,
     RecordJoiner,
+    TailedOutput,
 )
 from prefect_mlprojects.types import StreamName
 
@@ -28,6 +29,32 @@ def test_all_line_endings_split_lines() -> None:
     assert split([b"a\r", b"b\n"]) == ["a", "b"]
     assert split([b"\n\n"]) == ["", ""]
     assert split([b""]) == []
+
+
+def test_of_a_progress_bar_one_refresh_a_second_and_the_last_are_kept() -> None:
+    splitter = LineSplitter(refresh_seconds=1.0)
+    seen = [splitter.feed(f"\r{step} %".encode(), 100 + step / 10) for step in range(25)]
+    assert [line for lines in seen for line in lines] == ["0 %", "10 %", "20 %"]
+    assert splitter.feed(b"\rdone\nnext\r\n50", 103.0) == ["done", "next"]
+    assert splitter.feed(b" %\r60 %\r", 103.1) == ["50 %"]
+    assert splitter.feed(b"\n\n", 103.2) == ["60 %", ""]
+    assert splitter.feed(b"70 %\r", 103.3) == []
+    assert splitter.close() == ["70 %"]
+
+
+def test_the_tail_of_an_output_has_a_progress_bar_once() -> None:
+    class Sink:
+        data = b""
+
+        def write(self, stream: StreamName, data: bytes) -> None:
+            self.data += data
+
+    sink = Sink()
+    output = TailedOutput(sink)
+    shown = b"start\n" + b"".join(b"\r%d %%" % step for step in range(100)) + b"\nTraceback\n"
+    output.write("stderr", shown)
+    assert output.close() == ("start", "99 %", "Traceback")
+    assert sink.data == shown
 
 
 def test_incomplete_lines_are_kept() -> None:

@@ -10,7 +10,7 @@ from prefect_mlprojects.backends.configuration import load_backend_config
 from prefect_mlprojects.exceptions import BackendError
 
 
-def test_every_form(tmp_path: Path) -> None:
+def test_load_backend_config_each_form_gives_the_mapping(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"grace-period": 3}')
     (tmp_path / "a.yaml").write_text("grace-period: 3\n")
     for form in ({"grace-period": 3}, str(tmp_path / "a.json"), tmp_path / "a.yaml", '{"grace-period": 3}'):
@@ -28,13 +28,13 @@ def test_every_form(tmp_path: Path) -> None:
         ("a.toml", "", "neither a mapping"),
     ],
 )
-def test_bad_files(name: str, text: str, words: str, tmp_path: Path) -> None:
+def test_load_backend_config_bad_file_is_refused(name: str, text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(BackendError, match=words):
         load_backend_config(tmp_path / name)
 
 
 @pytest.mark.parametrize("text", ["missing.json", '{"a": ', "kubernetes"])
-def test_bad_texts(text: str) -> None:
+def test_load_backend_config_bad_text_is_refused(text: str) -> None:
     with pytest.raises(BackendError):
         load_backend_config(text)

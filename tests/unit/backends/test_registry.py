@@ -1,4 +1,4 @@
-"""The family of backends."""
+"""Finding backends by name."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from prefect_mlprojects.backends import available_backends, get_backend
-from prefect_mlprojects.backends.local.backend import LocalBackend
+from prefect_mlprojects.backends.local import LocalBackend
 from prefect_mlprojects.exceptions import BackendError
 
 
-def test_the_local_backend() -> None:
+def test_local_backend_is_first() -> None:
     assert available_backends()[0] == "local"
     assert isinstance(get_backend("local"), LocalBackend)
 
 
-def test_an_unknown_backend_names_the_nearest() -> None:
+def test_get_backend_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(BackendError, match=r"no backend 'locl'.*local.*Did you mean 'local'"):
         get_backend("locl")
 
@@ -43,7 +43,7 @@ def test_an_unknown_backend_names_the_nearest() -> None:
         ),
     ],
 )
-def test_a_backend_of_an_installed_package(code: str, expected: str, tmp_path: Path) -> None:
+def test_get_backend_of_an_installed_package_is_loaded_or_refused(code: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "moon.py").write_text(code)
     info = tmp_path / "moon_base-1.0.dist-info"
     info.mkdir()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.environments.managers import choose_manager
+from prefect_mlprojects.environments.managers import choose_manager, missing_module_advice
 from prefect_mlprojects.environments.python.files import uv_lock_of
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.spec.project import (
@@ -95,3 +97,56 @@ def test_a_lock_counts_only_beside_a_pyproject_and_without_an_environment_file(t
     (tmp_path / "pyproject.toml").touch()
     assert uv_lock_of(bare) == tmp_path / "uv.lock"
     assert uv_lock_of(Project(tmp_path, None, None, {}, PYTHON)) is None
+
+
+ERROR = ("Traceback (most recent call last):", "ModuleNotFoundError: No module named '{}'")
+CONDA_FILE = "dependencies:\n  - numpy=1.26\n  - pip:\n    - pywin32; sys_platform == 'win32'\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "module", "advice"),
+    [
+        (
+            {"python_env.yaml": "dependencies: [six]\n"},
+            "uv",
+            "yaml.nodes",
+            "contains 'yaml' to {project}/python_env.yaml",
+        ),
+        ({"conda.yaml": CONDA_FILE}, "conda", "numpy", "Add the package that contains 'numpy' to {project}/conda.yaml"),
+        ({"conda.yaml": CONDA_FILE}, "uv", "numpy", "left out, since uv installs only the pip section: numpy=1.26."),
+        ({"conda.yaml": CONDA_FILE}, "virtualenv", "numpy", "Use --env-manager conda to install them. Add the package"),
+        (
+            {"conda.yaml": CONDA_FILE},
+            "uv",
+            "pywin32",
+            "'pywin32' is only required where sys_platform == \"win32\". Add",
+        ),
+        ({}, "uv", "yaml", "no environment file, so its environment (uv) has no packages"),
+        ({"uv.lock": "", "pyproject.toml": ""}, "uv", "yaml", "to the project's pyproject.toml and run 'uv lock'"),
+        ({"uv.lock": "", "pyproject.toml": ""}, "virtualenv", "yaml", "(virtualenv) has no packages"),
+        ({}, "databricks", "yaml", "no environment file, so it ran in the Python of databricks. List the package"),
+        ({}, "local", "yaml", "(env_manager local) has no module 'yaml'"),
+        ({}, "docker", "yaml", "The image has no module 'yaml'"),
+        (
+            {"helpers/a.py": ""},
+            "uv",
+            "helpers.b",
+            "'helpers' is in the project's folder, which is not on Python's path",
+        ),
+    ],
+)
+def test_a_missing_module_gets_advice(
+    make_project: Callable[..., Project], files: dict[str, str], kind: str, module: str, advice: str
+) -> None:
+    project = make_project(files)
+    tail = [line.format(module) for line in ERROR]
+    assert advice.format(project=project.directory) in missing_module_advice(project, kind, tail)
+    assert missing_module_advice(project, kind, ["ValueError: No module named 'x'", "the end"]) == ""
+
+
+def test_the_advice_for_a_temporary_working_copy_names_the_file_in_the_project(
+    make_project: Callable[..., Project],
+) -> None:
+    project = replace(make_project({"python_env.yaml": "dependencies: [six]\n"}), temporary=True)
+    advice = missing_module_advice(project, "uv", [ERROR[1].format("yaml")])
+    assert advice == "Add the package that contains 'yaml' to python_env.yaml."

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from prefect_mlprojects.environments.cache import EnvironmentCache, EnvironmentRecord, release_pin
-from prefect_mlprojects.environments.prune import (
+from prefect_mlprojects.environments.managers import (
     CachedEnvironment,
     find_environment,
     list_environments,
     prune_environments,
-    remove_environment,
     select_environments,
 )
 from prefect_mlprojects.exceptions import EnvironmentBuildError
@@ -116,9 +115,9 @@ def test_pruning_removes_what_was_chosen_and_keeps_what_is_in_use(root: Path) ->
     assert (result.removed, result.kept) == (dry.removed, dry.kept)
     assert [found.key[:2] for found in list_environments()] == ["aa"]
     assert not (root / "environments" / ".removed-1").exists()
-    assert not remove_environment("aa" * 16)
+    assert not EnvironmentCache(root).remove("aa" * 16)
     release_pin("here")
-    assert remove_environment("aa" * 16)
+    assert EnvironmentCache(root).remove("aa" * 16)
 
 
 def test_write_protected_folders_go_too(root: Path) -> None:

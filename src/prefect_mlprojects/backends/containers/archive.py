@@ -5,44 +5,46 @@ Docker uses it as the build context and to copy files into a container; Kubernet
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
+import logging
 import os
+import posixpath
 import stat
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.sources.base import WorkingCopy
 
 IGNORE_FILE = ".dockerignore"
-EXCLUDED = (
-    "**/.git",
-    "**/mlruns",
-    "**/mlartifacts",
-    "**/mlflow.db",
-    "**/mlflow.db-*",
-    "**/__pycache__",
-    "**/.venv",
-    "**/.ipynb_checkpoints",
-    "**/.mypy_cache",
-    "**/.pytest_cache",
-    "**/.ruff_cache",
+EXCLUDED = tuple(
+    f"**/{name}"
+    for name in (
+        *(".git", "mlruns", "mlartifacts", "mlflow.db", "mlflow.db-*", "__pycache__", ".venv", ".ipynb_checkpoints"),
+        *(".mypy_cache", ".pytest_cache", ".ruff_cache"),
+    )
 )
 """Patterns, in .dockerignore syntax, of files that are never part of a project's code."""
+
+FOLLOWED_LIMIT = 1 << 30
+"""Bytes of files outside a project that its links may add to it."""
+
+_Root: TypeAlias = tuple[Path, str]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ProjectFile:
     """A file, folder or symbolic link of a project.
 
-    Attributes:
-        name: Its path relative to the project's folder, with slashes.
-        path: Its absolute path.
-        mode: Its permission bits: 0o755 for folders and executable files, else 0o644, independent of the umask.
-        target: A symbolic link's target; None for files and folders.
+    `name` is its path relative to the project's folder, with slashes; `mode` is 0o755 for folders and executable files, else
+    0o644, independent of the umask; `target` is a symbolic link's.
     """
 
     name: str
@@ -51,26 +53,116 @@ class ProjectFile:
     target: str | None = None
 
 
-def project_files(directory: Path, *, backend: str = "local") -> tuple[ProjectFile, ...]:
+def project_files(
+    copy: WorkingCopy, *, backend: str = "local", mounted: Collection[str] = ()
+) -> tuple[ProjectFile, ...]:
     """Lists a project's files sorted by name, without those that ``EXCLUDED`` or its ``.dockerignore`` match.
 
-    The patterns are Docker's (https://docs.docker.com/build/concepts/context/#dockerignore-files), parsed by its SDK; the
+    The patterns are Docker's (https://docs.docker.com/build/concepts/context/#dockerignore-files), matched by its SDK; the
     project's come last and may re-include files that ``EXCLUDED`` matches. Sockets, pipes and devices are skipped.
 
-    Raises:
-        BackendError: A folder or the ``.dockerignore`` can't be read.
-    """
-    from docker.utils.build import exclude_paths
+    A link that leads out of the project is replaced by the files it leads to, at most `FOLLOWED_LIMIT` bytes. Links that lead
+    out of a fetched repository are kept: its authors must not read this machine's files. So are links into `mounted` folders.
 
+    Raises `BackendError` if a folder or the ``.dockerignore`` can't be read, or the followed links exceed the limit.
+    """
     try:
-        patterns = [*EXCLUDED, *_own_patterns(directory)]
-        names = sorted(exclude_paths(str(directory), patterns))
+        listing = _Listing(copy, backend, mounted)
+        root = copy.directory.resolve()
+        files = sorted(listing.walk(root, "", ((root, ""),)), key=lambda file: file.name)
     except OSError as error:
         raise BackendError(
-            f"The project's files can't be listed: {error.filename or directory}: {error.strerror or error}.",
+            f"The project's files can't be listed: {error.filename or copy.directory}: {error.strerror or error}.",
             backend=backend,
         ) from None
-    return tuple(entry for name in names if name and (entry := _entry(directory, name)) is not None)
+    if listing.kept:
+        _logger.warning("Links that lead out of the fetched files are not followed: %s", ", ".join(listing.kept))
+    return tuple(files)
+
+
+class _Listing:
+    """Walks a project's folder, and the folders outside that its links lead to.
+
+    A root is a walked folder, resolved, and its name in the archive. Links into a root stay links, which ends cycles.
+    """
+
+    def __init__(self, copy: WorkingCopy, backend: str, mounted: Collection[str]) -> None:
+        from docker.utils.build import PatternMatcher
+
+        self._matcher = PatternMatcher([*EXCLUDED, *_own_patterns(copy.directory), "!Dockerfile"])
+        self._copy, self._backend, self._mounted = copy, backend, mounted
+        self._followed_size = 0
+        self.kept: list[str] = []
+
+    def walk(self, folder: Path, name: str, roots: tuple[_Root, ...]) -> Iterator[ProjectFile]:
+        """Yields the files below a folder that is called `name` in the archive."""
+        for path in list(folder.iterdir()):
+            child = posixpath.join(name, path.name)
+            matched = self._matcher.matches(child)
+            if not matched:
+                yield from self._file(path, child, roots)
+            if not path.is_symlink() and path.is_dir() and (not matched or self._may_re_include(child)):
+                yield from self.walk(path, child, roots)
+
+    def _may_re_include(self, folder: str) -> bool:
+        return any(each.exclusion and each.cleaned_pattern.startswith(folder) for each in self._matcher.patterns)
+
+    def _file(self, path: Path, name: str, roots: tuple[_Root, ...]) -> Iterator[ProjectFile]:
+        mode, target = path.lstat().st_mode, None
+        if stat.S_ISLNK(mode):
+            target = self._link_target(path, name, roots)
+            mode = mode if target is not None else path.stat().st_mode
+        if target is not None:
+            yield ProjectFile(name, path, 0o777, target)
+            return
+        if path.is_symlink() or len(roots) > 1:
+            self._count(path, name if len(roots) == 1 else roots[1][1])
+        if stat.S_ISDIR(mode):
+            yield ProjectFile(name, path, 0o755)
+            if path.is_symlink():
+                real = path.resolve()
+                yield from self.walk(real, name, (*roots, (real, name)))
+        elif stat.S_ISREG(mode):
+            yield ProjectFile(name, path, 0o755 if mode & stat.S_IXUSR else 0o644)
+
+    def _link_target(self, path: Path, name: str, roots: tuple[_Root, ...]) -> str | None:
+        """Returns the target of a link in the archive; None for a link that is to be followed."""
+        text, folder = str(path.readlink()), posixpath.dirname(name)
+        within = PurePosixPath(folder).relative_to(roots[-1][1] or ".")
+        if not text.startswith("/") and not posixpath.normpath(within / text).startswith(".."):
+            return text
+        # Unlike Path.resolve, it doesn't raise for a link to itself.
+        target = Path(os.path.realpath(path))
+        for root, root_name in roots:
+            if target.is_relative_to(root):
+                return posixpath.relpath(posixpath.join(root_name, target.relative_to(root).as_posix()), folder or ".")
+        # A link that dangles here may lead to something in the container.
+        if not _is_readable(target) or any(Path(text).is_relative_to(each) for each in self._mounted):
+            return text
+        if self._copy.kind == "local" or (self._copy.kind == "git" and target.is_relative_to(_clone(self._copy))):
+            return None
+        self.kept.append(f"{name} -> {text}")
+        return text
+
+    def _count(self, path: Path, link: str) -> None:
+        # Folders and empty files count too: trees like /proc have no size.
+        self._followed_size += max(path.stat().st_size, 4096)
+        if self._followed_size > FOLLOWED_LIMIT:
+            raise BackendError(
+                f"The link '{link}' leads out of the project, to {(self._copy.directory / link).resolve()}: the files that "
+                f"such links lead to exceed {FOLLOWED_LIMIT >> 20} MiB. Add it to the project's {IGNORE_FILE}, and mount the "
+                "folder as a volume or pass its path as a parameter.",
+                backend=self._backend,
+            )
+
+
+def _clone(copy: WorkingCopy) -> Path:
+    folder = copy.directory.resolve()
+    return next((each for each in (folder, *folder.parents) if (each / ".git").exists()), folder)
+
+
+def _is_readable(path: Path) -> bool:
+    return os.access(path, os.R_OK) and (path.is_dir() or path.is_file())
 
 
 def _own_patterns(directory: Path) -> list[str]:
@@ -81,25 +173,12 @@ def _own_patterns(directory: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _entry(directory: Path, name: str) -> ProjectFile | None:
-    path = directory / name
-    mode = path.lstat().st_mode
-    if stat.S_ISLNK(mode):
-        return ProjectFile(name, path, 0o777, str(path.readlink()))
-    if stat.S_ISDIR(mode):
-        return ProjectFile(name, path, 0o755)
-    if stat.S_ISREG(mode):
-        return ProjectFile(name, path, 0o755 if mode & stat.S_IXUSR else 0o644)
-    return None
-
-
 def content_digest(
     files: tuple[ProjectFile, ...], extra: Mapping[str, bytes] | None = None, *, backend: str = "local"
 ) -> str:
     """Returns the SHA-256 of names, modes and contents, in hexadecimal; equal for equal files on any machine.
 
-    Raises:
-        BackendError: A file can't be read.
+    Raises `BackendError` if a file can't be read.
     """
     digest = hashlib.sha256()
     for file in files:
@@ -123,26 +202,6 @@ def _file_digest(file: ProjectFile, backend: str) -> bytes:
         raise _unreadable(file, error, backend) from None
 
 
-def write_archive(
-    target: IO[bytes],
-    files: tuple[ProjectFile, ...],
-    *,
-    prefix: str = "",
-    extra: Mapping[str, bytes] | None = None,
-    compressed: bool = False,
-    owner: tuple[int, int] = (0, 0),
-    backend: str = "local",
-) -> None:
-    """Writes a tar archive whose bytes depend on names, modes and contents only; see ``iterate_archive``.
-
-    Raises:
-        BackendError: A file can't be read, or its size changed while it was read.
-    """
-    pieces = iterate_archive(files, prefix=prefix, extra=extra, compressed=compressed, owner=owner, backend=backend)
-    for chunk in pieces:
-        target.write(chunk)
-
-
 def iterate_archive(
     files: tuple[ProjectFile, ...],
     *,
@@ -153,32 +212,17 @@ def iterate_archive(
     tar_format: int = tarfile.PAX_FORMAT,
     backend: str = "local",
 ) -> Iterator[bytes]:
-    """Yields the archive in chunks, without holding it in memory or on disk.
+    """Yields a tar archive in chunks; its bytes depend on names, modes and contents only.
 
-    Args:
-        files: The result of ``project_files``.
-        prefix: The folder that all names are put into; empty for none.
-        extra: Further files by name; they replace files of the same name.
-        compressed: Whether to compress with gzip.
-        owner: User and group id of all files.
-        tar_format: ``tarfile.PAX_FORMAT``, or ``tarfile.GNU_FORMAT`` for busybox, which reads long and non-ASCII names in that
-            format only.
-        backend: The backend's name, for errors.
+    All names are put into the folder `prefix`; `extra` replaces files of the same name; `owner` is a user and a group id. Busybox
+    reads long and non-ASCII names in ``tarfile.GNU_FORMAT`` only.
 
-    Raises:
-        BackendError: A file can't be read, or its size changed while it was read.
+    Raises `BackendError` if a file can't be read, or its size changes while it is read.
     """
-    buffer = _Pieces()
-    extra = dict(extra or {})
-    if compressed:
-        import gzip
-
-        # Without time and file name in gzip's header the same files give the same bytes.
-        packed = gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0, compresslevel=6)
-        archive = tarfile.open(fileobj=packed, mode="w|", format=tar_format)  # noqa: SIM115
-    else:
-        packed = None
-        archive = tarfile.open(fileobj=buffer, mode="w|", format=tar_format)  # noqa: SIM115
+    buffer, extra = io.BytesIO(), dict(extra or {})
+    # Without time and file name in gzip's header the same files give the same bytes.
+    packed = gzip.GzipFile("", "wb", 6, buffer, mtime=0) if compressed else buffer
+    archive = tarfile.open(fileobj=packed, mode="w|", format=tar_format)  # noqa: SIM115
     folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     if folder:
         # Without an entry of its own, tar creates the folder owned by root.
@@ -186,19 +230,25 @@ def iterate_archive(
         own.type = tarfile.DIRTYPE
         archive.addfile(own)
     for file in files:
-        if file.name in extra:
-            continue
-        _add(archive, file, folder, owner, backend)
-        yield from buffer.take()
+        if file.name not in extra:
+            _add(archive, file, folder, owner, backend)
+            yield from _drain(buffer)
     for name, content in sorted(extra.items()):
         info = _info(folder + name, 0o644, owner)
         info.size = len(content)
         archive.addfile(info, io.BytesIO(content))
-        yield from buffer.take()
     archive.close()
-    if packed is not None:
+    if compressed:
         packed.close()
-    yield from buffer.take()
+    yield from _drain(buffer)
+
+
+def _drain(buffer: io.BytesIO) -> Iterator[bytes]:
+    # An empty chunk would end an HTTP request.
+    if data := buffer.getvalue():
+        buffer.seek(0)
+        buffer.truncate()
+        yield data
 
 
 def _add(archive: tarfile.TarFile, file: ProjectFile, folder: str, owner: tuple[int, int], backend: str) -> None:
@@ -231,23 +281,3 @@ def _unreadable(file: ProjectFile, error: OSError, backend: str) -> BackendError
         f"project's {IGNORE_FILE}.",
         backend=backend,
     )
-
-
-class _Pieces(io.RawIOBase):
-    """A writable buffer that is drained in pieces."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pieces: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: object) -> int:
-        piece = bytes(data)  # type: ignore[call-overload]  # any buffer, as RawIOBase has it
-        self._pieces.append(piece)
-        return len(piece)
-
-    def take(self) -> list[bytes]:
-        pieces, self._pieces = self._pieces, []
-        return pieces

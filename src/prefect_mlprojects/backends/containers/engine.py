@@ -1,4 +1,4 @@
-"""The connection to a Docker engine, found as the ``docker`` command finds it."""
+"""The configuration of the backend ``local``, and the Docker engine, found as the ``docker`` command finds it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,85 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from prefect_mlprojects.backends.containers.config import EngineConnection, LocalConfig
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 
 
-@dataclass(frozen=True)
-class EngineAddress:
-    """Where an engine is.
+class RegistryCredentials(BaseModel):
+    """Credentials for an image registry; the password may be an access token, and `registry` None means Docker Hub."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    username: str
+    password: Secret
+    registry: str | None = None
+
+    def auth_config(self) -> dict[str, str]:
+        """Returns the ``auth_config`` of Docker's SDK, in clear."""
+        auth = {"username": self.username, "password": reveal(self.password)}
+        return auth | ({"serveraddress": self.registry} if self.registry else {})
+
+
+class EngineConnection(BaseModel):
+    """How to reach a Docker engine: ``unix://…``, ``tcp://…`` or ``ssh://…``; certificates and the key are PEM texts."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    host: str
+    ca_certificate: str | None = None
+    client_certificate: str | None = None
+    client_key: Secret | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_prefect_docker(cls, values: Any) -> Any:
+        """Accepts the fields of prefect-docker's ``DockerHost`` block, too."""
+        return {"host": values["base_url"]} if isinstance(values, dict) and values.get("base_url") else values
+
+    def pem_files(self) -> dict[str, str]:
+        """Returns those of ``ca.pem``, ``cert.pem`` and ``key.pem`` that are set, in clear."""
+        key = reveal(self.client_key) if self.client_key else None
+        texts = {"ca.pem": self.ca_certificate, "cert.pem": self.client_certificate, "key.pem": key}
+        return {name: text for name, text in texts.items() if text}
+
+
+class LocalConfig(BaseModel):
+    """The configuration of the backend ``local``.
 
     Attributes:
-        url: ``unix://…``, ``tcp://…`` or ``ssh://…``.
-        named_by: Where the address came from, for messages.
-        tls_folder: The folder with ``ca.pem``, ``cert.pem`` and ``key.pem``; None without TLS, or with the context's own.
-        context_tls: The Docker context's ``docker.tls.TLSConfig``; None if it has none.
-        connection: The engine's fields in a block or the configuration; None without them.
+        grace_period: Seconds between SIGTERM and SIGKILL; None for the setting ``PREFECT_MLPROJECTS_GRACE_PERIOD``.
+        docker_host: The Docker engine's address; None for the one that the environment or the current Docker context names.
+        docker_engine: The Docker engine, instead of ``docker_host``: the name of a block, or its fields.
+        docker_tls: The folder with ``ca.pem``, ``cert.pem`` and ``key.pem`` for a ``tcp://`` engine.
+        project_files: ``copy`` puts the project's files into the container; ``mount`` mounts its folder there instead.
+        container_user: ``caller`` runs as the calling user, to whom files in mounted folders then belong; ``image`` as the image's.
+        credentials: Registry credentials: the name of a block, or its fields.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, populate_by_name=True)
+
+    grace_period: float | None = Field(default=None, ge=0, allow_inf_nan=False, alias="grace-period")
+    docker_host: str | None = Field(default=None, alias="docker-host")
+    docker_tls: str | None = Field(default=None, alias="docker-tls")
+    docker_engine: str | EngineConnection | None = Field(default=None, alias="docker-engine")
+    project_files: Literal["copy", "mount"] = Field(default="copy", alias="project-files")
+    container_user: Literal["caller", "image"] = Field(default="caller", alias="container-user")
+    pull: Literal["missing", "always", "never"] = "missing"
+    credentials: str | RegistryCredentials | None = None
+
+
+@dataclass(frozen=True)
+class EngineAddress:
+    """Where an engine is; `named_by` says where the address came from.
+
+    TLS is configured by a folder with ``ca.pem``, ``cert.pem`` and ``key.pem``, the Docker context's ``docker.tls.TLSConfig``, or
+    the fields of a block or the configuration.
     """
 
     url: str
@@ -45,13 +106,11 @@ def find_engine(config: LocalConfig) -> EngineAddress:
     The command's order is ``DOCKER_CONTEXT``, ``DOCKER_HOST``, the current Docker context
     (https://docs.docker.com/reference/cli/docker/#environment-variables).
 
-    Raises:
-        BackendError: ``DOCKER_CONTEXT`` names a context that does not exist.
+    Raises `BackendError` if ``DOCKER_CONTEXT`` names a context that does not exist.
     """
-    if isinstance(config.docker_engine, EngineConnection):
-        return EngineAddress(
-            config.docker_engine.host, "docker-engine in the backend configuration", connection=config.docker_engine
-        )
+    connection = config.docker_engine
+    if isinstance(connection, EngineConnection):
+        return EngineAddress(connection.host, "docker-engine in the backend configuration", connection=connection)
     if config.docker_host:
         folder = Path(config.docker_tls).expanduser() if config.docker_tls else None
         return EngineAddress(config.docker_host, "docker-host in the backend configuration", folder)
@@ -76,23 +135,15 @@ def _context(chosen: str | None) -> Any:
     except Exception:  # noqa: BLE001 - a corrupt context file
         context = None
     if chosen and context is None:
-        raise BackendError(
-            f"There is no Docker context {chosen!r}, which DOCKER_CONTEXT names; `docker context ls` lists them.",
-            backend="local",
-        )
+        message = f"There is no Docker context {chosen!r}, which DOCKER_CONTEXT names; `docker context ls` lists them."
+        raise BackendError(message, backend="local")
     return context if context is not None and context.name != "default" and context.Host else None
 
 
 def connect(config: LocalConfig, *, backend: str = "local", timeout: float = 60) -> Any:
-    """Returns Docker's low-level client, connected.
+    """Returns Docker's low-level client, connected; `timeout` is the number of seconds for which the engine may be silent.
 
-    Args:
-        config: The configuration of the backend ``local``.
-        backend: The backend that needs it, for the error.
-        timeout: Seconds to wait for the engine to answer, or to continue an answer.
-
-    Raises:
-        BackendError: No engine answers; the message names its address and what to do.
+    Raises `BackendError` if no engine answers.
     """
     from docker.errors import DockerException, TLSParameterError
 
@@ -109,10 +160,10 @@ def connect(config: LocalConfig, *, backend: str = "local", timeout: float = 60)
         )
         client.ping()
     except (DockerException, TLSParameterError, OSError) as error:
-        raise BackendUnavailableError(
-            f"No Docker engine answers at {address.url} ({address.named_by}): {_first_line(error)} {_advice(error)}",
-            backend=backend,
-        ) from None
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        advice = _PERMISSION_ADVICE if "Permission denied" in str(error) else _START_ADVICE
+        message = f"No Docker engine answers at {address.url} ({address.named_by}): {why}. {advice}"
+        raise BackendUnavailableError(message, backend=backend) from None
     if files is not None:
         weakref.finalize(client, files.cleanup)
     return client
@@ -149,28 +200,13 @@ def _tls(address: EngineAddress) -> tuple[Any, tempfile.TemporaryDirectory[str] 
             (folder / name).write_text(text)
     if folder is None:
         return False, None
-    certificate = (str(folder / "cert.pem"), str(folder / "key.pem"))
-    own = (folder / "cert.pem").exists()
-    authority = folder / "ca.pem"
-    return (
-        TLSConfig(
-            client_cert=certificate if own else None,
-            ca_cert=str(authority) if authority.exists() else None,
-            verify=True,
-        ),
-        files,
-    )
+    authority, certificate, key = (folder / f"{name}.pem" for name in ("ca", "cert", "key"))
+    own = (str(certificate), str(key)) if certificate.exists() else None
+    return TLSConfig(own, str(authority) if authority.exists() else None, verify=True), files
 
 
-def _advice(error: Exception) -> str:
-    if "Permission denied" in str(error):
-        return "Join the group that owns the socket (usermod -aG docker USER), or use a rootless engine."
-    return (
-        "Start it (systemctl start docker), or name another with DOCKER_HOST, a Docker context, or docker-host or "
-        "docker-engine in the backend configuration."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return f"{text}."
+_PERMISSION_ADVICE = "Join the group that owns the socket (usermod -aG docker USER), or use a rootless engine."
+_START_ADVICE = (
+    "Start it (systemctl start docker), or name another with DOCKER_HOST, a Docker context, or docker-host or docker-engine in the "
+    "backend configuration."
+)

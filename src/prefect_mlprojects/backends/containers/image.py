@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 from prefect_mlprojects._support.progress import report_progress
 from prefect_mlprojects.backends.containers.archive import content_digest, iterate_archive, project_files
-from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
+from prefect_mlprojects.exceptions import BackendUnavailableError
 from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.types import StopSignal
 
@@ -35,208 +36,116 @@ def shell_command(command: str) -> list[str]:
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image with a project's files.
-
-    Attributes:
-        name: Its name and tag.
-        image_id: Its id.
-        reused: Whether it existed already.
-    """
+    """An image with a project's files; `name` includes the tag, and `reused` is True if it existed already."""
 
     name: str
     image_id: str
     reused: bool
 
 
-def ensure_image(
-    engine: Any,
-    image: str,
-    *,
-    pull: str,
-    auth: Mapping[str, str] | None,
-    backend: str,
-    report: Callable[[str], None],
-    stop: StopSignal,
-) -> tuple[str, bool]:
-    """Makes sure that the engine has an image.
+@dataclass(frozen=True)
+class EngineImages:
+    """Pulls, builds and pushes images on an engine; each method raises `BackendError` if that fails or is stopped.
 
-    Args:
-        engine: Docker's low-level client.
-        image: Its name, with a tag or digest; without one, ``latest``.
-        pull: ``missing``, ``always`` or ``never``.
-        auth: Credentials for its registry, as Docker's SDK takes them.
-        backend: The backend's name, for errors.
-        report: Receives progress lines.
-        stop: Cancels the pull.
-
-    Returns:
-        Its id, and whether it existed already.
-
-    Raises:
-        BackendError: It is missing and can't be pulled.
+    `auth` is the ``auth_config`` of Docker's SDK.
     """
-    from docker.errors import ImageNotFound
 
-    if pull != "always":
-        try:
-            return str(engine.inspect_image(image)["Id"]), True
-        except ImageNotFound:
-            if pull == "never":
-                raise BackendUnavailableError(
-                    f"The image {image!r} is not on the Docker engine, and pull is 'never' in the backend configuration.",
-                    backend=backend,
-                ) from None
-    repository, tag = _split(image)
-    report(f"pulling the image {image}")
-    _follow(
-        lambda: engine.pull(repository, tag=tag, stream=True, decode=True, auth_config=dict(auth) if auth else None),
-        report,
-        stop,
-        f"pulling {image}",
-        f"The image {image!r} can't be pulled",
-        backend,
-        advice="Check its name, and give credentials if needed (docker_auth, or credentials in the backend configuration).",
-    )
-    return str(engine.inspect_image(image)["Id"]), False
+    engine: Any
+    backend: str
+    report: Callable[[str], None]
+    stop: StopSignal
 
+    def ensure(self, image: str, pull: str, auth: Mapping[str, str] | None) -> tuple[str, bool]:
+        """Pulls an image if necessary, and returns its ID and whether it existed already.
 
-def build_project_image(
-    engine: Any,
-    base: str,
-    base_id: str,
-    copy: WorkingCopy,
-    repository: str | None,
-    *,
-    backend: str,
-    report: Callable[[str], None],
-    stop: StopSignal,
-) -> BuiltImage:
-    """Builds an image from the base image and the project's files; reuses one if neither has changed.
+        `pull` is ``missing``, ``always`` or ``never``; a name without a tag or digest means ``latest``.
+        """
+        from docker.errors import ImageNotFound
 
-    The files are streamed to the engine; nothing is copied on this machine.
-
-    Args:
-        engine: Docker's low-level client.
-        base: The base image's name.
-        base_id: Its id.
-        copy: The project's files.
-        repository: The image's repository; None for ``docker-project``. The tag is the commit's first seven digits, as in
-            MLflow, or those of the content digest if the working copy is dirty or has no commit.
-        backend: The backend's name, for errors.
-        report: Receives the build's output.
-        stop: Cancels the build.
-
-    Raises:
-        BackendError: The build failed, naming the step, or was stopped.
-    """
-    dockerfile = f"FROM {base}\nCOPY . {CODE_FOLDER}/\nWORKDIR {CODE_FOLDER}\n".encode()
-    files = project_files(copy.directory)
-    extra = {_DOCKERFILE: dockerfile}
-    digest = content_digest(files, {**extra, "base": base_id.encode()})
-    clean = copy.commit is not None and not copy.dirty
-    name = f"{_repository(repository)}:{copy.commit[:7] if clean and copy.commit else digest[:7]}"
-    for image in engine.images(filters={"label": f"{CONTENT_LABEL}={digest}"}):
-        engine.tag(image["Id"], *_split(name))
-        return BuiltImage(name, str(image["Id"]), reused=True)
-    report(f"building the image {name} from {base} with {sum(not each.path.is_dir() for each in files)} files")
-    _follow(
-        lambda: engine.build(
-            # The SDK passes it to requests, which sends an iterator in pieces.
-            fileobj=iterate_archive(files, extra=extra),
-            custom_context=True,
-            dockerfile=_DOCKERFILE,
-            tag=name,
-            labels={CONTENT_LABEL: digest},
-            rm=True,
-            forcerm=True,
-            decode=True,
-        ),
-        report,
-        stop,
-        f"building {name}",
-        f"The image {name} can't be built",
-        backend,
-    )
-    return BuiltImage(name, str(engine.inspect_image(name)["Id"]), reused=False)
-
-
-def push_image(
-    engine: Any,
-    name: str,
-    *,
-    auth: Mapping[str, str] | None,
-    backend: str,
-    report: Callable[[str], None],
-    stop: StopSignal,
-) -> str:
-    """Pushes an image to its registry and returns it pinned: ``repository@sha256:…``.
-
-    Raises:
-        BackendError: The registry refused it or can't be reached.
-    """
-    repository, tag = _split(name)
-    report(f"pushing the image {name}")
-    digests: list[str] = []
-    _follow(
-        lambda: engine.push(repository, tag=tag, stream=True, decode=True, auth_config=dict(auth) if auth else None),
-        report,
-        stop,
-        f"pushing {name}",
-        f"The image {name} can't be pushed",
-        backend,
-        digests=digests,
-    )
-    if not digests:
-        raise BackendUnavailableError(
-            f"The image {name} was pushed, but its registry returned no digest.", backend=backend
+        if pull != "always":
+            try:
+                return str(self.engine.inspect_image(image)["Id"]), True
+            except ImageNotFound:
+                if pull == "never":
+                    why = "is not on the Docker engine, and pull is 'never' in the backend configuration."
+                    raise BackendUnavailableError(f"The image {image!r} {why}", backend=self.backend) from None
+        repository, tag = _split(image)
+        self.report(f"pulling the image {image}")
+        advice = (
+            "Check its name, and give credentials if needed (docker_auth, or credentials in the backend configuration)."
         )
-    return f"{repository}@{digests[-1]}"
+        start = partial(self.engine.pull, repository, tag=tag, stream=True, decode=True, auth_config=auth)
+        self._follow(start, f"pulling {image}", f"The image {image!r} can't be pulled", advice)
+        return str(self.engine.inspect_image(image)["Id"]), False
 
+    def build(
+        self, base: str, base_id: str, copy: WorkingCopy, repository: str | None, mounted: Collection[str] = ()
+    ) -> BuiltImage:
+        """Builds an image from the base image and the project's files; reuses one if neither has changed.
 
-def _follow(
-    start: Callable[[], Iterator[Mapping[str, Any]]],
-    report: Callable[[str], None],
-    stop: StopSignal,
-    doing: str,
-    what: str,
-    backend: str,
-    *,
-    advice: str = "",
-    digests: list[str] | None = None,
-) -> None:
-    """Follows the engine's event stream of a pull, build or push; reports a layer only when its status changes."""
-    from docker.errors import APIError
-    from requests.exceptions import RequestException
+        The files are streamed to the engine; nothing is copied on this machine. The tag is the commit's first seven digits, as
+        in MLflow, or those of the content digest if the working copy is dirty or has no commit.
+        """
+        extra = {_DOCKERFILE: f"FROM {base}\nCOPY . {CODE_FOLDER}/\nWORKDIR {CODE_FOLDER}\n".encode()}
+        files = project_files(copy, backend=self.backend, mounted=mounted)
+        digest = content_digest(files, {**extra, "base": base_id.encode()}, backend=self.backend)
+        name = f"{_repository(repository)}:{digest[:7] if copy.commit is None or copy.dirty else copy.commit[:7]}"
+        for image in self.engine.images(filters={"label": f"{CONTENT_LABEL}={digest}"}):
+            self.engine.tag(image["Id"], *_split(name))
+            return BuiltImage(name, str(image["Id"]), reused=True)
+        self.report(f"building the image {name} from {base} with {sum(not each.path.is_dir() for each in files)} files")
+        # requests sends an iterator in pieces.
+        archive = iterate_archive(files, extra=extra, backend=self.backend)
+        start = partial(
+            self.engine.build,
+            **{"fileobj": archive, "custom_context": True, "dockerfile": _DOCKERFILE, "tag": name, "decode": True},
+            **{"labels": {CONTENT_LABEL: digest}, "rm": True, "forcerm": True},
+        )
+        self._follow(start, f"building {name}", f"The image {name} can't be built")
+        return BuiltImage(name, str(self.engine.inspect_image(name)["Id"]), reused=False)
 
-    def failed(message: str) -> BackendError:
-        place = f" in the step {step!r}" if step else ""
-        return BackendUnavailableError(" ".join((f"{what}{place}: {message}", advice)).strip(), backend=backend)
+    def push(self, name: str, auth: Mapping[str, str] | None) -> str:
+        """Pushes an image to its registry and returns it pinned: ``repository@sha256:…``."""
+        repository, tag = _split(name)
+        self.report(f"pushing the image {name}")
+        start = partial(self.engine.push, repository, tag=tag, stream=True, decode=True, auth_config=auth)
+        digest = self._follow(start, f"pushing {name}", f"The image {name} can't be pushed")
+        if not digest:
+            message = f"The image {name} was pushed, but its registry returned no digest."
+            raise BackendUnavailableError(message, backend=self.backend)
+        return f"{repository}@{digest}"
 
-    step, said, layers = "", dict[str, str](), _Layers(doing)
-    for event in _until_stopped(start, stop):
-        if isinstance(event, APIError | RequestException | OSError):
-            raise failed(_message(event))
-        if isinstance(event, BaseException):
-            raise event
-        if "error" in event:
-            raise failed(f"{str(event['error']).strip().rstrip('.')}.")
-        if digests is not None and isinstance(event.get("aux"), Mapping) and event["aux"].get("Digest"):
-            digests.append(str(event["aux"]["Digest"]))
-        for line in str(event.get("stream") or "").splitlines():
-            if line.strip():
+    def _follow(
+        self, start: Callable[[], Iterator[Mapping[str, Any]]], doing: str, subject: str, advice: str = ""
+    ) -> str:
+        """Follows the engine's events, and returns the last digest; reports a layer only when its status changes."""
+        step, digest, statuses, layers = "", "", dict[str, str](), _Layers(doing)
+        for event in _until_stopped(start, self.stop):
+            failure = (
+                event if isinstance(event, OSError) else event.get("error") if isinstance(event, Mapping) else None
+            )
+            if failure:
+                where = f" in the step {step!r}" if step else ""
+                message = str(getattr(failure, "explanation", None) or failure).strip().rstrip(".")
+                raise BackendUnavailableError(f"{subject}{where}: {message}. {advice}".strip(), backend=self.backend)
+            if isinstance(event, BaseException):
+                raise event
+            if isinstance(event.get("aux"), Mapping):
+                digest = str(event["aux"].get("Digest") or digest)
+            for line in filter(str.strip, str(event.get("stream") or "").splitlines()):
                 if of := _BUILD_STEP.match(line):
                     step = line.strip()
                     report_progress(doing, int(of[1]) - 1, int(of[2]))
-                report(line.rstrip())
-        layers.take(event)
-        status, layer = event.get("status"), str(event.get("id") or "")
-        if status and not event.get("progressDetail") and said.get(layer) != status:
-            said[layer] = str(status)
-            report(f"{layer}: {status}" if layer else str(status))
-    if not stop.requested:
+                self.report(line.rstrip())
+            layers.take(event)
+            status, layer = event.get("status"), str(event.get("id") or "")
+            if status and not event.get("progressDetail") and statuses.get(layer) != status:
+                statuses[layer] = str(status)
+                self.report(f"{layer}: {status}" if layer else str(status))
+        if self.stop.requested:
+            raise BackendUnavailableError(f"{subject}: it was stopped: {self.stop.reason}.", backend=self.backend)
         report_progress(doing, 1, 1)
-    else:
-        raise BackendUnavailableError(f"{what}: it was stopped: {stop.reason}.", backend=backend)
+        return digest
 
 
 class _Layers:
@@ -250,14 +159,9 @@ class _Layers:
         """Adds a layer's event: bytes transferred and total bytes."""
         detail = event.get("progressDetail") or {}
         # Extraction was counted as download already.
-        if event.get("status") not in ("Downloading", "Pushing") or not detail.get("total"):
-            return
-        self._layers[str(event.get("id"))] = (int(detail.get("current") or 0), int(detail["total"]))
-        report_progress(
-            self._doing,
-            sum(done for done, _ in self._layers.values()),
-            sum(total for _, total in self._layers.values()),
-        )
+        if event.get("status") in ("Downloading", "Pushing") and detail.get("total"):
+            self._layers[str(event.get("id"))] = (int(detail.get("current") or 0), int(detail["total"]))
+            report_progress(self._doing, *map(sum, zip(*self._layers.values(), strict=True)))
 
 
 def _until_stopped(
@@ -301,8 +205,3 @@ def _split(image: str) -> tuple[str, str]:
         return repository, digest
     repository, colon, tag = image.rpartition(":")
     return (repository, tag) if colon and "/" not in tag else (image, "latest")
-
-
-def _message(error: Exception) -> str:
-    text = str(getattr(error, "explanation", None) or error).strip().rstrip(".")
-    return f"{text}."

@@ -177,7 +177,7 @@ def install(wanted: dict[str, Any], target: Path, project: Path, root: Path, log
         log([sys.executable, "-m", "venv", str(target)], project)
         base = [str(target / "bin" / "python"), "-m", "pip", "install", "-q"]
     for name in wanted.get("files", ()):
-        log([*base, "-r", name], project)
+        log([*base, "-r", name], project, wanted.get("variables"))
 
 
 def fits(own: str, wanted: str) -> bool:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from prefect_mlprojects._support.redaction import holds_secret, redact
+from prefect_mlprojects._support.redaction import SECRET_NAME, is_secret, redact
 from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects._support.secrets import Secret, has_secret, reveal_all, secrets_in
 from prefect_mlprojects._support.text import nearest
@@ -34,12 +34,6 @@ NO_CLUSTER = (
 
 
 _REFERENCE = re.compile(r"\{\{secrets/[^/}]+/[^}]+\}\}")
-# Names of environment variables, Spark properties and fields of a specification: PASSWORD, api-key, account.key, primary_key …
-_SECRET_NAME = re.compile(
-    r"pass(word|wd|phrase)|secret|token|credential|(^|[._-])(pass|pwd|pw|auth|sas)($|[._-])"
-    r"|(^|(api|access|account|primary|secondary|private|shared|encryption|signing)?[._-])key($|[._-])|apikey",
-    re.IGNORECASE,
-)
 _FREE_FORM = ("spark_env_vars", "spark_conf")
 # A long text of letters and digits, as tokens are: dapi…, base64, or the three parts of a JSON Web Token.
 _OPAQUE = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])(?!/)[\w+/=~-]{20,}|eyJ[\w-]+\.[\w-]+\.[\w-]*")
@@ -57,8 +51,7 @@ def _marked(value: Any, name: str = "", *, free_form: bool = False) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int) or _REFERENCE.fullmatch(str(value)):
         return value
     text = str(value)
-    secret = text and (_SECRET_NAME.search(name) or holds_secret(text) or (free_form and _OPAQUE.fullmatch(text)))
-    return Secret(text) if secret else value
+    return Secret(text) if is_secret(name, text) or (free_form and _OPAQUE.fullmatch(text)) else value
 
 
 def _kebab(name: str) -> str:
@@ -140,7 +133,7 @@ class DatabricksConfig(BaseModel):
     def redact(self, text: str) -> str:
         """Redacts this configuration's secrets, which a message of Databricks may quote."""
         login = self.credentials if isinstance(self.credentials, dict) else {}
-        hidden = [value for name, value in login.items() if _SECRET_NAME.search(name)]
+        hidden = [value for name, value in login.items() if SECRET_NAME.search(name)]
         return redact(text, *secrets_in([hidden, self.new_cluster, self.environment, self.libraries]))
 
     @property
@@ -197,7 +190,7 @@ def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
             continue
         if not isinstance(spec, Mapping):
             raise BackendError(
-                f"The configuration of the {NAME} backend does not fit: {key}: must be a mapping", backend=NAME
+                f"The configuration of the {NAME} backend is not valid: {key}: must be a mapping", backend=NAME
             )
         values = {**spec, **values}
     for key in ("job_cluster", "job-cluster"):
@@ -222,7 +215,7 @@ def _check_keys(where: str, values: list[dict[str, Any]], known: frozenset[str])
         near = nearest(key, known)
         hint = f" (did you mean {near!r}?)" if near else ""
         raise BackendError(
-            f"The configuration of the {NAME} backend does not fit: {where}: unknown key {key!r}{hint}", backend=NAME
+            f"The configuration of the {NAME} backend is not valid: {where}: unknown key {key!r}{hint}", backend=NAME
         )
 
 

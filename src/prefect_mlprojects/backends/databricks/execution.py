@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -206,8 +207,8 @@ def outcome(
         return Outcome("not-started", cause=live.problem.rstrip("."), output_tail=tail)
     code = (live.exit_code if live is not None else None) or _exit_code(error)
     if failed and code:
-        cause = explain_exit(code)
-        return Outcome("exited", code, cause.signal, cause.text, cause.advice or found.advice, tail, found.category)
+        ended = explain_exit(code, tail)
+        return replace(ended, advice=ended.advice or found.advice, reason=found.category)
     text = f"{found.cause}: {error}" if error and error not in found.cause else found.cause
     ending = _ENDINGS.get(found.status, "exited")
     code = 1 if ending == "exited" else None

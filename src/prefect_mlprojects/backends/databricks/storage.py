@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prefect_mlprojects.backends.containers.archive import project_files, write_archive
+from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, DatabricksRequest, connect, insist
 from prefect_mlprojects.exceptions import BackendError
 
@@ -211,10 +211,8 @@ class Archive:
 
 def pack(request: DatabricksRequest, extra: Mapping[str, bytes]) -> Archive:
     """Packs a project with further files; equal files give equal bytes."""
-    target = io.BytesIO()
-    files = project_files(request.working_copy.directory, backend=NAME)
-    write_archive(target, files, prefix="project", extra=dict(extra), compressed=True, backend=NAME)
-    content = target.getvalue()
+    files = project_files(request.working_copy, backend=NAME)
+    content = b"".join(iterate_archive(files, prefix="project", extra=extra, compressed=True, backend=NAME))
     return Archive(content, hashlib.sha256(content).hexdigest(), len(files))
 
 

@@ -14,23 +14,17 @@ from urllib.parse import urlsplit
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.backends.databricks.config import NAME, DatabricksRequest
 from prefect_mlprojects.backends.databricks.storage import Code, driver_path
+from prefect_mlprojects.environments.python import VenvManagerName, pinned_python, read_contents
 from prefect_mlprojects.environments.python.files import (
-    PythonSpec,
-    is_python_request,
-    read_conda_env,
-    read_lock,
-    read_python_env,
-    uv_lock_of,
-)
-from prefect_mlprojects.environments.python.requirements import (
-    RequirementSet,
     digest_metadata,
     digest_package,
     digest_text,
-    expand_requirements,
+    read_lock,
+    uv_lock_of,
 )
+from prefect_mlprojects.environments.python.requirements import RequirementSet
 from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError, InvalidEnvironmentError, Problem
-from prefect_mlprojects.spec.project import CondaEnvironment, NoEnvironment, PythonEnvironment
+from prefect_mlprojects.spec.project import NoEnvironment
 
 TASK_KEY = "mlproject"
 ENVIRONMENT_KEY = "default"
@@ -199,51 +193,57 @@ def driver_environment(request: DatabricksRequest) -> DriverEnvironment | None:
             "Leave it out, so that uv installs the pip section of the conda.yaml, or use --env-manager local.",
             manager="conda",
         )
-    environment = project.environment
-    if isinstance(environment, NoEnvironment):
+    manager: VenvManagerName = "virtualenv" if request.env_manager == "virtualenv" else "uv"
+    if isinstance(project.environment, NoEnvironment):
         lock = uv_lock_of(project)
-        return _locked(request, lock) if lock is not None and request.env_manager != "virtualenv" else None
-    if isinstance(environment, PythonEnvironment):
-        spec = read_python_env(environment.file)
-    else:
-        assert isinstance(environment, CondaEnvironment)  # the backend refuses containers before
-        spec = read_conda_env(environment.file, "uv")
-    if not isinstance(spec, PythonSpec):
-        raise _problems(request, spec)
-    build = expand_requirements(spec.build_dependencies, spec.source, project.directory)
-    run = expand_requirements(spec.dependencies, spec.source, project.directory)
-    if not isinstance(build, RequirementSet) or not isinstance(run, RequirementSet):
-        raise _problems(request, tuple(each for part in (build, run) if isinstance(part, tuple) for each in part))
-    files = {BUILD_FILE: _lines(request, build), REQUIREMENTS_FILE: _lines(request, run)}
-    files = {name: content for name, content in files.items() if content}
-    installer = "pip" if request.env_manager == "virtualenv" else "uv"
-    job = {"installer": installer, "python": spec.python, "key": _key(spec, build, run), "files": list(files)}
-    return DriverEnvironment(_description(spec, build.count + run.count), job, files, spec.warnings)
+        return _locked(request, lock) if lock is not None and manager == "uv" else None
+    contents = read_contents(project, manager)
+    if isinstance(contents, tuple):
+        raise _problems(request, contents)
+    build, run, python = contents.build, contents.run, contents.python_range or contents.python
+    files = {**_files(request, BUILD_FILE, build), **_files(request, REQUIREMENTS_FILE, run)}
+    editable = any(package.editable for package in (*build.local_packages, *run.local_packages))
+    texts = ["python", python or "", "build", *build.key_inputs, "run", *run.key_inputs]
+    job = {
+        "installer": "uv" if manager == "uv" else "pip",
+        "python": python,
+        # An editable package refers to the unpacked project, which is removed with the run: not cacheable.
+        "key": None if editable else digest_text(texts),
+        "files": [name for name in (BUILD_FILE, REQUIREMENTS_FILE) if name in files],
+        "variables": _variables(build.variables | run.variables),
+    }
+    count, name = build.count + run.count, contents.source.name if contents.source is not None else "no file"
+    interpreter = f"Python {python}" if python else "the driver's Python"
+    description = f"{interpreter}, {count} requirement{'' if count == 1 else 's'} ({name}), built on the driver"
+    return DriverEnvironment(description, job, files, contents.warnings)
 
 
-def _description(spec: PythonSpec, count: int) -> str:
-    name = spec.source.name if spec.source is not None else "no file"
-    python = f"Python {spec.python}" if spec.python else "the driver's Python"
-    return f"{python}, {count} requirement{'' if count == 1 else 's'} ({name}), built on the driver"
+_PIP_VARIABLES = {
+    "UV_PRERELEASE": "PIP_PRE",
+    "UV_REQUIRE_HASHES": "PIP_REQUIRE_HASHES",
+    "UV_INSECURE_HOST": "PIP_TRUSTED_HOST",
+}
 
 
-def _key(spec: PythonSpec, build: RequirementSet, run: RequirementSet) -> str | None:
-    if any(package.editable for package in (*build.local_packages, *run.local_packages)):
-        # It refers to the unpacked project, which is removed with the run: not cacheable.
-        return None
-    return digest_text(["python", spec.python or "", "build", *build.key_inputs, "run", *run.key_inputs])
+def _variables(options: Mapping[str, str]) -> dict[str, str]:
+    """Returns the options of requirements files as variables of uv, and of pip, which installs where uv can't be had."""
+    pip = {
+        _PIP_VARIABLES[name]: {"allow": "1"}.get(value, value)
+        for name, value in options.items()
+        if name in _PIP_VARIABLES
+    }
+    return {**options, **pip}
 
 
-def _lines(request: DatabricksRequest, requirements: RequirementSet) -> bytes:
-    """Returns the requirements file for the archive; its files must be in the project."""
-    flags, paths = requirements.arguments[::2], requirements.arguments[1::2]
-    lines = [
-        *requirements.lines,
-        *(f"{flag} {_inside(request, Path(path))}" for flag, path in zip(flags, paths, strict=True)),
-    ]
-    for path in (*(package.directory for package in requirements.local_packages), *requirements.files):
-        _inside(request, path)
-    return "".join(f"{line}\n" for line in lines).encode()
+def _files(request: DatabricksRequest, name: str, requirements: RequirementSet) -> dict[str, bytes]:
+    """Returns the requirements and constraints files for the archive; what they name must be in the project."""
+    if not requirements.key_inputs:
+        return {}
+    for package in requirements.local_packages:
+        _inside(request, package.directory)
+    constraints = f"{name}.constraints"
+    text = requirements.file_text([str(_inside(request, link)) for link in requirements.links], constraints)
+    return {name: text.encode(), constraints: "".join(f"{line}\n" for line in requirements.constraints).encode()}
 
 
 def _inside(request: DatabricksRequest, path: Path) -> Path:
@@ -268,11 +268,7 @@ def _locked(request: DatabricksRequest, lock: Path) -> DriverEnvironment:
         _inside(request, package.path)
         if package.installed:
             facts += [package.name, digest_package(package.path)]
-    try:
-        named = (folder / ".python-version").read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError):
-        named = []
-    python = named[0] if named and is_python_request(named[0]) else requires
+    python = pinned_python(request.project) or requires
     return DriverEnvironment(
         f"Python {python}, locked by {lock.name}, built on the driver",
         {"installer": "uv", "python": python, "key": digest_text([*facts, python or ""]), "locked": True},

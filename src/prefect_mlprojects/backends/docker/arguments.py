@@ -1,4 +1,4 @@
-"""Maps container arguments (MLflow's flags, or a mapping) to the options of Docker's SDK.
+"""Maps container arguments (MLflow's flags, or a mapping) to the options of Docker's SDK, and separates secret ones.
 
 ``mlflow run -A name=value`` passes ``--name value`` to ``docker run``
 (https://docs.docker.com/reference/cli/docker/container/run/); the names here are those.
@@ -6,23 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+from prefect_mlprojects._support.redaction import is_secret
+from prefect_mlprojects._support.secrets import Secret, has_secret, reveal_all, without_secrets
 from prefect_mlprojects._support.text import nearest
-from prefect_mlprojects.backends.docker.flag_values import (
-    device_rates,
-    extra_hosts,
-    gpu_requests,
-    link_names,
-    nano_cpus,
-    pairs,
-    texts,
-    tmpfs,
-    truth,
-    ulimits,
-)
 from prefect_mlprojects.exceptions import ParameterError, Problem
 
 
@@ -33,131 +23,184 @@ class ContainerOptions:
     Attributes:
         create: Keywords of ``APIClient.create_container``.
         host: Keywords of ``APIClient.create_host_config``.
-        environment: Variables.
         volumes: ``host:container[:mode]`` or ``name:container`` strings.
+        environ: The variables of this process, from which names without a value are copied.
     """
 
     create: dict[str, Any] = field(default_factory=dict)
     host: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     volumes: list[str] = field(default_factory=list)
-
-
-_Setter = Callable[[ContainerOptions, Any], None]
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
 def parse_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> ContainerOptions:
-    """Parses `docker_args`.
+    """Parses `docker_args`; ``image`` is ignored, and ``e=NAME`` copies from `environ`.
 
-    Args:
-        arguments: Values by name: flags as ``docker run`` has them (without dashes), or ``volumes`` and ``environment`` as lists or
-            mappings. ``image`` is ignored.
-        environ: This process's variables: ``e=NAME`` copies from them.
-
-    Raises:
-        ParameterError: An argument is unknown (the nearest is named) or has an invalid value; all problems at once.
+    Raises `ParameterError` for unknown arguments (the nearest is named) and invalid values; all problems at once.
     """
-    options, problems = ContainerOptions(), []
+    options, problems = ContainerOptions(environ=environ), []
     for name, value in arguments.items():
         if name == "image" or value is None or value is False:
             continue
-        key = name.lstrip("-").replace("_", "-")
-        setter = _TABLE.get(key)
+        setter = _SETTERS.get(_flag(name))
         if setter is None:
-            near = nearest(key, _TABLE)
-            why = _REFUSED.get(key)
-            problems.append(
-                Problem(
-                    f"unknown container argument {name!r}" if why is None else f"{name!r} {why}",
-                    parameter=name,
-                    fix=f"did you mean {near!r}?" if near and why is None else None,
-                )
-            )
+            problems.append(_unknown(name))
             continue
         try:
-            setter(options, value)
-            if key in ("e", "env", "environment"):
-                _copy_variables(options, environ)
+            setter(options, reveal_all(value))
         except (ValueError, TypeError, KeyError) as error:
-            problems.append(
-                Problem(
-                    f"container argument {name!r} can't be {value!r}: {error}",
-                    parameter=name,
-                    value=str(value),
-                )
-            )
+            shown = without_secrets(value)
+            message = f"container argument {name!r} can't be {shown!r}: {error}"
+            problems.append(Problem(message, parameter=name, value=str(shown)))
     if problems:
         raise ParameterError("docker_args are invalid", problems)
     return options
 
 
+def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divides `docker_args` into what may be stored with a flow run, and the arguments that hold secrets, as `Secret` values.
+
+    Secrets are ``NAME=VALUE`` of variables and log options whose name says so, or whose value is a URL with one. Of a variable
+    the name is stored, which ``docker run`` copies from the environment.
+    """
+    public, secret = dict(arguments), dict[str, Any]()
+    for name, value in arguments.items():
+        flag, plain = _flag(name), reveal_all(value)
+        if flag not in (*_VARIABLES, "log-opt"):
+            continue
+        given = (
+            [f"{each}={content}" for each, content in plain.items()] if isinstance(plain, Mapping) else _texts(plain)
+        )
+        hidden = [text for text in given if has_secret(value) or is_secret(*text.partition("=")[::2])]
+        if hidden:
+            secret[name] = [Secret(text) for text in given]
+            public[name] = [text.partition("=")[0] if text in hidden else text for text in given if flag in _VARIABLES]
+    return public, secret
+
+
+def _flag(name: str) -> str:
+    return name.lstrip("-").replace("_", "-")
+
+
+def _unknown(name: str) -> Problem:
+    flag = _flag(name)
+    if flag in _REFUSED:
+        return Problem(f"{name!r} {_REFUSED[flag]}", parameter=name)
+    near = nearest(flag, _SETTERS)
+    fix = f"did you mean {near!r}?" if near else None
+    return Problem(f"unknown container argument {name!r}", parameter=name, fix=fix)
+
+
 _REFUSED: Mapping[str, str] = {
-    "a": "can't be used: a run always attaches to all output",
-    "attach": "can't be used: a run always attaches to all output",
+    **dict.fromkeys(("a", "attach"), "can't be used: a run always attaches to all output"),
+    **dict.fromkeys(("d", "detach"), "can't be used: the run waits for its container"),
+    **dict.fromkeys(("i", "interactive"), "can't be used: a run has no terminal to read from"),
+    **dict.fromkeys(("q", "quiet"), "can't be used: a run always reports its progress"),
     "cidfile": "is not needed: the container's id is in the run's log, and its labels hold the run's ids",
     "pull": "is a key of the backend configuration: pull: missing, always or never",
-    "q": "can't be used: a run always reports its progress",
-    "quiet": "can't be used: a run always reports its progress",
+    "restart": "can't be used: a run ends when its command does",
+    "rm": "is not needed: the container is removed when it has ended",
     "sig-proxy": "is not needed: stopping the run stops its container",
     "stop-timeout": "is the key grace-period of the backend configuration",
-    "rm": "is not needed: the container is removed when it has ended",
-    "d": "can't be used: the run waits for its container",
-    "detach": "can't be used: the run waits for its container",
-    "i": "can't be used: a run has no terminal to read from",
-    "interactive": "can't be used: a run has no terminal to read from",
-    "restart": "can't be used: a run ends when its command does",
 }
 
 
-def _create(name: str, convert: Callable[[Any], Any] = str) -> _Setter:
-    def set_it(options: ContainerOptions, value: Any) -> None:
-        options.create[name] = convert(value)
-
-    return set_it
+# Parsers of values; each raises ValueError for an invalid one.
 
 
-def _host(name: str, convert: Callable[[Any], Any] = str) -> _Setter:
-    def set_it(options: ContainerOptions, value: Any) -> None:
-        options.host[name] = convert(value)
-
-    return set_it
+def _texts(value: Any) -> list[str]:
+    """Returns the value, or each of a list, as text."""
+    return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
 
 
-def _log(field_name: str) -> _Setter:
-    def set_it(options: ContainerOptions, value: Any) -> None:
+def _truth(value: Any) -> bool:
+    known = {"true": True, "1": True, "false": False, "0": False}
+    if str(value).lower() not in known:
+        raise ValueError("give true or false")
+    return known[str(value).lower()]
+
+
+def _divided(value: Any, separator: str, form: str, *, last: bool = False) -> Iterator[tuple[str, str]]:
+    """Divides each text at its first separator, or its last; `form` describes valid texts."""
+    for text in _texts(value):
+        name, found, rest = text.rpartition(separator) if last else text.partition(separator)
+        if not found:
+            raise ValueError(f"give {form}")
+        yield name, rest
+
+
+def _pairs(value: Any) -> dict[str, str]:
+    """Parses ``name=value``, or takes a mapping."""
+    if isinstance(value, Mapping):
+        return {str(name): str(content) for name, content in value.items()}
+    return {name: content for name, _, content in (text.partition("=") for text in _texts(value))}
+
+
+def _colon_pairs(value: Any) -> dict[str, str]:
+    """Parses ``folder[:options]``."""
+    return {name: rest for name, _, rest in (text.partition(":") for text in _texts(value))}
+
+
+def _ulimits(value: Any) -> list[Any]:
+    from docker.types import Ulimit
+
+    limits = [(name, numbers.partition(":")) for name, numbers in _divided(value, "=", "name=soft[:hard]")]
+    return [Ulimit(name=name, soft=int(soft), hard=int(hard or soft)) for name, (soft, _, hard) in limits]
+
+
+def _gpu_requests(value: Any) -> list[Any]:
+    """Parses ``all``, a number, or ``device=ID[,ID]``."""
+    from docker.types import DeviceRequest
+
+    text = "all" if value is True else str(value).strip().strip('"')
+    if text == "all" or text.isdigit():
+        return [DeviceRequest(count=-1 if text == "all" else int(text), capabilities=[["gpu"]])]
+    if text.startswith("device="):
+        return [DeviceRequest(device_ids=text.removeprefix("device=").split(","), capabilities=[["gpu"]])]
+    raise ValueError("give all, a number, or device=ID[,ID]")
+
+
+def _device_rates(value: Any) -> list[dict[str, Any]]:
+    """Parses ``device:rate``, the rate with a unit as ``1mb``."""
+    from docker.utils import parse_bytes
+
+    return [{"Path": path, "Rate": parse_bytes(rate)} for path, rate in _divided(value, ":", "device:rate", last=True)]
+
+
+# Setters of options that several flags or several parts of a value contribute to.
+
+_Setter: TypeAlias = Callable[[ContainerOptions, Any], None]
+
+
+def _set_log(name: Literal["type", "config"]) -> _Setter:
+    def set_log(options: ContainerOptions, value: Any) -> None:
         from docker.types import LogConfig
 
         known = options.host.get("log_config") or LogConfig(type="json-file", config={})
         given: dict[str, Any] = {"type": known.type, "config": known.config}
-        given[field_name] = str(value) if field_name == "type" else {**known.config, **pairs(value)}
+        given[name] = str(value) if name == "type" else {**known.config, **_pairs(value)}
         options.host["log_config"] = LogConfig(**given)
 
-    return set_it
+    return set_log
 
 
 # Keys of --mount by the names of Docker's SDK
 # (https://docs.docker.com/engine/storage/bind-mounts/#options-for---mount).
 _MOUNT_KEYS = {
-    "type": "type",
-    "source": "source",
+    **{key: key.replace("-", "_") for key in ("type", "source", "target", "consistency", "tmpfs-size", "tmpfs-mode")},
     "src": "source",
-    "target": "target",
-    "destination": "target",
-    "dst": "target",
-    "readonly": "read_only",
-    "ro": "read_only",
+    **dict.fromkeys(("destination", "dst"), "target"),
+    **dict.fromkeys(("readonly", "ro"), "read_only"),
     "bind-propagation": "propagation",
-    "consistency": "consistency",
     "volume-nocopy": "no_copy",
-    "tmpfs-size": "tmpfs_size",
-    "tmpfs-mode": "tmpfs_mode",
 }
 
 
-def _mounts(options: ContainerOptions, value: Any) -> None:
+def _add_mounts(options: ContainerOptions, value: Any) -> None:
     from docker.types import Mount
 
-    for text in texts(value):
+    for text in _texts(value):
         given: dict[str, Any] = {"type": "volume", "source": None}
         for part in text.split(","):
             key, separator, content = part.partition("=")
@@ -165,7 +208,7 @@ def _mounts(options: ContainerOptions, value: Any) -> None:
                 raise ValueError(f"a mount has no {key!r}; it knows {', '.join(sorted(_MOUNT_KEYS))}")
             name = _MOUNT_KEYS[key]
             flag = name in ("read_only", "no_copy")
-            given[name] = truth(content) if separator and flag else True if flag else content
+            given[name] = (_truth(content) if separator else True) if flag else content
         if "tmpfs_mode" in given:
             given["tmpfs_mode"] = int(given["tmpfs_mode"], 8)
         if "target" not in given:
@@ -174,19 +217,28 @@ def _mounts(options: ContainerOptions, value: Any) -> None:
 
 
 def _expose(options: ContainerOptions, value: Any) -> None:
-    ports = [(port, protocol or "tcp") for port, _, protocol in (text.partition("/") for text in texts(value))]
-    options.create["ports"] = [*options.create.get("ports", []), *ports]
+    ports = [(port, protocol or "tcp") for port, _, protocol in (text.partition("/") for text in _texts(value))]
+    options.create.setdefault("ports", []).extend(ports)
 
 
-def _no_health_check(options: ContainerOptions, value: Any) -> None:
-    if truth(value):
+def _publish(options: ContainerOptions, value: Any) -> None:
+    from docker.utils.ports import build_port_bindings
+
+    bindings = build_port_bindings(_texts(value)) if not isinstance(value, Mapping) else dict(value)
+    options.host["port_bindings"] = bindings
+    ports = [tuple(port.split("/")) if "/" in str(port) else port for port in bindings]
+    options.create.setdefault("ports", []).extend(ports)
+
+
+def _disable_health_check(options: ContainerOptions, value: Any) -> None:
+    if _truth(value):
         options.create["healthcheck"] = {"test": ["NONE"]}
 
 
-def _set_environment_files(options: ContainerOptions, value: Any) -> None:
+def _add_environment_files(options: ContainerOptions, value: Any) -> None:
     from docker.utils import parse_env_file
 
-    for path in texts(value):
+    for path in _texts(value):
         try:
             found = parse_env_file(path)
         except OSError as error:
@@ -195,29 +247,18 @@ def _set_environment_files(options: ContainerOptions, value: Any) -> None:
         options.environment = {**found, **options.environment}
 
 
-def _set_environment(options: ContainerOptions, value: Any) -> None:
+def _add_environment(options: ContainerOptions, value: Any) -> None:
     if isinstance(value, Mapping):
         options.environment |= {str(name): "" if content is None else str(content) for name, content in value.items()}
         return
-    for text in texts(value):
+    for text in _texts(value):
         name, separator, content = text.partition("=")
-        # A name alone is copied from this process; see _copy_variables.
-        options.environment[name] = content if separator else _COPY
+        if not separator and name not in options.environ:
+            raise ValueError(f"the variable {name} is not set here")
+        options.environment[name] = content if separator else options.environ[name]
 
 
-_COPY = "\0copy"
-
-
-def _copy_variables(options: ContainerOptions, environ: Mapping[str, str]) -> None:
-    for name, value in list(options.environment.items()):
-        if value == _COPY:
-            if name not in environ:
-                del options.environment[name]
-                raise ValueError(f"the variable {name} is not set here")
-            options.environment[name] = environ[name]
-
-
-def _set_volumes(options: ContainerOptions, value: Any) -> None:
+def _add_volumes(options: ContainerOptions, value: Any) -> None:
     if isinstance(value, Mapping):
         for source, target in value.items():
             if isinstance(target, Mapping):
@@ -226,115 +267,79 @@ def _set_volumes(options: ContainerOptions, value: Any) -> None:
             else:
                 options.volumes.append(f"{source}:{target}")
         return
-    for text in texts(value):
-        if ":" not in text:
-            raise ValueError("give host:container[:mode]")
-        options.volumes.append(text)
+    options.volumes += [f"{source}:{target}" for source, target in _divided(value, ":", "host:container[:mode]")]
 
 
-def _set_ports(options: ContainerOptions, value: Any) -> None:
-    from docker.utils.ports import build_port_bindings
-
-    bindings = build_port_bindings(texts(value)) if not isinstance(value, Mapping) else dict(value)
-    options.host["port_bindings"] = bindings
-    ports = [tuple(port.split("/")) if "/" in str(port) else port for port in bindings]
-    options.create["ports"] = [*options.create.get("ports", []), *ports]
+def _add_labels(options: ContainerOptions, value: Any) -> None:
+    options.create["labels"] = {**options.create.get("labels", {}), **_pairs(value)}
 
 
-def _labels(options: ContainerOptions, value: Any) -> None:
-    options.create["labels"] = {**options.create.get("labels", {}), **pairs(value)}
+def _assign(group: Literal["create", "host"], name: str, parse: Callable[[Any], Any]) -> _Setter:
+    def assign(options: ContainerOptions, value: Any) -> None:
+        getattr(options, group)[name] = parse(value)
+
+    return assign
 
 
-_BY_LONG_NAME: Mapping[str, _Setter] = {
-    "add-host": _host("extra_hosts", extra_hosts),
-    "blkio-weight": _host("blkio_weight", int),
-    "cap-add": _host("cap_add", texts),
-    "cap-drop": _host("cap_drop", texts),
-    "cgroup-parent": _host("cgroup_parent"),
-    "cgroupns": _host("cgroupns"),
-    "cpu-period": _host("cpu_period", int),
-    "cpu-quota": _host("cpu_quota", int),
-    "cpu-rt-period": _host("cpu_rt_period", int),
-    "cpu-rt-runtime": _host("cpu_rt_runtime", int),
-    "cpu-shares": _host("cpu_shares", int),
-    "cpus": _host("nano_cpus", nano_cpus),
-    "cpuset-cpus": _host("cpuset_cpus"),
-    "cpuset-mems": _host("cpuset_mems"),
-    "device": _host("devices", texts),
-    "device-cgroup-rule": _host("device_cgroup_rules", texts),
-    "device-read-bps": _host("device_read_bps", device_rates),
-    "device-read-iops": _host("device_read_iops", device_rates),
-    "device-write-bps": _host("device_write_bps", device_rates),
-    "device-write-iops": _host("device_write_iops", device_rates),
-    "dns": _host("dns", texts),
-    "dns-option": _host("dns_opt", texts),
-    "dns-search": _host("dns_search", texts),
-    "domainname": _create("domainname"),
-    "entrypoint": _create("entrypoint", texts),
-    "env": _set_environment,
-    "env-file": _set_environment_files,
-    "environment": _set_environment,
-    "expose": _expose,
-    "gpus": _host("device_requests", gpu_requests),
-    "group-add": _host("group_add", texts),
-    "hostname": _create("hostname"),
-    "init": _host("init", truth),
-    "ipc": _host("ipc_mode"),
-    "label": _labels,
-    "link": _host("links", link_names),
-    "log-driver": _log("type"),
-    "log-opt": _log("config"),
-    "mac-address": _create("mac_address"),
-    "memory": _host("mem_limit"),
-    "memory-reservation": _host("mem_reservation"),
-    "memory-swap": _host("memswap_limit"),
-    "memory-swappiness": _host("mem_swappiness", int),
-    "mount": _mounts,
-    "name": _create("name"),
-    "network": _host("network_mode"),
-    "no-healthcheck": _no_health_check,
-    "oom-kill-disable": _host("oom_kill_disable", truth),
-    "oom-score-adj": _host("oom_score_adj", int),
-    "pid": _host("pid_mode"),
-    "pids-limit": _host("pids_limit", int),
-    "platform": _create("platform"),
-    "privileged": _host("privileged", truth),
-    "publish": _set_ports,
-    "publish-all": _host("publish_all_ports", truth),
-    "read-only": _host("read_only", truth),
-    "runtime": _host("runtime"),
-    "security-opt": _host("security_opt", texts),
-    "shm-size": _host("shm_size"),
-    "stop-signal": _create("stop_signal"),
-    "storage-opt": _host("storage_opt", pairs),
-    "sysctl": _host("sysctls", pairs),
-    "tmpfs": _host("tmpfs", tmpfs),
-    "tty": _create("tty", truth),
-    "ulimit": _host("ulimits", ulimits),
-    "user": _create("user"),
-    "userns": _host("userns_mode"),
-    "uts": _host("uts_mode"),
-    "volume": _set_volumes,
-    "volume-driver": _host("volume_driver"),
-    "volumes": _set_volumes,
-    "volumes-from": _host("volumes_from", texts),
-    "workdir": _create("working_dir"),
+# The flags that are named like their option in create_host_config, by the parser of their value.
+_HOST_FLAGS: Mapping[Callable[[Any], Any], str] = {
+    str: "cgroup-parent cgroupns cpuset-cpus cpuset-mems runtime shm-size volume-driver",
+    int: "blkio-weight cpu-period cpu-quota cpu-rt-period cpu-rt-runtime cpu-shares oom-score-adj pids-limit",
+    _texts: "cap-add cap-drop dns dns-search group-add security-opt volumes-from",
+    _truth: "init oom-kill-disable privileged read-only",
+    _device_rates: "device-read-bps device-read-iops device-write-bps device-write-iops",
+    _pairs: "storage-opt",
+    _colon_pairs: "tmpfs",
 }
+_RENAMED_HOST_FLAGS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "add-host": ("extra_hosts", lambda value: dict(_divided(value, ":", "name:address"))),
+    "cpus": ("nano_cpus", lambda value: int(float(value) * 1_000_000_000)),
+    "device": ("devices", _texts),
+    "device-cgroup-rule": ("device_cgroup_rules", _texts),
+    "dns-option": ("dns_opt", _texts),
+    "gpus": ("device_requests", _gpu_requests),
+    "ipc": ("ipc_mode", str),
+    "link": ("links", lambda value: {name: alias or name for name, alias in _colon_pairs(value).items()}),
+    "memory": ("mem_limit", str),
+    "memory-reservation": ("mem_reservation", str),
+    "memory-swap": ("memswap_limit", str),
+    "memory-swappiness": ("mem_swappiness", int),
+    "network": ("network_mode", str),
+    "pid": ("pid_mode", str),
+    "publish-all": ("publish_all_ports", _truth),
+    "sysctl": ("sysctls", _pairs),
+    "ulimit": ("ulimits", _ulimits),
+    "userns": ("userns_mode", str),
+    "uts": ("uts_mode", str),
+}
+_CREATE_FLAGS = "domainname hostname mac-address name platform stop-signal user"
+_VARIABLES = ("e", "env", "environment")
 _SHORT_NAMES = {
-    "c": "cpu-shares",
-    "e": "env",
-    "h": "hostname",
-    "l": "label",
-    "m": "memory",
-    "net": "network",
-    "p": "publish",
-    "P": "publish-all",
-    "t": "tty",
-    "u": "user",
-    "v": "volume",
-    "w": "workdir",
+    **{"c": "cpu-shares", "e": "env", "h": "hostname", "l": "label", "m": "memory", "net": "network", "p": "publish"},
+    **{"P": "publish-all", "t": "tty", "u": "user", "v": "volume", "w": "workdir"},
 }
-_TABLE: Mapping[str, _Setter] = {
-    **_BY_LONG_NAME,
-    **{short: _BY_LONG_NAME[long] for short, long in _SHORT_NAMES.items()},
+_LONG_NAMES: Mapping[str, _Setter] = {
+    **{
+        flag: _assign("host", flag.replace("-", "_"), parse)
+        for parse, flags in _HOST_FLAGS.items()
+        for flag in flags.split()
+    },
+    **{flag: _assign("host", name, parse) for flag, (name, parse) in _RENAMED_HOST_FLAGS.items()},
+    **{flag: _assign("create", flag.replace("-", "_"), str) for flag in _CREATE_FLAGS.split()},
+    "entrypoint": _assign("create", "entrypoint", _texts),
+    "tty": _assign("create", "tty", _truth),
+    "workdir": _assign("create", "working_dir", str),
+    "env": _add_environment,
+    "env-file": _add_environment_files,
+    "environment": _add_environment,
+    "expose": _expose,
+    "label": _add_labels,
+    "log-driver": _set_log("type"),
+    "log-opt": _set_log("config"),
+    "mount": _add_mounts,
+    "no-healthcheck": _disable_health_check,
+    "publish": _publish,
+    "volume": _add_volumes,
+    "volumes": _add_volumes,
 }
+_SETTERS: Mapping[str, _Setter] = {**_LONG_NAMES, **{short: _LONG_NAMES[long] for short, long in _SHORT_NAMES.items()}}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.secrets import reveal_all, reveal_values
 from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
-from prefect_mlprojects.backends.containers.config import LocalConfig, RegistryCredentials
-from prefect_mlprojects.backends.containers.engine import connect, find_engine
-from prefect_mlprojects.backends.containers.image import CODE_FOLDER, build_project_image, ensure_image, shell_command
+from prefect_mlprojects.backends.containers.engine import LocalConfig, RegistryCredentials, connect, find_engine
+from prefect_mlprojects.backends.containers.image import CODE_FOLDER, EngineImages, shell_command
 from prefect_mlprojects.backends.contract import (
     Backend,
     BackendPlan,
@@ -25,8 +25,13 @@ from prefect_mlprojects.backends.contract import (
 )
 from prefect_mlprojects.backends.docker.arguments import ContainerOptions, parse_arguments
 from prefect_mlprojects.backends.docker.container_env import container_env
-from prefect_mlprojects.backends.docker.containers import ContainerRun, explain_start_failure, find_running, labels
-from prefect_mlprojects.backends.docker.guard import guarded
+from prefect_mlprojects.backends.docker.containers import (
+    ContainerRun,
+    explain_start_failure,
+    find_running,
+    guarded,
+    labels,
+)
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError, ParameterError, Problem
 from prefect_mlprojects.settings import grace_period
@@ -40,15 +45,14 @@ DATA_FOLDER = "/mlflow/projects/data"
 
 @dataclass(frozen=True)
 class DockerImage:
-    """The image that a command runs in.
-
-    Attributes:
-        image_id: Its id on the engine.
-        carries_project: Whether its working directory holds the project.
-    """
+    """The image that a command runs in; `carries_project` is True if its working directory holds the project."""
 
     image_id: str
     carries_project: bool
+
+
+_Request: TypeAlias = BackendRequest[LocalConfig]
+_Prepared: TypeAlias = Prepared[LocalConfig, DockerImage]
 
 
 class DockerBackend(Backend[LocalConfig, DockerImage]):
@@ -57,35 +61,25 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
     name = BACKEND
     config_model = LocalConfig
 
-    def environment_kind(self, request: BackendRequest[LocalConfig]) -> str:
+    def environment_kind(self, request: _Request) -> str:
         """Returns ``docker``."""
         del request
         return "docker"
 
-    def check(self, request: BackendRequest[LocalConfig]) -> None:
-        """Checks the arguments for the container, and that the variables to copy are set.
-
-        Raises:
-            ParameterError: An argument is wrong, a variable is not set, or an environment manager was chosen.
-        """
+    def check(self, request: _Request) -> None:
+        """Raises `ParameterError` for a wrong argument, a variable that is not set, or an environment manager."""
         _options(request)
         if request.env_manager not in (None, "local"):
+            message = f"env_manager {request.env_manager!r} can't be used in a container: its image is the environment"
             raise ParameterError(
                 f"The run options of project '{request.project.display_name}' contradict each other",
-                [
-                    Problem(
-                        f"env_manager {request.env_manager!r} can't be used in a container: its image is the environment",
-                        parameter="env_manager",
-                        fix="leave it out",
-                    )
-                ],
+                [Problem(message, parameter="env_manager", fix="leave it out")],
             )
 
-    def map_paths(self, request: BackendRequest[LocalConfig], paths: Mapping[str, str]) -> Mapping[str, str]:
-        """Maps files of the project to its folder in the container; mounts each other one in a separate folder.
+    def map_paths(self, request: _Request, paths: Mapping[str, str]) -> Mapping[str, str]:
+        """Maps files of the project to its folder in the container, and each other one to a folder that it is mounted in.
 
-        Raises:
-            BackendError: The engine can't mount a file, because it is on another machine.
+        Raises `BackendError` for a file outside the project if the engine is on another machine.
         """
         mapped: dict[str, str] = {}
         root = request.working_copy.directory
@@ -103,7 +97,7 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
                 )
         return mapped
 
-    def plan(self, request: BackendRequest[LocalConfig], command: str) -> BackendPlan:
+    def plan(self, request: _Request, command: str) -> BackendPlan:
         """Returns the image, how the project's files get into its container, and its command."""
         files = "built into an image" if request.build_image else f"{request.config.project_files} into {CODE_FOLDER}"
         sections = {
@@ -113,71 +107,43 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
         }
         return BackendPlan("docker", sections=sections)
 
-    def prepare(
-        self, request: BackendRequest[LocalConfig], report: Report, stop: StopSignal
-    ) -> Prepared[LocalConfig, DockerImage]:
+    def prepare(self, request: _Request, report: Report, stop: StopSignal) -> _Prepared:
         """Pulls the image if it is missing, and builds one with the project's files if requested.
 
-        Raises:
-            BackendError: The engine can't be reached, the image could not be pulled or built, or a stop was requested.
+        Raises `BackendError` if the engine can't be reached, the image can't be pulled or built, or a stop is requested.
         """
-        config, image = request.config, _image_of(request)
-        engine = connect(config)
-        auth = _registry_auth(request)
-        image_id, reused = ensure_image(
-            engine, image, pull=config.pull, auth=auth, backend=BACKEND, report=report, stop=stop
-        )
+        config, image, copy = request.config, _image_of(request), request.working_copy
+        engine, options, auth = connect(config), _options(request), _registry_auth(request)
+        images = EngineImages(engine, BACKEND, report, stop)
+        image_id, reused = images.ensure(image, config.pull, auth)
         if request.build_image:
-            built = build_project_image(
-                engine,
-                image,
-                image_id,
-                request.working_copy,
-                request.project.name,
-                backend=BACKEND,
-                report=report,
-                stop=stop,
-            )
+            mounted = [_target(volume) for volume in options.volumes]
+            built = images.build(image, image_id, copy, request.project.name, mounted)
             image, image_id, reused = built.name, built.image_id, built.reused
-        carries = request.build_image or _carries_project(engine, image_id, _options(request).create.get("working_dir"))
-        return Prepared(
-            request,
-            DockerImage(image_id, carries),
-            f"image {image} ({image_id.removeprefix('sha256:')[:12]})",
-            reused,
-            image,
-            {"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image_id},
-        )
+        carries = request.build_image or _carries_project(engine, image_id, options.create.get("working_dir"))
+        tags = {"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image_id}
+        description = f"image {image} ({image_id.removeprefix('sha256:')[:12]})"
+        return Prepared(request, DockerImage(image_id, carries), description, reused, image, tags)
 
-    def execute(
-        self,
-        prepared: Prepared[LocalConfig, DockerImage],
-        command: Command,
-        events: ExecutionEvents,
-        stop: StopSignal,
-    ) -> Outcome:
+    def execute(self, prepared: _Prepared, command: Command, events: ExecutionEvents, stop: StopSignal) -> Outcome:
         """Runs the command in a container; returns once it has exited and was removed.
 
-        Raises:
-            BackendError: The engine can't be reached.
+        Raises `BackendError` if the engine can't be reached, or the artifacts would be lost.
         """
         if stop.requested:
             return stopped_outcome(stop)
         config = prepared.request.config
         grace = grace_period() if config.grace_period is None else config.grace_period
         engine = connect(config)
-        options = _options(prepared.request)
-        tailed = TailedOutput(events)
-        tty = bool(options.create.get("tty"))
+        options, here = _options(prepared.request), find_engine(config).is_here
         running = find_running(engine, command.identity)
-        here = find_engine(config).is_here
         from docker.errors import APIError
 
         try:
             container = running or _create(engine, prepared, command, options, here=here)
         except APIError as error:
             return _not_started(error)
-        run = ContainerRun(engine, container, tailed, tty=tty)
+        run = ContainerRun(engine, container, TailedOutput(events), tty=bool(options.create.get("tty")))
         # The guard starts first: a process killed right after the start must not leave its container.
         with guarded(container, config, grace):
             try:
@@ -194,61 +160,61 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
                 run.remove()
 
 
-def _image_of(request: BackendRequest[LocalConfig]) -> str:
+def _image_of(request: _Request) -> str:
     # Without an image the registry would not have chosen this backend.
     assert request.image is not None
     return request.image
 
 
-def _options(request: BackendRequest[LocalConfig]) -> ContainerOptions:
+def _options(request: _Request) -> ContainerOptions:
     """Merges the container options of the project and of `docker_args`, which take precedence."""
     options = parse_arguments(request.docker_args or {}, os.environ)
     environment = request.project.environment
     if not isinstance(environment, DockerEnvironment):
         return options
-    missing = [name for name, value in environment.environment if value is None and name not in os.environ]
-    missing = [name for name in missing if name not in options.environment]
-    if missing:
+    copied = {name for name, value in environment.environment if value is None}
+    if missing := sorted(copied - os.environ.keys() - options.environment.keys()):
+        message = "its docker_env copies the variable {0}, which is not set"
         raise ParameterError(
             f"Project '{request.project.display_name}' can't run",
-            [
-                Problem(f"its docker_env copies the variable {name}, which is not set", fix=f"set {name}")
-                for name in missing
-            ],
+            [Problem(message.format(name), fix=f"set {name}") for name in missing],
         )
     variables = {name: os.environ.get(name, "") if value is None else value for name, value in environment.environment}
     options.environment = {**variables, **options.environment}
-    taken = {volume.split(":")[1] for volume in options.volumes if ":" in volume}
     named = [expand_volume(volume, request.working_copy.directory) for volume in environment.volumes]
-    options.volumes = [
-        *(volume for volume in named if volume.split(":")[1:2] and volume.split(":")[1] not in taken),
-        *options.volumes,
-    ]
+    options.volumes = [*_not_mounted(named, options.volumes), *options.volumes]
     return options
 
 
-def _registry_auth(request: BackendRequest[LocalConfig]) -> dict[str, str] | None:
+def _not_mounted(volumes: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Returns the volumes whose folder in the container is not that of one of the others, which Docker would refuse."""
+    taken = {_target(volume) for volume in others}
+    return [volume for volume in volumes if _target(volume) and _target(volume) not in taken]
+
+
+def _target(volume: str) -> str:
+    return volume.split(":")[1] if ":" in volume else ""
+
+
+def _registry_auth(request: _Request) -> dict[str, str] | None:
     if request.docker_auth:
         return {str(key): str(value) for key, value in reveal_all(request.docker_auth).items()}
     credentials = request.config.credentials
     return credentials.auth_config() if isinstance(credentials, RegistryCredentials) else None
 
 
-def _create(
-    engine: Any,
-    prepared: Prepared[LocalConfig, DockerImage],
-    command: Command,
-    options: ContainerOptions,
-    *,
-    here: bool,
-) -> str:
+def _create(engine: Any, prepared: _Prepared, command: Command, options: ContainerOptions, *, here: bool) -> str:
     request, config = prepared.request, prepared.request.config
     directory = request.working_copy.directory
     own = container_env(
-        reveal_values(command.child_env), os.environ, engine_is_here=here, network=options.host.get("network_mode")
+        reveal_values(command.child_env),
+        os.environ,
+        artifact_uri=command.artifact_uri,
+        engine_is_here=here,
+        network=options.host.get("network_mode"),
     )
     carried = prepared.value.carries_project
-    volumes = [*own.volumes, *options.volumes, *_mounted_paths(command)]
+    volumes = [*_not_mounted(own.volumes, options.volumes), *options.volumes, *_mounted_paths(command)]
     if not carried and config.project_files == "mount":
         volumes.append(f"{directory}:{CODE_FOLDER}")
     host: dict[str, Any] = {"init": True, **options.host}
@@ -262,26 +228,18 @@ def _create(
     user = _caller() if config.container_user == "caller" and here else None
     if user is not None:
         create.setdefault("user", f"{user[0]}:{user[1]}")
-    made = engine.create_container(
-        prepared.value.image_id,
-        **{
-            **create,
-            "command": shell_command(command.line),
-            "environment": {
-                # Docker's init forwards signals to the process group, so that the shell's child gets them too.
-                "TINI_KILL_PROCESS_GROUP": "1",
-                **own.variables,
-                **options.environment,
-            },
-            "labels": {**create.get("labels", {}), **labels(command.identity)},
-            "host_config": engine.create_host_config(binds=_resolved(volumes), **host),
-        },
-    )
-    container = str(made["Id"])
+    create |= {
+        "command": shell_command(command.line),
+        # Docker's init forwards signals to the process group, so that the shell's child gets them too.
+        "environment": {"TINI_KILL_PROCESS_GROUP": "1", **own.variables, **options.environment},
+        "labels": {**create.get("labels", {}), **labels(command.identity)},
+        "host_config": engine.create_host_config(binds=_resolved(volumes), **host),
+    }
+    container = str(engine.create_container(prepared.value.image_id, **create)["Id"])
     if not carried and config.project_files == "copy":
         try:
-            files = iterate_archive(project_files(directory), prefix=CODE_FOLDER, owner=user or (0, 0))
-            engine.put_archive(container, "/", files)
+            files = project_files(request.working_copy, mounted=[_target(volume) for volume in volumes])
+            engine.put_archive(container, "/", iterate_archive(files, prefix=CODE_FOLDER, owner=user or (0, 0)))
         except BaseException:
             engine.remove_container(container, force=True, v=True)
             raise
@@ -307,12 +265,9 @@ def _carries_project(engine: Any, image: str, working_directory: str | None) -> 
         return False
     try:
         for name in ("MLproject", "mlproject", "MLPROJECT", "MLProject"):
-            try:
-                stream, _ = engine.get_archive(probe, str(PurePosixPath(folder) / name))
-            except NotFound:
-                continue
-            stream.close()
-            return True
+            with contextlib.suppress(NotFound):
+                engine.get_archive(probe, str(PurePosixPath(folder) / name))[0].close()
+                return True
         return False
     except APIError:
         return False
@@ -336,9 +291,4 @@ def _resolved(volumes: list[str]) -> list[str]:
 
 def _not_started(error: Exception) -> Outcome:
     failure = explain_start_failure(str(getattr(error, "explanation", None) or error))
-    return Outcome(
-        "not-started",
-        cause=f"the container could not be started: {failure.cause}",
-        advice=failure.advice,
-        reason=failure.category,
-    )
+    return replace(failure, cause=f"the container could not be started: {failure.cause}")

@@ -7,7 +7,8 @@ import logging
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect_mlprojects._support.output import TailedOutput
@@ -24,9 +25,9 @@ Piece = tuple[StreamName, bytes]
 
 
 class ContainerOutput:
-    """Reads a container's output in the background and passes it on.
+    """Reads a container's output in a background thread and writes it to an output.
 
-    After a broken connection it reads the engine's log of the container and skips the part that was passed on already. It counts
+    After a broken connection it reads the engine's log of the container and skips the part that was written already. It counts
     lines and the bytes after the last one, since the log holds invalid UTF-8 as other bytes.
     """
 
@@ -43,11 +44,11 @@ class ContainerOutput:
     def attach(self) -> None:
         """Attaches to a container before its start; delivers incomplete lines at once."""
         stream = self._engine.attach(self._id, stdout=True, stderr=True, stream=True, logs=True, demux=not self._tty)
-        self._begin(self._attached(stream))
+        self._read_in_thread(self._attached(stream))
 
     def follow_log(self) -> None:
         """Begins to read the log of a started container, from its first line."""
-        self._begin(self._log())
+        self._read_in_thread(self._log())
 
     def finish(self) -> None:
         """Waits until all output was read; called after the container's exit."""
@@ -60,29 +61,28 @@ class ContainerOutput:
             before = self._pieces
             self._reader.join(_DRAIN_SECONDS)
 
-    def _begin(self, source: Iterator[Piece]) -> None:
+    def _read_in_thread(self, source: Iterator[Piece]) -> None:
         self._reader = threading.Thread(target=self._read, args=(source,), name="container-output", daemon=True)
         self._reader.start()
 
     def _read(self, source: Iterator[Piece]) -> None:
         from docker.errors import DockerException
-        from requests.exceptions import RequestException
         from urllib3.exceptions import HTTPError
 
         left = _DRAIN_SECONDS
         while True:
+            error: Exception | None = None
             try:
                 for name, data in source:
                     self._pieces += 1
                     self._seen[name].advance(data)
                     self._output.write(name, data)
-                if self._container_ended.is_set() or not self._is_running():
+                if self._container_ended.is_set() or not self._engine.inspect_container(self._id)["State"]["Running"]:
                     return
-                error: Exception | None = None
-            except (DockerException, RequestException, HTTPError, OSError, ValueError) as broken:
+            except (DockerException, HTTPError, OSError, ValueError) as broken:
                 # ValueError: the connection was closed while it was read.
                 error = broken
-            if error is not None and "does not support reading" in str(error):
+            if "does not support reading" in str(error):
                 _logger.warning("The engine keeps no log of the container: output since the connection broke is lost")
                 return
             if left <= 0:
@@ -93,18 +93,13 @@ class ContainerOutput:
             time.sleep(1)
             source = _unseen(self._log(), self._seen)
 
-    def _is_running(self) -> bool:
-        return bool(self._engine.inspect_container(self._id)["State"]["Running"])
-
     def _attached(self, stream: Any) -> Iterator[Piece]:
         with contextlib.closing(stream):
             for piece in stream:
-                if self._tty:
-                    yield "stdout", piece
-                    continue
-                for name, data in zip(_STREAMS.values(), piece, strict=True):
-                    if data:
-                        yield name, data
+                pieces: Iterable[Piece] = (
+                    [("stdout", piece)] if self._tty else zip(_STREAMS.values(), piece, strict=True)
+                )
+                yield from ((name, data) for name, data in pieces if data)
 
     def _log(self) -> Iterator[Piece]:
         """Yields the container's log from its start, and follows it; parses the frames of the engine's API.
@@ -138,12 +133,12 @@ def _exactly(raw: Any, length: int) -> bytes:
     return data
 
 
+@dataclass
 class _Position:
     """How far a stream was read: complete lines, and bytes after the last of them."""
 
-    def __init__(self) -> None:
-        self.lines = 0
-        self.rest = 0
+    lines: int = 0
+    rest: int = 0
 
     def advance(self, data: bytes) -> None:
         self.lines += data.count(b"\n")
@@ -151,16 +146,14 @@ class _Position:
 
 
 def _unseen(source: Iterator[Piece], seen: dict[StreamName, _Position]) -> Iterator[Piece]:
-    """Yields the part of a log that was not passed on yet."""
-    lines = {name: position.lines for name, position in seen.items()}
-    rest = {name: position.rest for name, position in seen.items()}
+    """Yields the part of a log that was not written yet."""
+    left = {name: replace(position) for name, position in seen.items()}
     for name, data in source:
-        while lines[name] and data:
-            end = data.find(b"\n") + 1
-            lines[name] -= 1 if end else 0
-            data = data[end:] if end else b""
-        if lines[name] or not data:
-            continue
-        skipped, rest[name] = min(rest[name], len(data)), max(rest[name] - len(data), 0)
+        position = left[name]
+        while position.lines and data:
+            _, newline, data = data.partition(b"\n")
+            position.lines -= len(newline)
+        skipped = min(position.rest, len(data))
+        position.rest -= skipped
         if data[skipped:]:
             yield name, data[skipped:]

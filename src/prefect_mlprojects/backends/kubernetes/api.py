@@ -21,15 +21,12 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
-RETRY_SECONDS = 90.0
-"""How long a request is retried while the server is unreachable or overloaded."""
+RETRY_SECONDS = 90.0  # how long a request is retried while the server is unreachable or overloaded
 _WATCH_SECONDS = 290
 """How long the server keeps a watch open; servers and proxies close them after five minutes or later."""
-_UNAUTHORIZED_SECONDS = 300.0
-"""How long a watch retries 401: a token may be renewed meanwhile."""
+_UNAUTHORIZED_SECONDS = 300.0  # how long a watch retries 401: a token may be renewed meanwhile
 
-NO_ANSWER = 0
-"""The status of an `ApiError` when no answer came."""
+NO_ANSWER = 0  # the status of an `ApiError` when no answer came
 BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE = 400, 401, 403, 404, 409, 410
 _TRANSIENT_STATUSES = frozenset({NO_ANSWER, 429, 500, 502, 503, 504})
 

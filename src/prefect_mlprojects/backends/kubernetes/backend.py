@@ -13,9 +13,9 @@ from prefect_mlprojects import settings
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
 from prefect_mlprojects.backends.containers.archive import project_files
-from prefect_mlprojects.backends.containers.config import LocalConfig
+from prefect_mlprojects.backends.containers.engine import LocalConfig
 from prefect_mlprojects.backends.containers.engine import connect as connect_engine
-from prefect_mlprojects.backends.containers.image import build_project_image, ensure_image, push_image
+from prefect_mlprojects.backends.containers.image import EngineImages
 from prefect_mlprojects.backends.contract import (
     Backend,
     BackendPlan,
@@ -65,8 +65,7 @@ from prefect_mlprojects.types import BackendConfig, StopSignal
 
 JOB_TAG = "mlprojects.kubernetes.job"
 NAMESPACE_TAG = "mlprojects.kubernetes.namespace"
-KUBE_TRACKING_URI_VARIABLE = "KUBE_MLFLOW_TRACKING_URI"
-"""MLflow's variable for the tracking URI that pods use."""
+KUBE_TRACKING_URI_VARIABLE = "KUBE_MLFLOW_TRACKING_URI"  # MLflow's variable for the tracking URI that pods use
 _ENGINE_SECONDS = 600
 _DEADLINE_SLACK_SECONDS = 60
 """How much later than this process Kubernetes enforces the time-out, for when the watching process has died."""
@@ -117,7 +116,7 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         """Returns paths relative to the project's folder; raises `BackendError` for one that is not delivered to the pod."""
         directory, delivered = request.working_copy.directory, None
         if find_delivery(request).delivery in ("archive", "image"):
-            delivered = {file.name for file in project_files(directory, backend=BACKEND)}
+            delivered = {file.name for file in project_files(request.working_copy, backend=BACKEND)}
         advice = (
             "Declare the parameter as 'uri' and open it in the project's code, or mount a volume in the job template and pass "
             "its path as a 'string'."
@@ -201,9 +200,10 @@ def _push_project_image(request: KubernetesRequest, report: Report, stop: StopSi
         ) from None
     base, repository, copy = request.image, request.config.repository_uri, request.working_copy
     try:
-        base_id, _ = ensure_image(engine, base, pull="missing", auth=login, backend=BACKEND, report=report, stop=stop)
-        built = build_project_image(engine, base, base_id, copy, repository, backend=BACKEND, report=report, stop=stop)
-        image = push_image(engine, built.name, auth=login, backend=BACKEND, report=report, stop=stop)
+        images = EngineImages(engine, BACKEND, report, stop)
+        base_id, _ = images.ensure(base, "missing", login)
+        built = images.build(base, base_id, copy, repository)
+        image = images.push(built.name, login)
     finally:
         engine.close()
     tags = {"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image.rpartition("@")[2]}
@@ -238,7 +238,7 @@ def _run_job(
         )
 
     def make_archive() -> bytes | None:
-        return pack_project(request.working_copy.directory) if delivery == "archive" else None
+        return pack_project(request.working_copy) if delivery == "archive" else None
 
     submission = Submitter(cluster, identity, stop, events.report).submit(make_request, make_archive)
     name = submission.job["metadata"]["name"]

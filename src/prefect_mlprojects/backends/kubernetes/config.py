@@ -22,8 +22,7 @@ from prefect_mlprojects.exceptions import BackendError
 BACKEND = "kubernetes"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
-DeliveryName: TypeAlias = Literal["image", "archive", "git", "none"]
-"""How a project's code gets into its pod."""
+DeliveryName: TypeAlias = Literal["image", "archive", "git", "none"]  # how a project's code gets into its pod
 
 
 def backend_error(message: str) -> BackendError:

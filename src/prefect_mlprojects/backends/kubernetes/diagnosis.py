@@ -11,7 +11,7 @@ from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.kubernetes.api import NO_ANSWER, UNAUTHORIZED, ApiError
 from prefect_mlprojects.backends.kubernetes.config import BACKEND
 from prefect_mlprojects.backends.kubernetes.job import CLONE_CONTAINER, UNPACK_FAILED_CODE
-from prefect_mlprojects.backends.outcome import Outcome, exited_outcome, explain_exit
+from prefect_mlprojects.backends.outcome import Outcome, explain_exit
 from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 from prefect_mlprojects.types import FailureCategory
 
@@ -290,7 +290,7 @@ def _explain_terminated(ended: Json) -> Outcome:
     if code == UNPACK_FAILED_CODE:
         advice = "With 'code-delivery: archive' the image must contain tar and gzip; otherwise use 'image' or 'git'."
         return Outcome("exited", code, cause=f"exit code {code}", advice=advice, reason=FailureCategory.IMAGE)
-    return exited_outcome(explain_exit(code))
+    return explain_exit(code)
 
 
 def find_blocked_pod(pods: Iterable[Json], container: str) -> tuple[str, Outcome, tuple[str, ...]] | None:

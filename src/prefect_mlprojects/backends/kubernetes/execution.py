@@ -35,10 +35,8 @@ from prefect_mlprojects.backends.kubernetes.submission import HEARTBEAT_SECONDS,
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome, timed_out_outcome
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
-_REMOVAL_SECONDS = 60.0
-"""How long the cluster may take to remove a pod beyond its grace period."""
-_MAX_EVENT_WATCHES = 5
-"""How many objects' events are watched, a connection each; many pods have the same problem."""
+_REMOVAL_SECONDS = 60.0  # how long the cluster may take to remove a pod beyond its grace period
+_MAX_EVENT_WATCHES = 5  # how many objects' events are watched, a connection each; many pods have the same problem
 
 
 class EventWatch:

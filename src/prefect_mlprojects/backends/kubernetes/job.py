@@ -27,12 +27,10 @@ MLFLOW_RUN_LABEL = f"{PREFIX}/mlflow-run-id"
 PROJECT_LABEL = f"{PREFIX}/project"
 ENTRY_POINT_LABEL = f"{PREFIX}/entry-point"
 ATTEMPT_LABEL = f"{PREFIX}/attempt"
-ENDED_LABEL = f"{PREFIX}/ended"
-"""Set once the Job's end was observed; a Job with this label is never attached to again."""
+ENDED_LABEL = f"{PREFIX}/ended"  # set once the Job's end was observed; a Job with this label is never attached to again
 PREPARING_ANNOTATION = f"{PREFIX}/preparing"
 """Set while the Job is suspended because its Secret and ConfigMap are still being created."""
-WATCHED_ANNOTATION = f"{PREFIX}/watched-at"
-"""The heartbeat of the process that watches the Job, RFC 3339."""
+WATCHED_ANNOTATION = f"{PREFIX}/watched-at"  # the heartbeat of the process that watches the Job, RFC 3339
 
 # A Job's name becomes a label of its pods (63 characters), whose names append "-xxxxx"; the rest is for the suffixes of the
 # Secrets and the ConfigMap.
@@ -47,12 +45,10 @@ _CODE_VOLUME = "mlprojects-code"
 _ARCHIVE_DIRECTORY = "/mlflow/projects/archive"
 _ARCHIVE_FILE = "project.tar.gz"
 CLONE_CONTAINER = "mlprojects-clone"
-_REPOSITORY_FOLDER = ".repository"
-"""The repository's folder in the volume that becomes the project's folder."""
+_REPOSITORY_FOLDER = ".repository"  # the repository's folder in the volume that becomes the project's folder
 _NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
-UNPACK_FAILED_CODE = 120
-"""The exit code of `_UNPACK_SCRIPT` when it fails."""
+UNPACK_FAILED_CODE = 120  # the exit code of `_UNPACK_SCRIPT` when it fails
 # tar's -o: files belong to the user who unpacks them; busybox and GNU tar both have it, but share no long option.
 _UNPACK_SCRIPT = f"""fail() {{ echo "mlprojects: the project could not be unpacked: $1" >&2; exit {UNPACK_FAILED_CODE}; }}
 command -v tar >/dev/null 2>&1 || fail "the image has no tar"

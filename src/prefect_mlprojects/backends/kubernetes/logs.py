@@ -26,17 +26,13 @@ _SILENT_SECONDS = 60.0
 """Seconds without a byte after which to reconnect: a silent program and a dead connection look the same."""
 _FOLLOW_SECONDS = 5.0
 """How long an open stream may deliver the rest of an ended container's log before it is read on a new connection."""
-_LOG_SECONDS = 180.0
-"""How long the rest of a log may take."""
+_LOG_SECONDS = 180.0  # how long the rest of a log may take
 _KEPT_SECONDS = 2
 _TAIL_LINES = 20
-_ERROR_SECONDS = 120.0
-"""How long reading the end of a log is retried."""
-_NO_LOG_SECONDS = 10.0
-"""How long an ended container may have no log yet; one that could not be started never gets one."""
+_ERROR_SECONDS = 120.0  # how long reading the end of a log is retried
+_NO_LOG_SECONDS = 10.0  # how long an ended container may have no log yet; one that could not be started never gets one
 _ABANDON_SECONDS = 2.0
-_STATUS_SECONDS = 1.0
-"""How long a pod's new status may take from its node to the API server."""
+_STATUS_SECONDS = 1.0  # how long a pod's new status may take from its node to the API server
 
 
 class LineFilter:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, Literal
 
 from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
@@ -49,8 +48,7 @@ from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.sources.git import GitCredentialsLookup, parse_git_url
 from prefect_mlprojects.types import StopSignal
 
-ARCHIVE_LIMIT = 900_000
-"""The largest archive in bytes: the API server accepts ConfigMaps of up to 1 MiB."""
+ARCHIVE_LIMIT = 900_000  # the largest archive in bytes: the API server accepts ConfigMaps of up to 1 MiB
 HEARTBEAT_SECONDS = 30.0
 _UNWATCHED_SECONDS = 4 * HEARTBEAT_SECONDS
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
@@ -108,7 +106,7 @@ def find_delivery(request: KubernetesRequest) -> Choice:
     config = request.config
     without_image = config.code_delivery is None and not config.repository_uri and not request.build_image
     packs = config.code_delivery == "archive" or without_image
-    archive = pack_project(request.working_copy.directory) if packs else None
+    archive = pack_project(request.working_copy) if packs else None
     choice = choose_delivery(
         config.code_delivery,
         repository_uri=config.repository_uri,
@@ -120,10 +118,10 @@ def find_delivery(request: KubernetesRequest) -> Choice:
     return choice
 
 
-def pack_project(directory: Path) -> bytes | None:
+def pack_project(working_copy: WorkingCopy) -> bytes | None:
     """Returns the project as a compressed archive; None if it exceeds `ARCHIVE_LIMIT`."""
     packed = io.BytesIO()
-    files = project_files(directory, backend=BACKEND)
+    files = project_files(working_copy, backend=BACKEND)
     for piece in iterate_archive(files, compressed=True, tar_format=tarfile.GNU_FORMAT, backend=BACKEND):
         packed.write(piece)
         if packed.tell() > ARCHIVE_LIMIT:

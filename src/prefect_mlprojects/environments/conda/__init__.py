@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prefect_mlprojects.environments import Build, CachingManager, Specification, problems_error
 from prefect_mlprojects.environments.activation import conda_variables, own_environment, write_state
-from prefect_mlprojects.environments.building import Build, CachingManager, problems_error
-from prefect_mlprojects.environments.cache import cache_errors
+from prefect_mlprojects.environments.cache import Report, cache_errors
 from prefect_mlprojects.environments.conda.configuration import (
     CondaConfiguration,
     channel_urls,
@@ -25,11 +25,12 @@ from prefect_mlprojects.environments.python import libc_family
 from prefect_mlprojects.environments.python.files import (
     FileReader,
     RequirementEntry,
+    digest_text,
     open_environment_file,
     redact_urls,
 )
 from prefect_mlprojects.environments.python.installers import install_with_uv, key_settings
-from prefect_mlprojects.environments.python.requirements import RequirementSet, digest_text, expand_requirements
+from prefect_mlprojects.environments.python.requirements import RequirementSet, expand_requirements
 from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, Project
 from prefect_mlprojects.types import StopSignal
@@ -95,8 +96,7 @@ def _variables(reader: FileReader) -> dict[str, str]:
     return found
 
 
-KEY_VERSION = "conda 1"
-"""Part of every cache key; raised when the same specification is built differently than before."""
+KEY_VERSION = "conda 1"  # part of every cache key; raised when the same specification is built differently than before
 
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _AROUND_OPERATORS = re.compile(r"\s*(==|>=|<=|!=|~=|[=<>,|])\s*")
@@ -113,47 +113,14 @@ class CondaSpec:
 
 
 @dataclass(frozen=True)
-class CondaSpecification:
-    """The environment specification of a conda environment.
+class CondaSpecification(Specification):
+    """The environment specification of a conda environment; `channels` are URLs, which may hold passwords, by preference."""
 
-    Attributes:
-        project: The project.
-        file: The content of its conda.yaml.
-        specs: The requested conda packages.
-        channels: URLs of channels, in the order of preference; they may hold passwords.
-        pip: The pip section.
-        configuration: Conda's settings.
-        key: The cache key.
-    """
-
-    project: Project
     file: CondaFile
     specs: tuple[CondaSpec, ...]
     channels: tuple[str, ...] = field(repr=False)
     pip: RequirementSet
     configuration: CondaConfiguration
-    key: str
-
-    @property
-    def sources(self) -> object:
-        """The content of the files that are read again during a build."""
-        return self.specs, self.channels, self.pip.text_inputs
-
-    @property
-    def private(self) -> bool:
-        """Whether a channel's, a requirement's or an index's URL holds a password or token."""
-        return self.pip.private or any(redact_urls(url) != url for url in self.channels)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings for users."""
-        return self.file.warnings
-
-    @property
-    def python_version(self) -> str | None:
-        """The Python version, if the file requests an exact one."""
-        matches = (_EXACT_PYTHON.match(split_channel(spec.text)[1]) for spec in self.specs)
-        return next((match[1] for match in matches if match is not None), None)
 
     def describe(self, python_version: str | None) -> str:
         """Describes the environment in a few words."""
@@ -164,16 +131,12 @@ class CondaSpecification:
 
 
 def read_specification(project: Project, environ: Mapping[str, str]) -> CondaSpecification:
-    """Reads a project's conda.yaml and conda's settings; needs no network.
-
-    Raises:
-        EnvironmentBuildError: A file or a setting is missing or malformed, or a channel is forbidden.
-    """
+    """Reads a project's conda.yaml and conda's settings; needs no network. Raises an ``EnvironmentBuildError``."""
     assert isinstance(project.environment, CondaEnvironment)
     file = read_conda_file(project.environment.file)
     if isinstance(file, tuple):
         raise problems_error(project, file, "conda")
-    pip = expand_requirements(file.pip, file.file, project.directory)
+    pip = expand_requirements(file.pip, file.file, project, "uv")
     if isinstance(pip, tuple):
         raise problems_error(project, pip, "conda")
     configuration = read_configuration(environ)
@@ -200,7 +163,21 @@ def read_specification(project: Project, environ: Mapping[str, str]) -> CondaSpe
         *(f"{name}={environ[name]}" for name in sorted(environ) if name.startswith("CONDA_OVERRIDE_")),
         *(key_settings(environ, "uv", project.directory) if pip.key_inputs else ()),
     ]
-    return CondaSpecification(project, file, tuple(specs), tuple(channels), pip, configuration, digest_text(texts))
+    private = pip.private or any(redact_urls(url) != url for url in channels)
+    matches = (_EXACT_PYTHON.match(split_channel(spec.text)[1]) for spec in specs)
+    return CondaSpecification(
+        project=project,
+        key=digest_text(texts),
+        sources=(specs, channels, pip.text_inputs),
+        private=private,
+        python_version=next((match[1] for match in matches if match is not None), None),
+        warnings=file.warnings,
+        file=file,
+        specs=tuple(specs),
+        channels=tuple(channels),
+        pip=pip,
+        configuration=configuration,
+    )
 
 
 def _with_python(file: CondaFile) -> tuple[RequirementEntry, ...]:
@@ -224,7 +201,7 @@ def check_conda_environment(project: Project) -> tuple[Problem, ...]:
     file = read_conda_file(project.environment.file)
     if isinstance(file, tuple):
         return file
-    pip = expand_requirements(file.pip, file.file, project.directory)
+    pip = expand_requirements(file.pip, file.file, project, "uv")
     specs = tuple(CondaSpec(entry.text, split_channel(entry.text)[1], entry.line) for entry in file.dependencies)
     return (*_spec_problems(specs, file.file), *(pip if isinstance(pip, tuple) else ()))
 
@@ -259,13 +236,9 @@ class CondaManager(CachingManager[CondaSpecification]):
         if problems:
             raise problems_error(specification.project, problems, "conda")
 
-    def activate(self, location: Path, report: Callable[[str], None], stop: StopSignal) -> Mapping[str, str]:
+    def activate(self, location: Path, report: Report, stop: StopSignal) -> Mapping[str, str]:
         """Implements ``CachingManager.activate``; runs the packages' activation scripts."""
         return conda_variables(os.environ, location, own_environment(), report, stop)
-
-    def lock_file(self, location: Path) -> Path:
-        """Implements ``CachingManager.lock_file``."""
-        return location.with_name(f"{location.name}.lock.yml")
 
     def build(self, build: Build, specification: CondaSpecification) -> str:
         """Implements ``CachingManager.build``."""
@@ -279,11 +252,11 @@ class CondaManager(CachingManager[CondaSpecification]):
 
         self.check(specification)
         records = install_conda_packages(build, specification)
-        lock = self.lock_file(build.location)
+        lock = build.location.with_name(f"{build.location.name}.lock.yml")
         with cache_errors(build.cache, "conda"):
             write_state(build.location, specification.file.variables)
             write_lock(lock, specification, records)
-        if specification.pip.lines or specification.pip.arguments:
+        if specification.pip.key_inputs:
             before = installed_by_pip(build.location)
             activated = self.activate(build.location, build.report, build.stop)
             install_with_uv(build, "pip_section", specification.pip, activated)

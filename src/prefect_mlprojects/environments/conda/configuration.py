@@ -5,7 +5,6 @@ See https://docs.conda.io/projects/conda/en/stable/user-guide/configuration/use-
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import sys
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from prefect_mlprojects._support.files import list_directory
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.environments.python.files import redact_urls
 from prefect_mlprojects.exceptions import EnvironmentBuildError, InvalidEnvironmentError
@@ -24,8 +24,7 @@ ChannelPriority: TypeAlias = Literal["strict", "flexible", "disabled"]
 DEFAULT_CHANNELS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
 """The channels that conda calls ``defaults``."""
 
-CHANNEL_ALIAS = "https://conda.anaconda.org"
-"""The base URL of a channel that is only a name."""
+CHANNEL_ALIAS = "https://conda.anaconda.org"  # the base URL of a channel that is only a name
 
 _LISTS = ("channels", "default_channels", "allowlist_channels", "denylist_channels")
 _MAPPINGS = ("custom_channels", "custom_multichannels", "proxy_servers")
@@ -97,19 +96,12 @@ def _configuration_files(environ: Mapping[str, str]) -> Iterator[Path]:
 
 def _files_in(folder: Path) -> Iterator[Path]:
     yield from (folder / ".condarc", folder / "condarc")
-    try:
-        more = sorted(entry.name for entry in os.scandir(folder / "condarc.d"))
-    except OSError:
-        return
-    yield from (folder / "condarc.d" / name for name in more if name.endswith((".yml", ".yaml", "condarc")))
+    more = list_directory(folder / "condarc.d")
+    yield from (Path(entry.path) for entry in more if entry.name.endswith((".yml", ".yaml", "condarc")))
 
 
 def read_configuration(environ: Mapping[str, str]) -> CondaConfiguration:
-    """Reads conda's configuration.
-
-    Raises:
-        EnvironmentBuildError: A file is malformed, or a setting has an invalid value.
-    """
+    """Reads conda's configuration; raises an ``EnvironmentBuildError`` for a malformed file or an invalid value."""
     found = _Settings(environ)
     for file in filter(Path.is_file, _configuration_files(environ)):
         for name, value in _read_file(file).items():
@@ -179,9 +171,8 @@ class _Settings:
 
     def error(self, name: str, expected: str) -> EnvironmentBuildError:
         value = redact_urls(repr(self._values[name]))
-        return InvalidEnvironmentError(
-            f"Conda's setting {name} in {self._origins[name]} is {value}; it must be {expected}.", manager="conda"
-        )
+        message = f"Conda's setting {name} in {self._origins[name]} is {value}; it must be {expected}."
+        return InvalidEnvironmentError(message, manager="conda")
 
     def _expand(self, value: Any) -> str:
         return expand_variables(str(value), self._environ)
@@ -223,8 +214,7 @@ class _Settings:
         return by_name.get(text) or ("flexible" if flag else "disabled")
 
 
-NO_DEFAULTS = "nodefaults"
-"""In a file's list of channels: the user's own channels are not added."""
+NO_DEFAULTS = "nodefaults"  # in a file's list of channels: the user's own channels are not added
 
 _ANACONDA_NAMES = ("pkgs/main", "pkgs/r", "pkgs/msys2", "pkgs/pro", "pkgs/free")
 _ANACONDA = "https://repo.anaconda.com"
@@ -287,10 +277,7 @@ def check_allowed(url: str, configuration: CondaConfiguration, base: Path) -> No
     denied = listed(configuration.denylist_channels)
     if denied or (configuration.allowlist_channels and not listed(configuration.allowlist_channels)):
         name = "denylist_channels" if denied else "allowlist_channels"
-        raise EnvironmentBuildError(
-            f"Conda's setting {name} forbids the channel {public_url(url)}.",
-            manager="conda",
-        )
+        raise EnvironmentBuildError(f"Conda's setting {name} forbids the channel {public_url(url)}.", manager="conda")
 
 
 def split_channel(spec: str) -> tuple[str | None, str]:

@@ -22,8 +22,8 @@ from rattler.install import InstallerReporter
 from rattler.lock import LockChannel, LockPlatform
 
 from prefect_mlprojects._support.files import write_private
-from prefect_mlprojects.environments.building import Build
-from prefect_mlprojects.environments.cache import stopped_error
+from prefect_mlprojects.environments import Build
+from prefect_mlprojects.environments.cache import Report, stopped_error
 from prefect_mlprojects.environments.conda import CondaSpecification
 from prefect_mlprojects.environments.conda.configuration import CondaConfiguration, public_url, split_channel
 from prefect_mlprojects.environments.python.files import redact_urls
@@ -37,9 +37,7 @@ _URL = re.compile(r"(?:https?|s3|gcs|oci|file)://[^\s'\"]+")
 def install_conda_packages(build: Build, specification: CondaSpecification) -> tuple[rattler.RepoDataRecord, ...]:
     """Solves and installs; returns the installed packages.
 
-    Raises:
-        EnvironmentBuildError: A channel can't be reached (the message names it), no set of packages fits (it has the
-            solver's explanation), a package can't be installed, or a stop was requested.
+    The ``EnvironmentBuildError`` of a failure names a channel that can't be reached, or has the solver's explanation.
     """
     access = take_credentials(specification.channels)
     with credentials_file(access, os.environ) as credentials:
@@ -54,36 +52,25 @@ class _Solving:
 
     async def run(self, credentials: str | None) -> tuple[rattler.RepoDataRecord, ...]:
         configuration, build = self.specification.configuration, self.build
-        try:
+        with self._failing(f"conda's setting subdir is {configuration.subdir!r}, which is no platform"):
             platform = rattler.Subdir(configuration.subdir)
-        except Exception as error:
-            cause = f"conda's setting subdir is {configuration.subdir!r}, which is no platform"
-            raise build.failure(cause) from error
         self._warn_of_certificates()
-        try:
+        with self._failing("conda's network settings are invalid"):
             client = _make_client(configuration, credentials)
-        except Exception as error:  # noqa: BLE001 - the library's errors have no common type
-            # `from None` here and below: the library's own text may hold passwords of URLs.
-            raise build.failure(f"conda's network settings are invalid: {_error_text(error)}") from None
         folder = _package_cache(build.cache)
         urls = map(self.access.url, self.specification.channels)
         if folder.is_relative_to(build.cache) and any(redact_urls(url) != url for url in urls):
             # The library writes URLs to its cache, here with a secret that `take_credentials` had to leave in.
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
-        gateway = rattler.Gateway(
-            cache_dir=folder / "repodata",
-            default_config=rattler.SourceConfig(
-                cache_action="force-cache-only" if configuration.offline else "cache-or-fetch"
-            ),
-            client=client,
-        )
+        source = rattler.SourceConfig(cache_action="force-cache-only" if configuration.offline else "cache-or-fetch")
+        gateway = rattler.Gateway(cache_dir=folder / "repodata", default_config=source, client=client)
         platforms = [platform, rattler.Subdir("noarch")]
         has_pip = await self._fetch_channels(gateway, platforms)
         add_pip = has_pip and configuration.add_pip_as_python_dependency
         records = await self._solve(gateway, platforms, add_pip=add_pip)
         build.report(f"Installing {len(records)} conda packages")
-        try:
+        with self._failing("a package could not be installed"):
             await rattler.install(
                 records,
                 build.location,
@@ -94,18 +81,24 @@ class _Solving:
                 client=client,
                 reporter=_Progress(build.report, len(records)),  # type: ignore[abstract]  # its bodies are defaults
             )
-        except Exception as error:  # noqa: BLE001 - the library's errors have no common type
-            raise build.failure(f"a package could not be installed: {_error_text(error)}") from None
         return tuple(records)
+
+    @contextlib.contextmanager
+    def _failing(self, cause: str) -> Iterator[None]:
+        """Converts any error of the library, whose errors have no common type and may hold passwords of URLs."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - see above
+            raise self.build.failure(f"{cause}: {_error_text(error)}") from None
 
     def _warn_of_certificates(self) -> None:
         """Warns because the library reads a certificates file from a variable only, which we must not change."""
         file = self.specification.configuration.ssl_verify
         if isinstance(file, str) and os.environ.get("SSL_CERT_FILE") != file:
-            self.build.report(
-                f"Warning: conda's setting ssl_verify names {file}; set the environment variable SSL_CERT_FILE to it as "
-                "well, else the machine's own certificates are used"
+            advice = (
+                "set the environment variable SSL_CERT_FILE to it as well, else the machine's own certificates are used"
             )
+            self.build.report(f"Warning: conda's setting ssl_verify names {file}; {advice}")
 
     async def _fetch_channels(self, gateway: rattler.Gateway, platforms: list[rattler.Subdir]) -> bool:
         """Fetches each channel's index, so that an unreachable one is named; returns whether any has pip."""
@@ -134,10 +127,8 @@ class _Solving:
         listed = ", ".join(redact_urls(spec.text) for spec in specification.specs)
         self.build.report(f"Solving for {listed or 'nothing'}")
         strict, disabled = rattler.ChannelPriority.Strict, rattler.ChannelPriority.Disabled
-        try:
+        with self._failing("this machine's virtual packages can't be detected"):
             virtual = rattler.VirtualPackage.detect(rattler.VirtualPackageOverrides.from_env())
-        except Exception as error:  # noqa: BLE001 - the library's errors have no common type
-            raise failure(f"this machine's virtual packages can't be detected: {_error_text(error)}") from None
         # Conda's flexible priority takes from another channel only what the first does not have.
         orders = {"strict": [strict], "disabled": [disabled], "flexible": [strict, disabled]}
         for order in (chosen := orders[specification.configuration.channel_priority]):
@@ -154,11 +145,9 @@ class _Solving:
             except SolverError as error:
                 if order is chosen[-1]:
                     channels = ", ".join(public_url(url) for url in specification.channels)
-                    lines = [line for line in redact_urls(str(error)).strip().splitlines() if line.strip()]
-                    explanation = "\n".join(f"  {line}" for line in lines)
-                    raise failure(
-                        f"no set of packages fits {specification.file.file} in the channels {channels}.\n{explanation}"
-                    ) from None
+                    lines = [f"\n  {line}" for line in redact_urls(str(error)).strip().splitlines() if line.strip()]
+                    cause = f"no set of packages fits {specification.file.file} in the channels {channels}."
+                    raise failure(cause + "".join(lines)) from None
             except GatewayError as error:
                 raise failure(f"a channel could not be read: {_error_text(error)}") from None
         raise AssertionError("the last order returns or raises")
@@ -203,31 +192,21 @@ def _run_until_stopped(make: Callable[[], Awaitable[_T]], stop: StopSignal) -> _
 
 def _make_client(configuration: CondaConfiguration, credentials: str | None) -> rattler.Client:
     """Creates a client with conda's network settings; rattler itself reads RATTLER_AUTH_FILE, keyring and netrc."""
-    lines = []
-    if configuration.ssl_verify is False:
-        lines.append("tls-no-verify = true")
-    elif configuration.ssl_verify is not True:
-        lines.append('tls-root-certs = "system"')
+    verify, proxies = configuration.ssl_verify, configuration.proxy_servers
+    lines = ["tls-no-verify = true"] if verify is False else [] if verify is True else ['tls-root-certs = "system"']
     if credentials is not None:
         lines.append(f"authentication-override-file = {json.dumps(credentials)}")
-    if configuration.proxy_servers:
+    if proxies:
         lines.append("[proxy-config]")
-        lines += [
-            f"{scheme} = {json.dumps(configuration.proxy_servers[scheme])}"
-            for scheme in ("http", "https")
-            if scheme in configuration.proxy_servers
-        ]
-    return rattler.Client.from_config(
-        rattler.Config.from_toml("\n".join(lines)),
-        max_retries=configuration.max_retries,
-        timeout=configuration.timeout,
-    )
+        lines += [f"{scheme} = {json.dumps(proxies[scheme])}" for scheme in ("http", "https") if scheme in proxies]
+    settings = rattler.Config.from_toml("\n".join(lines))
+    return rattler.Client.from_config(settings, max_retries=configuration.max_retries, timeout=configuration.timeout)
 
 
 class _Progress(InstallerReporter):
     """Reports downloads and the progress of the installation; called from the library's threads."""
 
-    def __init__(self, report: Callable[[str], None], total: int) -> None:
+    def __init__(self, report: Report, total: int) -> None:
         self._report = report
         self._total = total
         self._installed = 0
@@ -285,20 +264,16 @@ def take_credentials(urls: Iterable[str]) -> ChannelAccess:
     for url in urls:
         split = urlsplit(url)
         token = _TOKEN_PATH.match(split.path)
-        if split.scheme not in ("http", "https") or not split.hostname or (split.username and token):
+        if split.scheme not in ("http", "https") or not split.hostname or bool(split.username) == bool(token):
             continue
-        found: Mapping[str, Any]
-        if split.username:
-            password = unquote(split.password or "")
-            found = {"BasicHTTP": {"username": unquote(split.username), "password": password}}
-            split = split._replace(netloc=split.netloc.rpartition("@")[2])
-        elif token is not None:
-            found = {"CondaToken": token["token"]}
-            split = split._replace(path=token["rest"] or "")
-        else:
-            continue
-        if credentials.setdefault(split.hostname or "", found) == found:
-            clean[url] = urlunsplit(split)
+        found: Mapping[str, Any] = (
+            {"CondaToken": token["token"]}
+            if token is not None
+            else {"BasicHTTP": {"username": unquote(split.username or ""), "password": unquote(split.password or "")}}
+        )
+        if credentials.setdefault(split.hostname, found) == found:
+            path = split.path if token is None else token["rest"] or ""
+            clean[url] = urlunsplit(split._replace(netloc=split.netloc.rpartition("@")[2], path=path))
     return ChannelAccess(clean, credentials)
 
 
@@ -352,5 +327,5 @@ def installed_by_pip(location: Path) -> frozenset[tuple[str, str]]:
 
 def write_pip_lock(location: Path, packages: frozenset[tuple[str, str]]) -> None:
     """Writes the versions of the pip section beside the environment, in the format of a requirements file."""
-    lines = sorted(f"{name}=={version}\n" for name, version in packages)
-    location.with_name(f"{location.name}.requirements.txt").write_text("".join(lines), encoding="utf-8")
+    text = "".join(sorted(f"{name}=={version}\n" for name, version in packages))
+    location.with_name(f"{location.name}.requirements.txt").write_text(text, encoding="utf-8")

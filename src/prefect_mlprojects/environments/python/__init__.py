@@ -4,112 +4,65 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from prefect_mlprojects.environments import Build, CachingManager, Specification, problems_error
 from prefect_mlprojects.environments.activation import activated_variables, own_environment
-from prefect_mlprojects.environments.building import Build, CachingManager, problems_error
-from prefect_mlprojects.environments.python.files import (
-    LockedPackage,
-    PythonSpec,
-    is_python_request,
-    read_conda_env,
-    read_lock,
-    read_python_env,
-    uv_lock_of,
-)
-from prefect_mlprojects.environments.python.installers import (
-    build_with_uv,
-    build_with_virtualenv,
-    download_python,
-    downloadable_version,
-    key_settings,
-)
-from prefect_mlprojects.environments.python.interpreters import (
-    Interpreter,
-    current_interpreter,
-    find_interpreter,
-    interpreter_allowed,
-    list_interpreters,
-)
-from prefect_mlprojects.environments.python.requirements import (
-    RequirementSet,
-    digest_metadata,
-    digest_package,
-    digest_text,
-    expand_requirements,
-)
+from prefect_mlprojects.environments.cache import Report
+from prefect_mlprojects.environments.python import files, installers, interpreters
+from prefect_mlprojects.environments.python.requirements import Installer, RequirementSet, expand_requirements
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, Project, PythonEnvironment
 from prefect_mlprojects.types import StopSignal
 
 VenvManagerName: TypeAlias = Literal["uv", "virtualenv"]
 
-KEY_VERSION = "1"
-"""Part of every cache key; raised when the same specification is built differently than before."""
+KEY_VERSION = "1"  # part of every cache key; raised when the same specification is built differently than before
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The content of a project's environment files.
+    """The content of a project's environment files; the requirements of `build` are installed before those of `run`.
 
     Attributes:
         python: The requested Python, as ``find_interpreter`` takes it.
+        python_range: A range of Pythons, for a machine that can't have that one.
         python_source: The file and line that request it, for messages.
-        build: The requirements that are installed first.
-        run: The requirements that are installed then.
         locked: The local packages of a ``uv.lock``, which replaces the requirements; None without one.
         source: The file, for people to read; None without one.
-        warnings: Warnings for users.
     """
 
     python: str | None
+    python_range: str | None
     python_source: str
     build: RequirementSet = field(default_factory=RequirementSet)
     run: RequirementSet = field(default_factory=RequirementSet)
-    locked: tuple[LockedPackage, ...] | None = None
+    locked: tuple[files.LockedPackage, ...] | None = None
     source: Path | None = None
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class PythonSpecification:
+class PythonSpecification(Specification):
     """The environment specification of a virtual environment; `interpreter` is None if uv must download it first."""
 
     manager: VenvManagerName
-    project: Project
     contents: Contents
-    python_version: str
-    interpreter: Interpreter | None
-    key: str
-
-    @property
-    def sources(self) -> object:
-        """The text of the requirements files."""
-        return self.contents.build.text_inputs, self.contents.run.text_inputs
-
-    @property
-    def private(self) -> bool:
-        """Whether a requirement's or an index's URL holds a password."""
-        return self.contents.build.private or self.contents.run.private
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings for users."""
-        return self.contents.warnings
+    interpreter: interpreters.Interpreter | None
 
     def describe(self, python_version: str | None) -> str:
         """Describes the environment in a few words."""
         contents = self.contents
         count = contents.build.count + contents.run.count
-        if contents.locked is not None and contents.source is not None:
-            content = f"locked by {contents.source.name}"
-        else:
-            content = f"{count} requirement{'' if count == 1 else 's'}" if count else "nothing installed"
-            content += f" ({contents.source.name})" if contents.source is not None else ""
+        content = f"{count} requirement{'' if count == 1 else 's'}" if count else "nothing installed"
+        if contents.source is not None:
+            file = contents.source.name
+            content = f"{content} ({file})" if contents.locked is None else f"locked by {file}"
         download = "; uv will download this Python" if self.interpreter is None and python_version is None else ""
         return f"{self.manager}, Python {self.python_version}, {content}{download}"
 
@@ -118,63 +71,77 @@ def read_contents(project: Project, manager: VenvManagerName) -> Contents | tupl
     """Reads a project's environment files."""
     environment = project.environment
     if isinstance(environment, PythonEnvironment):
-        spec = read_python_env(environment.file)
+        spec = files.read_python_env(environment.file)
     elif isinstance(environment, CondaEnvironment):
-        spec = read_conda_env(environment.file, manager)
+        spec = files.read_conda_env(environment.file, manager)
     else:
-        lock = uv_lock_of(project)
+        lock = files.uv_lock_of(project)
         if lock is not None and manager == "uv":
             return _locked_contents(project, lock)
         warning = f"{manager} does not install from uv.lock; the environment stays empty. Use --env-manager uv."
-        spec = PythonSpec(warnings=(warning,) if lock is not None else ())
+        spec = files.PythonSpec(warnings=(warning,) if lock is not None else ())
     if isinstance(spec, tuple):
         return spec
-    build = expand_requirements(spec.build_dependencies, spec.source, project.directory)
-    run = expand_requirements(spec.dependencies, spec.source, project.directory)
+    installer: Installer = "uv" if manager == "uv" else "pip"
+    build = expand_requirements(spec.build_dependencies, spec.source, project, installer)
+    run = expand_requirements(spec.dependencies, spec.source, project, installer)
     if isinstance(build, tuple) or isinstance(run, tuple):
         return (*(build if isinstance(build, tuple) else ()), *(run if isinstance(run, tuple) else ()))
     source = f"{spec.source}:{spec.python_line}" if spec.source is not None and spec.python_line else "the project"
-    return Contents(spec.python, source, build, run, source=spec.source, warnings=spec.warnings)
+    return Contents(spec.python, spec.python_range, source, build, run, source=spec.source, warnings=spec.warnings)
 
 
 def _locked_contents(project: Project, lock: Path) -> Contents | tuple[Problem, ...]:
-    found = read_lock(lock)
+    found = files.read_lock(lock)
     if isinstance(found, Problem):
         return (found,)
     python, source, packages = found[0], str(lock), found[1]
-    if python is not None and interpreter_allowed(python, current_interpreter().version):
+    if python is not None and interpreters.interpreter_allowed(python, interpreters.current_interpreter().version):
         python = None
+    if (pinned := pinned_python(project)) is not None:
+        python, source = pinned, str(project.directory / ".python-version")
+    return Contents(python, None, source, locked=packages, source=lock)
+
+
+def pinned_python(project: Project) -> str | None:
+    """Returns the Python that a project's ``.python-version`` requests; None without one."""
     try:
-        pinned = (project.directory / ".python-version").read_text(encoding="utf-8").split()
+        words = (project.directory / ".python-version").read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError):
-        pinned = []
-    if pinned and is_python_request(pinned[0]):
-        python, source = pinned[0], str(project.directory / ".python-version")
-    return Contents(python, source, locked=packages, source=lock)
+        return None
+    return words[0] if words and files.is_python_request(words[0]) else None
 
 
 def read_specification(
     project: Project, manager: VenvManagerName, environ: Mapping[str, str], cache: Path
 ) -> PythonSpecification:
-    """Reads a project's environment files and finds its interpreter.
-
-    Raises:
-        EnvironmentBuildError: A file is missing or malformed, or no Python matches and uv can't download one.
-    """
+    """Reads a project's environment files and finds its interpreter; raises an ``EnvironmentBuildError``."""
     contents = read_contents(project, manager)
     if isinstance(contents, tuple):
         raise problems_error(project, contents, manager)
-    interpreter = find_interpreter(contents.python, environ, _probes(cache))
-    if interpreter is not None:
-        version = interpreter.version
+    for request in _python_requests(contents):
+        interpreter = interpreters.find_interpreter(request, environ, _probes(cache))
+        version = (
+            interpreter.version if interpreter is not None else installers.downloadable_version(request or "", environ)
+        )
+        if version is not None:
+            break
     else:
-        assert contents.python is not None
-        downloadable = downloadable_version(contents.python, environ)
-        if downloadable is None:
-            raise EnvironmentBuildError(_no_python_message(contents, environ, cache), manager=manager)
-        version = downloadable
+        raise EnvironmentBuildError(_no_python_message(contents, environ, cache), manager=manager)
     key = _key(manager, project, contents, version, environ)
-    return PythonSpecification(manager, project, contents, version, interpreter, key)
+    sources = contents.build.text_inputs, contents.run.text_inputs
+    private = contents.build.private or contents.run.private
+    return PythonSpecification(
+        project, key, sources, private, version, contents.warnings, manager, contents, interpreter
+    )
+
+
+def _python_requests(contents: Contents) -> Iterator[str | None]:
+    """Yields what to look for: the Python itself, then in the range one of the same minor version, then any."""
+    yield contents.python
+    if contents.python is not None and contents.python_range is not None:
+        yield f"{contents.python_range},=={'.'.join(contents.python.split('.')[:2])}.*"
+        yield contents.python_range
 
 
 def _probes(cache: Path) -> Path:
@@ -190,10 +157,10 @@ def _key(
     ]
     if contents.locked is not None and contents.source is not None:
         texts.append(f"lock {contents.source.read_bytes().decode('utf-8', 'surrogateescape')}")
-        texts.append(f"project {digest_metadata(project.directory)}")
+        texts.append(f"project {files.digest_metadata(project.directory)}")
         installed = (package for package in contents.locked if package.installed)
-        texts.extend(f"{package.name} {digest_package(package.path)}" for package in installed)
-    return digest_text([*texts, "settings", *key_settings(environ, manager, project.directory)])
+        texts.extend(f"{package.name} {files.digest_package(package.path)}" for package in installed)
+    return files.digest_text([*texts, "settings", *installers.key_settings(environ, manager, project.directory)])
 
 
 def libc_family() -> str:
@@ -205,14 +172,33 @@ def libc_family() -> str:
 
 
 def _no_python_message(contents: Contents, environ: Mapping[str, str], cache: Path) -> str:
-    found = ", ".join(str(interpreter) for interpreter in list_interpreters(environ, _probes(cache)))
+    found = ", ".join(str(interpreter) for interpreter in interpreters.list_interpreters(environ, _probes(cache)))
     wanted = contents.python or ""
     install = wanted if wanted[:1].isdigit() else f"'{wanted}'"
     return (
         f"There is no Python {wanted}, which {contents.python_source} asks for. Found: {found}. "
+        f"{_nearest_python(wanted, environ, cache)}"
         f"Install it with 'uv python install {install}' or 'pyenv install {install}', put it on PATH, or ask for "
         "another version."
     )
+
+
+def _nearest_python(wanted: str, environ: Mapping[str, str], cache: Path) -> str:
+    """Returns a sentence that offers the Python of the same minor version, or of the nearest, that can be had."""
+    match = re.search(r"(\d+)\.(\d+)", wanted)
+    if match is None:
+        return ""
+    major, minor = int(match[1]), int(match[2])
+    known = interpreters.list_interpreters(environ, _probes(cache))
+    found = min(known, key=lambda each: (abs(each.parts[0] - major), abs(each.parts[1] - minor)))
+    found = interpreters.find_interpreter(match[0], environ, _probes(cache)) or found
+    version, nearest = found.version, str(found)
+    if (
+        found.parts[:2] != (major, minor)
+        and (download := installers.downloadable_version(match[0], environ)) is not None
+    ):
+        version, nearest = download, f"{download}, which uv downloads"
+    return f"The nearest that can be had is {nearest}: write {version} or {version.rpartition('.')[0]} instead. "
 
 
 @dataclass(frozen=True)
@@ -225,30 +211,25 @@ class VirtualEnvironmentManager(CachingManager[PythonSpecification]):
         """Implements ``CachingManager.specify``."""
         return read_specification(project, self.name, os.environ, cache)
 
-    def activate(self, location: Path, report: Callable[[str], None], stop: StopSignal) -> Mapping[str, str]:  # noqa: ARG002
+    def activate(self, location: Path, report: Report, stop: StopSignal) -> Mapping[str, str]:  # noqa: ARG002
         """Implements ``CachingManager.activate``."""
         return activated_variables(os.environ, location, own_environment())
 
     def build(self, build: Build, specification: PythonSpecification) -> str:
         """Implements ``CachingManager.build``."""
         interpreter = specification.interpreter or _download(build, specification)
-        install = build_with_uv if self.name == "uv" else build_with_virtualenv
+        install = installers.build_with_uv if self.name == "uv" else installers.build_with_virtualenv
         install(build, specification, interpreter, self.activate(build.location, build.report, build.stop))
-        return specification.python_version
+        return str(specification.python_version)
 
 
-def _download(build: Build, specification: PythonSpecification) -> Interpreter:
-    version = specification.python_version
+def _download(build: Build, specification: PythonSpecification) -> interpreters.Interpreter:
+    version = str(specification.python_version)
     build.report(f"Python {version} is not on this machine; uv downloads it")
-    result = download_python(version, os.environ, build.report, build.stop)
+    result = installers.download_python(version, os.environ, build.report, build.stop)
     build.check_stop()
-    interpreter = find_interpreter(version, os.environ, _probes(build.cache))
+    interpreter = interpreters.find_interpreter(version, os.environ, _probes(build.cache))
     if interpreter is None:
-        output = "\n".join(f"  {line}" for line in result.output_tail)
-        raise EnvironmentBuildError(
-            f"{_no_python_message(specification.contents, os.environ, build.cache)}\nuv could not download it "
-            f"(exit code {result.exit_code}). Last output:\n{output}",
-            manager=specification.manager,
-            output_tail=result.output_tail,
-        )
+        message = _no_python_message(specification.contents, os.environ, build.cache)
+        raise build.failure(f"{message}\nuv could not download it (exit code {result.exit_code}).", result.output_tail)
     return interpreter

@@ -6,14 +6,18 @@ their lines, and without the passwords that its URLs may hold.
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from prefect_mlprojects._support.files import list_directory
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import Problem
@@ -55,11 +59,13 @@ class RequirementEntry:
 class PythonSpec:
     """The content of an environment file: the Python and the requirements, `build_dependencies` first.
 
-    `python` is a version or a prefix of one ("3.10"), or a PEP 440 range; None is the running one.
+    `python` is a version or a prefix of one ("3.10"), or a PEP 440 range; None is the running one. Where it can't be had,
+    any in `python_range` will do.
     """
 
     source: Path | None = None
     python: str | None = None
+    python_range: str | None = None
     python_line: int | None = None
     build_dependencies: tuple[RequirementEntry, ...] = ()
     dependencies: tuple[RequirementEntry, ...] = ()
@@ -144,12 +150,9 @@ def read_text(path: Path) -> str | Problem:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return Problem(f"it is not UTF-8 text (byte {error.start})", file=path, fix="save it as UTF-8")
-    except FileNotFoundError:
-        return Problem("there is no such file", file=path)
-    except IsADirectoryError:
-        return Problem("it is a folder, not a file", file=path)
     except OSError as error:
-        return Problem(f"it can't be read: {error.strerror}", file=path)
+        known = {errno.ENOENT: "there is no such file", errno.EISDIR: "it is a folder, not a file"}
+        return Problem(known.get(error.errno or 0, f"it can't be read: {error.strerror}"), file=path)
 
 
 def read_toml(path: Path) -> dict[str, Any] | Problem:
@@ -184,7 +187,7 @@ def read_python_env(path: Path) -> PythonSpec | tuple[Problem, ...]:
     run = tuple(reader.requirements("dependencies"))
     if reader.problems:
         return tuple(reader.problems)
-    return PythonSpec(path, python, reader.document.line("python"), build, run)
+    return PythonSpec(path, python, None, reader.document.line("python"), build, run)
 
 
 def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]:
@@ -196,14 +199,14 @@ def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]
     if isinstance(reader, tuple):
         return reader
     packages, pip = reader.conda_dependencies()
-    python: str | None = None
-    python_line: int | None = None
+    python = python_range = python_line = None
     build: list[RequirementEntry] = []
     skipped: list[str] = []
     for position, entry in packages.items():
         if (match := _CONDA_PYTHON.match(entry.text)) is not None:
             if python is None:
-                python, python_line = _conda_python(reader, position, match["rest"].strip()), entry.line
+                python, python_range = _conda_python(reader, position, match["rest"].strip())
+                python_line = entry.line
         elif (match := _CONDA_BUILD_PACKAGE.match(entry.text)) is not None:
             operator = "==" if match["operator"] == "=" else match["operator"] or ""
             build.append(RequirementEntry(f"{match['package']}{operator}{match['version'] or ''}", entry.line))
@@ -213,13 +216,11 @@ def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]
         return tuple(reader.problems)
     warnings = []
     if skipped:
-        warnings.append(
-            f"{path.name}: these conda packages are left out, since {manager} installs only the pip section: "
-            + ", ".join(skipped)
-        )
+        reason = f"these conda packages are left out, since {manager} installs only the pip section"
+        warnings.append(f"{path.name}: {reason}: {', '.join(skipped)}")
     if python is None:
         warnings.append(f"{path.name} names no Python version; the one that runs mlprojects is used")
-    return PythonSpec(path, python, python_line, tuple(build), pip, tuple(warnings))
+    return PythonSpec(path, python, python_range, python_line, tuple(build), pip, tuple(warnings))
 
 
 def read_lock(path: Path) -> tuple[str | None, tuple[LockedPackage, ...]] | Problem:
@@ -254,18 +255,16 @@ def open_environment_file(path: Path) -> FileReader | tuple[Problem, ...]:
 
 def _python_version(reader: FileReader) -> str | None:
     value = reader.document.content.get("python")
-    if value is None:
-        return None
+    if value is None or (isinstance(value, str) and is_python_request(value.strip())):
+        return value and value.strip()
+    fix: str | None = 'write python: "3.11", for example'
     if isinstance(value, (int, float)):
         # Without quotes 3.10 is the number 3.1.
-        reader.problem("python is a number, since it has no quotes", "python", fix='write python: "3.11", for example')
-    elif not isinstance(value, str):
-        reader.problem('python must be a version such as "3.11"', "python")
-    elif not is_python_request(value.strip()):
-        fix = 'write a version such as "3.11" or "3.11.7"'
+        reader.problem("python is a number, since it has no quotes", "python", fix=fix)
+    elif isinstance(value, str):
         reader.problem(f"python: {value!r} is not a version", "python", fix=fix)
     else:
-        return value.strip()
+        reader.problem('python must be a version such as "3.11"', "python")
     return None
 
 
@@ -281,22 +280,19 @@ def is_python_request(text: str) -> bool:
         return False
 
 
-def _conda_python(reader: FileReader, position: str, rest: str) -> str | None:
+def _conda_python(reader: FileReader, position: str, rest: str) -> tuple[str | None, str | None]:
+    """Returns the Python of a conda dependency and, for a one-sided range, that range: MLflow takes its limit."""
     path, fix = ("dependencies", position), "write python=3.11, for example"
-    match = _SINGLE_VERSION.match(rest)
-    if not rest:
-        reader.problem("python must be pinned", *path, fix=fix)
-    elif match is not None:
-        # MLflow takes the version itself, whichever of these operators is before it.
-        if match["operator"] in (None, "=", "==", "<=", ">=", "~="):
-            return match["version"]
-        message = f"python: the comparison {match['operator']!r} does not say which version to use"
-        reader.problem(message, *path, fix="use = or ==")
-    elif is_python_request(rest.replace(" ", "")):
-        return rest.replace(" ", "")
-    else:
-        reader.problem(f"python: {rest!r} is not a version", *path, fix=fix)
-    return None
+    match, text = _SINGLE_VERSION.match(rest), rest.replace(" ", "")
+    if match is not None and match["operator"] in (None, "=", "=="):
+        return match["version"], None
+    if match is not None and match["operator"] in ("<=", ">=", "~="):
+        return match["version"], text
+    if is_python_request(text):
+        return text, None
+    message = f"python: {rest!r} is not a version" if rest else "python must be pinned"
+    reader.problem(message, *path, fix=fix)
+    return None, None
 
 
 def uv_lock_of(project: Project) -> Path | None:
@@ -304,3 +300,82 @@ def uv_lock_of(project: Project) -> Path | None:
     lock = project.directory / "uv.lock"
     has_lock = lock.is_file() and (project.directory / "pyproject.toml").is_file()
     return lock if has_lock and isinstance(project.environment, NoEnvironment) else None
+
+
+_LARGE_FILE = 16 * 1024 * 1024  # bytes from which on size and modification time stand for a file's content
+
+_SOURCE_FILE = re.compile(r".*\.(pyi?|pyx|pxd|pxi|c|cc|cpp|cxx|h|hh|hpp|cuh?|rs|f|f90|f95|toml|cfg|cmake|in|build)")
+_METADATA_FILE = re.compile(
+    r"pyproject\.toml|setup\.(py|cfg)|MANIFEST\.in|VERSION|version\.txt|README\.(md|rst)|CMakeLists\.txt"
+    r"|requirements.*\.txt"
+)
+# Folders without source: made by tools, or by the runs themselves. A run that writes into its project must not cause
+# another build in the next run.
+_SKIPPED = re.compile(r"__pycache__|node_modules|mlruns|mlartifacts|\..*|.*\.egg-info")
+
+
+def digest_text(texts: Iterable[str]) -> str:
+    """Returns one digest, 32 hexadecimal digits, of several texts; their boundaries count."""
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogateescape")
+        digest.update(b"%d:" % len(data) + data)
+    return digest.hexdigest()[:32]
+
+
+def digest_file(path: Path) -> str:
+    """Returns a digest of a file; "unreadable" if it can't be read, which the installer will explain."""
+    try:
+        size, modified = path.stat().st_size, path.stat().st_mtime_ns
+        return f"{size}@{modified}" if size > _LARGE_FILE else hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return "unreadable"
+
+
+def digest_listing(directory: Path) -> str:
+    """Returns a digest of the names and contents of the files in a ``--find-links`` folder, which may be one file."""
+    if directory.is_file():
+        return digest_file(directory)
+    return digest_text(text for file in _files_in(directory) for text in (file.name, digest_file(file)))
+
+
+def digest_metadata(directory: Path) -> str:
+    """Returns a digest of the files at the top of a package's folder that declare its name and requirements."""
+    return digest_text(
+        text
+        for file in _files_in(directory)
+        if _METADATA_FILE.fullmatch(file.name)
+        for text in (file.name, digest_file(file))
+    )
+
+
+def digest_package(directory: Path) -> str:
+    """Returns a digest of the files that declare a package, its sources, and all files below an ``__init__.py``.
+
+    Others are excluded: a run may write its results beside the code.
+    """
+    files = sorted(_package_files(directory))
+    texts = (text for file in files for text in (file.relative_to(directory).as_posix(), digest_file(file)))
+    return digest_text([digest_metadata(directory), *texts])
+
+
+def _files_in(directory: Path) -> list[Path]:
+    return [Path(entry.path) for entry in list_directory(directory) if entry.is_file()]
+
+
+def _package_files(directory: Path) -> Iterator[Path]:
+    packages: set[Path] = set()
+    for folder, names, files in os.walk(directory):
+        if "pyvenv.cfg" in files:
+            names.clear()
+            continue
+        at_top = folder == str(directory)
+        names[:] = sorted(
+            name for name in names if not (_SKIPPED.fullmatch(name) or (at_top and name in ("build", "dist")))
+        )
+        in_package = "__init__.py" in files or Path(folder).parent in packages
+        if in_package:
+            packages.add(Path(folder))
+        for name in files:
+            if (in_package or _SOURCE_FILE.fullmatch(name)) and not name.endswith((".pyc", ".pyo")):
+                yield Path(folder, name)

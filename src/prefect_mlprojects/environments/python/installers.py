@@ -9,20 +9,22 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process.run import ToolResult, run_tool
-from prefect_mlprojects.environments.building import Build
-from prefect_mlprojects.environments.cache import cache_errors
-from prefect_mlprojects.environments.python.files import read_toml, redact_urls
+from prefect_mlprojects.environments import Build
+from prefect_mlprojects.environments.cache import Report, cache_errors
+from prefect_mlprojects.environments.python.files import digest_file, read_toml, redact_urls
 from prefect_mlprojects.environments.python.interpreters import Interpreter
-from prefect_mlprojects.environments.python.requirements import RequirementSet, digest_file
+from prefect_mlprojects.environments.python.requirements import RequirementSet
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
@@ -30,65 +32,31 @@ if TYPE_CHECKING:
     from prefect_mlprojects.environments.python import PythonSpecification
 
 # Settings that would install something else, or into another folder than the environment.
-_MISLEADING = frozenset(
-    [
-        "PIP_TARGET",
-        "PIP_PREFIX",
-        "PIP_ROOT",
-        "PIP_USER",
-        "PIP_PYTHON",
-        "PIP_DRY_RUN",
-        "PIP_REQUIREMENT",
-        "PIP_EDITABLE",
-        "UV_SYSTEM_PYTHON",
-        "UV_PYTHON",
-        "UV_PROJECT",
-        "UV_PROJECT_ENVIRONMENT",
-        "UV_WORKING_DIR",
-        "UV_WORKING_DIRECTORY",
-        "UV_TARGET",
-        "UV_PREFIX",
-        "UV_NO_SYNC",
-        "UV_FROZEN",
-        "UV_LOCKED",
-        "UV_ISOLATED",
-        "UV_DRY_RUN",
-        "UV_ENV_FILE",
-        "UV_VENV_SEED",
-        "UV_VENV_CLEAR",
-        "UV_VENV_RELOCATABLE",
-        "UV_NO_EDITABLE",
-        "VIRTUALENV_PYTHON",
-        "VIRTUALENV_SYSTEM_SITE_PACKAGES",
-        "VIRTUALENV_CLEAR",
-    ]
+_MISLEADING = re.compile(
+    r"PIP_(TARGET|PREFIX|ROOT|USER|PYTHON|DRY_RUN|REQUIREMENT|EDITABLE)|VIRTUALENV_(PYTHON|SYSTEM_SITE_PACKAGES|CLEAR)"
+    r"|UV_(SYSTEM_PYTHON|PYTHON|PROJECT(_ENVIRONMENT)?|WORKING_DIR(ECTORY)?|TARGET|PREFIX|NO_SYNC|FROZEN|LOCKED|ISOLATED"
+    r"|DRY_RUN|ENV_FILE|VENV_(SEED|CLEAR|RELOCATABLE)|NO_EDITABLE)"
 )
 
 # Settings that determine which packages are chosen or how they are built, and so belong to the cache key. Addresses of
 # indexes don't: they hold passwords, and a mirror has the same packages.
 _KEY_SETTINGS = (
-    *("PIP_PRE", "PIP_NO_BINARY", "PIP_ONLY_BINARY", "PIP_NO_DEPS", "PIP_NO_BUILD_ISOLATION"),
-    *("UV_PRERELEASE", "UV_RESOLUTION", "UV_EXCLUDE_NEWER", "UV_NO_BINARY"),
-    *("UV_NO_BUILD", "UV_NO_SOURCES", "UV_TORCH_BACKEND"),
+    *("PIP_PRE", "PIP_NO_BINARY", "PIP_ONLY_BINARY", "PIP_NO_DEPS", "PIP_NO_BUILD_ISOLATION", "UV_PRERELEASE"),
+    *("UV_RESOLUTION", "UV_EXCLUDE_NEWER", "UV_NO_BINARY", "UV_NO_BUILD", "UV_NO_SOURCES", "UV_TORCH_BACKEND"),
 )
 _KEY_FILES = ("PIP_CONSTRAINT", "UV_CONSTRAINT", "UV_OVERRIDE")
-_UV_INDEX_SETTINGS = [
-    "UV_DEFAULT_INDEX",
-    "UV_INDEX",
-    "UV_INDEX_URL",
-    "UV_EXTRA_INDEX_URL",
-    "UV_FIND_LINKS",
-    "UV_CONFIG_FILE",
-]
+_UV_INDEX_SETTING = re.compile(r"UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS|CONFIG_FILE)")
 
 
-def build_variables(environ: Mapping[str, str], activated: Mapping[str, str]) -> dict[str, str]:
+def build_variables(
+    environ: Mapping[str, str], activated: Mapping[str, str], *, with_indexes: bool = True
+) -> dict[str, str]:
     """Returns an installer's variables: those of the activated environment with the user's settings that apply."""
-    variables = {name: value for name, value in activated.items() if name not in _MISLEADING}
+    variables = {name: value for name, value in activated.items() if not _MISLEADING.fullmatch(name)}
     # Nobody can answer a question: not pip's, nor git's for a password.
-    variables.setdefault("GIT_TERMINAL_PROMPT", "0")
-    variables |= {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
-    return uv_settings_from_pip(environ) | variables
+    fixed = {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+    settings = uv_settings_from_pip(environ, with_indexes=with_indexes)
+    return {"GIT_TERMINAL_PROMPT": "0", **settings, **variables, **fixed}
 
 
 def uv_arguments(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -97,27 +65,30 @@ def uv_arguments(environ: Mapping[str, str]) -> tuple[str, ...]:
     return ("--no-index",) if no_index else ()
 
 
-def uv_settings_from_pip(environ: Mapping[str, str]) -> dict[str, str]:
+def uv_settings_from_pip(environ: Mapping[str, str], *, with_indexes: bool = True) -> dict[str, str]:
     """Translates pip's settings, from its variables and files, to variables of uv.
 
     With several indexes uv chooses versions as pip does, the best of all indexes instead of the first index that has
     the package. Indexes are omitted if the user has configured some for uv.
     """
-    pip = _pip_settings(environ)
-    found: dict[str, str] = {}
+    # Lists have one item a line in a file.
+    pip = {name: " ".join(value.split()) for name, value in _pip_settings(environ).items()}
+    proxy = pip.get("proxy", "")
+    found = {
+        "UV_INSECURE_HOST": pip.get("trusted-host"),
+        "UV_HTTP_TIMEOUT": pip.get("timeout") or pip.get("default-timeout"),
+        "UV_CONSTRAINT": pip.get("constraint"),
+        "UV_PRERELEASE": "allow" if _is_true(pip.get("pre", "")) else None,
+        "SSL_CERT_FILE": pip.get("cert"),
+        "SSL_CLIENT_CERT": pip.get("client-cert"),
+        "ALL_PROXY": proxy if "://" in proxy or not proxy else f"http://{proxy}",
+    }
     if not _has_uv_indexes(environ):
-        found["UV_DEFAULT_INDEX"] = pip.get("index-url", "")
-        found["UV_EXTRA_INDEX_URL"] = " ".join(pip.get("extra-index-url", "").split())
-        found["UV_INDEX_STRATEGY"] = "unsafe-best-match" if found["UV_EXTRA_INDEX_URL"] else ""
-        found["UV_FIND_LINKS"] = ",".join(link for link in pip.get("find-links", "").split() if _is_usable_link(link))
-    found["UV_INSECURE_HOST"] = " ".join(pip.get("trusted-host", "").split())
-    found["UV_HTTP_TIMEOUT"] = pip.get("timeout") or pip.get("default-timeout", "")
-    found["UV_CONSTRAINT"] = " ".join(pip.get("constraint", "").split())
-    found["UV_PRERELEASE"] = "allow" if _is_true(pip.get("pre", "")) else ""
-    found["SSL_CERT_FILE"] = pip.get("cert", "")
-    found["SSL_CLIENT_CERT"] = pip.get("client-cert", "")
-    if proxy := pip.get("proxy", ""):
-        found["ALL_PROXY"] = proxy if "://" in proxy else f"http://{proxy}"
+        links = pip.get("find-links", "").split()
+        found["UV_FIND_LINKS"] = ",".join(filter(_is_usable_link, links))
+        if with_indexes:
+            found |= {"UV_DEFAULT_INDEX": pip.get("index-url"), "UV_EXTRA_INDEX_URL": pip.get("extra-index-url")}
+            found["UV_INDEX_STRATEGY"] = "unsafe-best-match" if pip.get("extra-index-url") else None
     return {name: value for name, value in found.items() if value}
 
 
@@ -149,9 +120,8 @@ def uv_configuration(directory: Path) -> Path | None:
 
 def _has_uv_indexes(environ: Mapping[str, str]) -> bool:
     folders = (_user_configuration(environ), Path("/etc"), Path("/etc/xdg"))
-    return any(environ.get(name) for name in _UV_INDEX_SETTINGS) or any(
-        (folder / "uv" / "uv.toml").is_file() for folder in folders
-    )
+    named = any(value and _UV_INDEX_SETTING.fullmatch(name) for name, value in environ.items())
+    return named or any((folder / "uv" / "uv.toml").is_file() for folder in folders)
 
 
 def _user_configuration(environ: Mapping[str, str]) -> Path:
@@ -181,8 +151,7 @@ def _read_pip_file(file: Path) -> dict[str, str]:
     try:
         parser.read(file, encoding="utf-8")
     except (OSError, configparser.Error, UnicodeDecodeError):
-        # pip itself will report it; uv does not read it.
-        return {}
+        return {}  # pip itself will report it; uv does not read it
     sections = [section for section in ("global", "install") if parser.has_section(section)]
     return {name.replace("_", "-"): value for section in sections for name, value in parser.items(section)}
 
@@ -204,14 +173,10 @@ def uv_executable() -> str:
     try:
         return find_uv_bin()
     except FileNotFoundError as error:
-        found = shutil.which("uv")
-        if found is not None:
+        if (found := shutil.which("uv")) is not None:
             return found
-        raise EnvironmentBuildError(
-            "The program uv is missing although the Python package uv is installed; run "
-            "'pip install --force-reinstall uv'.",
-            manager="uv",
-        ) from error
+        message = "The program uv is missing from the Python package uv; run 'pip install --force-reinstall uv'."
+        raise EnvironmentBuildError(message, manager="uv") from error
 
 
 def downloadable_version(request: str, environ: Mapping[str, str]) -> str | None:
@@ -224,11 +189,10 @@ def downloadable_version(request: str, environ: Mapping[str, str]) -> str | None
     lines: list[str] = []
     command = [uv_executable(), "python", "list", "--only-downloads", "--offline", "--output-format", "json", request]
     result = run_tool(command, cwd=None, env=build_variables(environ, environ), report=lines.append, stop=StopSignal())
-    # Warnings come on stderr, which shares the lines.
-    document = next((line for line in lines if line.startswith("[")), "[]")
     try:
-        offers = json.loads(document) if result.exit_code == 0 else []
-    except ValueError:
+        # Warnings come on stderr, which shares the lines.
+        offers = json.loads(next(line for line in lines if line.startswith("["))) if result.exit_code == 0 else []
+    except (StopIteration, ValueError):
         return None
     versions = [
         tuple(offer["version_parts"][part] for part in ("major", "minor", "patch"))
@@ -238,9 +202,7 @@ def downloadable_version(request: str, environ: Mapping[str, str]) -> str | None
     return "{}.{}.{}".format(*max(versions)) if versions else None
 
 
-def download_python(
-    version: str, environ: Mapping[str, str], report: Callable[[str], None], stop: StopSignal
-) -> ToolResult:
+def download_python(version: str, environ: Mapping[str, str], report: Report, stop: StopSignal) -> ToolResult:
     """Makes uv download a Python into the folder where it keeps them."""
     # By default uv would put a link to it into ~/.local/bin.
     variables = build_variables(environ, environ) | {"UV_PYTHON_INSTALL_BIN": "0"}
@@ -252,15 +214,16 @@ def download_python(
 def run_step(build: Build, step: str, command: Sequence[str], variables: Mapping[str, str]) -> None:
     """Runs an installer in the project's folder, where it finds the project's settings and packages.
 
-    Raises:
-        EnvironmentBuildError: It failed at the `step` ("installing the dependencies"), or was stopped.
+    Raises an ``EnvironmentBuildError`` if it fails at the `step` ("installing the dependencies") or is stopped.
     """
     build.check_stop()
-    folder, report = build.project.directory, build.report
+    folder = build.project.directory
+
+    def report(line: str) -> None:
+        build.report(redact_urls(line))
+
     try:
-        result = run_tool(
-            command, cwd=folder, env=variables, report=lambda line: report(redact_urls(line)), stop=build.stop
-        )
+        result = run_tool(command, cwd=folder, env=variables, report=report, stop=build.stop)
     except OSError as error:
         cause = f"{command[0]} could not be started in {folder}: {error.strerror or error}"
         raise build.failure(cause) from error
@@ -278,9 +241,8 @@ def build_with_uv(
     variables = build_variables(os.environ, activated)
     if contents.locked is not None:
         command = [uv_executable(), "sync", "--color", "never", "--frozen", "--no-dev", "--no-editable"]
-        for package in contents.locked:
-            if package.installed and package.path.is_dir():
-                command += ["--reinstall-package", package.name]
+        local = (package.name for package in contents.locked if package.installed and package.path.is_dir())
+        command += [f"--reinstall-package={name}" for name in local]
         command += ["--no-python-downloads", *uv_arguments(os.environ), "--python", python]
         sync_variables = {**variables, "UV_PROJECT_ENVIRONMENT": str(build.location)}
         del sync_variables["VIRTUAL_ENV"]  # uv would warn that it is not the project's .venv
@@ -303,19 +265,42 @@ def build_with_virtualenv(
     command = [sys.executable, "-m", "virtualenv", "--no-periodic-update", "--python", str(interpreter.path)]
     run_step(build, "creating it", [*command, str(build.location)], build_variables(os.environ, os.environ))
     installer = [_python(build), "-m", "pip", "install", "--progress-bar", "off"]
-    _install(build, "build_dependencies", contents.build, installer, activated)
-    _install(build, "dependencies", contents.run, installer, activated)
+    variables = build_variables(os.environ, activated)
+    _install(build, "build_dependencies", contents.build, installer, variables)
+    _install(build, "dependencies", contents.run, installer, variables)
 
 
 def install_with_uv(build: Build, name: str, requirements: RequirementSet, activated: Mapping[str, str]) -> None:
-    """Installs requirements with uv."""
+    """Installs requirements with uv; an option that uv ignores in a file, which only a remote one may hold, is an error."""
     installer = [uv_executable(), "pip", "install", "--color", "never", "--python", _python(build)]
     # uv reuses the wheel of a local folder until its pyproject.toml, setup.py or setup.cfg changes.
     names = [package.name for package in requirements.local_packages if not package.editable]
-    rebuilt = (
-        ["--reinstall"] if None in names else [text for name in names for text in ("--reinstall-package", name or "")]
-    )
-    _install(build, name, requirements, [*installer, *uv_arguments(os.environ), *rebuilt], activated)
+    installer += ["--reinstall"] if None in names else [f"--reinstall-package={name}" for name in names]
+    ignored: list[str] = []
+
+    def report(line: str) -> None:
+        build.report(line)
+        if "Ignoring unsupported option" in line:
+            ignored.append(redact_urls(line))
+
+    variables = _uv_variables(requirements, activated)
+    _install(replace(build, report=report), name, requirements, [*installer, *uv_arguments(os.environ)], variables)
+    if ignored:
+        cause = "a requirements file has an option that uv does not have; use --env-manager virtualenv"
+        raise build.failure(cause, tuple(ignored))
+
+
+def _uv_variables(requirements: RequirementSet, activated: Mapping[str, str]) -> dict[str, str]:
+    """Returns uv's variables with the options of a requirements file; only a strategy that the user set stays."""
+    # As with pip, an index in a file replaces those of pip's settings.
+    has_index = any(line.startswith("-i ") for line in requirements.lines)
+    configured = build_variables(os.environ, activated, with_indexes=not has_index)
+    options = dict(requirements.variables)
+    if "UV_INDEX_STRATEGY" in configured:
+        options.pop("UV_INDEX_STRATEGY", None)
+    if "UV_INSECURE_HOST" in options:
+        options["UV_INSECURE_HOST"] += f" {configured.get('UV_INSECURE_HOST', '')}"
+    return configured | options
 
 
 def _python(build: Build) -> str:
@@ -323,19 +308,16 @@ def _python(build: Build) -> str:
 
 
 def _install(
-    build: Build, name: str, requirements: RequirementSet, installer: list[str], activated: Mapping[str, str]
+    build: Build, name: str, requirements: RequirementSet, installer: list[str], variables: Mapping[str, str]
 ) -> None:
-    if not requirements.lines and not requirements.arguments:
+    if not requirements.key_inputs:
         return
-    arguments = list(requirements.arguments)
-    if requirements.lines:
-        file = build.location / f"{name}.txt"
-        with cache_errors(build.cache, build.manager):
-            # A requirement's URL, or an index's, may hold a password.
-            write_private(file, "".join(f"{line}\n" for line in requirements.lines))
-        arguments += ["-r", str(file)]
-    step = f"installing the {name.replace('_', ' ')}"
-    run_step(build, step, [*installer, *arguments], build_variables(os.environ, activated))
+    file, constraints = build.location / f"{name}.txt", build.location / f"{name}.constraints.txt"
+    with cache_errors(build.cache, build.manager):
+        # A requirement's URL, or an index's, may hold a password.
+        write_private(file, requirements.file_text([link.as_uri() for link in requirements.links], constraints.name))
+        write_private(constraints, "".join(f"{line}\n" for line in requirements.constraints))
+    run_step(build, f"installing the {name.replace('_', ' ')}", [*installer, "-r", str(file)], variables)
 
 
 def _seed(build: Build, python_version: str, variables: Mapping[str, str]) -> None:

@@ -7,20 +7,19 @@ run anything.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import re
+import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from prefect_mlprojects._support.files import write_atomically
-from prefect_mlprojects._support.process.run import run_tool
-from prefect_mlprojects.types import StopSignal
+from prefect_mlprojects._support.files import list_directory, write_atomically
 
 InterpreterSource: TypeAlias = Literal["current", "PATH", "pyenv", "uv"]
 
@@ -44,6 +43,11 @@ class Interpreter:
     version: str
     source: InterpreterSource
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The version as numbers, to compare."""
+        return tuple(int(number) for number in self.version.split("."))
+
     def __str__(self) -> str:
         return f"{self.version} ({self.path})"
 
@@ -66,7 +70,7 @@ def find_interpreter(request: str | None, environ: Mapping[str, str], probes: Pa
         return current
     assert request is not None
     allowed = [each for each in list_interpreters(environ, probes) if interpreter_allowed(request, each.version)]
-    return max(allowed, key=lambda each: [int(number) for number in each.version.split(".")], default=None)
+    return max(allowed, key=lambda each: each.parts, default=None)
 
 
 def list_interpreters(environ: Mapping[str, str], probes: Path) -> tuple[Interpreter, ...]:
@@ -108,16 +112,12 @@ def _of_uv(environ: Mapping[str, str]) -> Iterator[Interpreter]:
 
 def uv_python_directory(environ: Mapping[str, str]) -> Path:
     """Returns the folder of the Pythons that uv downloads (https://docs.astral.sh/uv/reference/storage/)."""
-    if configured := environ.get("UV_PYTHON_INSTALL_DIR"):
-        return Path(configured).expanduser()
-    return Path(environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "uv" / "python"
+    default = Path(environ.get("XDG_DATA_HOME") or "~/.local/share") / "uv" / "python"
+    return Path(environ.get("UV_PYTHON_INSTALL_DIR") or default).expanduser()
 
 
 def _folders(parent: Path) -> list[Path]:
-    try:
-        return sorted(Path(entry.path) for entry in os.scandir(parent) if entry.is_dir())
-    except OSError:
-        return []
+    return [Path(entry.path) for entry in list_directory(parent) if entry.is_dir()]
 
 
 def _on_path(environ: Mapping[str, str], probes: _Probes) -> Iterator[Interpreter]:
@@ -127,12 +127,9 @@ def _on_path(environ: Mapping[str, str], probes: _Probes) -> Iterator[Interprete
         for executable in (Path(folder, name) for name in _EXECUTABLE_NAMES if os.access(Path(folder, name), os.X_OK)):
             base = _base_of_environment(executable)
             resolved = os.path.realpath(base)
-            if resolved in seen:
-                continue
-            seen.add(resolved)
-            version = probes.version(base, resolved)
-            if version is not None:
+            if resolved not in seen and (version := probes.version(base, resolved)) is not None:
                 yield Interpreter(base, version, "PATH")
+            seen.add(resolved)
     probes.save()
 
 
@@ -142,8 +139,7 @@ def _base_of_environment(executable: Path) -> Path:
         text = (executable.parent.parent / "pyvenv.cfg").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return executable
-    pairs = (line.partition("=")[::2] for line in text.splitlines())
-    values = {key.strip(): value.strip() for key, value in pairs}
+    values = dict(re.findall(r"^\s*(\w+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
     home, version = values.get("home"), values.get("version_info") or values.get("version") or ""
     if not home:
         return executable
@@ -172,7 +168,7 @@ class _Probes:
         stamp = f"{status.st_size}@{status.st_mtime_ns}"
         answer = self._answers.get(resolved)
         if not (isinstance(answer, list) and len(answer) == 2 and answer[0] == stamp):
-            answer = [stamp, None if _is_script(resolved) else _probe(path)]
+            answer = [stamp, _probe(path, resolved)]
             self._answers[resolved] = answer
             self._changed = True
         return answer[1] if isinstance(answer[1], str) else None
@@ -180,38 +176,21 @@ class _Probes:
     def save(self) -> None:
         """Writes new answers; without write permission the interpreters are run again the next time."""
         if self._changed:
-            try:
+            with contextlib.suppress(OSError):
                 write_atomically(self._file, json.dumps(self._answers, indent=1, sort_keys=True))
-            except OSError:
-                return
 
 
-def _is_script(path: str) -> bool:
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(2) == b"#!"
-    except OSError:
-        return True
-
-
-def _probe(path: Path) -> str | None:
-    lines: list[str] = []
-    stop = StopSignal()
-    timer = threading.Timer(_PROBE_SECONDS, stop.request, ["the interpreter does not answer"])
-    timer.daemon = True
-    timer.start()
-    command = [str(path), "-I", "-S", "-c", _PROBE]
+def _probe(path: Path, resolved: str) -> str | None:
     environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "__PYVENV_LAUNCHER__")}
+    command = [str(path), "-I", "-S", "-c", _PROBE]
     try:
-        result = run_tool(command, cwd=None, env=environ, report=lines.append, stop=stop)
-    except OSError:
-        return None
-    finally:
-        timer.cancel()
-    if result.exit_code != 0 or not lines:
-        return None
-    try:
-        implementation, version, is_base, free_threaded = json.loads(lines[-1])
-    except ValueError:
+        with Path(resolved).open("rb") as file:
+            if file.read(2) == b"#!":
+                return None
+        done = subprocess.run(
+            command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_SECONDS, check=True
+        )
+        implementation, version, is_base, free_threaded = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
         return None
     return str(version) if implementation == "CPython" and is_base and not free_threaded else None

@@ -1,147 +1,59 @@
-"""Expands requirement lines: the files and local packages that they name, and the digests for a cache key."""
+"""Expands requirement lines: the files, options and local packages that they name, in one list for pip or for uv."""
 
 from __future__ import annotations
 
-import hashlib
+import functools
+import optparse
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from prefect_mlprojects.environments.python.files import RequirementEntry, read_text, read_toml, redact_urls
+from prefect_mlprojects.environments.python import files
 from prefect_mlprojects.exceptions import Problem
+from prefect_mlprojects.spec.project import Project
 
-_LARGE_FILE = 16 * 1024 * 1024
-"""Bytes from which on size and modification time stand for a file's content."""
-
-_SOURCE_SUFFIXES = frozenset(
-    [
-        ".py",
-        ".pyi",
-        ".pyx",
-        ".pxd",
-        ".pxi",
-        ".c",
-        ".cc",
-        ".cpp",
-        ".cxx",
-        ".h",
-        ".hh",
-        ".hpp",
-        ".cu",
-        ".cuh",
-        ".rs",
-        ".f",
-        ".f90",
-        ".f95",
-        ".toml",
-        ".cfg",
-        ".cmake",
-        ".in",
-        ".build",
-    ]
-)
-_METADATA_FILES = frozenset(
-    [
-        "pyproject.toml",
-        "setup.py",
-        "setup.cfg",
-        "MANIFEST.in",
-        "VERSION",
-        "version.txt",
-        "README.md",
-        "README.rst",
-        "CMakeLists.txt",
-    ]
-)
-# Folders without source: made by tools, or by the runs themselves. A run that writes into its project must not cause
-# another build in the next run.
-_SKIPPED_FOLDERS = frozenset(("__pycache__", "node_modules", "mlruns", "mlartifacts"))
-_SKIPPED_AT_TOP = frozenset(("build", "dist"))
+Installer: TypeAlias = Literal["pip", "uv"]
 
 
-def digest_text(texts: Iterable[str]) -> str:
-    """Returns one digest, 32 hexadecimal digits, of several texts; their boundaries count."""
-    digest = hashlib.sha256()
-    for text in texts:
-        data = text.encode("utf-8", "surrogateescape")
-        digest.update(b"%d:" % len(data) + data)
-    return digest.hexdigest()[:32]
+class _Option(NamedTuple):
+    """How uv gets an option: from a line of the file, with one value a line, by a variable, or not; or it needs no option."""
+
+    uv: Literal["line", "lines", "missing", "needless"] | tuple[str, str]
+    spellings: tuple[str, ...] = ()
+    flag: bool = False
 
 
-def digest_file(path: Path) -> str:
-    """Returns a digest of a file; "unreadable" if it can't be read, which the installer will explain."""
-    try:
-        status = path.stat()
-        if status.st_size > _LARGE_FILE:
-            return f"{status.st_size}@{status.st_mtime_ns}"
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return "unreadable"
-
-
-def digest_listing(directory: Path) -> str:
-    """Returns a digest of the names and contents of the files in a ``--find-links`` folder, which may be one file."""
-    if directory.is_file():
-        return digest_file(directory)
-    return digest_text(text for file in _files_in(directory) for text in (file.name, digest_file(file)))
-
-
-def digest_metadata(directory: Path) -> str:
-    """Returns a digest of the files at the top of a package's folder that declare its name and requirements."""
-    return digest_text(
-        text
-        for file in _files_in(directory)
-        if file.name in _METADATA_FILES or (file.name.startswith("requirements") and file.suffix == ".txt")
-        for text in (file.name, digest_file(file))
-    )
-
-
-def digest_package(directory: Path) -> str:
-    """Returns a digest of what a package is built from.
-
-    It includes the files that declare it, source files anywhere below the folder, and every file of a Python package
-    (below an ``__init__.py``). Others are excluded: a run may write its results beside the code.
-    """
-    files = sorted(_package_files(directory))
-    texts = (text for file in files for text in (file.relative_to(directory).as_posix(), digest_file(file)))
-    return digest_text([digest_metadata(directory), *texts])
-
-
-def _files_in(directory: Path) -> list[Path]:
-    try:
-        return sorted(Path(entry.path) for entry in os.scandir(directory) if entry.is_file())
-    except OSError:
-        return []
-
-
-def _package_files(directory: Path) -> Iterator[Path]:
-    packages: set[Path] = set()
-    for folder, names, files in os.walk(directory):
-        if "pyvenv.cfg" in files:
-            names.clear()
-            continue
-        at_top = folder == str(directory)
-        names[:] = sorted(name for name in names if not (_is_skipped(name) or (at_top and name in _SKIPPED_AT_TOP)))
-        in_package = "__init__.py" in files or Path(folder).parent in packages
-        if in_package:
-            packages.add(Path(folder))
-        for name in files:
-            if (in_package or Path(name).suffix in _SOURCE_SUFFIXES) and not name.endswith((".pyc", ".pyo")):
-                yield Path(folder, name)
-
-
-def _is_skipped(name: str) -> bool:
-    return name in _SKIPPED_FOLDERS or name.startswith(".") or name.endswith(".egg-info")
-
+# pip's options in a requirements file: https://pip.pypa.io/en/stable/reference/requirements-file-format/. uv reads few of
+# them there, ignores some and refuses others.
+_OPTIONS = {
+    "-r": _Option("line", ("--requirement",)),
+    "-c": _Option("line", ("--constraint",)),
+    "-e": _Option("line", ("--editable",)),
+    "-f": _Option("line", ("--find-links",)),
+    "-i": _Option("line", ("--index-url", "--pypi-url")),
+    "--extra-index-url": _Option("line"),
+    "--no-index": _Option("line", flag=True),
+    "--no-binary": _Option("lines"),
+    "--only-binary": _Option("lines"),
+    "--require-hashes": _Option(("UV_REQUIRE_HASHES", "1"), flag=True),
+    "--pre": _Option(("UV_PRERELEASE", "allow"), flag=True),
+    "--trusted-host": _Option(("UV_INSECURE_HOST", "")),
+    "--use-feature": _Option("needless"),  # selects code of pip's own
+    "--prefer-binary": _Option("missing", flag=True),
+    "--all-releases": _Option("missing"),
+    "--only-final": _Option("missing"),
+}
+_NOT_WITH_UV = "remove it, or use --env-manager virtualenv, which installs with pip"
 
 _ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_OPTION = re.compile(r"^(?P<name>-[a-zA-Z]|--[a-z][a-z-]*)(?:\s*=\s*|\s+|(?<=^-[rcef]))(?P<value>.+)$")
-_FILE_OPTIONS = {"-r": "-r", "--requirement": "-r", "-c": "-c", "--constraint": "-c"}
 _COMMENT = re.compile(r"(^|\s)#.*$")
-_PER_REQUIREMENT_OPTIONS = re.compile(r"\s--(hash|config-settings?|global-option|no-binary|only-binary)\b.*$")
+_PER_REQUIREMENT_OPTIONS = re.compile(r"\s--?[a-zA-Z].*$")
+_VERSION_CONTROL = re.compile(r"^(git|hg|svn|bzr)\+")
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _EXTRAS = re.compile(r"\[[^\]]*\]$")
 
@@ -156,38 +68,45 @@ class LocalPackage:
     @property
     def name(self) -> str | None:
         """The name in its ``pyproject.toml``; None if only a build can tell it."""
-        document = read_toml(self.directory / "pyproject.toml")
+        document = files.read_toml(self.directory / "pyproject.toml")
         project = document.get("project") if isinstance(document, dict) else None
         name = project.get("name") if isinstance(project, dict) else None
         return name if isinstance(name, str) else None
 
 
-@dataclass(frozen=True)
+@dataclass
 class RequirementSet:
-    """Requirement lines with everything that they refer to.
+    """Requirement lines with everything that they refer to; files that they name are included in place.
 
     Attributes:
-        lines: The lines for the installer, as a requirements file in the project's folder. They may hold passwords.
-        arguments: The files and link folders that they name, as options of the installer with absolute paths.
-        key_inputs: The texts of the cache key: normalised lines, nested files in place, digests of local packages.
+        lines: The lines for the installer, which runs in the project's folder. They may hold passwords.
+        constraints: The lines of constraints files.
+        links: The folders and files of ``--find-links``, absolute.
+        variables: The options that uv takes as variables only.
+        key_inputs: The texts of the cache key: normalised lines, digests of local packages.
         text_inputs: Those of ``key_inputs`` that come from the text of files.
         count: The number of requirements, without constraints.
         local_packages: The packages that are built from folders.
-        files: The requirements and constraints files, nested ones included.
     """
 
-    lines: tuple[str, ...] = field(default=(), repr=False)
-    arguments: tuple[str, ...] = ()
-    key_inputs: tuple[str, ...] = field(default=(), repr=False)
-    text_inputs: tuple[str, ...] = field(default=(), repr=False)
+    lines: list[str] = field(default_factory=list, repr=False)
+    constraints: list[str] = field(default_factory=list, repr=False)
+    links: list[Path] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+    key_inputs: list[str] = field(default_factory=list, repr=False)
+    text_inputs: list[str] = field(default_factory=list, repr=False)
     count: int = 0
-    local_packages: tuple[LocalPackage, ...] = ()
-    files: tuple[Path, ...] = ()
+    local_packages: list[LocalPackage] = field(default_factory=list)
 
     @property
     def private(self) -> bool:
         """Whether a URL in the lines or in the files holds a secret."""
-        return any(redact_urls(text) != text for text in map(_expand_variables, self.text_inputs))
+        return any(files.redact_urls(text) != text for text in map(_expand_variables, self.text_inputs))
+
+    def file_text(self, links: Iterable[str], constraints: str) -> str:
+        """Returns a requirements file with these `links`; `constraints` is the name of the file of the constraints."""
+        lines = [*(f"-f {link}" for link in links), *self.lines, *([f"-c {constraints}"] if self.constraints else ())]
+        return "".join(f"{line}\n" for line in lines)
 
 
 @dataclass(frozen=True)
@@ -202,7 +121,7 @@ class _Line:
     constraint: bool = False
 
     def problem(self, message: str, fix: str | None = None) -> Problem:
-        return Problem(redact_urls(message), file=self.file, line=self.number, fix=fix)
+        return Problem(files.redact_urls(message), file=self.file, line=self.number, fix=fix)
 
     def find(self, path: Path) -> Path:
         candidates = [Path(os.path.normpath(folder / path)) for folder in self.folders]
@@ -211,111 +130,155 @@ class _Line:
 
 @dataclass
 class _Expansion:
-    project: Path
-    key_inputs: list[str] = field(default_factory=list)
-    text_inputs: list[str] = field(default_factory=list)
-    count: int = 0
-    local_packages: list[LocalPackage] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
+    project: Project
+    installer: Installer
+    found: RequirementSet = field(default_factory=RequirementSet)
     problems: list[Problem] = field(default_factory=list)
 
-    def add_text(self, text: str) -> None:
-        self.key_inputs.append(text)
-        self.text_inputs.append(text)
-
-    def add(self, line: _Line) -> tuple[str, str] | None:
-        """Adds a line; returns the option with an absolute path if it names a file or a folder of links."""
-        option = _OPTION.match(line.text)
-        name = option["name"] if option is not None else ""
-        value = _expand_variables(option["value"].strip().strip("\"'")) if option is not None else ""
-        is_url = "://" in value
-        if name in _FILE_OPTIONS:
-            flag = _FILE_OPTIONS[name]
-            if is_url and not value.startswith("file:"):
-                self.add_text(f"{flag} {value}")
-                return None
-            path = line.find(_file_path(value))
-            self._add_file(path, replace(line, constraint=line.constraint or flag == "-c"))
-            return flag, str(path)
-        if name in ("-f", "--find-links") and not is_url:
-            path = line.find(Path(value))
-            self.add_text(f"-f {value}")
-            self.key_inputs.append(digest_listing(path))
-            return "-f", str(path)
-        if name in ("-e", "--editable"):
-            self._add_requirement(value, line, editable=True)
-        elif not line.text.startswith("-"):
+    def add(self, line: _Line) -> None:
+        """Adds a line with all that it names."""
+        if not line.text.startswith("-"):
             self._add_requirement(line.text, line, editable=False)
+            return
+        try:
+            options = _parse_options(line.text)
+        except ValueError as error:
+            if self.installer == "uv":
+                self._refuse(line, str(error))
+            self._add_text(line.text)
+            self.found.lines.append(line.text)
+            return
+        for name, value in options:
+            self._add_option(name, value, line)
+
+    def _add_option(self, name: str, value: str, line: _Line) -> None:
+        expanded = _expand_variables(value)
+        is_url = "://" in expanded
+        if name in ("-r", "-c") and (not is_url or expanded.startswith("file:")):
+            self._add_file(line.find(_file_path(expanded)), replace(line, constraint=line.constraint or name == "-c"))
+        elif name == "-f" and not is_url:
+            path = line.find(Path(expanded))
+            self._add_text(f"-f {expanded}")
+            self.found.key_inputs.append(files.digest_listing(path))
+            # uv fails for a missing one, which pip ignores.
+            self.found.links += [path] if self.installer == "pip" or path.exists() else []
+        elif name == "-e":
+            self._add_requirement(value, line, editable=True)
         else:
-            self.add_text(line.text)
-        return None
+            self._add_text(f"{name} {value}".strip())
+            self._emit_option(name, value, line)
+
+    def _emit_option(self, name: str, value: str, line: _Line) -> None:
+        how, found = "line" if self.installer == "pip" else _OPTIONS[name].uv, self.found
+        if isinstance(how, tuple):
+            self._set(how[0], f"{found.variables.get(how[0], '')} {value}".strip() if value else how[1])
+        elif how == "missing":
+            self._refuse(line, f"uv has no option {name}")
+        elif how != "needless":
+            if self.installer == "uv" and name == "-i":
+                # For pip, an index replaces those before it.
+                found.lines[:] = [text for text in found.lines if not text.startswith(("-i ", "--extra-index-url "))]
+            if self.installer == "uv" and name == "--extra-index-url":
+                # pip takes the best version of all indexes, uv by default the first index that has the package.
+                self._set("UV_INDEX_STRATEGY", "unsafe-best-match")
+            found.lines += [f"{name} {each}".strip() for each in (value.split(",") if how == "lines" else [value])]
+
+    def _set(self, variable: str, value: str) -> None:
+        if self.found.variables.get(variable) != value:
+            self.found.variables[variable] = value
+            self.found.key_inputs.append(f"{variable}={value}")
+
+    def _refuse(self, line: _Line, reason: str) -> None:
+        self.problems.append(line.problem(f"{line.text!r} has no effect with uv: {reason}", _NOT_WITH_UV))
+
+    def _add_text(self, text: str) -> None:
+        self.found.key_inputs.append(text)
+        self.found.text_inputs.append(text)
 
     def _add_file(self, path: Path, line: _Line) -> None:
         kind = "constraints" if line.constraint else "requirements"
-        text = read_text(path)
+        text = files.read_text(path)
         if path in line.stack:
             self.problems.append(line.problem(f"the {kind} file {path} includes itself"))
         elif isinstance(text, Problem):
             self.problems.append(line.problem(f"it names the {kind} file {path}, but {text.message}", text.fix))
         else:
-            self.files.append(path)
-            self.add_text(f"begin {kind}")
+            self._add_text(f"begin {kind}")
             for number, content in _logical_lines(enumerate(text.splitlines(), start=1)):
                 self.add(_Line(content, number, path, (path.parent,), (*line.stack, path), line.constraint))
-            self.add_text(f"end {kind}")
+            self._add_text(f"end {kind}")
 
     def _add_requirement(self, text: str, line: _Line, *, editable: bool) -> None:
-        self.count += editable or not line.constraint
-        path = _local_path(_expand_variables(text), self.project)
-        prefix = "-e " if editable else ""
+        found, path = self.found, _local_path(_expand_variables(text), self.project.directory)
+        found.count += editable or not line.constraint
+        # A temporary working copy is gone after the run; uv makes only folders editable.
+        live = editable and (self.installer == "pip" if _VERSION_CONTROL.match(text) else not self.project.temporary)
+        (found.constraints if line.constraint else found.lines).append(f"-e {text}" if live else text)
+        if self.installer == "uv":
+            self._check_options(text, line)
         if path is None:
             normalised = text if editable else _normalised(text, line)
             if isinstance(normalised, Problem):
                 self.problems.append(normalised)
             else:
-                self.add_text(prefix + normalised)
+                self._add_text(("-e " if editable else "") + normalised)
         elif path.is_file():
-            self.add_text(text)
-            self.key_inputs.append(digest_file(path))
+            self._add_text(text)
+            found.key_inputs.append(files.digest_file(path))
         elif path.exists():
-            self.local_packages.append(LocalPackage(path, editable))
+            found.local_packages.append(LocalPackage(path, live))
             # An editable package's code is read live from this very folder; only its declarations count.
-            self.add_text(f"-e {path}" if editable else text)
-            self.key_inputs.append(digest_metadata(path) if editable else digest_package(path))
+            self._add_text(f"-e {path}" if live else text)
+            found.key_inputs.append(files.digest_metadata(path) if live else files.digest_package(path))
         else:
             fix = "local packages are relative to the project's folder"
             self.problems.append(line.problem(f"it requires the local package {text!r}, but there is no {path}", fix))
 
+    def _check_options(self, text: str, line: _Line) -> None:
+        """Checks the options of one requirement: with any hash, pip requires hashes of all."""
+        match = _PER_REQUIREMENT_OPTIONS.search(text)
+        names = re.findall(r"\s(--?[\w-]+)", match.group()) if match is not None else []
+        for name in names:
+            if name == "--hash":
+                self._set("UV_REQUIRE_HASHES", "1")
+            else:
+                self._refuse(line, f"uv has no option {name} for a single requirement")
+
 
 def expand_requirements(
-    entries: Iterable[RequirementEntry], source: Path | None, project: Path
+    entries: Iterable[files.RequirementEntry], source: Path | None, project: Project, installer: Installer
 ) -> RequirementSet | tuple[Problem, ...]:
     """Reads the files that requirement lines of the file `source` name, and the state of their local packages.
 
     Files that the entries name are relative to the project's folder, where MLflow looks, or else to ``source``; files
-    named in a requirements file, to that file; local packages, to the project's folder, as pip and uv do it.
+    named in a requirements file, to that file; local packages, to the project's folder, as pip and uv do it. An option
+    that `installer` can't have the effect of is a problem.
     """
-    expansion = _Expansion(project)
-    lines: list[str] = []
-    arguments: list[str] = []
-    folders = (project,) if source is None else (project, source.parent)
+    expansion = _Expansion(project, installer)
+    folders = (project.directory,) if source is None else (project.directory, source.parent)
     for number, text in _logical_lines((entry.line, entry.text) for entry in entries):
-        named = expansion.add(_Line(text, number, source, folders))
-        if named:
-            arguments.extend(named)
-        else:
-            lines.append(text)
-    if expansion.problems:
-        return tuple(expansion.problems)
-    return RequirementSet(
-        tuple(lines),
-        tuple(arguments),
-        tuple(expansion.key_inputs),
-        tuple(expansion.text_inputs),
-        expansion.count,
-        tuple(expansion.local_packages),
-        tuple(expansion.files),
-    )
+        expansion.add(_Line(text, number, source, folders))
+    return tuple(expansion.problems) or expansion.found
+
+
+class _OptionParser(optparse.OptionParser):
+    def error(self, msg: str) -> NoReturn:
+        raise ValueError(msg)
+
+
+@functools.cache
+def _option_parser() -> optparse.OptionParser:
+    parser = _OptionParser(add_help_option=False)
+    for name, option in _OPTIONS.items():
+        flag: dict[str, Any] = {"action": "append_const", "const": ""}
+        parser.add_option(name, *option.spellings, dest=name, **(flag if option.flag else {"action": "append"}))
+    return parser
+
+
+def _parse_options(text: str) -> list[tuple[str, str]]:
+    """Parses an option line as pip does; raises a ``ValueError``."""
+    values = vars(_option_parser().parse_args(shlex.split(text))[0])
+    return [(name, value) for name in _OPTIONS for value in values[name] or ()]
 
 
 def _logical_lines(lines: Iterable[tuple[int | None, str]]) -> Iterator[tuple[int | None, str]]:
@@ -361,7 +324,7 @@ def _local_path(text: str, project: Path) -> Path | None:
             return (project / _EXTRAS.sub("", bare)).absolute()
     if bare.startswith("file:"):
         return (project / _file_path(bare.split("#", 1)[0])).absolute()
-    if "://" in bare or re.match(r"^(git|hg|svn|bzr)\+", bare):
+    if "://" in bare or _VERSION_CONTROL.match(bare):
         return None
     bare = _EXTRAS.sub("", bare)
     looks_local = os.sep in bare or bare.startswith(".") or bare.lower().endswith(_ARCHIVES)

@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 
-from prefect_mlprojects.environments.managers import environment_manager
-from prefect_mlprojects.environments.prune import list_environments, prune_environments
+from prefect_mlprojects.environments.managers import environment_manager, list_environments, prune_environments
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
+
+
+def lock_file(location: Path) -> Path:
+    """The file beside an environment that names its packages."""
+    return location.with_name(f"{location.name}.lock.yml")
 
 
 def failure(workshop: Any, project: Any) -> str:
@@ -54,7 +58,7 @@ def test_the_solution_is_written_beside_the_environment(workshop: Any, conda: An
     channel.add("data", "3.1", conda.Content.of({"share/data.txt": "42"}), noarch="generic")
     project = workshop.project({"conda.yaml": conda.yaml([channel, pythons], "python", "data")})
     environment = workshop.prepare(project, "conda")
-    lock = environment.lock_file
+    lock = lock_file(environment.plan.location)
     assert lock.parent == environment.plan.location.parent
     text = lock.read_text()
     assert f"{channel.folder}/noarch/data-3.1-0.conda" in text

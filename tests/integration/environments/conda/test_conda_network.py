@@ -20,6 +20,11 @@ from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
 
 
+def lock_file(location: Path) -> Path:
+    """The file beside an environment that names its packages."""
+    return location.with_name(f"{location.name}.lock.yml")
+
+
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves a channel to those who have the password, if there is one."""
 
@@ -85,7 +90,7 @@ def test_a_channel_with_a_password_in_its_url(workshop: Any, conda: Any, server:
     server.password = "user:geheim"
     project = workshop.project({"conda.yaml": conda.yaml([f"http://user:geheim@{server.place}/channel"], "data")})
     environment = workshop.prepare(project, "conda")
-    lock = environment.lock_file.read_text()
+    lock = lock_file(environment.plan.location).read_text()
     assert f"http://{server.place}/channel/noarch/data-1.0-0.conda" in lock
     assert "geheim" not in lock + "".join(workshop.lines)
     assert any(line.startswith("Downloading data") for line in workshop.lines)
@@ -102,7 +107,7 @@ def test_a_token_in_the_url(workshop: Any, conda: Any, server: ChannelServer) ->
     server.token = "tk-1234"
     project = workshop.project({"conda.yaml": conda.yaml([f"http://{server.place}/t/tk-1234/channel"], "data")})
     environment = workshop.prepare(project, "conda")
-    lock = environment.lock_file.read_text()
+    lock = lock_file(environment.plan.location).read_text()
     assert f"http://{server.place}/channel/noarch/data-1.0-0.conda" in lock
     assert "tk-1234" not in lock + "".join(workshop.lines)
     kept = [file for file in workshop.cache.rglob("*") if file.is_file() and b"tk-1234" in file.read_bytes()]

@@ -48,7 +48,10 @@ def test_a_conda_project_is_run_and_its_environment_reused(
     location = environment["location"]
     assert first.stdout == f"1 {location} {location} yes\n"
     assert second.stdout == f"2 {location} {location} yes\n"
-    assert "Installing python" in first.stderr
+    assert "Building an environment: conda" in first.stderr
+    assert "Installing python" not in first.stderr
+    flow_run = next(line.split("/")[-1] for line in first.stderr.splitlines() if line.startswith("Flow run: "))
+    assert "Installing python" in mlprojects("logs", flow_run).stdout
     assert "(reused)" in second.stderr
     assert environment["manager"] == "conda"
     assert "Removed 1 environments" in mlprojects("env", "prune", "--all").stdout

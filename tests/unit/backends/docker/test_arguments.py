@@ -1,4 +1,4 @@
-"""Arguments for containers: what each becomes, and what is refused."""
+"""Parsing and splitting of container arguments."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from prefect_mlprojects.backends.docker.arguments import parse_arguments
+from prefect_mlprojects._support.secrets import reveal_all
+from prefect_mlprojects.backends.docker.arguments import parse_arguments, split_arguments
 from prefect_mlprojects.exceptions import ParameterError
 
 
@@ -41,13 +43,13 @@ from prefect_mlprojects.exceptions import ParameterError
         ({"l": ["a=1", "b=2"]}, "create", "labels", {"a": "1", "b": "2"}),
     ],
 )
-def test_each_has_its_place(arguments: dict[str, Any], kind: str, name: str, value: Any) -> None:
+def test_flag_sets_its_option(arguments: dict[str, Any], kind: str, name: str, value: Any) -> None:
     options = parse_arguments({"image": "x", **arguments}, {})
 
     assert getattr(options, kind) == {name: value}
 
 
-def test_gpus_and_ulimits() -> None:
+def test_gpus_and_ulimits_become_sdk_types() -> None:
     options = parse_arguments({"gpus": "device=0,2", "ulimit": "nofile=1024:2048"}, {})
 
     assert options.host["device_requests"][0]["DeviceIDs"] == ["0", "2"]
@@ -55,7 +57,7 @@ def test_gpus_and_ulimits() -> None:
     assert parse_arguments({"gpus": "all"}, {}).host["device_requests"][0]["Count"] == -1
 
 
-def test_mounts_and_log_options() -> None:
+def test_mounts_and_log_options_become_sdk_types() -> None:
     options = parse_arguments(
         {
             "mount": ["type=bind,source=/a,target=/b,readonly", "type=tmpfs,dst=/t,tmpfs-size=64,tmpfs-mode=1770"],
@@ -71,7 +73,7 @@ def test_mounts_and_log_options() -> None:
     assert options.host["log_config"] == {"Type": "local", "Config": {"max-size": "1m", "max-file": "2"}}
 
 
-def test_files_of_variables(tmp_path: Path) -> None:
+def test_env_file_is_overridden_by_env(tmp_path: Path) -> None:
     file = tmp_path / "some.env"
     file.write_text("# a comment\nA=from file\nB=2\n")
     for arguments in ({"env-file": str(file), "e": "A=by itself"}, {"e": "A=by itself", "env-file": str(file)}):
@@ -79,7 +81,7 @@ def test_files_of_variables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["e", "env", "environment"])
-def test_variables_in_each_form(name: str) -> None:
+def test_variables_each_form_is_accepted(name: str) -> None:
     assert parse_arguments({name: ["A=1", "B"]}, {"B": "here"}).environment == {"A": "1", "B": "here"}
     assert parse_arguments({name: {"A": 1}}, {}).environment == {"A": "1"}
     with pytest.raises(ParameterError, match="the variable B is not set here"):
@@ -87,7 +89,7 @@ def test_variables_in_each_form(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["v", "volume", "volumes"])
-def test_volumes_in_each_form(name: str) -> None:
+def test_volumes_each_form_is_accepted(name: str) -> None:
     assert parse_arguments({name: "/a:/b:ro"}, {}).volumes == ["/a:/b:ro"]
     assert parse_arguments({name: ["/a:/b", "n:/c"]}, {}).volumes == ["/a:/b", "n:/c"]
     assert parse_arguments({name: {"/a": {"bind": "/b", "mode": "ro"}, "/c": "/d"}}, {}).volumes == [
@@ -96,14 +98,14 @@ def test_volumes_in_each_form(name: str) -> None:
     ]
 
 
-def test_ports() -> None:
+def test_publish_binds_and_exposes_ports() -> None:
     options = parse_arguments({"p": ["8080:80", "127.0.0.1:53:53/udp"]}, {})
 
     assert set(options.host["port_bindings"]) == {"80", "53/udp"}
     assert options.create["ports"] == ["80", ("53", "udp")]
 
 
-def test_flags_that_are_off_and_names_with_dashes() -> None:
+def test_flags_that_are_off_are_ignored_and_dashes_stripped() -> None:
     options = parse_arguments({"t": False, "--memory": "1g", "network": None}, {})
 
     assert (options.create, options.host) == ({}, {"mem_limit": "1g"})
@@ -126,12 +128,45 @@ def test_flags_that_are_off_and_names_with_dashes() -> None:
         ({"privileged": "maybe"}, "give true or false"),
     ],
 )
-def test_what_is_refused(arguments: dict[str, Any], words: str) -> None:
+def test_invalid_argument_is_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ParameterError, match=words):
         parse_arguments(arguments, {})
 
 
-def test_all_mistakes_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(ParameterError) as caught:
         parse_arguments({"memroy": "1g", "cpus": "many"}, {})
     assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "public", "secret"),
+    [
+        ({"e": ["A=1", "MY_TOKEN=x"], "m": "1g"}, {"e": ["A=1", "MY_TOKEN"], "m": "1g"}, {"e": ["A=1", "MY_TOKEN=x"]}),
+        (
+            {"environment": {"A": 1, "PASSWORD": "x"}},
+            {"environment": ["A=1", "PASSWORD"]},
+            {"environment": ["A=1", "PASSWORD=x"]},
+        ),
+        ({"--env": "PROXY=http://u:p@h"}, {"--env": ["PROXY"]}, {"--env": ["PROXY=http://u:p@h"]}),
+        ({"env": [SecretStr("A=1")]}, {"env": ["A"]}, {"env": ["A=1"]}),
+        ({"log-opt": ["splunk-token=x", "a=b"]}, {"log-opt": []}, {"log-opt": ["splunk-token=x", "a=b"]}),
+        ({"e": "TOKEN", "v": "/tokens:/tokens"}, {"e": "TOKEN", "v": "/tokens:/tokens"}, {}),
+    ],
+)
+def test_secret_variables_are_not_stored(
+    arguments: dict[str, Any], public: dict[str, Any], secret: dict[str, Any]
+) -> None:
+    stored, kept = split_arguments(arguments)
+
+    assert stored == public
+    assert reveal_all(kept) == secret
+    assert "x" not in str(kept)
+    assert parse_arguments({**stored, **kept}, {"TOKEN": "t"}) == parse_arguments(reveal_all(arguments), {"TOKEN": "t"})
+
+
+def test_secret_variables_are_not_quoted_in_errors() -> None:
+    _, kept = split_arguments({"e": ["TOKEN=hunter2", "MISSING"]})
+    with pytest.raises(ParameterError, match=r"can't be \['\*\*\*'.*MISSING is not set") as caught:
+        parse_arguments(kept, {})
+    assert "hunter2" not in str(caught.value)

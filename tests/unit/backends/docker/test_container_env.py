@@ -1,4 +1,4 @@
-"""What a container gets of this machine, and why one failed."""
+"""A container's environment, and the explanation of its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect_mlprojects.backends.docker.containers import explain_end, explain_s
 from prefect_mlprojects.exceptions import BackendError
 
 
-def test_a_local_store_keeps_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_store_is_mounted_under_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     found = container_env({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=True, network=None)
@@ -24,8 +24,8 @@ def test_a_local_store_keeps_its_path(tmp_path: Path, monkeypatch: pytest.Monkey
         container_env({"MLFLOW_TRACKING_URI": "sqlite:////etc/mlflow.db"}, {}, engine_is_here=True, network=None)
 
 
-def test_artifacts_elsewhere_are_mounted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "work").mkdir()
+def test_artifacts_of_the_working_directory_are_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work" / "mlruns").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
     found = container_env({"MLFLOW_TRACKING_URI": uri}, {}, engine_is_here=True, network=None)
@@ -34,7 +34,7 @@ def test_artifacts_elsewhere_are_mounted_too(tmp_path: Path, monkeypatch: pytest
     assert found.volumes == (f"{tmp_path / 'store'}:{tmp_path / 'store'}", f"{runs}:{runs}")
 
 
-def test_a_server_on_localhost_is_reached() -> None:
+def test_server_on_localhost_is_reached_by_each_network() -> None:
     variables = {
         "MLFLOW_TRACKING_URI": "http://me:secret@localhost:5000/x",
         "PREFECT_API_URL": "http://127.0.0.1:4200/api",
@@ -52,13 +52,13 @@ def test_a_server_on_localhost_is_reached() -> None:
     assert "secret" not in repr(shared)
 
 
-def test_a_remote_server_is_passed_on() -> None:
+def test_remote_server_is_passed_on() -> None:
     found = container_env({"MLFLOW_TRACKING_URI": "https://mlflow.example.com"}, {}, engine_is_here=False, network=None)
 
     assert (found.volumes, found.host_network, dict(found.extra_hosts)) == ((), False, {})
 
 
-def test_credentials_by_name(tmp_path: Path) -> None:
+def test_credentials_are_passed_on_by_name(tmp_path: Path) -> None:
     (tmp_path / "key.json").write_text("{}")
     environ = {
         "AWS_SECRET_ACCESS_KEY": "s",
@@ -84,8 +84,8 @@ def test_credentials_by_name(tmp_path: Path) -> None:
         ({"ExitCode": 127, "Error": 'exec: "sh": executable file not found in $PATH'}, "no shell"),
     ],
 )
-def test_why_a_container_ended(state: dict[str, object], words: str) -> None:
-    assert words in explain_end(state).text
+def test_explain_end_names_the_cause(state: dict[str, object], words: str) -> None:
+    assert words in explain_end(state).cause
 
 
 @pytest.mark.parametrize(
@@ -99,5 +99,5 @@ def test_why_a_container_ended(state: dict[str, object], words: str) -> None:
         ("something new", "the engine refused it: something new"),
     ],
 )
-def test_why_a_container_did_not_start(message: str, words: str) -> None:
+def test_explain_start_failure_names_the_cause(message: str, words: str) -> None:
     assert words in explain_start_failure(message).cause

@@ -1,4 +1,4 @@
-"""The local backend: what it says of each way a command can end."""
+"""The local backend: the outcome of each way a command can end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.services.recorder import Recorder
 
 from prefect_mlprojects.backends.configuration import dump_config
 from prefect_mlprojects.backends.contract import BackendRequest, Command, Prepared, RunIdentity
-from prefect_mlprojects.backends.local.backend import LocalBackend
+from prefect_mlprojects.backends.local import LocalBackend
 from prefect_mlprojects.backends.outcome import Outcome, explain_exit
 from prefect_mlprojects.environments import EnvironmentPlan, PreparedEnvironment
 from prefect_mlprojects.exceptions import BackendError
@@ -46,7 +46,7 @@ def execute(
     return backend.execute(prepared, line, events or Recorder(), stop or StopSignal())
 
 
-def test_it_runs_in_the_folder_with_the_variables(tmp_path: Path) -> None:
+def test_command_runs_in_the_folder_with_the_variables(tmp_path: Path) -> None:
     events = Recorder()
     outcome = execute('pwd; echo "$GREETING"', tmp_path, events)
     assert outcome.succeeded
@@ -64,20 +64,20 @@ def test_it_runs_in_the_folder_with_the_variables(tmp_path: Path) -> None:
         ("bash -c 'kill -9 $$'; exit $?", "exit code 137: ended by SIGKILL", "memory"),
     ],
 )
-def test_causes(command: str, cause: str, advice: str, tmp_path: Path) -> None:
+def test_failure_has_cause_and_advice(command: str, cause: str, advice: str, tmp_path: Path) -> None:
     outcome = execute(command, tmp_path)
     assert (outcome.ending, outcome.cause) == ("exited", cause)
     assert outcome.category == FailureCategory.USER_CODE
     assert advice in outcome.advice
 
 
-def test_the_last_lines_are_kept(tmp_path: Path) -> None:
+def test_output_tail_has_the_last_lines(tmp_path: Path) -> None:
     outcome = execute("seq 100; echo oops >&2; exit 1", tmp_path)
     assert len(outcome.output_tail) == 20
     assert {"100", "oops"} <= set(outcome.output_tail)
 
 
-def test_a_folder_that_is_missing_or_vanishes(tmp_path: Path) -> None:
+def test_missing_or_vanished_folder_is_reported(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     assert execute("true", gone).ending == "not-started"
     gone.mkdir()
@@ -85,7 +85,7 @@ def test_a_folder_that_is_missing_or_vanishes(tmp_path: Path) -> None:
     assert "vanished" in outcome.advice
 
 
-def test_a_stop_before_the_start_starts_nothing(tmp_path: Path) -> None:
+def test_stop_before_the_start_starts_nothing(tmp_path: Path) -> None:
     stop = StopSignal()
     stop.request("too late")
     outcome = execute("touch started", tmp_path, stop=stop)
@@ -93,32 +93,32 @@ def test_a_stop_before_the_start_starts_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "started").exists()
 
 
-def test_a_timeout(tmp_path: Path) -> None:
+def test_timeout_ends_the_command(tmp_path: Path) -> None:
     outcome = execute("echo begun; sleep 100", tmp_path, timeout=0.3)
     assert (outcome.ending, outcome.output_tail) == ("timed-out", ("begun",))
     assert "0.3 s" in outcome.cause
 
 
-def test_a_command_that_is_too_long(tmp_path: Path) -> None:
+def test_command_that_is_too_long_is_not_started(tmp_path: Path) -> None:
     outcome = execute("true " + "x" * 3_000_000, tmp_path)
     assert outcome.ending == "not-started"
     assert "too long" in outcome.cause
 
 
-def test_a_command_that_no_program_can_be_given(tmp_path: Path) -> None:
+def test_command_with_a_null_byte_is_not_started(tmp_path: Path) -> None:
     outcome = execute("echo a\0b", tmp_path)
     assert outcome.ending == "not-started"
     assert "null byte" in outcome.cause
 
 
-def test_a_prefix_that_does_not_exist_is_named(tmp_path: Path) -> None:
+def test_missing_command_prefix_is_named(tmp_path: Path) -> None:
     environment = PreparedEnvironment(dict(os.environ), EnvironmentPlan("local", "local"), ("no-such-launcher",))
     outcome = execute("true", tmp_path, environment=environment)
     assert outcome.ending == "not-started"
     assert "no-such-launcher" in outcome.cause
 
 
-def test_configuration() -> None:
+def test_configuration_unknown_key_is_refused() -> None:
     backend = LocalBackend()
     assert dump_config(backend.parse_config({})) == {}
     assert dump_config(backend.parse_config({"grace-period": 3})) == {"grace-period": 3.0}
@@ -129,5 +129,5 @@ def test_configuration() -> None:
 
 
 @pytest.mark.parametrize("code", [-200, -1, 0, 1, 128, 129, 200, 255])
-def test_every_code_has_a_cause(code: int) -> None:
-    assert explain_exit(code).text
+def test_explain_exit_every_code_has_a_cause(code: int) -> None:
+    assert explain_exit(code).cause

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.environments.python.requirements import digest_file, digest_listing, digest_package, digest_text
+from prefect_mlprojects.environments.python.files import digest_file, digest_listing, digest_package, digest_text
 
 
 def write(path: Path, text: str = "x") -> Path:

@@ -149,11 +149,32 @@ def test_the_pip_part_of_a_conda_file_agrees_with_mlflow(tmp_path: Path) -> None
         ("python=3.10.*=*_cpython", "3.10"),
         ("conda-forge::python=3.11", "3.11"),
         ("python>=3.9,<3.12", ">=3.9,<3.12"),
+        ("python<3.12", "<3.12"),
+        ("python > 3.6", ">3.6"),
+        ("python!=3.12", "!=3.12"),
     ],
 )
 def test_a_conda_python(tmp_path: Path, dependency: str, python: str) -> None:
     spec = read_conda_env(write(tmp_path, f"dependencies: ['{dependency}']\n", "conda.yaml"), "uv")
     assert texts(spec) == (python, [], [])
+
+
+@pytest.mark.parametrize(
+    ("dependency", "python", "python_range"),
+    [
+        ("python>=3.7.12", "3.7.12", ">=3.7.12"),
+        ("python <= 3.9", "3.9", "<=3.9"),
+        ("python~=3.9.2", "3.9.2", "~=3.9.2"),
+        ("python=3.10", "3.10", None),
+        ("python==3.10.2", "3.10.2", None),
+    ],
+)
+def test_a_one_sided_conda_python_keeps_its_range(
+    tmp_path: Path, dependency: str, python: str, python_range: str | None
+) -> None:
+    spec = read_conda_env(write(tmp_path, f"dependencies: ['{dependency}']\n", "conda.yaml"), "uv")
+    assert isinstance(spec, PythonSpec)
+    assert (spec.python, spec.python_range) == (python, python_range)
 
 
 def test_packages_whose_names_begin_with_python_are_left_out(tmp_path: Path) -> None:
@@ -170,8 +191,8 @@ def test_packages_whose_names_begin_with_python_are_left_out(tmp_path: Path) -> 
     ("text", "line", "words"),
     [
         ("dependencies:\n  - python\n", 2, "must be pinned"),
-        ("dependencies: [python<3.12]\n", 1, "does not say which version"),
-        ("dependencies: ['python!=3.12']\n", 1, "does not say which version"),
+        ("dependencies: [python<3.x]\n", 1, "is not a version"),
+        ("dependencies: ['python 3.12 or so']\n", 1, "is not a version"),
         ("dependencies: [python=latest]\n", 1, "is not a version"),
         ("dependencies:\n- [a]\n", 2, "must be a text"),
         ("dependencies:\n- npm: [a]\n", 2, "'npm' is not a pip section"),

@@ -5,23 +5,42 @@ from pathlib import Path
 import pytest
 
 from prefect_mlprojects.environments.python.files import RequirementEntry
-from prefect_mlprojects.environments.python.requirements import LocalPackage, RequirementSet, expand_requirements
+from prefect_mlprojects.environments.python.requirements import (
+    Installer,
+    LocalPackage,
+    RequirementSet,
+    expand_requirements,
+)
 from prefect_mlprojects.exceptions import Problem
+from prefect_mlprojects.spec.project import NoEnvironment, Project
 
 
-def expand(project: Path, *lines: str, source: str = "python_env.yaml") -> RequirementSet | tuple[Problem, ...]:
+def expand(
+    directory: Path,
+    *lines: str,
+    source: str = "python_env.yaml",
+    installer: Installer = "pip",
+    temporary: bool = False,
+) -> RequirementSet | tuple[Problem, ...]:
     entries = [RequirementEntry(line, number) for number, line in enumerate(lines, start=2)]
-    return expand_requirements(entries, project / source, project)
+    project = Project(directory, None, "demo", {}, NoEnvironment(), temporary=temporary)
+    return expand_requirements(entries, directory / source, project, installer)
 
 
-def good(project: Path, *lines: str, source: str = "python_env.yaml") -> RequirementSet:
-    result = expand(project, *lines, source=source)
+def good(
+    project: Path,
+    *lines: str,
+    source: str = "python_env.yaml",
+    installer: Installer = "pip",
+    temporary: bool = False,
+) -> RequirementSet:
+    result = expand(project, *lines, source=source, installer=installer, temporary=temporary)
     assert isinstance(result, RequirementSet), [str(problem) for problem in result]
     return result
 
 
-def bad(project: Path, *lines: str) -> list[str]:
-    result = expand(project, *lines)
+def bad(project: Path, *lines: str, installer: Installer = "pip") -> list[str]:
+    result = expand(project, *lines, installer=installer)
     assert isinstance(result, tuple)
     return [str(problem) for problem in result]
 
@@ -32,29 +51,29 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_files_are_followed_and_handed_on_with_absolute_paths(tmp_path: Path) -> None:
-    main = write(tmp_path / "requirements.txt", "six==1.16\n-r deps/more.txt  # more\n-c limits.txt\n")
-    more = write(tmp_path / "deps/more.txt", "attrs\n-r last.txt\n")
-    last = write(tmp_path / "deps/last.txt", "h11\n")
-    limits = write(tmp_path / "limits.txt", "attrs<26\n")
+def test_files_are_included_in_place(tmp_path: Path) -> None:
+    write(tmp_path / "requirements.txt", "six==1.16\n-r deps/more.txt  # more\n-c limits.txt\n")
+    write(tmp_path / "deps/more.txt", "attrs\n-r last.txt\n")
+    write(tmp_path / "deps/last.txt", "h11\n")
+    write(tmp_path / "limits.txt", "attrs<26\n")
     result = good(tmp_path, "-r requirements.txt", "iniconfig")
-    assert result.lines == ("iniconfig",)
-    assert result.arguments == ("-r", str(main))
-    assert set(result.files) == {main, more, last, limits}
+    assert result.lines == ["six==1.16", "attrs", "h11", "iniconfig"]
+    assert result.constraints == ["attrs<26"]
     assert result.count == 4
+    assert result.file_text((), "limits.txt") == "six==1.16\nattrs\nh11\niniconfig\n-c limits.txt\n"
 
 
 @pytest.mark.parametrize("line", ["-rr.txt", "-r r.txt", "-r  'r.txt'", "--requirement r.txt", "--requirement=r.txt"])
 def test_every_spelling_of_the_option(tmp_path: Path, line: str) -> None:
-    path = write(tmp_path / "r.txt", "six\n")
-    assert good(tmp_path, line).arguments == ("-r", str(path))
+    write(tmp_path / "r.txt", "six\n")
+    assert good(tmp_path, line).lines == ["six"]
 
 
 def test_a_file_is_looked_for_in_the_project_and_then_beside_the_environment_file(tmp_path: Path) -> None:
-    beside = write(tmp_path / "envs/requirements.txt", "six\n")
-    assert good(tmp_path, "-r requirements.txt", source="envs/python_env.yaml").arguments == ("-r", str(beside))
-    first = write(tmp_path / "requirements.txt", "attrs\n")
-    assert good(tmp_path, "-r requirements.txt", source="envs/python_env.yaml").arguments == ("-r", str(first))
+    write(tmp_path / "envs/requirements.txt", "six\n")
+    assert good(tmp_path, "-r requirements.txt", source="envs/python_env.yaml").lines == ["six"]
+    write(tmp_path / "requirements.txt", "attrs\n")
+    assert good(tmp_path, "-r requirements.txt", source="envs/python_env.yaml").lines == ["attrs"]
 
 
 def test_what_a_reader_would_not_notice_makes_the_same_environment(tmp_path: Path) -> None:
@@ -88,8 +107,9 @@ def test_where_a_file_ends_counts(tmp_path: Path) -> None:
 
 
 def test_lines_that_only_the_installer_understands_pass(tmp_path: Path) -> None:
-    lines = (
-        "--index-url https://example.org/simple",
+    lines = [
+        "-i https://example.org/simple",
+        "--no-such-option-of-today 3",
         "--no-binary :all:",
         "--pre",
         "-r https://example.org/requirements.txt",
@@ -99,8 +119,66 @@ def test_lines_that_only_the_installer_understands_pass(tmp_path: Path) -> None:
         "six==1.16.0 --hash=sha256:1e61c37477a1626458e36f7b1d82aa5c9b094fa4802892072e49de9c60c4c926",
         "secret==${VERSION_OF_SECRET}",
         "uvicorn[standard]>=0.30; python_version >= '3.10'",
-    )
+    ]
     assert good(tmp_path, *lines).lines == lines
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected", "variables"),
+    [
+        (["--pre", "six"], ["six"], {"UV_PRERELEASE": "allow"}),
+        (
+            ["--trusted-host a", "--trusted-host=b:8080", "six"],
+            ["six"],
+            {"UV_INSECURE_HOST": "a b:8080"},
+        ),
+        (["--require-hashes", "six"], ["six"], {"UV_REQUIRE_HASHES": "1"}),
+        (["six==1 --hash=sha256:aa  --hash=sha256:bb", "h11"], None, {"UV_REQUIRE_HASHES": "1"}),
+        (
+            ["--no-binary=six,h11", "--only-binary :all:"],
+            ["--no-binary six", "--no-binary h11", "--only-binary :all:"],
+            {},
+        ),
+        (["--no-index --pypi-url https://a"], ["-i https://a", "--no-index"], {}),
+        (
+            ["--extra-index-url https://a", "--index-url=https://b", "--extra-index-url https://c"],
+            ["-i https://b", "--extra-index-url https://c"],
+            {"UV_INDEX_STRATEGY": "unsafe-best-match"},
+        ),
+        (["-i https://a", "--no-binary six", "-i https://b"], ["--no-binary six", "-i https://b"], {}),
+        (["--use-feature=fast-deps", "six"], ["six"], {}),
+        (["-e git+https://example.org/demo.git#egg=demo"], ["git+https://example.org/demo.git#egg=demo"], {}),
+        (["-fhttps://example.org/links"], ["-f https://example.org/links"], {}),
+    ],
+)
+def test_options_get_uvs_form(
+    tmp_path: Path, lines: list[str], expected: list[str] | None, variables: dict[str, str]
+) -> None:
+    result = good(tmp_path, *lines, installer="uv")
+    assert result.lines == (lines if expected is None else expected)
+    assert result.variables == variables
+    assert all(f"{name}={value}" in result.key_inputs for name, value in variables.items())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--prefer-binary",
+        "--all-releases :all:",
+        "--only-final six",
+        "--no-such-option",
+        "--no-index=1",
+        "--index-url 'https://example.org",
+        "six --config-settings=a=b",
+        "six==1.16 --no-binary :all:",
+        "six==1.16 --hash=sha256:aa --global-option=build",
+    ],
+)
+def test_an_option_that_uv_does_not_have_names_the_other_manager(tmp_path: Path, line: str) -> None:
+    (problem,) = bad(tmp_path, line, installer="uv")
+    assert problem.startswith(f"{tmp_path}/python_env.yaml:2: ")
+    assert "--env-manager virtualenv" in problem
+    assert good(tmp_path, line).lines == [line]
 
 
 def test_local_packages_are_relative_to_the_project(tmp_path: Path) -> None:
@@ -113,13 +191,13 @@ def test_local_packages_are_relative_to_the_project(tmp_path: Path) -> None:
         tmp_path, "-r nested/requirements.txt", "-e ./pkg", "./pkg[extra]", "my-pkg @ file:pkg", "my-pkg @ ./pkg"
     )
     package = tmp_path / "pkg"
-    assert result.local_packages == (
+    assert result.local_packages == [
         LocalPackage(package, editable=False),
         LocalPackage(package, editable=True),
         LocalPackage(package, editable=False),
         LocalPackage(package, editable=False),
         LocalPackage(package, editable=False),
-    )
+    ]
     assert result.local_packages[0].name == "my-pkg"
     assert LocalPackage(tmp_path / "nested", editable=False).name is None
 
@@ -144,11 +222,32 @@ def test_a_copied_package_is_the_same_in_another_working_copy_but_an_editable_on
     assert good(one, "-e ./pkg").key_inputs != good(two, "-e ./pkg").key_inputs
 
 
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_an_editable_package_of_a_temporary_working_copy_is_copied(tmp_path: Path, installer: Installer) -> None:
+    for copy in ("one", "two"):
+        write(tmp_path / copy / "pyproject.toml", "[project]\nname = 'pkg'\n")
+        write(tmp_path / copy / "sub/pyproject.toml", "[project]\nname = 'pkg'\n")
+    one, two = (
+        good(tmp_path / copy / "sub", "-e .[dev]", "-e ..", installer=installer, temporary=True)
+        for copy in ("one", "two")
+    )
+    assert one.lines == two.lines == [".[dev]", ".."]
+    assert one.key_inputs == two.key_inputs
+    assert [package.editable for package in one.local_packages] == [False, False]
+    write(tmp_path / "two/sub/src/pkg.py", "X = 1\n")
+    assert good(tmp_path / "two/sub", "-e .", temporary=True).key_inputs != one.key_inputs
+
+
+def test_pip_clones_an_editable_repository_beside_the_environment(tmp_path: Path) -> None:
+    line = "-e git+https://example.org/demo.git#egg=demo"
+    assert good(tmp_path, line, temporary=True).lines == [line]
+
+
 def test_a_wheel_file_and_a_folder_of_links_count_by_content(tmp_path: Path) -> None:
     wheel = write(tmp_path / "wheels/demo-1.0-py3-none-any.whl", "one")
     lines = ("--find-links wheels", "demo")
     by_link, by_file = good(tmp_path, *lines), good(tmp_path, "wheels/demo-1.0-py3-none-any.whl")
-    assert by_link.arguments == ("-f", str(tmp_path / "wheels"))
+    assert by_link.links == [tmp_path / "wheels"]
     wheel.write_text("two")
     assert good(tmp_path, *lines).key_inputs != by_link.key_inputs
     assert good(tmp_path, "wheels/demo-1.0-py3-none-any.whl").key_inputs != by_file.key_inputs
@@ -198,4 +297,4 @@ def test_a_file_that_includes_itself_ends(tmp_path: Path) -> None:
 def test_variables_in_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "elsewhere/r.txt", "six\n")
     monkeypatch.setenv("WHERE_REQUIREMENTS_ARE", str(path.parent))
-    assert good(tmp_path, "-r ${WHERE_REQUIREMENTS_ARE}/r.txt").arguments == ("-r", str(path))
+    assert good(tmp_path, "-r ${WHERE_REQUIREMENTS_ARE}/r.txt").lines == ["six"]

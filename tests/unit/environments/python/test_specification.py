@@ -130,6 +130,37 @@ def test_a_python_that_is_not_there_is_named_with_those_that_are(specify: Any) -
     assert "uv python install '>=3.99'" in message
 
 
+@pytest.mark.parametrize(
+    ("wanted", "python"),
+    [
+        ("python>=3.7.12", "3.7.16"),
+        ("python>=3.7.16", "3.7.16"),
+        ("python>=3.7", "3.7.16"),
+        ("python>=3.5", CURRENT),
+        ("python>3.7.16", CURRENT),
+        ("python<=3.8", "3.7.16"),
+        ("python<3.8", "3.7.16"),
+    ],
+)
+def test_a_one_sided_range_takes_its_limit_or_the_nearest_that_there_is(
+    make_project: Any, environ: dict[str, str], tmp_path: Path, wanted: str, python: str
+) -> None:
+    executable = tmp_path / "pyenv/versions/3.7.16/bin/python"
+    executable.parent.mkdir(parents=True)
+    executable.touch()
+    environ["PYENV_ROOT"] = str(tmp_path / "pyenv")
+    project = make_project({"conda.yaml": f"dependencies: ['{wanted}']\n"})
+    assert read_specification(project, "uv", environ, tmp_path / "cache").python_version == python
+
+
+@pytest.mark.parametrize("wanted", [f"{MINOR}.99", f"{MINOR}.98", "3.99"])
+def test_a_python_that_cannot_be_had_offers_the_nearest(specify: Any, wanted: str) -> None:
+    with pytest.raises(EnvironmentBuildError) as caught:
+        specify(f"python: '{wanted}'\n")
+    offered = f"The nearest that can be had is {current_interpreter()}: write {CURRENT} or {MINOR} instead."
+    assert offered in str(caught.value)
+
+
 LOCK = (
     'version = 1\nrequires-python = "{}"\n\n[[package]]\nname = "demo"\nversion = "1"\nsource = {{ virtual = "." }}\n'
 )

@@ -6,11 +6,12 @@ import errno
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.process.run import ProcessResult, run_process
 from prefect_mlprojects._support.secrets import reveal_values
-from prefect_mlprojects.backends.containers.config import LocalConfig
+from prefect_mlprojects.backends.containers.engine import LocalConfig
 from prefect_mlprojects.backends.contract import (
     Backend,
     BackendPlan,
@@ -20,18 +21,15 @@ from prefect_mlprojects.backends.contract import (
     Prepared,
     Report,
 )
-from prefect_mlprojects.backends.outcome import (
-    Outcome,
-    exited_outcome,
-    explain_exit,
-    stopped_outcome,
-    timed_out_outcome,
-)
+from prefect_mlprojects.backends.outcome import Outcome, explain_exit, stopped_outcome, timed_out_outcome
 from prefect_mlprojects.environments import EnvironmentManager, PreparedEnvironment
 from prefect_mlprojects.environments.managers import choose_manager, environment_manager, release_environment
 from prefect_mlprojects.exceptions import BackendUnavailableError
 from prefect_mlprojects.settings import OWN_VARIABLES
 from prefect_mlprojects.types import StopSignal
+
+_Request: TypeAlias = BackendRequest[LocalConfig]
+_Prepared: TypeAlias = Prepared[LocalConfig, PreparedEnvironment]
 
 
 class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
@@ -40,35 +38,21 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
     name = "local"
     config_model = LocalConfig
 
-    def environment_kind(self, request: BackendRequest[LocalConfig]) -> str:
-        """Returns the environment manager's name.
-
-        Raises:
-            EnvironmentBuildError: The environment manager is unknown or does not fit the project.
-        """
+    def environment_kind(self, request: _Request) -> str:
+        """Returns the environment manager's name; raises `EnvironmentBuildError` if it is unknown or does not fit."""
         return choose_manager(request.project, request.env_manager)
 
-    def check(self, request: BackendRequest[LocalConfig]) -> None:
-        """Checks that the environment manager fits the project.
-
-        Raises:
-            EnvironmentBuildError: It is unknown or does not fit.
-        """
+    def check(self, request: _Request) -> None:
+        """Raises `EnvironmentBuildError` if the environment manager is unknown or does not fit the project."""
         choose_manager(request.project, request.env_manager)
 
-    def plan(self, request: BackendRequest[LocalConfig], command: str) -> BackendPlan:  # noqa: ARG002 - runs as it is
+    def plan(self, request: _Request, command: str) -> BackendPlan:  # noqa: ARG002 - runs as it is
         """Returns the environment that would be built."""
         plan = _manager(request).plan(request.project)
         return BackendPlan(plan.description, plan)
 
-    def prepare(
-        self, request: BackendRequest[LocalConfig], report: Report, stop: StopSignal
-    ) -> Prepared[LocalConfig, PreparedEnvironment]:
-        """Builds the environment unless it is cached.
-
-        Raises:
-            EnvironmentBuildError: The build failed or was stopped.
-        """
+    def prepare(self, request: _Request, report: Report, stop: StopSignal) -> _Prepared:
+        """Builds the environment unless it is cached; raises `EnvironmentBuildError` if the build fails or is stopped."""
         manager = _manager(request)
         plan = manager.plan(request.project)
         for warning in plan.warnings:
@@ -76,18 +60,8 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
         environment = manager.prepare(request.project, plan, report, stop, rebuild=request.rebuild_environment)
         return Prepared(request, environment, plan.description, environment.reused)
 
-    def execute(
-        self,
-        prepared: Prepared[LocalConfig, PreparedEnvironment],
-        command: Command,
-        events: ExecutionEvents,
-        stop: StopSignal,
-    ) -> Outcome:
-        """Runs the command; returns once its whole process tree has exited and its output was written.
-
-        Raises:
-            BackendError: This machine has no bash.
-        """
+    def execute(self, prepared: _Prepared, command: Command, events: ExecutionEvents, stop: StopSignal) -> Outcome:
+        """Runs the command; returns once its whole process tree has exited. Raises `BackendError` if bash is missing."""
         if stop.requested:
             return stopped_outcome(stop)
         environment, directory = prepared.value, prepared.request.working_copy.directory
@@ -114,22 +88,22 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
             return replace(outcome, advice=f"Its working directory {directory} vanished while it ran.")
         return outcome
 
-    def release(self, prepared: Prepared[LocalConfig, PreparedEnvironment]) -> None:
+    def release(self, prepared: _Prepared) -> None:
         """Lets ``mlprojects env prune`` remove the environment."""
         release_environment(prepared.value)
 
 
-def _manager(request: BackendRequest[LocalConfig]) -> EnvironmentManager:
+def _manager(request: _Request) -> EnvironmentManager:
     return environment_manager(choose_manager(request.project, request.env_manager))
 
 
 def _explain_start_failure(error: OSError | ValueError) -> str:
     if not isinstance(error, OSError):
-        return f"the command line or the environment holds what no program can be given: {error}"
+        return f"the command line or the environment can't be passed to a program: {error}"
     if error.errno == errno.E2BIG:
         return "the command line or the environment is too long for the system"
-    place = f": {error.filename}" if error.filename else ""
-    return f"the command could not be started: {error.strerror or error}{place}"
+    file = f": {error.filename}" if error.filename else ""
+    return f"the command could not be started: {error.strerror or error}{file}"
 
 
 def _child_env(base: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
@@ -145,5 +119,5 @@ def _outcome(result: ProcessResult, command: Command, stop: StopSignal, tail: tu
     if result.ending == "stopped":
         return stopped_outcome(stop, tail)
     if result.ending == "timed-out":
-        return timed_out_outcome(command.timeout or 0.0, tail)
-    return exited_outcome(explain_exit(result.return_code), tail)
+        return timed_out_outcome(command.timeout, tail)
+    return explain_exit(result.return_code, tail)

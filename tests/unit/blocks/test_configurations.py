@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pydantic import SecretStr
+
 from prefect_mlprojects.blocks import DatabricksBackendBlock, DatabricksWorkspace, KubernetesCluster
 
 
 def test_literal_secrets_of_a_databricks_configuration_are_kept_as_secrets() -> None:
     cluster = {"num_workers": 1, "spark_env_vars": {"API_KEY": "hunter2"}}
     config = {"new_cluster": cluster, "code-path": "/Workspace/x", "secrets": {"PASSWORD": "scope/password"}}
-    block = DatabricksBackendBlock(config=config, workspace=DatabricksWorkspace(host="https://x", token="hunter3"))
+    block = DatabricksBackendBlock(
+        config=config, workspace=DatabricksWorkspace(host="https://x", token=SecretStr("hunter3"))
+    )
     assert set(block.config) == {"code-path", "secrets"}
     assert "hunter" not in repr(block) + block.model_dump_json()
     assert block.get_backend_config() == {**config, "credentials": {"host": "https://x", "token": "hunter3"}}
@@ -22,5 +26,5 @@ def test_a_databricks_configuration_without_secrets_stays_as_it_is() -> None:
 
 
 def test_the_credentials_of_a_block_leave_out_empty_fields() -> None:
-    block = KubernetesCluster(host="https://x", token="hunter2", context="")
+    block = KubernetesCluster(host="https://x", token=SecretStr("hunter2"), context="")
     assert block.get_credentials() == {"host": "https://x", "token": "hunter2", "verify-tls": True}

@@ -1,1 +1,0 @@
-"""Runs projects on this machine."""
