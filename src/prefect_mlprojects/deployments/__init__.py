@@ -229,17 +229,10 @@ async def _create(
     deployment_id = await client.create_deployment(
         flow_id,
         specification.name,
-        version=specification.version,
-        schedules=update.schedules,
-        concurrency_limit=update.concurrency_limit,
-        parameters=specification.flow_parameters(),
-        description=specification.description,
+        **update.settings,
         work_pool_name=work_pool.name,
-        tags=update.tags,
         entrypoint=ENTRYPOINT,
         parameter_openapi_schema=dict(specification.schema),
-        enforce_parameter_schema=True,
-        paused=update.paused,
         pull_steps=[],
         job_variables={**default_job_variables(work_pool), **update.job_variables},
     )
@@ -289,20 +282,11 @@ def _runner_deployment(update: Update) -> Any:
     from prefect_mlprojects.flows.run_project import run_project
     from prefect_mlprojects.server.compat import set_parameter_schema
 
-    specification = update.specification
+    settings = {**update.settings, "schedules": update.settings["schedules"] or None}
     deployment: Any = run_project.to_deployment(
-        name=specification.name,
-        schedules=update.schedules or None,
-        paused=update.paused,
-        concurrency_limit=update.concurrency_limit,
-        parameters=specification.flow_parameters(),
-        description=specification.description,
-        tags=update.tags,
-        version=specification.version,
-        enforce_parameter_schema=True,
-        entrypoint_type=EntrypointType.MODULE_PATH,
+        name=update.specification.name, **settings, entrypoint_type=EntrypointType.MODULE_PATH
     )
-    set_parameter_schema(deployment, specification.schema)
+    set_parameter_schema(deployment, update.specification.schema)
     return deployment
 
 
