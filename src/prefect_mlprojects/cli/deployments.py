@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import click
 
-from prefect_mlprojects.cli.options import announce, click_option, connect, json_option, parse_values, parse_with
+from prefect_mlprojects.cli.options import click_option, connect, json_option, parse_values, parse_with
 from prefect_mlprojects.runs.request import OPTIONS, options_of
 from prefect_mlprojects.settings import OWN_VARIABLES
 
@@ -47,7 +47,7 @@ def _specify(uri: str, options: dict[str, Any], job_variables: dict[str, Any] | 
     from prefect_mlprojects.deployments.specification import specify
 
     schedule = make_schedule(*(options.pop(name) for name in ("cron", "interval", "rrule", "timezone")))
-    return specify(uri, schedule=schedule, job_variables=job_variables, announce=announce, **options)
+    return specify(uri, schedule=schedule, job_variables=job_variables, **options)
 
 
 def _job_variables(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def deploy_command(
     from prefect_mlprojects.deployments import create_deployment
     from prefect_mlprojects.deployments.server_objects import next_times
 
-    deployment = create_deployment(_specify(uri, options, job_variables), work_pool, announce)
+    deployment = create_deployment(_specify(uri, options, job_variables), work_pool)
     if as_json:
         fields = {name: getattr(deployment, name) for name in ("id", "work_pool", "url", "schedule", "changes")}
         click.echo(json.dumps({"name": deployment.full_name, **fields}))
@@ -122,7 +122,7 @@ def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> N
 
     if options["name"] and len(uris) > 1:
         raise click.BadParameter("Several deployments can't have one name.", param_hint="--name")
-    serve([_specify(uri, dict(options)) for uri in uris or (".",)], limit=limit, announce=announce)
+    serve([_specify(uri, dict(options)) for uri in uris or (".",)], limit=limit)
 
 
 @click.command("worker")

@@ -19,17 +19,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def announce(line: str) -> None:
-    """Prints a line about a server that is being started to stderr."""
-    click.echo(line, err=True)
-
-
 def connect() -> str:
     """Returns the Prefect API's address, made that of this process; call it before Prefect is imported."""
     from prefect_mlprojects.runs.start import configure_prefect
     from prefect_mlprojects.server.process import resolve_api
 
-    api_url = resolve_api(announce).api_url
+    api_url = resolve_api().api_url
     configure_prefect(api_url)
     return api_url
 

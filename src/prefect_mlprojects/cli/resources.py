@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from prefect_mlprojects.cli.options import announce, json_option, parse_with
+from prefect_mlprojects.cli.options import connect, json_option, parse_with
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -56,7 +56,7 @@ def server_start() -> None:
     """Start the embedded Prefect server in the background (no-op if it is running)."""
     from prefect_mlprojects.server.process import ensure_server
 
-    address = ensure_server(announce)
+    address = ensure_server()
     click.echo(f"{'Started' if address.started else 'Already running'}: {address.ui_url}  (API: {address.api_url})")
 
 
@@ -116,7 +116,7 @@ def ui_command(port: int | None) -> None:
     from prefect_mlprojects.tracking import resolve_tracking_uri
     from prefect_mlprojects.tracking.uris import UI_HOST, UI_PORT, scheme_of, ui_command_line
 
-    prefect = resolve_api(announce)
+    prefect = resolve_api()
     if prefect.ui_url:
         click.echo(f"Prefect: {prefect.ui_url}")
     uri = reveal(resolve_tracking_uri())
@@ -351,9 +351,8 @@ def blocks_list() -> None:
 
 def _call_server(method: Callable[..., Coroutine[Any, Any, list[str]]]) -> list[str]:
     from prefect_mlprojects.server.api import call_api
-    from prefect_mlprojects.server.process import resolve_api
 
-    return call_api(resolve_api(announce).api_url, method)
+    return call_api(connect(), method)
 
 
 async def _register(client: Any) -> list[str]:

@@ -252,20 +252,14 @@ async def _start(client: PrefectClient, deployment_id: UUID, headline: str, para
     return str(flow_run.id)
 
 
-def serve(
-    specifications: Sequence[DeploymentSpecification],
-    *,
-    limit: int | None = None,
-    announce: Callable[[str], None] | None = None,
-) -> None:
+def serve(specifications: Sequence[DeploymentSpecification], *, limit: int | None = None) -> None:
     """Creates deployments and executes their runs in this process until it is interrupted.
 
-    `limit` is the maximum number of concurrent runs (None: Prefect's default); `announce` receives lines about a server that
-    is being started (None: they are printed to stderr).
+    `limit` is the maximum number of concurrent runs (None: Prefect's default).
     """
     from prefect_mlprojects.server.process import resolve_api
 
-    address = resolve_api(announce)
+    address = resolve_api()
     from prefect import serve as serve_deployments
 
     call_api(address.api_url, ensure_zombie_automation)
