@@ -164,10 +164,12 @@ class LocalSubmittedRun(SubmittedRun):
         session, done = self.session, self._future.done
         session.wait_until(lambda: done() or session.stop.requested)
         while not session.wait_until(done, _SERVER_CHECK_SECONDS):
-            if not self._server_answers():
+            if not session.server_lost and not self._server_answers():
                 self._leave_server()
         if not self._future.cancelled():
             self._future.result()
+        # Another thread may be leaving the server.
+        session.wait_until(lambda: session.result is not None or not session.server_lost)
         assert session.result is not None, "_run_flow and _leave_server set a result in every case"
         return session.result
 
