@@ -101,7 +101,7 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
         """Returns the image, how the project's files get into its container, and its command."""
         files = "built into an image" if request.build_image else f"{request.config.project_files} into {CODE_FOLDER}"
         sections = {
-            "image": _image_of(request),
+            "image": str(request.image),
             "project files": files,
             "container command": " ".join(shell_command(command)[:3]),
         }
@@ -112,15 +112,15 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
 
         Raises `BackendError` if the engine can't be reached, the image can't be pulled or built, or a stop is requested.
         """
-        config, image, copy = request.config, _image_of(request), request.working_copy
-        engine, options, auth = connect(config), _options(request), _registry_auth(request)
-        images = EngineImages(engine, BACKEND, report, stop)
-        image_id, reused = images.ensure(image, config.pull, auth)
-        if request.build_image:
-            mounted = [_target(volume) for volume in options.volumes]
-            built = images.build(image, image_id, copy, request.project.name, mounted)
-            image, image_id, reused = built.name, built.image_id, built.reused
-        carries = request.build_image or _carries_project(engine, image_id, options.create.get("working_dir"))
+        config, image, options = request.config, str(request.image), _options(request)
+        with contextlib.closing(connect(config)) as engine:
+            images = EngineImages(engine, BACKEND, report, stop)
+            image_id, reused = images.ensure(image, config.pull, _registry_auth(request))
+            if request.build_image:
+                mounted = [_target(volume) for volume in options.volumes]
+                built = images.build(image, image_id, request.working_copy, request.project.name, mounted)
+                image, image_id, reused = built.name, built.image_id, built.reused
+            carries = request.build_image or _carries_project(engine, image_id, options.create.get("working_dir"))
         tags = {"mlflow.docker.image.uri": image, "mlflow.docker.image.id": image_id}
         description = f"image {image} ({image_id.removeprefix('sha256:')[:12]})"
         return Prepared(request, DockerImage(image_id, carries), description, reused, image, tags)
@@ -132,38 +132,36 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
         """
         if stop.requested:
             return stopped_outcome(stop)
-        config = prepared.request.config
-        grace = grace_period() if config.grace_period is None else config.grace_period
-        engine = connect(config)
-        options, here = _options(prepared.request), find_engine(config).is_here
-        running = find_running(engine, command.identity)
-        from docker.errors import APIError
+        with contextlib.closing(connect(prepared.request.config)) as engine:
+            return _run(engine, prepared, command, events, stop)
 
+
+def _run(engine: Any, prepared: _Prepared, command: Command, events: ExecutionEvents, stop: StopSignal) -> Outcome:
+    from docker.errors import APIError
+
+    config = prepared.request.config
+    grace = grace_period() if config.grace_period is None else config.grace_period
+    options, here = _options(prepared.request), find_engine(config).is_here
+    running = find_running(engine, command.identity)
+    try:
+        container = running or _create(engine, prepared, command, options, here=here)
+    except APIError as error:
+        return _not_started(error)
+    run = ContainerRun(engine, container, TailedOutput(events), tty=bool(options.create.get("tty")))
+    # The guard starts first: a process killed right after the start must not leave its container.
+    with guarded(container, config, grace):
         try:
-            container = running or _create(engine, prepared, command, options, here=here)
+            if running is not None:
+                events.report(f"continuing with container {container[:12]}, which is already running")
+                run.resume()
+            else:
+                run.start(attach=here)
+                events.report(f"container {container[:12]} of {prepared.image}")
+            return run.wait(stop, command.timeout, grace)
         except APIError as error:
             return _not_started(error)
-        run = ContainerRun(engine, container, TailedOutput(events), tty=bool(options.create.get("tty")))
-        # The guard starts first: a process killed right after the start must not leave its container.
-        with guarded(container, config, grace):
-            try:
-                if running is not None:
-                    events.report(f"continuing with container {container[:12]}, which is already running")
-                    run.resume()
-                else:
-                    run.start(attach=here)
-                    events.report(f"container {container[:12]} of {prepared.image}")
-                return run.wait(stop, command.timeout, grace)
-            except APIError as error:
-                return _not_started(error)
-            finally:
-                run.remove()
-
-
-def _image_of(request: _Request) -> str:
-    # Without an image the registry would not have chosen this backend.
-    assert request.image is not None
-    return request.image
+        finally:
+            run.remove()
 
 
 def _options(request: _Request) -> ContainerOptions:
