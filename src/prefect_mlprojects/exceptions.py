@@ -117,8 +117,7 @@ class ParameterError(_ProblemsError):
 class FetchError(ExecutionException):
     """A project, or the file of a parameter, does not exist, or its URI or version is not valid.
 
-    Args:
-        message: The complete message.
+    Attributes:
         uri: The URI, redacted.
     """
 
@@ -138,8 +137,7 @@ class SourceUnavailableError(FetchError):
 class EnvironmentBuildError(ExecutionException):
     """The project's environment could not be built.
 
-    Args:
-        message: The complete message, with the installer's last lines of output.
+    Attributes:
         manager: The environment manager: ``local``, ``virtualenv``, ``uv`` or ``conda``.
         output_tail: The build's last lines of output.
     """
@@ -159,8 +157,7 @@ class InvalidEnvironmentError(EnvironmentBuildError, InvalidInputError):
 class BackendError(ExecutionException):
     """A backend is unknown, misconfigured, or can't run the project.
 
-    Args:
-        message: The complete message.
+    Attributes:
         backend: The backend's name.
     """
 
@@ -180,8 +177,7 @@ class BackendUnavailableError(BackendError):
 class TrackingError(ExecutionException):
     """The MLflow tracking server refused a request or could not be reached.
 
-    Args:
-        message: The complete message.
+    Attributes:
         tracking_uri: The tracking URI, redacted.
     """
 
@@ -197,8 +193,7 @@ class InvalidTrackingError(TrackingError, InvalidInputError):
 class PrefectServerError(ExecutionException):
     """The Prefect server could not be started or reached.
 
-    Args:
-        message: The complete message.
+    Attributes:
         api_url: The API's address, if known.
     """
 

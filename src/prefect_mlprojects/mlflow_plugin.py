@@ -130,7 +130,7 @@ def _start(
     if "experiment_id" in given:
         given["experiment_id"] = str(given["experiment_id"])
     if DEPLOYMENT_KEY in config:
-        from prefect_mlprojects.deployments.creation import run_deployment
+        from prefect_mlprojects.deployments import run_deployment
 
         return run_deployment(
             str(config[DEPLOYMENT_KEY]), entry_point=entry_point, parameters=parameters, options=given

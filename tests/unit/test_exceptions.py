@@ -6,7 +6,12 @@ import pickle
 from pathlib import Path
 
 import pytest
+from databricks.sdk.errors import NotFound, Unauthenticated
 
+from prefect_mlprojects.backends.databricks.config import DatabricksConfig
+from prefect_mlprojects.backends.databricks.config import refused as databricks_refused
+from prefect_mlprojects.backends.kubernetes.api import ApiError
+from prefect_mlprojects.backends.kubernetes.diagnosis import refused as kubernetes_refused
 from prefect_mlprojects.exceptions import (
     BackendError,
     BackendUnavailableError,
@@ -63,3 +68,16 @@ def test_errors_keep_their_attributes_when_pickled(error: ExecutionException, ex
 def test_the_message_lists_all_problems_with_their_locations() -> None:
     assert str(ProjectSpecError("It fails", PROBLEMS)) == "It fails:\n  - MLproject:3: bad (fix it)\n  - worse"
     assert str(ParameterError("It fails", PROBLEMS[:1])) == "It fails: MLproject:3: bad (fix it)"
+
+
+@pytest.mark.parametrize(("status", "exit_status"), [(404, 2), (422, 2), (0, 1), (401, 1), (403, 1), (500, 1)])
+def test_refusal_of_kubernetes_has_exit_status(status: int, exit_status: int) -> None:
+    error = ApiError("get jobs", status, "", "no", namespace="x")
+    assert kubernetes_refused(error, "cluster").exit_status == exit_status
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_status"), [(NotFound("no"), 2), (ValueError("no"), 2), (Unauthenticated("no"), 1), (OSError(), 1)]
+)
+def test_refusal_of_databricks_has_exit_status(error: Exception, exit_status: int) -> None:
+    assert databricks_refused("It fails", error, DatabricksConfig()).exit_status == exit_status

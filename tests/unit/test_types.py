@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect_mlprojects.types import StopSignal
 
 
-def test_the_first_request_wins_and_callbacks_run_once() -> None:
+def test_stop_signal_keeps_first_reason_and_runs_callbacks_once() -> None:
     stop, calls = StopSignal(), []
     stop.on_request(lambda: calls.append("kept"))
     forget = stop.on_request(lambda: calls.append("forgotten"))

@@ -252,7 +252,7 @@ class Backend(ABC, Generic[ConfigT, ValueT]):
         starts nothing. Whatever the command does is an `Outcome`, never an exception.
 
         Raises:
-            BackendError: The backend itself failed: it can't be reached, it refused the job.
+            BackendUnavailableError: The backend itself failed: it can't be reached, it refused the job.
         """
 
     def release(self, prepared: Prepared[ConfigT, ValueT]) -> None:

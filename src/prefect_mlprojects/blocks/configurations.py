@@ -15,7 +15,8 @@ from prefect_mlprojects.runs.request import options_of, secret_uri_problem
 
 def _option_fields() -> dict[str, Any]:
     fields = {
-        option.name: {**option.json_schema(), "position": place} for place, option in enumerate(options_of("block"))
+        option.name: {**option.json_schema(), "position": position}
+        for position, option in enumerate(options_of("block"))
     }
     # Prefect knows a block's schema by its digest, which must not depend on which packages add backends here.
     del fields["backend"]["enum"]

@@ -32,11 +32,7 @@ _BLOCK_KEYS: Mapping[str, Mapping[str, str]] = {
 
 
 async def load_block(client: PrefectClient, slug: str, name: str) -> Block:
-    """Returns a block with its secrets.
-
-    Raises:
-        ExecutionException: The block does not exist, or its type is not installed here.
-    """
+    """Returns a block with its secrets; raises `ExecutionException` if it does not exist or can't be read here."""
     from prefect.exceptions import ObjectNotFound
 
     import prefect_mlprojects.blocks  # noqa: F401 - defines the block types
@@ -74,11 +70,7 @@ async def _names(client: PrefectClient, slug: str) -> list[str]:
 async def resolve_backend_config(
     client: PrefectClient, config: Mapping[str, Any] | str | None, backend: str
 ) -> dict[str, Any]:
-    """Returns a backend's configuration with the blocks that it names replaced by their values.
-
-    Raises:
-        ExecutionException: A block does not exist, or is not one for a backend.
-    """
+    """Returns a backend's configuration with the blocks that it names replaced by their values."""
     if isinstance(config, str) and is_block_reference(config):
         slug, _, name = config.partition("/")
         block = await load_block(client, slug, name)
@@ -119,21 +111,13 @@ def plain_values(block: Block) -> dict[str, Any]:
 
 
 async def resolve_tracking(client: PrefectClient, name: str) -> Secret:
-    """Returns the tracking URI of a block, with its user name and password.
-
-    Raises:
-        ExecutionException: The block does not exist.
-    """
+    """Returns the tracking URI of a block, with its user name and password."""
     block: Any = await load_block(client, TRACKING_SLUG, name)
     return Secret(block.tracking_uri())
 
 
 async def find_git_credentials(client: PrefectClient, host: str, name: str | None = None) -> GitCredentials | None:
-    """Returns the git credentials of the block called `name`; without a name, of the one that lists `host` most exactly.
-
-    Raises:
-        ExecutionException: The named block does not exist.
-    """
+    """Returns the git credentials of the block called `name`; without a name, of the one that lists `host` most exactly."""
     from prefect.exceptions import PrefectHTTPStatusError
 
     if name is not None:
@@ -145,13 +129,13 @@ async def find_git_credentials(client: PrefectClient, host: str, name: str | Non
     except PrefectHTTPStatusError:
         # The type is not registered, so no blocks of it exist.
         return None
-    found = None
-    for document in sorted(documents, key=lambda each: each.name or ""):
-        hosts = [str(each).strip().lower() for each in document.data.get("hosts") or ()]
-        rank = 3 if host in hosts else 2 if host.partition(":")[0] in hosts else 0
-        if rank and document.name and (found is None or rank > found[0]):
-            found = (rank, document.name)
-    return await find_git_credentials(client, host, found[1]) if found is not None else None
+    names = {}
+    for document in sorted((each for each in documents if each.name), key=lambda each: str(each.name), reverse=True):
+        for listed in document.data.get("hosts") or ():
+            names[str(listed).strip().lower()] = document.name
+    # A host with its port is more exact.
+    found = names.get(host) or names.get(host.partition(":")[0])
+    return await find_git_credentials(client, host, found) if found else None
 
 
 def git_credentials_lookup(
@@ -171,11 +155,7 @@ def git_credentials_lookup(
 
 
 async def read_project(client: PrefectClient, uri: str) -> dict[str, Any]:
-    """Returns the fields of the project block of a ``block://NAME`` URI; a ``#sub/directory`` of the URI wins.
-
-    Raises:
-        ExecutionException: The block does not exist.
-    """
+    """Returns the fields of the project block of a ``block://NAME`` URI; a ``#sub/directory`` of the URI takes precedence."""
     name, _, below = uri.removeprefix(PROJECT_SCHEME).partition("#")
     block = await load_block(client, PROJECT_SLUG, name)
     values = plain_values(block)

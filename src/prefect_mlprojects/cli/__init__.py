@@ -19,7 +19,7 @@ from prefect_mlprojects.exceptions import ExecutionException
 _COMMANDS = {
     "blocks": ("resources", "Manage this package's blocks on the Prefect server."),
     "cancel": ("runs", "Cancel a run and wait until it has ended."),
-    "completion": ("resources", "Print the completion script of a shell."),
+    "completion": ("options", "Print the completion script of a shell."),
     "databricks": ("resources", "Manage the files of runs in a Databricks workspace."),
     "deploy": ("deployments", "Deploy a project: schedules, and a typed form in Prefect's UI."),
     "deployments": ("deployments", "List, pause, resume and delete deployments."),

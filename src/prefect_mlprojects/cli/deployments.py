@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import click
 
-from prefect_mlprojects.cli.options import announce, click_option, connect, json_option, parse_values, parse_with
+from prefect_mlprojects.cli.options import click_option, connect, json_option, parse_values, parse_with
 from prefect_mlprojects.runs.request import OPTIONS, options_of
 from prefect_mlprojects.settings import OWN_VARIABLES
 
@@ -47,7 +47,7 @@ def _specify(uri: str, options: dict[str, Any], job_variables: dict[str, Any] | 
     from prefect_mlprojects.deployments.specification import specify
 
     schedule = make_schedule(*(options.pop(name) for name in ("cron", "interval", "rrule", "timezone")))
-    return specify(uri, schedule=schedule, job_variables=job_variables, announce=announce, **options)
+    return specify(uri, schedule=schedule, job_variables=job_variables, **options)
 
 
 def _job_variables(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -84,10 +84,10 @@ def deploy_command(
     Deploying again under the same name updates the deployment and its form. What is not named stays: schedule, tags, work
     pool, limit, job variables, and whether it is paused.
     """
-    from prefect_mlprojects.deployments.creation import create_deployment
+    from prefect_mlprojects.deployments import create_deployment
     from prefect_mlprojects.deployments.server_objects import next_times
 
-    deployment = create_deployment(_specify(uri, options, job_variables), work_pool, announce)
+    deployment = create_deployment(_specify(uri, options, job_variables), work_pool)
     if as_json:
         fields = {name: getattr(deployment, name) for name in ("id", "work_pool", "url", "schedule", "changes")}
         click.echo(json.dumps({"name": deployment.full_name, **fields}))
@@ -118,11 +118,11 @@ def deploy_command(
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of concurrent runs.")
 def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> None:
     """Deploy the projects at the URIs and execute their runs in this process, without a work pool, until Ctrl-C."""
-    from prefect_mlprojects.deployments.creation import serve
+    from prefect_mlprojects.deployments import serve
 
     if options["name"] and len(uris) > 1:
         raise click.BadParameter("Several deployments can't have one name.", param_hint="--name")
-    serve([_specify(uri, dict(options)) for uri in uris or (".",)], limit=limit, announce=announce)
+    serve([_specify(uri, dict(options)) for uri in uris or (".",)], limit=limit)
 
 
 @click.command("worker")
@@ -175,7 +175,7 @@ def start_command(
     """Start a run of DEPLOYMENT and print its ID: a worker of its work pool executes it."""
     connect()
     from prefect_mlprojects.cli.runs import exit_code_of, print_started
-    from prefect_mlprojects.deployments.creation import run_deployment
+    from prefect_mlprojects.deployments import run_deployment
 
     run = run_deployment(deployment, parameters=parameters)
     print_started({"flow_run_id": run.flow_run_id, "flow_run_url": run.url}, as_json=as_json)
@@ -194,7 +194,7 @@ def deployments_command() -> None:
 @json_option
 def list_deployments_command(as_json: bool) -> None:
     """List the deployments of projects on the Prefect server."""
-    from prefect_mlprojects.deployments.creation import list_deployments
+    from prefect_mlprojects.deployments import list_deployments
 
     rows = list_deployments(connect())
     if as_json:
@@ -208,7 +208,7 @@ def _change_command(name: Literal["pause", "resume", "delete"], done: str, text:
     @deployments_command.command(name, help=text)
     @click.argument("deployment")
     def change(deployment: str) -> None:
-        from prefect_mlprojects.deployments.creation import change_deployment
+        from prefect_mlprojects.deployments import change_deployment
 
         change_deployment(connect(), deployment, name)
         click.echo(f"{done} {deployment}.")

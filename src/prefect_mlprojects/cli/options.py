@@ -19,17 +19,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def announce(line: str) -> None:
-    """Prints a line about a server that is being started to stderr."""
-    click.echo(line, err=True)
-
-
 def connect() -> str:
     """Returns the Prefect API's address, made that of this process; call it before Prefect is imported."""
     from prefect_mlprojects.runs.start import configure_prefect
     from prefect_mlprojects.server.process import resolve_api
 
-    api_url = resolve_api(announce).api_url
+    api_url = resolve_api().api_url
     configure_prefect(api_url)
     return api_url
 
@@ -153,3 +148,18 @@ def request_from_options(context: click.Context, options: Mapping[str, Any]) -> 
         elif not by_name:
             chosen["experiment_name"] = None
     return make_request(chosen)
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    For bash: add `eval "$(mlprojects completion bash)"` to ~/.bashrc.
+    """
+    from click.shell_completion import BashComplete, FishComplete, ZshComplete
+
+    from prefect_mlprojects.cli import group
+
+    completion = {"bash": BashComplete, "fish": FishComplete, "zsh": ZshComplete}[shell]
+    click.echo(completion(group, {}, "mlprojects", "_MLPROJECTS_COMPLETE").source())

@@ -1,9 +1,10 @@
-"""``mlprojects server|ui|env|docker|kubernetes|databricks|blocks|completion``: what runs share, and what they may leave."""
+"""``mlprojects server|ui|env|docker|kubernetes|databricks|blocks``: what runs share, and what they may leave."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from prefect_mlprojects.cli.options import announce, json_option, parse_with
+from prefect_mlprojects.cli.options import connect, json_option, parse_with
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -30,11 +31,10 @@ def _parse_span(text: str) -> timedelta:
 
 
 def _parse_size(text: str) -> int:
-    number = text.upper().removesuffix("B")
-    try:
-        return int(float(number.rstrip("KMGT")) * _UNITS[number[len(number.rstrip("KMGT")) :] or "B"])
-    except (KeyError, ValueError):
-        raise click.BadParameter(f"{text!r} is not a size: write 500M or 10G.") from None
+    match = re.fullmatch(r"(\d+|\d*\.\d+)([KMGT]?)B?", text.upper())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not a size: write 500M or 10G.")
+    return int(float(match[1]) * _UNITS[match[2] or "B"])
 
 
 def _size(size: int) -> str:
@@ -56,7 +56,7 @@ def server_start() -> None:
     """Start the embedded Prefect server in the background (no-op if it is running)."""
     from prefect_mlprojects.server.process import ensure_server
 
-    address = ensure_server(announce)
+    address = ensure_server()
     click.echo(f"{'Started' if address.started else 'Already running'}: {address.ui_url}  (API: {address.api_url})")
 
 
@@ -116,7 +116,7 @@ def ui_command(port: int | None) -> None:
     from prefect_mlprojects.tracking import resolve_tracking_uri
     from prefect_mlprojects.tracking.uris import UI_HOST, UI_PORT, scheme_of, ui_command_line
 
-    prefect = resolve_api(announce)
+    prefect = resolve_api()
     if prefect.ui_url:
         click.echo(f"Prefect: {prefect.ui_url}")
     uri = reveal(resolve_tracking_uri())
@@ -214,11 +214,13 @@ def docker_ps() -> None:
 
 @docker_command.command("clean")
 @click.option("--all", "everything", is_flag=True, help="Also stop and remove running containers.")
-def docker_clean(everything: bool) -> None:
-    """Remove the containers that interrupted runs left behind."""
+@click.pass_context
+def docker_clean(context: click.Context, everything: bool) -> None:
+    """Remove the containers that interrupted runs left behind; exit code 1 if one can't be removed."""
     from docker.errors import APIError, NotFound
 
     engine, containers = _containers()
+    failures = 0
     for container in containers:
         running = container["State"] == "running"
         if running and not everything:
@@ -232,8 +234,10 @@ def docker_clean(everything: bool) -> None:
             continue
         except APIError as error:
             click.echo(f"{container['Id'][:12]} can't be removed: {error.explanation or error}", err=True)
+            failures += 1
             continue
         click.echo(f"Removed {container['Id'][:12]}")
+    context.exit(1 if failures else 0)
 
 
 def _containers() -> tuple[Any, list[dict[str, Any]]]:
@@ -347,9 +351,8 @@ def blocks_list() -> None:
 
 def _call_server(method: Callable[..., Coroutine[Any, Any, list[str]]]) -> list[str]:
     from prefect_mlprojects.server.api import call_api
-    from prefect_mlprojects.server.process import resolve_api
 
-    return call_api(resolve_api(announce).api_url, method)
+    return call_api(connect(), method)
 
 
 async def _register(client: Any) -> list[str]:
@@ -379,18 +382,3 @@ def _block_types() -> list[Any]:
     from prefect_mlprojects import blocks
 
     return [getattr(blocks, name) for name in blocks.__all__]
-
-
-@click.command("completion")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion_command(shell: str) -> None:
-    """Print the completion script of a shell.
-
-    For bash: add `eval "$(mlprojects completion bash)"` to ~/.bashrc.
-    """
-    from click.shell_completion import BashComplete, FishComplete, ZshComplete
-
-    from prefect_mlprojects.cli import group
-
-    completion = {"bash": BashComplete, "fish": FishComplete, "zsh": ZshComplete}[shell]
-    click.echo(completion(group, {}, "mlprojects", "_MLPROJECTS_COMPLETE").source())

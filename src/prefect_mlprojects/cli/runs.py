@@ -236,7 +236,6 @@ def cancel_command(run: str) -> None:
 def logs_command(run: str, follow: bool, tail: int | None, timestamps: bool, stdout_only: bool) -> None:
     """Print the log of the flow run with the ID RUN, in order."""
     api_url = connect()
-    from prefect_mlprojects.cli.runs import print_logs
     from prefect_mlprojects.runs.handles import SubmittedRun
     from prefect_mlprojects.server.api import call_api
 

@@ -78,61 +78,29 @@ def next_times(schedule: Schedule, count: int = 3) -> list[datetime]:
 
 @dataclass(frozen=True)
 class Update:
-    """A deployment's settings after it is deployed; what is not named stays as the existing deployment has it."""
+    """A deployment's settings after it is deployed, as arguments of Prefect's functions; unnamed ones stay as they are."""
 
     specification: DeploymentSpecification
     existing: Any
-
-    @property
-    def schedules(self) -> list[Any]:
-        """The schedules: the one named, else those that exist."""
-        from prefect.client.schemas.actions import DeploymentScheduleCreate
-
-        specification = self.specification
-        kept = list(self.existing.schedules) if self.existing is not None else []
-        if specification.no_schedule:
-            return []
-        if specification.schedule is None:
-            return [DeploymentScheduleCreate(schedule=each.schedule, active=each.active) for each in kept]
-        # A schedule that an operator paused stays so.
-        active = not specification.paused and (not kept or any(each.active for each in kept))
-        return [DeploymentScheduleCreate(schedule=prefect_schedule(specification.schedule), active=active)]
-
-    @property
-    def paused(self) -> bool:
-        """Whether the deployment is paused."""
-        return self.specification.paused or bool(self.existing is not None and self.existing.paused)
-
-    @property
-    def tags(self) -> list[str]:
-        """The tags."""
-        return list(self.specification.tags or (self.existing.tags if self.existing is not None else ()))
-
-    @property
-    def concurrency_limit(self) -> int | None:
-        """The limit of concurrent runs."""
-        return self.specification.concurrency_limit or _limit_of(self.existing)
-
-    @property
-    def job_variables(self) -> dict[str, Any]:
-        """The overrides of the job template."""
-        return dict(self.specification.job_variables or (self.existing.job_variables if self.existing else None) or {})
+    settings: dict[str, Any]
+    job_variables: dict[str, Any]
 
     def schedule_text(self) -> str | None:
         """Returns the schedule, and whether it is paused."""
-        states = ["" if each.active and not self.paused else " (paused)" for each in self.schedules]
-        return ", ".join(map("".join, zip(schedule_texts(self.schedules), states, strict=True))) or None
+        schedules, paused = self.settings["schedules"], self.settings["paused"]
+        states = ["" if each.active and not paused else " (paused)" for each in schedules]
+        return ", ".join(map("".join, zip(schedule_texts(schedules), states, strict=True))) or None
 
     def changes(self) -> list[str]:
         """Returns a line for each setting that changed, or was kept without being named."""
-        existing, specification = self.existing, self.specification
+        existing, specification, new = self.existing, self.specification, self.settings
         if existing is None:
             return []
-        schedules = schedule_texts(existing.schedules), schedule_texts(self.schedules)
-        limits = _limit_of(existing), self.concurrency_limit
+        schedules = schedule_texts(existing.schedules), schedule_texts(new["schedules"])
+        limits = _limit_of(existing), new["concurrency_limit"]
         pairs: list[tuple[str, tuple[Any, Any], Any]] = [
             ("schedule", schedules, specification.schedule),
-            ("tags", (sorted(existing.tags), sorted(self.tags)), specification.tags),
+            ("tags", (sorted(existing.tags), sorted(new["tags"])), specification.tags),
             ("concurrency limit", limits, specification.concurrency_limit),
             ("version", (existing.version, specification.version), True),
         ]
@@ -142,8 +110,7 @@ class Update:
                 lines.append(f"{name}: {_shown(before)} -> {_shown(after)}")
             elif before and not named:
                 lines.append(f"{name} kept: {_shown(before)}")
-        inactive = [each for each in self.schedules if not each.active]
-        if self.paused or inactive:
+        if new["paused"] or not all(each.active for each in new["schedules"]):
             lines.append(f"still paused; resume it with `mlprojects deployments resume {specification.name}`")
         return lines
 
@@ -183,7 +150,31 @@ async def find_deployment(client: PrefectClient, name: str) -> Any:
 
 async def read_update(client: PrefectClient, specification: DeploymentSpecification) -> Update:
     """Returns how deploying changes the deployment of this name, if it exists."""
-    return Update(specification, await find_deployment(client, specification.name))
+    existing = await find_deployment(client, specification.name)
+    tags, variables, paused = (existing.tags, existing.job_variables, existing.paused) if existing else ((), {}, False)
+    settings = {
+        "version": specification.version,
+        "schedules": _schedules(specification, list(existing.schedules) if existing else []),
+        "paused": specification.paused or bool(paused),
+        "concurrency_limit": specification.concurrency_limit or _limit_of(existing),
+        "tags": list(specification.tags or tags),
+        "parameters": specification.flow_parameters(),
+        "description": specification.description,
+        "enforce_parameter_schema": True,
+    }
+    return Update(specification, existing, settings, dict(specification.job_variables or variables or {}))
+
+
+def _schedules(specification: DeploymentSpecification, existing: list[Any]) -> list[Any]:
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+
+    if specification.no_schedule:
+        return []
+    if specification.schedule is None:
+        return [DeploymentScheduleCreate(schedule=each.schedule, active=each.active) for each in existing]
+    # A schedule that an operator paused stays so.
+    active = not specification.paused and (not existing or any(each.active for each in existing))
+    return [DeploymentScheduleCreate(schedule=prefect_schedule(specification.schedule), active=active)]
 
 
 def default_job_variables(pool: WorkPool) -> dict[str, Any]:

@@ -51,20 +51,14 @@ class DeploymentSpecification:
     """A deployment that was checked against its project.
 
     Attributes:
-        name: Its name.
         uri: The project's URI, valid on every machine that can reach it: local paths are absolute.
-        entry_point: The entry point's name.
-        parameters: Values of the entry point's parameters, with JSON's types.
+        parameters: Values of declared parameters, with JSON's types.
         extra_parameters: Values of undeclared parameters.
         options: Run options by name.
-        schema: The schema of the flow's parameters: its form.
-        description: For people to read, as markdown.
+        schema: The JSON schema of the flow's parameters: the form.
+        description: Markdown for Prefect's UI.
         version: The project's commit at the time of deployment.
-        tags: Its tags.
-        schedule: When it runs by itself; None for only on request.
-        paused: Whether its schedule is paused.
         no_schedule: Whether the schedule of an existing deployment is removed.
-        concurrency_limit: Maximum number of concurrent runs; None for no limit.
         job_variables: Overrides for the work pool's base job template.
     """
 
@@ -125,7 +119,7 @@ class _Blocks:
 
 def refused(message: str, parameter: str | None = None, fix: str | None = None) -> ParameterError:
     """Returns the error of a deployment that can't be created."""
-    return ParameterError("The deployment can't be made", [Problem(message, parameter=parameter, fix=fix)])
+    return ParameterError("The deployment can't be created", [Problem(message, parameter=parameter, fix=fix)])
 
 
 def specify(
@@ -145,7 +139,7 @@ def specify(
 ) -> DeploymentSpecification:
     """Fetches the project and returns a deployment that fits it; arguments and errors are those of ``deploy()``."""
     if problems := unknown_options(options, "deploy"):
-        raise ParameterError("The deployment can't be made", problems)
+        raise ParameterError("The deployment can't be created", problems)
     request = _storable_request({**options, "uri": uri, "entry_point": entry_point}, job_variables or {})
     blocks = _Blocks(announce)
     # The version of a project block is not copied: runs follow the block.
@@ -193,20 +187,18 @@ def specify(
 def _storable_request(arguments: Mapping[str, Any], job_variables: Mapping[str, Any]) -> RunRequest:
     """Returns the run request of a deployment; refuses secrets, which would be stored on the Prefect server."""
     _refuse_secret_uri(str(arguments["uri"]))
-    secret = [name for name, value in job_variables.items() if holds_secret_url(value)]
-    if secret:
-        raise ParameterError(
-            "The deployment can't be made",
-            [
-                Problem(
-                    f"the job variable {name!r} has a URL with a password or token, which would be stored on the Prefect server",
-                    fix='keep it in a Secret block of Prefect and write "{{ prefect.blocks.secret.NAME }}"',
-                )
-                for name in secret
-            ],
+    problems = [
+        Problem(
+            f"the job variable {name!r} has a URL with a password or token, which would be stored on the Prefect server",
+            fix='keep it in a Secret block of Prefect and write "{{ prefect.blocks.secret.NAME }}"',
         )
+        for name, value in job_variables.items()
+        if holds_secret_url(value)
+    ]
+    if problems:
+        raise ParameterError("The deployment can't be created", problems)
     request, secrets = make_request(arguments)
-    refuse_secret_arguments("The deployment can't be made", secrets.docker_args)
+    refuse_secret_arguments("The deployment can't be created", secrets.docker_args)
     if secrets.backend_config:
         raise stored_secrets(request.backend, secrets.backend_config)
     return request
@@ -214,7 +206,7 @@ def _storable_request(arguments: Mapping[str, Any], job_variables: Mapping[str, 
 
 def _refuse_secret_uri(uri: str) -> None:
     if holds_secret(uri):
-        raise ParameterError("The deployment can't be made", [secret_uri_problem(uri)])
+        raise ParameterError("The deployment can't be created", [secret_uri_problem(uri)])
 
 
 def _fitting_values(
@@ -232,7 +224,7 @@ def _fitting_values(
         if given.get(parameter.name) is None and is_relative_default(parameter) and not in_project(project, parameter)
     ]
     if outside:
-        raise ParameterError("The deployment can't be made", outside)
+        raise ParameterError("The deployment can't be created", outside)
     if not complete:
         present = {
             name: parameter
@@ -333,7 +325,7 @@ def deployment_schema(
     return {
         "title": "Parameters",
         "type": "object",
-        "properties": {name: {"position": place, **field} for place, (name, field) in enumerate(fields.items())},
+        "properties": {name: {"position": position, **field} for position, (name, field) in enumerate(fields.items())},
         "required": ["uri", *(["parameters"] if needs_values else [])],
         "definitions": {},
     }

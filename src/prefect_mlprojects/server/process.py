@@ -129,15 +129,15 @@ def ensure_server(announce: Announce | None = None) -> ServerAddress:
     record = read_record(directory)
     if record is not None and is_alive(record) and answers(record):
         return _published(record.address())
-    say = announce or _print_to_stderr
+    report = announce or _print_to_stderr
     try:
         with hold_lock(
             directory / "server.lock",
             timeout=server_start_timeout() + _BUSY_SECONDS,
-            on_wait=lambda: say("Waiting for the Prefect server that another process is starting ..."),
+            on_wait=lambda: report("Waiting for the Prefect server that another process is starting ..."),
         ):
-            record = _wait_for_recorded(directory, say)
-            return _published(record.address() if record is not None else _start(directory, say))
+            record = _wait_for_recorded(directory, report)
+            return _published(record.address() if record is not None else _start(directory, report))
     except LockTimeoutError:
         raise PrefectServerError(
             f"Another process has been starting the Prefect server in {directory} for too long. See"
@@ -184,7 +184,7 @@ def _print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - our own messages go to stderr
 
 
-def _wait_for_recorded(directory: Path, say: Announce) -> ServerRecord | None:
+def _wait_for_recorded(directory: Path, report: Announce) -> ServerRecord | None:
     """Returns the recorded server once it answers, None if there is none. The caller holds the lock.
 
     A live server does not answer while it is busy, or because the process that started it was killed before it was
@@ -195,38 +195,38 @@ def _wait_for_recorded(directory: Path, say: Announce) -> ServerRecord | None:
     if record is None or not is_alive(record):
         return None
     if not answers(record):
-        say(f"Waiting for the Prefect server (process {record.pid}) to answer ...")
+        report(f"Waiting for the Prefect server (process {record.pid}) to answer ...")
         timeout = min(_BUSY_SECONDS, server_start_timeout()) if record.ready else server_start_timeout()
-        failure = _wait_until_healthy(record, None, timeout, say)
+        failure = _wait_until_healthy(record, None, timeout, report)
         if failure is not None:
             stop_process(record)
-            say(f"The Prefect server (process {record.pid}) {failure}; starting another one.")
+            report(f"The Prefect server (process {record.pid}) {failure}; starting another one.")
             return None
     if not record.ready:
         write_record(directory, replace(record, ready=True))
     return record
 
 
-def _start(directory: Path, say: Announce) -> ServerAddress:
+def _start(directory: Path, report: Announce) -> ServerAddress:
     """Starts the server; the caller holds the lock."""
     variables = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
     configured = (read_setting(name, "server", "database", "connection_url") for name in variables)
     path = directory / "prefect.db"
     url = next(filter(None, configured), f"sqlite+aiosqlite:///{path}")
     first = url.endswith(f":///{path}") and not path.exists()
-    say(f"Starting a local Prefect server ({'the first start takes' if first else 'this takes'} some 15 s) ...")
+    report(f"Starting a local Prefect server ({'the first start takes' if first else 'this takes'} some 15 s) ...")
     if uses_proxy(HOST):
-        say(f"HTTP_PROXY is set: Prefect's client asks that proxy for {HOST} too, unless NO_PROXY={HOST} is set.")
+        report(f"HTTP_PROXY is set: Prefect's client asks that proxy for {HOST} too, unless NO_PROXY={HOST} is set.")
     log = directory / "server.log"
-    # The port of the last server: its address stands in profiles, links and other processes.
+    # The port of the last server: its address is in profiles, links and other processes.
     last = read_record(directory)
     port = server_port(last.port if last is not None else None)
     for attempt in range(3):
         record, process = _spawn(directory, choose_port(HOST, port if attempt == 0 else 0), log, url)
-        failure = _wait_until_healthy(record, process, server_start_timeout(), say)
+        failure = _wait_until_healthy(record, process, server_start_timeout(), report)
         if failure is None:
             write_record(directory, replace(record, ready=True))
-            say(f"Prefect server: {record.address().ui_url}  (stays running; stop it with `mlprojects server stop`)")
+            report(f"Prefect server: {record.address().ui_url}  (stays running; stop it with `mlprojects server stop`)")
             return record.address(started=True)
         stop_process(record)
         tail = _tail(log)
@@ -282,7 +282,7 @@ def _spawn(directory: Path, port: int, log: Path, url: str) -> tuple[ServerRecor
 
 
 def _wait_until_healthy(
-    record: ServerRecord, process: subprocess.Popen[bytes] | None, timeout: float, say: Announce
+    record: ServerRecord, process: subprocess.Popen[bytes] | None, timeout: float, report: Announce
 ) -> str | None:
     """Waits until the server answers; returns None, or what went wrong. `process` is None for another process's child."""
     reported = started = time.monotonic()
@@ -301,7 +301,7 @@ def _wait_until_healthy(
             return f"did not answer within {timeout:g} s (PREFECT_MLPROJECTS_SERVER_START_TIMEOUT)"
         if now - reported >= 5:
             reported = now
-            say(f"  ... still starting ({now - started:.0f} s)")
+            report(f"  ... still starting ({now - started:.0f} s)")
 
 
 def _tail(log: Path, lines: int = 15) -> str:

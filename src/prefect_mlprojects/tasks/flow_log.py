@@ -70,8 +70,12 @@ class FlowRunLog:
             self._closing = True
         self._wake.set()
         cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
-        await asyncio.wait([self._shipper], timeout=_SECONDS_AFTER_CANCELLATION if cancelled else None)
-        self._shipper.cancel()
+        try:
+            done, _ = await asyncio.wait([self._shipper], timeout=_SECONDS_AFTER_CANCELLATION if cancelled else None)
+        finally:
+            self._shipper.cancel()
+        for shipper in done:
+            shipper.result()
 
     def write(self, stream: StreamName, data: bytes) -> None:
         """Takes output, from any thread; blocks while too much of it waits to be sent."""

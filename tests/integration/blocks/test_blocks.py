@@ -45,7 +45,7 @@ def save(save_block: Callable[[Any, str], None]) -> Callable[[Any], str]:
     return do
 
 
-def test_the_server_knows_the_types_without_a_command(prefect_server: Any) -> None:
+def test_embedded_server_registers_block_types(prefect_server: Any) -> None:
     found = httpx.post(f"{prefect_server.api_url}/block_types/filter", json={"limit": 200}).json()
 
     assert {"git-credentials", "mlflow-tracking-server", "mlflow-project", "mlproject-backend"} <= {
@@ -53,14 +53,14 @@ def test_the_server_knows_the_types_without_a_command(prefect_server: Any) -> No
     }
 
 
-def test_the_command_line() -> None:
+def test_blocks_commands_register_and_list() -> None:
     command = [sys.executable, "-m", "prefect_mlprojects", "blocks"]
     done = subprocess.run([*command, "register"], capture_output=True, text=True, check=True)
     assert "Registered Git Credentials (git-credentials)" in done.stdout
     subprocess.run([*command, "list"], capture_output=True, text=True, check=True)
 
 
-def test_secrets_show_only_masked(prefect_server: Any, save: Callable[[Any], str]) -> None:
+def test_secrets_are_masked_in_the_api(prefect_server: Any, save: Callable[[Any], str]) -> None:
     blocks = [
         GitCredentialsBlock(token=SECRET, hosts=["example.com"]),
         MLflowTrackingServer(uri="https://mlflow.example.com", username="me", password=SECRET),
@@ -75,7 +75,7 @@ def test_secrets_show_only_masked(prefect_server: Any, save: Callable[[Any], str
         assert SECRET not in repr(block) + str(block)
 
 
-def test_a_configuration_from_a_block(save: Callable[[Any], str], prefect_server: Any) -> None:
+def test_backend_config_is_read_from_a_block(save: Callable[[Any], str], prefect_server: Any) -> None:
     name = save(MLprojectBackend(config={"grace-period": 3}))
     done = run(GREET, backend_config=f"mlproject-backend/{name}", env_manager="local")
 
@@ -92,19 +92,19 @@ def test_a_configuration_from_a_block(save: Callable[[Any], str], prefect_server
         ({"credentials": "nowhere"}, ExecutionException, "no block .docker-registry/nowhere."),
     ],
 )
-def test_blocks_that_do_not_fit(config: Any, error: type[Exception], words: str) -> None:
+def test_unsuitable_blocks_are_refused(config: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         run(GREET, backend_config=config, env_manager="local")
 
 
-def test_a_block_with_a_wrong_configuration(save: Callable[[Any], str]) -> None:
+def test_invalid_configuration_in_a_block_is_refused(save: Callable[[Any], str]) -> None:
     name = save(MLprojectBackend(config={"grace": 3}, secrets={"token": SECRET}))
     with pytest.raises(BackendError, match="unknown key 'grace'") as caught:
         run(GREET, backend_config=f"mlproject-backend/{name}", env_manager="local")
     assert SECRET not in str(caught.value)
 
 
-def test_a_tracking_server_from_a_block(save: Callable[[Any], str], workspace: Path, prefect_server: Any) -> None:
+def test_tracking_server_is_read_from_a_block(save: Callable[[Any], str], workspace: Path, prefect_server: Any) -> None:
     from mlflow.tracking import MlflowClient
 
     store = f"sqlite:///{workspace / 'other.db'}"
@@ -118,12 +118,12 @@ def test_a_tracking_server_from_a_block(save: Callable[[Any], str], workspace: P
     assert "127.0.0.1:9" in str(caught.value)
 
 
-def test_a_password_with_odd_characters() -> None:
+def test_password_with_special_characters_is_quoted() -> None:
     block = MLflowTrackingServer(uri="https://h/path", username="a@b", password="p/w:x")
     assert block.tracking_uri() == "https://a%40b:p%2Fw%3Ax@h/path"
 
 
-def test_a_project_by_its_name(save: Callable[[Any], str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_project_block_is_run_by_name(save: Callable[[Any], str], capfd: pytest.CaptureFixture[str]) -> None:
     name = save(MLflowProject(uri=GREET, parameters={"name": "block", "times": 2}, options={"env_manager": "local"}))
 
     run(f"block://{name}")
@@ -137,7 +137,7 @@ def test_a_project_by_its_name(save: Callable[[Any], str], capfd: pytest.Capture
         run(f"block://{wrong}")
 
 
-def test_a_deployment_of_a_project_by_its_name(save: Callable[[Any], str], prefect_server: Any) -> None:
+def test_project_block_is_deployed_by_name(save: Callable[[Any], str], prefect_server: Any) -> None:
     name = save(MLflowProject(uri=GREET, parameters={"name": "block"}, options={"env_manager": "local"}))
 
     made = deploy(f"block://{name}", name=f"of-{name}", parameters={"times": 3}, work_pool=None)
@@ -152,7 +152,7 @@ def test_a_deployment_of_a_project_by_its_name(save: Callable[[Any], str], prefe
         deploy("block://nowhere")
 
 
-def test_git_credentials_by_host_and_by_name(
+def test_git_credentials_are_found_by_host_and_name(
     save: Callable[[Any], str], prefect_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect_mlprojects.blocks.resolution import find_git_credentials
@@ -174,7 +174,7 @@ def test_git_credentials_by_host_and_by_name(
     assert token("unknown.example.com", general) == "general"
 
 
-def test_a_run_uses_the_credentials_of_its_host(save: Callable[[Any], str], tmp_path: Path) -> None:
+def test_run_uses_git_credentials_of_its_host(save: Callable[[Any], str], tmp_path: Path) -> None:
     """The server's 401 tells which credentials came: a real repository with a password is fetched in the tests of sources."""
     import base64
     import http.server
@@ -206,7 +206,7 @@ def test_a_run_uses_the_credentials_of_its_host(save: Callable[[Any], str], tmp_
     assert SECRET not in str(caught.value)
 
 
-def test_a_reference_never_hides_a_file(tmp_path: Path) -> None:
+def test_configuration_file_takes_precedence_over_block(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "backend.json").write_text(json.dumps({"grace-period": 1}))
     done = run(GREET, backend_config="conf/backend.json", env_manager="local")
@@ -214,7 +214,7 @@ def test_a_reference_never_hides_a_file(tmp_path: Path) -> None:
     assert os.environ.get("MLPROJECTS_GIT_TOKEN") is None
 
 
-def test_credentials_that_are_written_out_are_never_stored(prefect_server: Any, workspace: Path) -> None:
+def test_literal_credentials_are_never_stored(prefect_server: Any, workspace: Path) -> None:
     from prefect_mlprojects import deploy
 
     config = {"credentials": {"username": "ci", "password": SECRET}}

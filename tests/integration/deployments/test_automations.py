@@ -26,7 +26,7 @@ EventsWorker.instance().drain()
 """
 
 
-def test_an_event_starts_a_run_with_its_parameters(
+def test_event_starts_a_run_with_its_parameters(
     project: Path, pool: str, call: Callable[..., Any], prefect_server: Any, tmp_path: Path
 ) -> None:
     from prefect.events.actions import RunDeployment

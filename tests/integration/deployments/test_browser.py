@@ -95,7 +95,7 @@ def page(tmp_path: Path, need_program: Callable[[str], str]) -> Iterator[Page]:
     driver.quit()
 
 
-def test_the_form_the_run_and_its_end(
+def test_form_in_the_browser_starts_a_run(
     page: Page, project: Path, pool: str, prefect_server: Any, tmp_path: Path, call: Call
 ) -> None:
     made = deploy(project, work_pool=pool, env_manager="local")
@@ -142,7 +142,7 @@ def test_the_form_the_run_and_its_end(
         page.keep("run-artifact")
 
 
-def test_cancel_in_the_browser_ends_the_work(
+def test_cancelling_in_the_browser_ends_the_work(
     page: Page, project: Path, pool: str, prefect_server: Any, tmp_path: Path, call: Call
 ) -> None:
     made = deploy(project, "sleep", work_pool=pool, env_manager="local")

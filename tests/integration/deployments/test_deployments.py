@@ -35,7 +35,7 @@ def runs_of(call: Call, deployment_id: str) -> list[Any]:
     return found
 
 
-def test_what_is_stored(project: Path, call: Call, pool: str) -> None:
+def test_deployment_is_stored_with_schedule_and_form(project: Path, call: Call, pool: str) -> None:
     made = deploy(
         project,
         name="stored",
@@ -83,7 +83,7 @@ def test_what_is_stored(project: Path, call: Call, pool: str) -> None:
         ({"needed": 1}, {"retries": -1}, "retries"),
     ],
 )
-def test_the_server_refuses_what_does_not_fit(
+def test_server_refuses_invalid_values(
     parameters: dict[str, Any], options: dict[str, Any], words: str, project: Path, pool: str
 ) -> None:
     made = deploy(project, work_pool=pool)
@@ -92,18 +92,18 @@ def test_the_server_refuses_what_does_not_fit(
         made.run(parameters, **options)
 
 
-def test_a_pool_that_there_is_not(project: Path) -> None:
+def test_unknown_work_pool_is_refused(project: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"No work pool 'nowhere'.*prefect work-pool create nowhere"):
         deploy(project, work_pool="nowhere")
 
 
-def test_the_default_pool_is_made(project: Path, call: Call) -> None:
+def test_default_work_pool_is_created(project: Path, call: Call) -> None:
     deploy(project)
 
     assert call("read_work_pool", "mlprojects").type == "process"
 
 
-def test_deploying_again_keeps_what_is_not_named(project: Path, call: Call, pool: str) -> None:
+def test_deploying_again_keeps_unnamed_settings(project: Path, call: Call, pool: str) -> None:
     first = deploy(
         project, work_pool=pool, cron="0 3 * * *", tags=["nightly"], concurrency_limit=2, parameters={"needed": 1}
     )
@@ -134,7 +134,7 @@ def mlprojects(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_commands_for_deployments(project: Path, call: Call, pool: str) -> None:
+def test_deployments_commands_list_pause_resume_delete(project: Path, call: Call, pool: str) -> None:
     made = deploy(project, "sleep", work_pool=pool, cron="0 3 * * *", env_manager="local")
 
     def listed() -> dict[str, Any]:
@@ -179,7 +179,7 @@ def test_a_worker_without_a_tracking_uri_keeps_results_in_its_folder(
     assert "The results would be lost: no tracking server is set" in lost.result().message
 
 
-def test_a_worker_runs_it(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
+def test_worker_executes_runs_of_a_deployment(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     made = deploy(project, work_pool=pool, env_manager="local")
@@ -229,7 +229,7 @@ def test_a_worker_runs_it(project: Path, pool: str, call: Call, tmp_path: Path) 
         assert status == "KILLED"
 
 
-def test_a_scheduled_run_fires_by_itself(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
+def test_scheduled_run_starts(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
     made = deploy(project, work_pool=pool, interval=20, parameters={"needed": 1}, env_manager="local")
     # One at a time: on a busy machine the next is due before the first has ended.
     with started("worker", "--pool", pool, "--limit", "1", log=tmp_path / "worker.log"):
@@ -256,7 +256,7 @@ def test_two_workers_share_the_runs_of_a_pool(project: Path, pool: str, call: Ca
     assert min(shares) > 0
 
 
-def test_serve_runs_and_cancels(project: Path, call: Call, tmp_path: Path) -> None:
+def test_serve_executes_and_cancels_runs(project: Path, call: Call, tmp_path: Path) -> None:
     name = load_project(project).name
     with started("serve", "project", "-e", "sleep", "--env-manager", "local", log=tmp_path / "serve.log"):
         stored = wait_for(lambda: _find(call, f"run_project/{name}-sleep"), "the deployment")
@@ -279,7 +279,7 @@ def _find(call: Call, name: str) -> Any:
         return None
 
 
-def test_a_run_without_a_heartbeat_has_crashed(project: Path, pool: str, call: Call, prefect_server: Any) -> None:
+def test_run_without_heartbeat_is_marked_crashed(project: Path, pool: str, call: Call, prefect_server: Any) -> None:
     from prefect.states import Running
 
     from prefect_mlprojects.deployments import server_objects
@@ -323,7 +323,7 @@ def _send_heartbeat(api_url: str, flow_run_id: UUID, flow_id: UUID) -> None:
     subprocess.run([sys.executable, "-c", code, str(flow_run_id), str(flow_id)], check=True, timeout=60)
 
 
-def test_the_command_line(project: Path, pool: str) -> None:
+def test_deploy_command_prints_json_and_names_mistakes(project: Path, pool: str) -> None:
     command = [sys.executable, "-m", "prefect_mlprojects", "deploy", "project", "--work-pool", pool]
     done = subprocess.run([*command, "--cron", "0 3 * * *", "-P", "needed=2", "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -32,7 +32,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: A
     return tmp_path
 
 
-def test_the_command() -> None:
+def test_mlflow_run_command_runs_as_prefect_flow() -> None:
     done = subprocess.run(
         [
             str(Path(sys.executable).parent / "mlflow"),
@@ -45,7 +45,7 @@ def test_the_command() -> None:
     assert "hello mlflow" in done.stdout
 
 
-def test_the_function() -> None:
+def test_mlflow_projects_run_runs_as_prefect_flow() -> None:
     import mlflow
     from mlflow.projects import SubmittedRun
 
@@ -63,7 +63,7 @@ def test_the_function() -> None:
     assert found.data.params == {"name": "world", "times": "2"}
 
 
-def test_a_run_that_fails_or_is_cancelled() -> None:
+def test_failed_or_cancelled_run_has_mlflow_status() -> None:
     from mlflow.exceptions import ExecutionException
 
     with pytest.raises(ExecutionException):
@@ -82,14 +82,14 @@ def test_a_run_that_fails_or_is_cancelled() -> None:
         ({"work-pool": "nowhere"}, "No work pool 'nowhere'"),
     ],
 )
-def test_a_configuration_that_does_not_fit(config: dict[str, str], words: str) -> None:
+def test_invalid_configuration_is_refused(config: dict[str, str], words: str) -> None:
     from mlflow.exceptions import ExecutionException
 
     with pytest.raises(ExecutionException, match=words):
         mlflow_run(GREET, backend="prefect", backend_config=config, env_manager="local")
 
 
-def test_a_deployment_on_a_worker(workspace: Path) -> None:
+def test_deployment_runs_on_a_worker(workspace: Path) -> None:
     import mlflow
 
     from prefect_mlprojects import deploy

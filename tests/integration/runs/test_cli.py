@@ -23,14 +23,14 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 LOCAL = ("--env-manager", "local")
 
 
-def test_a_run_prints_the_project_on_stdout_and_all_else_on_stderr(mlprojects: Run, greet: str) -> None:
+def test_run_prints_project_output_on_stdout_and_the_rest_on_stderr(mlprojects: Run, greet: str) -> None:
     done = mlprojects("run", greet, "-P", "name=a=b", *LOCAL)
     assert (done.returncode, done.stdout) == (0, "hello a=b\n"), done.stderr
     for words in ("fetch", "resolve-env", "validate-params", "execute", "succeeded", "flow run", "mlprojects ui"):
         assert words in done.stderr
 
 
-def test_a_failed_run(mlprojects: Run, greet: str) -> None:
+def test_failed_run_exits_with_1(mlprojects: Run, greet: str) -> None:
     done = mlprojects("run", greet, "-e", "fail", *LOCAL)
     assert done.returncode == 1
     assert "exit code 3" in done.stderr
@@ -93,7 +93,7 @@ def test_a_build_is_quiet_in_a_script(mlprojects: Run, packaged: Path) -> None:
     assert done.stderr.index("Building an environment") < done.stderr.index("nosuchpackage")
 
 
-def test_json(mlprojects: Run, greet: str, tracked: Callable[[str], Any]) -> None:
+def test_run_json_prints_the_result(mlprojects: Run, greet: str, tracked: Callable[[str], Any]) -> None:
     done = mlprojects("run", greet, "--json", *LOCAL)
     facts = json.loads(done.stdout)
     assert (facts["status"], facts["exit_code"]) == ("FINISHED", 0)
@@ -101,7 +101,7 @@ def test_json(mlprojects: Run, greet: str, tracked: Callable[[str], Any]) -> Non
     assert "hello world" in done.stderr
 
 
-def test_a_detached_run_is_seen_and_cancelled_by_its_id(mlprojects: Run, greet: str) -> None:
+def test_detached_run_is_controlled_by_its_id(mlprojects: Run, greet: str) -> None:
     started = mlprojects("run", greet, "-e", "sleep", "--detach", *LOCAL)
     assert started.returncode == 0, started.stderr
     run = started.stdout.strip()
@@ -115,7 +115,7 @@ def test_a_detached_run_is_seen_and_cancelled_by_its_id(mlprojects: Run, greet: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_exits_with_130_and_the_summary(number: signal.Signals, greet: str, workspace: Path) -> None:
+def test_interrupted_run_exits_with_130_and_summary(number: signal.Signals, greet: str, workspace: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "from prefect_mlprojects.cli import main; main()", "run", greet, "-e", "sleep", *LOCAL],
         stdout=subprocess.PIPE,
@@ -204,7 +204,7 @@ def test_validate_is_a_linter(text: str, words: str, mlprojects: Run, workspace:
     assert "Traceback" not in done.stderr
 
 
-def test_plan_and_describe_run_nothing(mlprojects: Run, greet: str, workspace: Path) -> None:
+def test_plan_and_describe_execute_nothing(mlprojects: Run, greet: str, workspace: Path) -> None:
     plan = json.loads(mlprojects("plan", greet, "-P", "name=$(x)", "--json", *LOCAL).stdout)
     assert plan["command"] == "python greet.py '$(x)' 1"
     described = json.loads(mlprojects("describe", greet, "--json").stdout)
@@ -217,7 +217,7 @@ def test_plan_and_describe_run_nothing(mlprojects: Run, greet: str, workspace: P
     assert not (workspace / "mlflow.db").exists()
 
 
-def test_a_dead_prefect_server_and_a_dead_tracking_server_are_named(mlprojects: Run, greet: str) -> None:
+def test_unreachable_servers_are_named(mlprojects: Run, greet: str) -> None:
     done = mlprojects("run", greet, *LOCAL, env={"PREFECT_API_URL": "http://me:secret@127.0.0.1:9/api"})
     assert done.returncode == 1
     assert "127.0.0.1:9/api can't be reached" in done.stderr
@@ -229,7 +229,7 @@ def test_a_dead_prefect_server_and_a_dead_tracking_server_are_named(mlprojects: 
     assert "Traceback" not in done.stderr
 
 
-def test_an_unusable_server_folder_is_named(mlprojects: Run, greet: str, workspace: Path) -> None:
+def test_unusable_server_folder_is_named(mlprojects: Run, greet: str, workspace: Path) -> None:
     (workspace / "file").write_text("")
     variables = {"PREFECT_MLPROJECTS_SERVER_DIR": str(workspace / "file" / "x"), "PREFECT_API_URL": ""}
     done = mlprojects("run", greet, *LOCAL, env=variables)
@@ -238,7 +238,7 @@ def test_an_unusable_server_folder_is_named(mlprojects: Run, greet: str, workspa
     assert "Traceback" not in done.stderr
 
 
-def test_the_small_commands(mlprojects: Run) -> None:
+def test_server_env_and_completion_commands_succeed(mlprojects: Run) -> None:
     assert "is running: http://127.0.0.1:" in mlprojects("server", "status").stdout
     assert mlprojects("env", "list").returncode == 0
     for shell in ("bash", "zsh", "fish"):
@@ -252,7 +252,7 @@ def test_the_small_commands(mlprojects: Run) -> None:
         ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, "ascii"),
     ],
 )
-def test_an_ascii_terminal_gets_ascii(variables: dict[str, str], name: str, mlprojects: Run, greet: str) -> None:
+def test_ascii_terminal_gets_ascii_output(variables: dict[str, str], name: str, mlprojects: Run, greet: str) -> None:
     done = mlprojects("run", greet, "--json", *LOCAL, env=variables)
     assert done.returncode == 0, done.stderr
     steps = [line for line in done.stderr.splitlines() if line.startswith("+ ")]
@@ -274,7 +274,7 @@ def test_help_imports_neither_prefect_nor_mlflow() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_live_display_on_a_terminal(greet: str, workspace: Path) -> None:
+def test_live_display_on_a_terminal(greet: str, workspace: Path) -> None:
     import pty
 
     controller, terminal = pty.openpty()
@@ -309,7 +309,7 @@ def test_the_live_display_on_a_terminal(greet: str, workspace: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [0, 2])
-def test_a_run_whose_terminal_is_gone_goes_on(lines: int, greet: str, workspace: Path) -> None:
+def test_run_continues_after_its_terminal_closed(lines: int, greet: str, workspace: Path) -> None:
     code = "from prefect_mlprojects.cli import main; main()"
     reader, writer = os.pipe()
     process = subprocess.Popen(
@@ -359,7 +359,7 @@ entry_points:
     assert stamped[0].endswith("Z out 1")
 
 
-def test_the_command_line_s_own_settings_do_not_reach_the_project(mlprojects: Run, greet: str) -> None:
+def test_own_settings_are_not_passed_to_the_project(mlprojects: Run, greet: str) -> None:
     done = mlprojects("run", greet, "-e", "variables", *LOCAL, env={"MLFLOW_EXPERIMENT_NAME": "of-the-caller"})
     names = {line.partition("=")[0] for line in done.stdout.splitlines()}
     assert "PREFECT_API_URL" in names
@@ -376,9 +376,7 @@ def test_the_command_line_s_own_settings_do_not_reach_the_project(mlprojects: Ru
     assert "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL=ERROR" in chosen.stdout.splitlines()
 
 
-def test_ui_starts_mlflow_s_for_the_current_store(
-    mlprojects: Run, greet: str, workspace: Path, unused_port: int
-) -> None:
+def test_ui_serves_the_current_store(mlprojects: Run, greet: str, workspace: Path, unused_port: int) -> None:
     run_id = json.loads(mlprojects("run", greet, "--json", *LOCAL).stdout)["run_id"]
     command = [
         sys.executable,

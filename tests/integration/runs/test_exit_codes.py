@@ -36,7 +36,7 @@ GREET = ("run", "{greet}", "--env-manager", "local")
         (["env", "path", "nothing"], {}, "'nothing'"),
     ],
 )
-def test_a_wrong_name_exits_with_2(
+def test_wrong_name_exits_with_2(
     arguments: list[str], variables: dict[str, str], message: str, mlprojects: Run, greet: str
 ) -> None:
     done = mlprojects(*[each.replace("{greet}", greet) for each in arguments], env=variables)
@@ -58,7 +58,7 @@ def test_a_wrong_name_exits_with_2(
         (["server", "status"], {"PREFECT_MLPROJECTS_SERVER_DIR": "{workspace}/none"}, ""),
     ],
 )
-def test_a_refusal_of_the_world_exits_with_1(
+def test_unavailable_service_exits_with_1(
     arguments: list[str], variables: dict[str, str], message: str, mlprojects: Run, greet: str, workspace: Path
 ) -> None:
     (workspace / "image").mkdir()

@@ -25,7 +25,7 @@ SCRIPT = "import sys; from prefect_mlprojects import run; run(sys.argv[2], 'slee
         (SCRIPT, signal.SIGKILL, signal.SIGINT, {1, 130, -signal.SIGINT}),
     ],
 )
-def test_an_interrupt_ends_the_client_without_its_server(
+def test_interrupted_client_ends_without_its_server(
     code: str, loss: signal.Signals, interrupt: signal.Signals, exit_codes: set[int], greet: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "server"

@@ -102,7 +102,7 @@ def test_the_application_factory_takes_final() -> None:
     )
 
 
-def test_a_block_is_made_from_its_document(call: Call) -> None:
+def test_block_from_document_has_its_values(call: Call) -> None:
     from prefect.blocks.system import Secret
     from prefect.client.orchestration import get_client
 
@@ -119,7 +119,7 @@ def test_a_block_is_made_from_its_document(call: Call) -> None:
     assert block.get() == "of the contract", "Block._from_block_document() loses secrets: credentials blocks are empty"
 
 
-def test_a_deployment_takes_our_parameter_schema(call: Call) -> None:
+def test_deployment_has_our_parameter_schema(call: Call) -> None:
     from prefect import flow
     from prefect.client.orchestration import get_client
 
@@ -146,7 +146,7 @@ def test_a_deployment_takes_our_parameter_schema(call: Call) -> None:
     )
 
 
-def test_a_flow_runs_as_the_flow_run_created_before(call: Call) -> None:
+def test_flow_runs_as_an_existing_flow_run(call: Call) -> None:
     from prefect import flow
     from prefect.runtime import flow_run as runtime
     from prefect.states import Pending
@@ -170,7 +170,7 @@ def test_a_flow_runs_as_the_flow_run_created_before(call: Call) -> None:
     )
 
 
-def test_events_of_a_flow_run_arrive(call: Call) -> None:
+def test_flow_run_events_arrive(call: Call) -> None:
     from prefect import flow
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelling, Running

@@ -67,7 +67,7 @@ def command(home: Path) -> Iterator[Run]:
     run("prefect_mlprojects", "server", "stop")
 
 
-def test_prefect_s_commands_and_clients_find_the_embedded_server(command: Run, home: Path) -> None:
+def test_prefect_commands_and_clients_find_the_embedded_server(command: Run, home: Path) -> None:
     deployed = command("prefect_mlprojects", "deploy", "project")
     assert deployed.returncode == 0, deployed.stderr
     assert "run_project/found" in command("prefect", "deployment", "ls").stdout

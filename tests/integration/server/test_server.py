@@ -39,7 +39,7 @@ def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 ENSURE = "from prefect_mlprojects.server.process import ensure_server; a = ensure_server(print); print('AT', a.api_url, a.started)"
 
 
-def test_the_life_of_a_server(own_server: Path) -> None:
+def test_server_starts_is_shared_and_stops(own_server: Path) -> None:
     """One server for three processes at the same instant; reused; healed after kill -9 on a port that was taken."""
     starters = [subprocess.Popen([sys.executable, "-c", ENSURE], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     outputs = [starter.communicate(timeout=300)[0] for starter in starters]
@@ -109,7 +109,7 @@ def binds(squatter: socket.socket, port: int) -> bool:
         '{"pid": 1, "birth": "x", "port": 4200, "instance": "y", "ready": true}',
     ],
 )
-def test_a_stale_or_corrupt_state_is_not_believed(state: str, own_server: Path) -> None:
+def test_stale_or_corrupt_state_file_is_ignored(state: str, own_server: Path) -> None:
     own_server.mkdir()
     (own_server / "server.json").write_text(state)
     status = server_status()
@@ -117,14 +117,14 @@ def test_a_stale_or_corrupt_state_is_not_believed(state: str, own_server: Path) 
     assert not stop_server()
 
 
-def test_a_folder_that_can_not_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PREFECT_MLPROJECTS_SERVER_DIR", str(tmp_path / "file" / "server"))
     with pytest.raises(PrefectServerError, match=r"file/server.*PREFECT_MLPROJECTS_SERVER_DIR"):
         ensure_server(print)
 
 
-def test_a_full_disk_is_named_and_leaves_no_half_database(own_server: Path) -> None:
+def test_full_disk_is_named_and_leaves_no_partial_database(own_server: Path) -> None:
     own_server.mkdir()
     code = (
         "import resource, signal; from prefect_mlprojects.server.process import ensure_server;"
@@ -137,7 +137,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_database(own_server: Path) -> N
     assert not list(own_server.glob("*prefect.db*"))
 
 
-def test_a_server_that_dies_at_its_start_shows_its_log(
+def test_server_exiting_at_start_shows_its_log(
     own_server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database is the one that the active profile names; the log's old entries are not shown; a proxy is told of."""
@@ -184,7 +184,7 @@ def answering() -> Iterator[Callable[[int, bytes], str]]:
         server.server_close()
 
 
-def test_a_configured_server_that_does_not_serve_is_named(
+def test_unusable_configured_server_is_named(
     answering: Callable[[int, bytes], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_reachable(answering(200, b"true"))
@@ -217,7 +217,7 @@ def test_a_configured_server_that_does_not_serve_is_named(
         ('PREFECT_API_KEY = "k"', "me:p%40ss@", "Basic bWU6cEBzcw=="),
     ],
 )
-def test_the_profile_s_key_is_shown_to_the_server(
+def test_api_key_of_profile_is_sent_to_the_server(
     settings: str, userinfo: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str | None] = []
@@ -248,7 +248,7 @@ print(ensure_sqlite_database(url), ensure_sqlite_database(url))
 """
 
 
-def test_the_fast_migrations_make_what_prefect_s_own_make(tmp_path: Path) -> None:
+def test_fast_migrations_create_the_same_schema_as_prefect(tmp_path: Path) -> None:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT")},
         "PREFECT_HOME": str(tmp_path),
@@ -287,7 +287,7 @@ def clauses(database: Path) -> list[str]:
     return sorted(clause.strip() for clause in re.split(r",\s|\n", dump) if clause.strip())
 
 
-def test_many_writers_see_no_503(prefect_server: ServerAddress) -> None:
+def test_concurrent_writers_get_no_503(prefect_server: ServerAddress) -> None:
     import httpx
 
     async def hammer() -> list[int]:
@@ -301,7 +301,7 @@ def test_many_writers_see_no_503(prefect_server: ServerAddress) -> None:
     assert set(asyncio.run(hammer())) == {201}
 
 
-def test_the_configured_server_wins(
+def test_configured_server_takes_precedence(
     answering: Callable[[int, bytes], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = answering(200, b"true")

@@ -40,7 +40,7 @@ with display:
 """
 
 
-def test_drawing_and_printing_do_not_wait_for_each_other() -> None:
+def test_drawing_and_printing_do_not_deadlock() -> None:
     pty = pytest.importorskip("pty")
     controller, terminal = pty.openpty()
     process = subprocess.Popen([sys.executable, "-c", BUSY], stderr=terminal, env={**os.environ, "TERM": "xterm"})

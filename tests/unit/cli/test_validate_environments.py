@@ -19,7 +19,9 @@ from prefect_mlprojects.cli.inspection import validate_command
         ("conda.yaml", "dependencies:\n  - numpy>=1..*0\n", "conda.yaml:2: error: 'numpy>=1..*0' is not"),
     ],
 )
-def test_problems_of_environment_files_have_file_and_line(tmp_path: Path, file: str, text: str, words: str) -> None:
+def test_validate_reports_environment_problems_with_file_and_line(
+    tmp_path: Path, file: str, text: str, words: str
+) -> None:
     (tmp_path / "MLproject").write_text("name: demo\nentry_points:\n  main: {command: echo}\n")
     (tmp_path / file).write_text(text)
     result = CliRunner().invoke(validate_command, [str(tmp_path)])

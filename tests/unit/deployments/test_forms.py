@@ -39,7 +39,7 @@ def properties(schema: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_each_parameter_is_a_typed_field(tmp_path: Path) -> None:
+def test_form_has_typed_field_for_each_parameter(tmp_path: Path) -> None:
     schema = deployment_schema("/p", entry_point(tmp_path))
     found = properties(schema)
 
@@ -61,7 +61,7 @@ def test_each_parameter_is_a_typed_field(tmp_path: Path) -> None:
     assert "parameters" in schema["required"]
 
 
-def test_the_deployments_values_are_the_defaults(tmp_path: Path) -> None:
+def test_form_defaults_are_the_deployments_values(tmp_path: Path) -> None:
     schema = deployment_schema(
         "/p", entry_point(tmp_path), {"count": 7, "rate": 0.5, "more": "x"}, {"version": "v1", "timeout": 60}
     )
@@ -75,7 +75,7 @@ def test_the_deployments_values_are_the_defaults(tmp_path: Path) -> None:
     assert schema["properties"]["uri"]["enum"] == ["/p"]
 
 
-def test_an_entry_point_without_parameters(tmp_path: Path) -> None:
+def test_form_of_entry_point_without_parameters_is_empty(tmp_path: Path) -> None:
     schema = deployment_schema("/p", entry_point(tmp_path, "      {}\n"))
 
     assert properties(schema) == {}
@@ -96,14 +96,14 @@ def test_an_entry_point_without_parameters(tmp_path: Path) -> None:
         ("path", "/x", "/x"),
     ],
 )
-def test_values_keep_what_they_are(kind: Any, text: str, value: Any) -> None:
+def test_typed_values_keep_their_value(kind: Any, text: str, value: Any) -> None:
     found = typed_value(kind, text)
 
     assert found == value
     assert type(found) is type(value)
 
 
-def test_changes_since_a_deployment(tmp_path: Path) -> None:
+def test_schema_changes_since_deployment_are_listed(tmp_path: Path) -> None:
     old = deployment_schema("/p", entry_point(tmp_path))
     assert schema_changes(old, entry_point(tmp_path)) == ()
 
@@ -125,7 +125,7 @@ def test_changes_since_a_deployment(tmp_path: Path) -> None:
     assert schema_changes({}, new) == ()
 
 
-def test_an_option_that_there_is_not_names_the_nearest() -> None:
+def test_unknown_option_names_the_nearest() -> None:
     (problem,) = unknown_options({"env_manger": "uv"}, "form")
 
     assert "did you mean 'env_manager'" in str(problem)

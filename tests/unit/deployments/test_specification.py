@@ -30,7 +30,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_what_is_deployed(project: Path) -> None:
+def test_specification_has_typed_values_and_form(project: Path) -> None:
     made = specify("project", parameters={"alpha": "0.5", "rounds": 3, "more": "x"}, tags=["a"])
 
     assert made.name == "churn"
@@ -45,14 +45,14 @@ def test_what_is_deployed(project: Path) -> None:
     assert "`main`" in made.description
 
 
-def test_the_name_of_another_entry_point(project: Path) -> None:
+def test_default_name_contains_entry_point(project: Path) -> None:
     assert specify(project, "score/all").name == "churn-score-all"
     assert specify(project, name="nightly").name == "nightly"
     with pytest.raises(ParameterError, match="contains one of"):
         specify(project, name="a/b")
 
 
-def test_what_a_form_asks_for_may_be_missing_but_not_for_a_schedule(project: Path) -> None:
+def test_missing_required_value_is_refused_for_schedule_only(project: Path) -> None:
     assert specify(project).parameters == {}
     schedule = make_schedule("0 3 * * *", None, None, "Europe/Berlin")
     assert str(schedule) == "cron 0 3 * * * (Europe/Berlin)"
@@ -74,12 +74,14 @@ def test_what_a_form_asks_for_may_be_missing_but_not_for_a_schedule(project: Pat
         ({"uri": "nowhere"}, FetchError, "does not exist"),
     ],
 )
-def test_what_does_not_fit(arguments: dict[str, object], error: type[Exception], words: str, project: Path) -> None:
+def test_invalid_values_are_refused(
+    arguments: dict[str, object], error: type[Exception], words: str, project: Path
+) -> None:
     with pytest.raises(error, match=words):
         specify(**{"uri": str(project), **arguments})  # type: ignore[arg-type]
 
 
-def test_a_git_version_is_followed_or_pinned(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_version_is_followed_or_pinned(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_MLPROJECTS_CACHE_DIR", str(tmp_path / "cache"))
 
     git(project, "init", "-q", "-b", "trunk")
@@ -106,14 +108,14 @@ def test_a_git_version_is_followed_or_pinned(project: Path, tmp_path: Path, monk
         ((None, None, "FREQ=SOMETIMES", None), "is not valid"),
     ],
 )
-def test_schedules_that_do_not_fit(
+def test_invalid_schedule_is_refused(
     arguments: tuple[str | None, float | None, str | None, str | None], words: str
 ) -> None:
     with pytest.raises(ParameterError, match=words):
         make_schedule(*arguments)
 
 
-def test_a_path_default_must_be_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_default_outside_the_project_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     project.mkdir()
     elsewhere.mkdir()

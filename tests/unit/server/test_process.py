@@ -30,7 +30,7 @@ def record_of(pid: int, port: int = 9) -> ServerRecord:
     return ServerRecord(pid, process_birth(pid) or "", port, instance="this", ready=True)
 
 
-def test_a_record_survives_its_file(tmp_path: Path) -> None:
+def test_record_written_to_file_is_read_back(tmp_path: Path) -> None:
     record = record_of(os.getpid())
     write_record(tmp_path, replace(record, ready=False))
     write_record(tmp_path, record)
@@ -38,7 +38,7 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["server.json"]
 
 
-def test_a_process_is_its_own_and_no_other_of_its_pid() -> None:
+def test_stop_process_with_reused_pid_leaves_other_process() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         record = record_of(process.pid)
         recycled = replace(record, birth="earlier")
@@ -51,7 +51,7 @@ def test_a_process_is_its_own_and_no_other_of_its_pid() -> None:
         stop_process(record)
 
 
-def test_a_process_that_ignores_being_asked_is_killed() -> None:
+def test_stop_process_ignoring_sigterm_is_killed() -> None:
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -88,10 +88,10 @@ def answering(instance: str | None, body: bytes) -> Iterator[int]:
         ("this", b"<html>", False),
     ],
 )
-def test_only_that_server_s_answer_counts(instance: str | None, body: bytes, expected: bool) -> None:
+def test_answers_of_another_server_is_false(instance: str | None, body: bytes, expected: bool) -> None:
     with answering(instance, body) as port:
         assert answers(record_of(os.getpid(), port)) is expected
 
 
-def test_nobody_on_the_port_is_no_answer() -> None:
+def test_answers_without_listener_is_false() -> None:
     assert not answers(record_of(os.getpid(), 9))

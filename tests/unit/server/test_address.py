@@ -39,7 +39,7 @@ PROFILES = 'active = "work"\n[profiles.work]\nPREFECT_API_URL = "http://profile/
         ({".env": "PREFECT_API_URL=http://dotenv/api\n"}, {}, "http://dotenv/api"),
     ],
 )
-def test_it_agrees_with_prefect(
+def test_configured_api_url_agrees_with_prefect(
     files: dict[str, str], variables: dict[str, str], expected: str, tmp_path: Path
 ) -> None:
     (tmp_path / "home").mkdir()
