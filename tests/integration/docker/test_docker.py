@@ -84,7 +84,7 @@ def test_failed_command_removes_the_container(project: Path, containers_of: Cont
         run(str(project), "fail")
     assert (caught.value.exit_code, caught.value.output_tail) == (3, ("going down",))
     assert containers_of(str(caught.value.flow_run_id)) == []
-    with pytest.raises(RunFailed, match=r"exit code 127\.\nA command was not found"):
+    with pytest.raises(RunFailed, match=r"exit code 127\. A command was not found"):
         run(str(project), "missing")
 
 
