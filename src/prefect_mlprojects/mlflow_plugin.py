@@ -14,7 +14,7 @@ from mlflow.projects.backend.abstract_backend import AbstractBackend
 from mlflow.projects.submitted_run import SubmittedRun as MlflowSubmittedRun
 
 from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem
-from prefect_mlprojects.runs.request import CALL_OPTIONS, OPTIONS, options_of
+from prefect_mlprojects.request import CALL_OPTIONS, OPTIONS, options_of
 
 if TYPE_CHECKING:
     from prefect_mlprojects.runs.handles import SubmittedRun

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from prefect_mlprojects._support.redaction import holds_secret
 from prefect_mlprojects.blocks.credentials import DATABRICKS_LOGO, KUBERNETES_LOGO, MLFLOW_LOGO, DatabricksWorkspace
-from prefect_mlprojects.runs.request import options_of, secret_uri_problem
+from prefect_mlprojects.request import options_of, secret_uri_problem
 
 
 def _option_fields() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, InvalidInputError
-from prefect_mlprojects.runs.request import PROJECT_SCHEME
+from prefect_mlprojects.request import PROJECT_SCHEME
 from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup
 
 if TYPE_CHECKING:

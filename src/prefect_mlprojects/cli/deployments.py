@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import click
 
 from prefect_mlprojects.cli.options import click_option, connect, json_option, parse_values, parse_with
-from prefect_mlprojects.runs.request import OPTIONS, options_of
+from prefect_mlprojects.request import OPTIONS, options_of
 from prefect_mlprojects.settings import OWN_VARIABLES
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -43,7 +43,7 @@ def _deployment_options(function: _F) -> _F:
 
 
 def _specify(uri: str, options: dict[str, Any], job_variables: dict[str, Any] | None = None) -> Any:
-    from prefect_mlprojects.deployments.server_objects import make_schedule
+    from prefect_mlprojects.deployments.provisioning import make_schedule
     from prefect_mlprojects.deployments.specification import specify
 
     schedule = make_schedule(*(options.pop(name) for name in ("cron", "interval", "rrule", "timezone")))
@@ -85,7 +85,7 @@ def deploy_command(
     pool, limit, job variables, and whether it is paused.
     """
     from prefect_mlprojects.deployments import create_deployment
-    from prefect_mlprojects.deployments.server_objects import next_times
+    from prefect_mlprojects.deployments.provisioning import next_times
 
     deployment = create_deployment(_specify(uri, options, job_variables), work_pool)
     if as_json:
@@ -134,7 +134,7 @@ def worker_command(pool: str | None, name: str | None, limit: int | None, once: 
     """Start a process worker: it executes the runs of deployments on this machine until Ctrl-C."""
     api_url = connect()
     from prefect_mlprojects._support.secrets import reveal
-    from prefect_mlprojects.deployments.server_objects import (
+    from prefect_mlprojects.deployments.provisioning import (
         HEARTBEAT_SECONDS,
         ensure_work_pool,
         ensure_zombie_automation,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prefect_mlprojects.cli.options import click_option, json_option, request_from_options, run_options
-from prefect_mlprojects.runs.request import OPTIONS
+from prefect_mlprojects.request import OPTIONS
 
 if TYPE_CHECKING:
     from prefect_mlprojects.sources import WorkingCopy
@@ -103,7 +103,7 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
     """Show what `mlprojects run` would do with the same options; nothing is built or run."""
     from prefect_mlprojects._support.secrets import reveal
     from prefect_mlprojects.backends.contract import BackendPlan
-    from prefect_mlprojects.runs.check import check_request, context_before_run, map_paths
+    from prefect_mlprojects.request.check import check_request, context_before_run, map_paths
     from prefect_mlprojects.sources import describe_working_copy
     from prefect_mlprojects.spec import build_command
     from prefect_mlprojects.tracking import resolve_tracking_uri

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from prefect_mlprojects.runs.request import Entrance, RunOption, RunRequest, options_of
+from prefect_mlprojects.request import Entrance, RunOption, RunRequest, options_of
 
 if TYPE_CHECKING:
     from prefect_mlprojects.tasks.session import RunSecrets

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import Log
 
 if TYPE_CHECKING:
+    from prefect_mlprojects.request import RunRequest
     from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
-    from prefect_mlprojects.runs.request import RunRequest
     from prefect_mlprojects.tasks.session import RunResult, RunSecrets
 
 

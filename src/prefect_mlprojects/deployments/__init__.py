@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from prefect_mlprojects._support.secrets import reveal
-from prefect_mlprojects.deployments.server_objects import (
+from prefect_mlprojects.deployments.provisioning import (
     Update,
     default_job_variables,
     ensure_work_pool,
@@ -24,8 +24,8 @@ from prefect_mlprojects.deployments.server_objects import (
 )
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
 from prefect_mlprojects.exceptions import ParameterError, Problem
+from prefect_mlprojects.request import FLOW_NAME, unknown_options
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
-from prefect_mlprojects.runs.request import FLOW_NAME, unknown_options
 from prefect_mlprojects.runs.start import refuse_secret_arguments
 from prefect_mlprojects.server.api import call_api, read_all, use_api
 from prefect_mlprojects.spec.parameters import typed_value

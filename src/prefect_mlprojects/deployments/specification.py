@@ -13,7 +13,7 @@ from typing import Any
 
 from prefect_mlprojects._support.redaction import holds_secret
 from prefect_mlprojects.exceptions import ParameterError, Problem
-from prefect_mlprojects.runs.request import (
+from prefect_mlprojects.request import (
     PROJECT_SCHEME,
     RunRequest,
     holds_secret_url,

@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 
 from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.exceptions import TrackingError
-from prefect_mlprojects.runs.check import CheckedRun
-from prefect_mlprojects.runs.handles import (
+from prefect_mlprojects.request import (
     BRANCH_LABEL,
     COMMIT_LABEL,
     EXPERIMENT_ID_LABEL,
@@ -23,6 +22,7 @@ from prefect_mlprojects.runs.handles import (
     RUN_ID_LABEL,
     TRACKING_URI_LABEL,
 )
+from prefect_mlprojects.request.check import CheckedRun
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tasks.session import RunSession
 from prefect_mlprojects.tracking import TrackedRun, display_uri

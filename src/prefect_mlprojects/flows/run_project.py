@@ -38,9 +38,8 @@ from prefect_mlprojects.exceptions import (
 )
 from prefect_mlprojects.flows.announcement import RunAnnouncement
 from prefect_mlprojects.flows.cancellation import watch_cancellation
-from prefect_mlprojects.runs.check import CheckedRun, RunContext
-from prefect_mlprojects.runs.handles import RUN_ID_LABEL
-from prefect_mlprojects.runs.request import FLOW_NAME, PROJECT_SCHEME, RunRequest, document_options
+from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RUN_ID_LABEL, RunRequest, document_options
+from prefect_mlprojects.request.check import CheckedRun, RunContext
 from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.base import remove_run_folder

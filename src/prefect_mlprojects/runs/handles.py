@@ -17,6 +17,7 @@ from uuid import UUID
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.exceptions import ExecutionException, InvalidInputError, PrefectServerError
+from prefect_mlprojects.request import EXPERIMENT_ID_LABEL, RUN_ID_LABEL, TRACKING_URI_LABEL
 from prefect_mlprojects.server.api import call_api, flow_run_url
 from prefect_mlprojects.settings import grace_period
 from prefect_mlprojects.types import RunStatus
@@ -30,13 +31,6 @@ if TYPE_CHECKING:
     from prefect_mlprojects.tasks.session import RunResult, RunSession
 
 _logger = logging.getLogger(__name__)
-
-RUN_ID_LABEL = "mlflow.run_id"
-EXPERIMENT_ID_LABEL = "mlflow.experiment_id"
-TRACKING_URI_LABEL = "mlflow.tracking_uri"
-COMMIT_LABEL = "git.commit"
-BRANCH_LABEL = "git.branch"
-REPOSITORY_LABEL = "git.repository"
 
 _SERVER_CHECK_SECONDS = 3.0
 """How long a stopped run may take before its server is checked, and between two checks."""

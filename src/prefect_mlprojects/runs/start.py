@@ -34,9 +34,9 @@ from prefect_mlprojects.exceptions import (
     ProjectSpecError,
     RunCancelled,
 )
-from prefect_mlprojects.runs.check import check_request, context_before_run
+from prefect_mlprojects.request import OPTIONS, PROJECT_SCHEME, RunRequest, holds_secret_url
+from prefect_mlprojects.request.check import check_request, context_before_run
 from prefect_mlprojects.runs.handles import LocalSubmittedRun, run_status
-from prefect_mlprojects.runs.request import OPTIONS, PROJECT_SCHEME, RunRequest, holds_secret_url
 from prefect_mlprojects.server.api import use_api
 from prefect_mlprojects.settings import OWN_VARIABLES, max_concurrent_runs
 from prefect_mlprojects.sources import detect_source

@@ -21,7 +21,7 @@ from prefect_mlprojects.backends.contract import AnyBackend, AnyPrepared, Comman
 from prefect_mlprojects.backends.outcome import Outcome
 from prefect_mlprojects.environments.managers import missing_module_advice
 from prefect_mlprojects.exceptions import RunCancelled, RunFailed, RunTimedOut, TrackingError
-from prefect_mlprojects.runs.check import CheckedRun
+from prefect_mlprojects.request.check import CheckedRun
 from prefect_mlprojects.server.compat import client_context
 from prefect_mlprojects.tasks.flow_log import FlowRunLog
 from prefect_mlprojects.tasks.prepare import Invocation

@@ -12,8 +12,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prefect_mlprojects.backends.contract import AnyPrepared
-from prefect_mlprojects.runs.check import CheckedRun, RunContext, check_request, map_paths
-from prefect_mlprojects.runs.request import RunRequest
+from prefect_mlprojects.request import RunRequest
+from prefect_mlprojects.request.check import CheckedRun, RunContext, check_request, map_paths
 from prefect_mlprojects.sources import Source, WorkingCopy, describe_working_copy
 from prefect_mlprojects.sources.base import create_run_folder
 from prefect_mlprojects.sources.downloads import download_all

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from prefect_mlprojects._support.progress import send_progress_to
 from prefect_mlprojects.exceptions import ExecutionException
-from prefect_mlprojects.runs.request import FLOW_NAME
+from prefect_mlprojects.request import FLOW_NAME
 from prefect_mlprojects.tasks.session import RunSession, StepEvent, StepName, current_session, quiet_on_broken_pipe
 from prefect_mlprojects.types import StopSignal
 

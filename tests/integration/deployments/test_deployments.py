@@ -15,7 +15,7 @@ from tests.services.waiting import wait_for
 
 from prefect_mlprojects import deploy, load_project
 from prefect_mlprojects.exceptions import InvalidInputError, ParameterError
-from prefect_mlprojects.runs.request import OPTIONS
+from prefect_mlprojects.request import OPTIONS
 
 from .conftest import started
 
@@ -282,15 +282,15 @@ def _find(call: Call, name: str) -> Any:
 def test_run_without_heartbeat_is_marked_crashed(project: Path, pool: str, call: Call, prefect_server: Any) -> None:
     from prefect.states import Running
 
-    from prefect_mlprojects.deployments import server_objects
+    from prefect_mlprojects.deployments import provisioning
     from prefect_mlprojects.server.api import call_api
 
     made = deploy(project, work_pool=pool)
-    (automation,) = call("read_automations_by_name", server_objects.AUTOMATION_NAME)
+    (automation,) = call("read_automations_by_name", provisioning.AUTOMATION_NAME)
     try:
         # The same automation with less patience.
         call("delete_automation", automation.id)
-        call_api(prefect_server.api_url, server_objects.ensure_zombie_automation, 10)
+        call_api(prefect_server.api_url, provisioning.ensure_zombie_automation, 10)
         flow_run = call(
             "create_flow_run_from_deployment",
             UUID(made.id),
@@ -304,9 +304,9 @@ def test_run_without_heartbeat_is_marked_crashed(project: Path, pool: str, call:
         assert state.is_crashed()
         assert "heartbeat" in state.message
     finally:
-        for each in call("read_automations_by_name", server_objects.AUTOMATION_NAME):
+        for each in call("read_automations_by_name", provisioning.AUTOMATION_NAME):
             call("delete_automation", each.id)
-        call_api(prefect_server.api_url, server_objects.ensure_zombie_automation)
+        call_api(prefect_server.api_url, provisioning.ensure_zombie_automation)
 
 
 def _send_heartbeat(api_url: str, flow_run_id: UUID, flow_id: UUID) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.services.git import git
 
-from prefect_mlprojects.deployments.server_objects import make_schedule
+from prefect_mlprojects.deployments.provisioning import make_schedule
 from prefect_mlprojects.deployments.specification import specify
 from prefect_mlprojects.exceptions import BackendError, FetchError, ParameterError, ProjectSpecError
 

@@ -17,7 +17,7 @@ from prefect_mlprojects.cli.deployments import deploy_command
 from prefect_mlprojects.cli.runs import run_command
 from prefect_mlprojects.deployments.specification import deployment_schema
 from prefect_mlprojects.exceptions import BackendError, ParameterError
-from prefect_mlprojects.runs.request import CALL_OPTIONS, OPTIONS, RunRequest, options_of
+from prefect_mlprojects.request import CALL_OPTIONS, OPTIONS, RunRequest, options_of
 from prefect_mlprojects.runs.start import make_request
 from prefect_mlprojects.spec import find_entry_point, load_project
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule, refused
 from prefect_mlprojects.exceptions import InvalidInputError
-from prefect_mlprojects.runs.request import FLOW_NAME
+from prefect_mlprojects.request import FLOW_NAME
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient

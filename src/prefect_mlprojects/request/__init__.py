@@ -15,6 +15,14 @@ from prefect_mlprojects.types import EnvironmentManagerName
 FLOW_NAME = "run_project"
 """The name of the flow that runs projects."""
 
+# Labels of its flow runs.
+RUN_ID_LABEL = "mlflow.run_id"
+EXPERIMENT_ID_LABEL = "mlflow.experiment_id"
+TRACKING_URI_LABEL = "mlflow.tracking_uri"
+COMMIT_LABEL = "git.commit"
+BRANCH_LABEL = "git.branch"
+REPOSITORY_LABEL = "git.repository"
+
 PROJECT_SCHEME = "block://"
 """``block://NAME`` as a project's URI names a project block."""
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends import get_backend, select_backend
 from prefect_mlprojects.backends.contract import AnyBackend, AnyRequest, BackendRequest
-from prefect_mlprojects.runs.request import RunRequest
+from prefect_mlprojects.request import RunRequest
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.sources.git import GitCredentialsLookup
 from prefect_mlprojects.spec import (
