@@ -23,7 +23,7 @@ from prefect_mlprojects.deployments.provisioning import (
     schedule_texts,
 )
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
-from prefect_mlprojects.exceptions import ParameterError, Problem
+from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem
 from prefect_mlprojects.request import FLOW_NAME, unknown_options
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
 from prefect_mlprojects.runs.start import refuse_secret_arguments
@@ -201,7 +201,11 @@ def deploy(  # noqa: D417 - the run options are listed with run()
     arguments = dict(locals())
     timing = [arguments.pop(each) for each in ("cron", "interval", "rrule", "timezone")]
     del arguments["work_pool"]
-    return create_deployment(specify(**arguments, schedule=make_schedule(*timing)), work_pool, announce)
+    try:
+        return create_deployment(specify(**arguments, schedule=make_schedule(*timing)), work_pool, announce)
+    except ExecutionException as error:
+        # The frames of this package and of Prefect would only bury the message.
+        raise error.with_traceback(None) from None
 
 
 def create_deployment(
