@@ -76,6 +76,10 @@ class FlowRunLog:
             self._shipper.cancel()
         for shipper in done:
             shipper.result()
+        if self._lost_lines:
+            _logger.warning(
+                "%d lines of output came faster than Prefect's server took them; its log lacks them", self._lost_lines
+            )
 
     def write(self, stream: StreamName, data: bytes) -> None:
         """Takes output, from any thread; blocks while too much of it waits to be sent."""
