@@ -28,7 +28,7 @@ class SlowClient:
 def test_output_that_had_to_be_dropped_is_counted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(flow_log, "_MAX_QUEUED_BYTES", 2000)
+    monkeypatch.setattr(flow_log, "_MAX_QUEUED_BYTES", 400_000)
     monkeypatch.setattr(flow_log, "_SECONDS_TO_WAIT_FOR_SERVER", 0.05)
     client: Any = SlowClient()
     task_run: Any = SimpleNamespace(id=uuid4(), flow_run_id=uuid4())
@@ -36,7 +36,7 @@ def test_output_that_had_to_be_dropped_is_counted(
     async def run() -> None:
         async with FlowRunLog(client, task_run) as log:
             for number in range(20):
-                await asyncio.to_thread(log.write, "stdout", f"{number:0500}\n".encode() * 2)
+                await asyncio.to_thread(log.write, "stdout", f"{number:0150000}\n".encode() * 2)
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(run())
