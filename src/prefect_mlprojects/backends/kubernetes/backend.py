@@ -6,8 +6,9 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from prefect_mlprojects import settings
 from prefect_mlprojects._support.redaction import redact
@@ -46,7 +47,6 @@ from prefect_mlprojects.backends.kubernetes.job import (
     JobRequest,
     build_job,
     job_name,
-    no_image,
     project_container,
     run_labels,
 )
@@ -54,7 +54,6 @@ from prefect_mlprojects.backends.kubernetes.submission import (
     Submitter,
     find_checkout,
     find_delivery,
-    pack_project,
     with_credentials,
 )
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
@@ -109,14 +108,19 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
                 f"docker_args {', '.join(map(repr, others))} apply to a Docker engine only. For a pod, use 'resources' or the "
                 "job template of the backend configuration."
             )
-        _check_tracking(request)
-        jobs = _JobRequests(request, find_delivery(request).delivery)
-        build_job(jobs.make(name="check", image=jobs.image()))
+        uri = reveal(request.tracking_uri)
+        if _pod_tracking_uri(request.config) is None and uri and is_on_this_machine(uri):
+            raise backend_error(
+                f"The tracking URI {redact(uri)} is of this machine alone: a pod can't reach it. Track with a server "
+                "(MLFLOW_TRACKING_URI), or set the URI for pods: 'tracking-uri' in the backend configuration, or the variable "
+                f"{KUBE_TRACKING_URI_VARIABLE}."
+            )
+        build_job(_job_request(request, find_delivery(request)[0]))
 
     def map_paths(self, request: KubernetesRequest, paths: Mapping[str, str]) -> Mapping[str, str]:
         """Returns paths relative to the project's folder; raises `BackendError` for one that is not delivered to the pod."""
         directory, delivered = request.working_copy.directory, None
-        if find_delivery(request).delivery in ("archive", "image"):
+        if find_delivery(request)[0] in ("archive", "image"):
             delivered = {file.name for file in project_files(directory, backend=BACKEND)}
         advice = (
             "Declare the parameter as 'uri' and open it in the project's code, or mount a volume in the job template and pass "
@@ -141,12 +145,13 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         """Returns the code delivery and the Job as YAML, without secrets."""
         import yaml
 
-        choice = find_delivery(request)
-        jobs = _JobRequests(request, choice.delivery)
-        image = jobs.image() if choice.delivery != "image" else f"{request.config.repository_uri}@DIGEST"
+        delivery, reason = find_delivery(request)
+        job_request = _job_request(request, delivery)
+        image = job_request.image if delivery != "image" else f"{request.config.repository_uri}@DIGEST"
         identity = RunIdentity("FLOW-RUN-ID", "MLFLOW-RUN-ID", request.project.display_name, request.entry_point.name)
         variables = {name: name for name in sorted(PLAIN_VARIABLES)}
-        job_request = jobs.make(
+        job_request = replace(
+            job_request,
             name=job_name(identity),
             labels=run_labels(identity, 1),
             child_env=_pod_env(request, {**variables, TRACKING_URI_VARIABLE: ""}, lambda _: None),
@@ -154,7 +159,7 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
             command=command,
         )
         sections = {
-            "code delivery": f"{choice.delivery}: {choice.reason}",
+            "code delivery": f"{delivery}: {reason}",
             "image": image,
             "manifest": yaml.safe_dump(build_job(job_request), sort_keys=False, allow_unicode=True, width=1000),
         }
@@ -162,22 +167,22 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
 
     def prepare(self, request: KubernetesRequest, report: Report, stop: StopSignal) -> _Prepared:
         """Chooses how the code gets to the pod; builds and pushes the image if the code is delivered in it."""
-        choice = find_delivery(request)
-        report(f"Code delivery: {choice.delivery}, because {choice.reason}.")
-        if choice.delivery == "image":
-            return _push_project_image(request, report, stop)
-        image = _JobRequests(request, choice.delivery).image()
-        description = f"image {image}, code by {choice.delivery}"
-        return Prepared(request, choice.delivery, description, True, image, {"mlflow.docker.image.uri": image})
+        delivery, reason = find_delivery(request)
+        report(f"Code delivery: {delivery}, because {reason}.")
+        image = _job_request(request, delivery).image
+        if delivery == "image":
+            return _push_project_image(request, image, report, stop)
+        description = f"image {image}, code by {delivery}"
+        return Prepared(request, delivery, description, True, image, {"mlflow.docker.image.uri": image})
 
     def execute(self, prepared: _Prepared, command: Command, events: ExecutionEvents, stop: StopSignal) -> Outcome:
         """Submits the Job, or finds the one that an earlier process submitted for this flow run, and watches it until it ends."""
         if stop.requested:
             return stopped_outcome(stop)
-        jobs = _JobRequests(prepared.request, prepared.value)
-        cluster = connect(prepared.request.config, template_namespace(jobs.template))
+        job_request = replace(_job_request(prepared.request, prepared.value), image=str(prepared.image))
+        cluster = connect(prepared.request.config, template_namespace(job_request.template))
         try:
-            return _run_job(cluster, jobs, prepared.image, command, events, stop)
+            return _run_job(cluster, prepared.request, job_request, command, events, stop)
         except ApiError as error:
             if stop.wait(0):
                 return stopped_outcome(stop)
@@ -186,10 +191,8 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
             cluster.client.close()
 
 
-def _push_project_image(request: KubernetesRequest, report: Report, stop: StopSignal) -> _Prepared:
+def _push_project_image(request: KubernetesRequest, base: str, report: Report, stop: StopSignal) -> _Prepared:
     """Builds the project's image on the Docker engine, unless its files are unchanged, and pushes it."""
-    if not request.image:
-        raise no_image()
     login = reveal_all(request.docker_auth) or None
     try:
         engine = connect_engine(LocalConfig(), backend=BACKEND, timeout=_ENGINE_SECONDS)
@@ -198,7 +201,7 @@ def _push_project_image(request: KubernetesRequest, report: Report, stop: StopSi
             f"'code-delivery: image' needs a Docker engine to build with. {error.message} 'code-delivery: archive' and 'git' "
             "need none."
         ) from None
-    base, repository, copy = request.image, request.config.repository_uri, request.working_copy
+    repository, copy = request.config.repository_uri, request.working_copy
     try:
         base_id, _ = ensure_image(engine, base, pull="missing", auth=login, backend=BACKEND, report=report, stop=stop)
         built = build_project_image(engine, base, base_id, copy, repository, backend=BACKEND, report=report, stop=stop)
@@ -210,90 +213,70 @@ def _push_project_image(request: KubernetesRequest, report: Report, stop: StopSi
 
 
 def _run_job(
-    cluster: Cluster, jobs: _JobRequests, image: str | None, command: Command, events: ExecutionEvents, stop: StopSignal
+    cluster: Cluster,
+    request: KubernetesRequest,
+    job_request: JobRequest,
+    command: Command,
+    events: ExecutionEvents,
+    stop: StopSignal,
 ) -> Outcome:
-    request, delivery, identity = jobs.request, jobs.delivery, command.identity
-    child_env = reveal_values(command.child_env)
-    pod_env = _pod_env(request, child_env, events.report)
+    identity, child_env, checkout = command.identity, reveal_values(command.child_env), job_request.checkout
     annotations = {
         "project-name": identity.project,
         "entry-point-name": identity.entry_point,
         "source": request.working_copy.source_name,
-        "code-delivery": delivery,
+        "code-delivery": job_request.delivery,
         **_links(identity, request, child_env),
     }
-
-    def make_request(name: str, attempt: int) -> JobRequest:
-        return jobs.make(
-            name=name,
-            namespace=cluster.namespace,
-            labels=run_labels(identity, attempt),
-            annotations={f"{PREFIX}/{key}": value for key, value in annotations.items()},
-            child_env=pod_env,
-            image=image,
-            command=command.line,
-            checkout=with_credentials(jobs.checkout, request.git_credentials) if jobs.checkout else None,
-            deadline=None if command.timeout is None else math.ceil(command.timeout) + _DEADLINE_SLACK_SECONDS,
-        )
-
-    def make_archive() -> bytes | None:
-        return pack_project(request.working_copy.directory) if delivery == "archive" else None
-
-    submission = Submitter(cluster, identity, stop, events.report).submit(make_request, make_archive)
-    name = submission.job["metadata"]["name"]
-    verb = "Found the Job that runs already:" if submission.attached else "Submitted Job"
+    job_request = replace(
+        job_request,
+        namespace=cluster.namespace,
+        annotations={f"{PREFIX}/{key}": value for key, value in annotations.items()},
+        child_env=_pod_env(request, child_env, events.report),
+        command=command.line,
+        checkout=with_credentials(checkout, request.git_credentials) if checkout else None,
+        deadline=None if command.timeout is None else math.ceil(command.timeout) + _DEADLINE_SLACK_SECONDS,
+    )
+    submitter = Submitter(cluster, identity, stop, events.report)
+    job, attached = submitter.submit(job_request, request.working_copy.directory)
+    name, verb = job["metadata"]["name"], "Found the Job that runs already:" if attached else "Submitted Job"
     events.report(f"{verb} {name} in namespace {cluster.namespace} of {cluster.name}.")
     events.tag({JOB_TAG: name, NAMESPACE_TAG: cluster.namespace})
-    return JobRun(cluster, submission, request.config, command.timeout, events, stop).follow()
+    return JobRun(cluster, job, attached, request.config, command.timeout, events, stop).follow()
 
 
-class _JobRequests:
-    """Makes the inputs of a request's Job; reads the job template and finds the commit to clone once."""
+def _job_request(request: KubernetesRequest, delivery: DeliveryName) -> JobRequest:
+    """Returns the inputs of a request's Job that don't depend on the run; reads the template and finds the commit to clone.
 
-    def __init__(self, request: KubernetesRequest, delivery: DeliveryName) -> None:
-        self.request = request
-        self.delivery = delivery
-        self.template = load_template(request.config, request.working_copy.directory)
-        self.checkout = find_checkout(request.working_copy) if delivery == "git" else None
-
-    def image(self) -> str:
-        """Returns the image of ``docker_args``, else of ``docker_env``, else of the template's container."""
-        pod = {} if self.delivery == "image" else template_pod(self.template)
-        image = self.request.image or (project_container(pod).get("image") if pod.get("containers") else None)
-        if not image:
-            raise no_image()
-        return str(image)
-
-    def make(self, *, image: str | None, command: str = "", namespace: str | None = None, **fields: Any) -> JobRequest:
-        """Returns the Job's inputs; `fields` are further ones of `JobRequest`."""
-        request, config, environment = self.request, self.request.config, self.request.project.environment
-        return JobRequest(
-            namespace=namespace or config.namespace or template_namespace(self.template) or "default",
-            image=image,
-            command=command,
-            delivery=self.delivery,
-            config=config,
-            template=self.template,
-            volumes=environment.volumes if isinstance(environment, DockerEnvironment) else (),
-            registry_auth=reveal_all(request.docker_auth),
-            termination_grace=math.ceil(settings.grace_period()),
-            **{"checkout": self.checkout, **fields},
+    The image is that of ``docker_args``, else of ``docker_env``, else of the template's container.
+    """
+    config, environment = request.config, request.project.environment
+    template = load_template(config, request.working_copy.directory)
+    containers = delivery != "image" and template_pod(template).get("containers")
+    image = request.image or (project_container(template_pod(template)).get("image") if containers else None)
+    if not image:
+        raise backend_error(
+            "No image is named for the Kubernetes pod: pass docker_args={'image': 'name:tag'}, write 'docker_env: {image: ...}' "
+            "into the MLproject file, or set the image of the job template's container."
         )
+    return JobRequest(
+        name="check",
+        namespace=config.namespace or template_namespace(template) or "default",
+        image=str(image),
+        command="",
+        delivery=delivery,
+        config=config,
+        template=template,
+        volumes=environment.volumes if isinstance(environment, DockerEnvironment) else (),
+        checkout=find_checkout(request.working_copy) if delivery == "git" else None,
+        registry_auth=reveal_all(request.docker_auth),
+        termination_grace=math.ceil(settings.grace_period()),
+    )
 
 
 def _pod_tracking_uri(config: KubernetesConfig) -> str | None:
     """Returns the tracking URI that is configured for pods; None if they use the run's."""
     return reveal_all(config.tracking_uri) or os.environ.get(KUBE_TRACKING_URI_VARIABLE) or None
-
-
-def _check_tracking(request: KubernetesRequest) -> None:
-    uri = reveal(request.tracking_uri)
-    if _pod_tracking_uri(request.config) is None and uri and is_on_this_machine(uri):
-        raise backend_error(
-            f"The tracking URI {redact(uri)} is of this machine alone: a pod can't reach it. Track with a server "
-            "(MLFLOW_TRACKING_URI), or set the URI for pods: 'tracking-uri' in the backend configuration, or the variable "
-            f"{KUBE_TRACKING_URI_VARIABLE}."
-        )
 
 
 def _pod_env(request: KubernetesRequest, child_env: Mapping[str, str], report: Report) -> dict[str, str]:
@@ -322,12 +305,10 @@ def _pod_env(request: KubernetesRequest, child_env: Mapping[str, str], report: R
 
 def _links(identity: RunIdentity, request: KubernetesRequest, child_env: Mapping[str, str]) -> dict[str, str]:
     """Returns the pages of the flow run and the MLflow run for annotations, as far as they are known."""
-    links: dict[str, str] = {}
     api = child_env.get("PREFECT_API_URL", "").rstrip("/")
+    page, _ = run_page(request.tracking_uri, child_env.get(EXPERIMENT_ID_VARIABLE, ""), identity.mlflow_run_id)
+    links = {"mlflow-run-url": page} if page else {}
     # Prefect Cloud serves its pages under another host than its API.
     if api.endswith("/api"):
         links["flow-run-url"] = f"{redact(api.removesuffix('/api'))}/runs/flow-run/{identity.flow_run_id}"
-    page, _ = run_page(request.tracking_uri, child_env.get(EXPERIMENT_ID_VARIABLE, ""), identity.mlflow_run_id)
-    if page:
-        links["mlflow-run-url"] = page
     return links

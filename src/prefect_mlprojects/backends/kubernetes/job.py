@@ -17,8 +17,8 @@ from typing import Any
 
 from prefect_mlprojects.backends.containers.image import CODE_FOLDER, RUN_BY_SHELL
 from prefect_mlprojects.backends.contract import RunIdentity
+from prefect_mlprojects.backends.kubernetes.api import Json
 from prefect_mlprojects.backends.kubernetes.config import DeliveryName, KubernetesConfig, backend_error
-from prefect_mlprojects.exceptions import BackendError
 
 PREFIX = "prefect-mlprojects"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
@@ -140,13 +140,13 @@ class GitCheckout:
 class JobRequest:
     """The inputs of a Job's manifest; the names of its Secrets and its ConfigMap are derived from `name`.
 
-    `image` is None if the template names it. The values of `child_env` may be secret. `volumes` are host paths to mount, in
-    Docker's notation, `registry_auth` is ``docker_auth``. `deadline` (None: no limit) and `termination_grace` are seconds.
+    The values of `child_env` may be secret. `volumes` are host paths to mount, in Docker's notation, `registry_auth` is
+    ``docker_auth``. `deadline` (None: no limit) and `termination_grace` are seconds.
     """
 
     name: str
     namespace: str
-    image: str | None
+    image: str
     command: str
     delivery: DeliveryName
     config: KubernetesConfig
@@ -161,20 +161,12 @@ class JobRequest:
     termination_grace: int = 10
 
 
-def no_image() -> BackendError:
-    """Returns the error for a request that names no image."""
-    return backend_error(
-        "No image is named for the Kubernetes pod: pass docker_args={'image': 'name:tag'}, write 'docker_env: {image: ...}' "
-        "into the MLproject file, or set the image of the job template's container."
-    )
-
-
 def build_job(request: JobRequest) -> dict[str, Any]:
     """Returns the Job's manifest: plain JSON without secrets.
 
     The template is kept, except for the command, the variables, the mounts and (if another is named) the image of the project's
-    container; the configuration takes precedence over the template. Raises `BackendError` if no image is named, a volume can't be
-    mounted, or the template contradicts the request.
+    container; the configuration takes precedence over the template. Raises `BackendError` if a volume can't be mounted, or the
+    template contradicts the request.
     """
     job: dict[str, Any] = copy.deepcopy(dict(request.template or {}))
     job["apiVersion"], job["kind"] = "batch/v1", "Job"
@@ -206,10 +198,9 @@ def project_container(pod_spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _child(parent: dict[str, Any], key: str) -> dict[str, Any]:
-    value = parent.get(key)
-    if not isinstance(value, dict):
-        value = parent[key] = {}
-    return value
+    child: dict[str, Any] = parent[key] if isinstance(parent.get(key), dict) else {}
+    parent[key] = child
+    return child
 
 
 def _update(parent: dict[str, Any], key: str, values: Mapping[str, Any]) -> None:
@@ -250,10 +241,7 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
     if not _LABEL.fullmatch(str(container["name"])):
         # MLflow's example of a job template has a placeholder for the project's name there.
         container["name"] = _slug(request.labels.get(PROJECT_LABEL, ""))[:63].strip("-") or _CONTAINER_NAME
-    if request.image is not None:
-        container["image"] = request.image
-    elif not container.get("image"):
-        raise no_image()
+    container["image"] = request.image
     if request.template is None:
         # As with Docker: an image that the node has is used, whatever its tag.
         container["imagePullPolicy"] = "IfNotPresent"
@@ -346,37 +334,26 @@ def _mount_host_path(
     _mount(pod, container, f"mlprojects-host-{index}", {"hostPath": {"path": host}}, path.rstrip("/") or "/", **options)
 
 
-def build_dependents(
-    request: JobRequest, archive: bytes | None, owner: Mapping[str, Any]
-) -> list[tuple[str, dict[str, Any]]]:
-    """Returns the kinds and manifests of the Secrets and the ConfigMap that the Job `owner` owns."""
-    reference = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "name": owner["metadata"]["name"],
-        "uid": owner["metadata"]["uid"],
-        "blockOwnerDeletion": False,
-        "controller": True,
-    }
-    dependents: list[tuple[str, dict[str, Any]]] = []
-
-    def add(kind: str, name: str, **content: Any) -> None:
-        labels = {**request.labels, MANAGED_BY_LABEL: PREFIX}
-        metadata = {"name": name, "namespace": request.namespace, "labels": labels, "ownerReferences": [reference]}
-        dependents.append((kind, {"apiVersion": "v1", "kind": kind, "metadata": metadata, **content}))
-
+def build_dependents(request: JobRequest, archive: bytes | None, owner: Json) -> list[dict[str, Any]]:
+    """Returns the manifests of the Secrets and the ConfigMap that the Job `owner` owns."""
+    reference = {"apiVersion": "batch/v1", "kind": "Job", "blockOwnerDeletion": False, "controller": True}
+    reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
+    metadata = {"namespace": request.namespace, "labels": request.labels, "ownerReferences": [reference]}
     variables = {name: value for name, value in request.child_env.items() if name not in PLAIN_VARIABLES}
     if request.checkout is not None:
         variables |= request.checkout.child_env
+    contents: dict[str, dict[str, Any]] = {}
     if variables:
-        data = {name: _base64(value.encode()) for name, value in variables.items()}
-        add("Secret", request.name + _VARIABLES_SUFFIX, type="Opaque", data=data)
+        contents[_VARIABLES_SUFFIX] = {"kind": "Secret", "type": "Opaque", "stringData": variables}
     if request.registry_auth:
-        login = {".dockerconfigjson": _base64(_docker_config(request.registry_auth).encode())}
-        add("Secret", request.name + _LOGIN_SUFFIX, type="kubernetes.io/dockerconfigjson", data=login)
+        login = {".dockerconfigjson": _docker_config(request.registry_auth)}
+        contents[_LOGIN_SUFFIX] = {"kind": "Secret", "type": "kubernetes.io/dockerconfigjson", "stringData": login}
     if archive is not None:
-        add("ConfigMap", request.name + _ARCHIVE_SUFFIX, binaryData={_ARCHIVE_FILE: _base64(archive)})
-    return dependents
+        contents[_ARCHIVE_SUFFIX] = {"kind": "ConfigMap", "binaryData": {_ARCHIVE_FILE: _base64(archive)}}
+    return [
+        {"apiVersion": "v1", "metadata": {"name": request.name + suffix, **metadata}, **content}
+        for suffix, content in contents.items()
+    ]
 
 
 def _docker_config(auth: Mapping[str, Any]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import tarfile
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -14,7 +12,7 @@ from typing import Any, Literal
 
 from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
 from prefect_mlprojects.backends.contract import Report, RunIdentity
-from prefect_mlprojects.backends.kubernetes.api import CONFLICT, ApiError, Cluster
+from prefect_mlprojects.backends.kubernetes.api import CONFLICT, ApiError, Cluster, Json
 from prefect_mlprojects.backends.kubernetes.config import (
     BACKEND,
     DeliveryName,
@@ -43,6 +41,7 @@ from prefect_mlprojects.backends.kubernetes.job import (
     build_job,
     job_name,
     label_value,
+    run_labels,
 )
 from prefect_mlprojects.exceptions import BackendError, FetchError
 from prefect_mlprojects.sources.base import WorkingCopy
@@ -63,18 +62,10 @@ _TRIM = "List what the pod does not need in the project's .dockerignore."
 _NO_GIT = "'code-delivery: git' can't work:"
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A way of delivery, and why it was chosen, for messages."""
-
-    delivery: DeliveryName
-    reason: str
-
-
 def choose_delivery(
     requested: DeliveryName | None, *, repository_uri: str | None, build_image: bool, archive_size: int | None
-) -> Choice:
-    """Chooses how the code gets to the pod. Pure.
+) -> tuple[DeliveryName, str]:
+    """Chooses how the code gets to the pod; returns the way and why it was chosen. Pure.
 
     `archive_size` is the size of the project's archive in bytes; None if it exceeds `ARCHIVE_LIMIT`. Raises `BackendError` if no
     way is possible, or the options contradict each other; the message lists the ways.
@@ -90,35 +81,28 @@ def choose_delivery(
     if requested == "archive" and archive_size is None:
         raise backend_error(f"The project's archive exceeds {limit}, compressed. {_TRIM} {_WAYS}")
     if requested is not None:
-        return Choice(requested, "the configuration asks for it")
+        return requested, "the configuration asks for it"
     if repository_uri:
-        return Choice("image", "build_image=True" if build_image else "'repository-uri' is set")
+        return "image", "build_image=True" if build_image else "'repository-uri' is set"
     if archive_size is None:
         raise backend_error(
             f"The project is too large for an archive of {limit}, and no 'repository-uri' is set. {_TRIM} {_WAYS}"
         )
-    fits = f"it fits: {archive_size:,} bytes of at most {ARCHIVE_LIMIT:,}, and no 'repository-uri' is set"
-    return Choice("archive", fits)
+    return "archive", f"it fits: {archive_size:,} bytes of at most {ARCHIVE_LIMIT:,}, and no 'repository-uri' is set"
 
 
-def find_delivery(request: KubernetesRequest) -> Choice:
-    """Chooses how a request's code gets to the pod; reads the project's files, sends no request.
-
-    Raises `BackendError` if no way is possible, or the project does not meet the requirements of the way.
-    """
+def find_delivery(request: KubernetesRequest) -> tuple[DeliveryName, str]:
+    """Chooses how a request's code gets to the pod, see `choose_delivery`; reads the project's files, sends no request."""
     config = request.config
     without_image = config.code_delivery is None and not config.repository_uri and not request.build_image
     packs = config.code_delivery == "archive" or without_image
     archive = pack_project(request.working_copy.directory) if packs else None
-    choice = choose_delivery(
+    return choose_delivery(
         config.code_delivery,
         repository_uri=config.repository_uri,
         build_image=request.build_image,
         archive_size=None if archive is None else len(archive),
     )
-    if choice.delivery == "git":
-        find_checkout(request.working_copy)
-    return choice
 
 
 def pack_project(directory: Path) -> bytes | None:
@@ -186,92 +170,71 @@ def seconds_since(text: str) -> float:
     return (datetime.now(timezone.utc) - moment).total_seconds()
 
 
-@dataclass(frozen=True)
-class Submission:
-    """A run's Job as the API server returned it; `attached` is true if it was submitted earlier."""
-
-    job: dict[str, Any]
-    attached: bool
-
-
+@dataclass(frozen=True, eq=False)
 class Submitter:
     """Submits the Job of one flow run; `stop` ends the retries, `report` receives progress."""
 
-    def __init__(self, cluster: Cluster, identity: RunIdentity, stop: StopSignal, report: Report) -> None:
-        self._cluster = cluster
-        self._identity = identity
-        self._stop = stop
-        self._report = report
+    cluster: Cluster
+    identity: RunIdentity
+    stop: StopSignal
+    report: Report
 
-    def submit(
-        self, make_request: Callable[[str, int], JobRequest], make_archive: Callable[[], bytes | None]
-    ) -> Submission:
-        """Returns the flow run's Job: the one whose end nobody has observed yet, or a new one.
+    def submit(self, request: JobRequest, directory: Path) -> tuple[dict[str, Any], bool]:
+        """Returns the flow run's Job and whether it was submitted earlier: the one whose end nobody has observed yet, else a new one.
 
         The Job is created suspended, then the Secrets and the ConfigMap that it owns, then it is started: after a failure in
         between, deleting the Job removes everything, and a later call continues. Its name is derived from the flow run, so two
-        callers can't both create it. `make_request` takes the Job's name and the attempt (from 1). Raises `ApiError` if the server
+        callers can't both create it. `request` lacks name and labels; `directory` is the project's. Raises `ApiError` if the server
         refuses a request, `BackendError` if the Job can't be built.
         """
-        selector = f"{MANAGED_BY_LABEL}={PREFIX},{FLOW_RUN_LABEL}={label_value(self._identity.flow_run_id)}"
-        jobs = sorted(self._cluster.list_jobs(label_selector=selector, **self._retries()), key=_attempt)
+        selector = f"{MANAGED_BY_LABEL}={PREFIX},{FLOW_RUN_LABEL}={label_value(self.identity.flow_run_id)}"
+        jobs = sorted(self._call("list jobs", label_selector=selector).get("items") or [], key=_attempt)
         unfinished = [
             job
             for job in jobs
             if ENDED_LABEL not in job["metadata"].get("labels", {}) and not job["metadata"].get("deletionTimestamp")
         ]
-        if unfinished:
-            job, attached = unfinished[-1], True
-            request = make_request(job["metadata"]["name"], _attempt(job))
-        else:
-            attempt = max(map(_attempt, jobs), default=0) + 1
-            request = make_request(job_name(self._identity, attempt), attempt)
-            job, attached = self._create(request)
+        attempt = _attempt(unfinished[-1]) if unfinished else max(map(_attempt, jobs), default=0) + 1
+        name = unfinished[-1]["metadata"]["name"] if unfinished else job_name(self.identity, attempt)
+        request = replace(request, name=name, labels=run_labels(self.identity, attempt))
+        job, attached = (unfinished[-1], True) if unfinished else self._create(request)
         if PREPARING_ANNOTATION in (job["metadata"].get("annotations") or {}):
             try:
-                job = self._start(request, job, make_archive())
+                job = self._start(request, job, pack_project(directory) if request.delivery == "archive" else None)
             except (ApiError, BackendError):
                 # A suspended Job never ends, so nothing would remove it.
                 with suppress(ApiError):
-                    self._cluster.delete_job(request.name, job["metadata"]["uid"], retry_seconds=10.0)
+                    self.cluster.delete_job(name, job["metadata"]["uid"], retry_seconds=10.0)
                 raise
-        return Submission(job, attached)
+        return job, attached
 
-    def _retries(self) -> dict[str, Any]:
-        def on_retry(error: ApiError, delay: float) -> None:
-            answer = error.status or error.message
-            self._report(f"The API server answered {answer} to {error.action}; retrying in {delay:.1f} s.")
+    def _call(self, action: str, *names: str, **options: Any) -> dict[str, Any]:
+        return self.cluster.call(action, *names, stop=self.stop, on_retry=self._report_retry, **options)
 
-        return {"stop": self._stop, "on_retry": on_retry}
-
-    def _call(self, action: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any]:
-        return self._cluster.call(action, function, *arguments, **self._retries(), **options)
+    def _report_retry(self, error: ApiError, delay: float) -> None:
+        answer = error.status or error.message
+        self.report(f"The API server answered {answer} to {error.action}; retrying in {delay:.1f} s.")
 
     def _create(self, request: JobRequest) -> tuple[dict[str, Any], bool]:
         job = build_job(request)
-        suspended = copy.deepcopy(job)
-        suspended["metadata"]["annotations"] |= {
+        job["metadata"]["annotations"] |= {
             PREPARING_ANNOTATION: "keep-suspended" if job["spec"].get("suspend") else "true",
             WATCHED_ANNOTATION: timestamp(),
         }
-        suspended["spec"]["suspend"] = True
-        batch, namespace = self._cluster.batch, self._cluster.namespace
-        create, options = batch.create_namespaced_job, {"body": suspended, "field_validation": "Strict"}
+        job["spec"]["suspend"] = True
         try:
-            self._call("create jobs", create, namespace, dry_run="All", **options)
-            return self._call("create jobs", create, namespace, **options), False
+            self._call("create jobs", dry_run="All", body=job, field_validation="Strict")
+            return self._call("create jobs", body=job, field_validation="Strict"), False
         except ApiError as error:
             if error.status != CONFLICT or error.reason != "AlreadyExists":
                 raise
         # An earlier request of ours whose answer was lost, or another process that runs the same flow run.
-        return self._call("get jobs", batch.read_namespaced_job, request.name, namespace), True
+        return self._call("get jobs", request.name), True
 
     def _start(self, request: JobRequest, job: dict[str, Any], archive: bytes | None) -> dict[str, Any]:
-        core, namespace = self._cluster.core, self._cluster.namespace
-        for kind, body in build_dependents(request, archive, job):
-            create = core.create_namespaced_secret if kind == "Secret" else core.create_namespaced_config_map
+        for body in build_dependents(request, archive, job):
             try:
-                self._call(f"create {kind.lower()}s", create, namespace, body=body)
+                self._call(f"create {body['kind'].lower()}s", body=body)
             except ApiError as error:
                 if error.reason != "AlreadyExists":
                     raise
@@ -279,10 +242,10 @@ class Submitter:
         patch: dict[str, Any] = {"metadata": metadata}
         if job["metadata"]["annotations"][PREPARING_ANNOTATION] != "keep-suspended":
             patch["spec"] = {"suspend": False}
-        return self._call("patch jobs", self._cluster.batch.patch_namespaced_job, request.name, namespace, body=patch)
+        return self._call("patch jobs", request.name, body=patch)
 
 
-def _attempt(job: dict[str, Any]) -> int:
+def _attempt(job: Json) -> int:
     label = (job["metadata"].get("labels") or {}).get(ATTEMPT_LABEL, "")
     return int(label) if label.isdigit() else 1
 
@@ -304,7 +267,7 @@ class RunJob:
     uid: str
 
 
-def _run_job(job: Mapping[str, Any]) -> RunJob:
+def _run_job(job: Json) -> RunJob:
     metadata = job["metadata"]
     labels, created = metadata.get("labels") or {}, metadata.get("creationTimestamp") or ""
     heartbeat = (metadata.get("annotations") or {}).get(WATCHED_ANNOTATION) or created
@@ -324,13 +287,13 @@ def _run_job(job: Mapping[str, Any]) -> RunJob:
 class RunJobs:
     """The Jobs of runs in a namespace, for ``mlprojects kubernetes``; all methods raise `BackendError`."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Json) -> None:
         self._cluster = connect(parse_kubernetes_config(config))
 
     def list(self) -> list[RunJob]:
         """Returns the Jobs, the oldest first."""
         try:
-            jobs = self._cluster.list_jobs(label_selector=f"{MANAGED_BY_LABEL}={PREFIX}", retry_seconds=15.0)
+            jobs = self._cluster.items("jobs", label_selector=f"{MANAGED_BY_LABEL}={PREFIX}", retry_seconds=15.0)
         except ApiError as error:
             raise refused(error, self._cluster.name) from None
         return sorted(map(_run_job, jobs), key=lambda job: job.created)
