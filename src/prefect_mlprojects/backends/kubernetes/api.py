@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefect_mlprojects._support.retry import Backoff, retry
@@ -33,7 +34,6 @@ _UNAUTHORIZED_SECONDS = 300.0
 
 NO_ANSWER = 0
 """The status of an `ApiError` when no answer came."""
-BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE = 400, 401, 403, 404, 409, 410
 _TRANSIENT_STATUSES = frozenset({NO_ANSWER, 429, 500, 502, 503, 504})
 _SDK_VERBS = {"get": "read", "watch": "list"}
 _SDK_RESOURCES = {"jobs": "job", "pods": "pod", "events": "event", "secrets": "secret", "configmaps": "config_map"}
@@ -133,22 +133,21 @@ class Cluster:
         try:
             self.call("delete jobs", name, body=body, retry_seconds=retry_seconds)
         except ApiError as error:
-            if error.status not in (NOT_FOUND, CONFLICT):
+            if error.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                 raise
 
-    def watch(self, resource: str, **options: Any) -> Stream:
-        """Opens a watch, without retries."""
+    def open_watch(self, resource: str, **options: Any) -> Any:
+        """Opens a watch, without retries; returns the response."""
         timeouts = {"timeout_seconds": _WATCH_SECONDS, "_request_timeout": (CONNECT_SECONDS, _WATCH_SECONDS + 30.0)}
-        method = partial(self._method(f"watch {resource}"), watch=True, allow_watch_bookmarks=True, **timeouts)
-        return self._open(f"watch {resource}", partial(method, **options))
+        method = self._method(f"watch {resource}")
+        return method(watch=True, allow_watch_bookmarks=True, _preload_content=False, **timeouts, **options)
 
-    def open_log(self, pod: str, query: Mapping[str, str], *, read_timeout: float) -> Stream:
-        """Opens a container's log, without retries; the client's own method lacks ``sinceTime``.
+    def open_log(self, pod: str, query: Mapping[str, str], *, read_timeout: float) -> Any:
+        """Opens a container's log, without retries, and returns the response; the client's own method lacks ``sinceTime``.
 
         After `read_timeout` seconds without a byte the connection counts as lost.
         """
-        read = partial(
-            self.client.call_api,
+        return self.client.call_api(
             "/api/v1/namespaces/{namespace}/pods/{name}/log",
             "GET",
             {"namespace": self.namespace, "name": pod},
@@ -156,82 +155,50 @@ class Cluster:
             {"Accept": "*/*"},
             auth_settings=["BearerToken"],
             _return_http_data_only=True,
+            _preload_content=False,
             _request_timeout=(CONNECT_SECONDS, read_timeout),
         )
-        return self._open("get pods/log", read)
-
-    def _open(self, action: str, function: Callable[..., Any]) -> Stream:
-        with _translated_errors(action, self.namespace):
-            return Stream(function(_preload_content=False), action, self.namespace)
 
 
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """A response that is read while it arrives; `abort` may be called from another thread."""
+class StreamReader:
+    """Reads one response at a time, while it arrives; a request of `stop`, or `abort`, from another thread ends the reading."""
 
-    response: Any
-    action: str
-    namespace: str
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yields bytes as they arrive, until the server closes the stream; raises `ApiError` if the connection is lost."""
-        with _translated_errors(self.action, self.namespace):
-            yield from self.response.stream(65536)
-
-    def json_lines(self) -> Iterator[dict[str, Any]]:
-        """Yields the JSON objects of a watch, one per line; raises `ApiError` if the stream broke off."""
-        buffered = b""
-        for chunk in self.chunks():
-            *lines, buffered = (buffered + chunk).split(b"\n")
-            for line in filter(bytes.strip, lines):
-                try:
-                    event = {**json.loads(line)}
-                except (ValueError, TypeError):
-                    # A proxy's error text; the watch resumes from the last version.
-                    raise ApiError("watch", NO_ANSWER, "", "the stream broke off") from None
-                yield event
-
-    def abort(self) -> None:
-        """Shuts the socket down, which ends a reader in another thread at once."""
-        connection = getattr(self.response, "connection", None) or getattr(self.response, "_connection", None)
-        # For a response with "Connection: close", urllib3 detaches the socket from the connection.
-        raw = getattr(getattr(getattr(self.response, "_fp", None), "fp", None), "raw", None)
-        sock = getattr(connection, "sock", None) or getattr(raw, "_sock", None)
-        if sock is not None:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Closes the connection: after a partly read response it can't be reused."""
-        self.response.close()
-
-
-class StreamSlot:
-    """Holds the stream that one thread reads; a request of `stop`, or `abort`, from another thread ends the reading."""
-
-    def __init__(self) -> None:
+    def __init__(self, action: str, namespace: str) -> None:
         self.stop = StopSignal()
-        self._stream: Stream | None = None
+        self._translated_errors = partial(_translated_errors, action, namespace)
+        self._response: Any = None
         self._lock = threading.Lock()
         self.stop.on_request(self.abort)
 
     @contextmanager
-    def reading(self, stream: Stream) -> Iterator[Stream]:
-        """Holds a stream while it is read, and closes it."""
+    def reading(self, open_response: Callable[[], Any]) -> Iterator[Iterator[bytes]]:
+        """Opens a response, has its bytes read, and closes it; raises `ApiError` if it is refused or the connection is lost."""
+        with self._translated_errors():
+            response = open_response()
         with self._lock:
-            self._stream = stream
+            self._response = response
         try:
-            yield stream
+            yield self._chunks(response)
         finally:
             with self._lock:
-                self._stream = None
-            stream.close()
+                self._response = None
+            # After a partly read response the connection can't be reused.
+            response.close()
+
+    def _chunks(self, response: Any) -> Iterator[bytes]:
+        with self._translated_errors():
+            yield from response.stream(65536)
 
     def abort(self) -> None:
-        """Aborts the stream that is being read, if any."""
+        """Shuts the socket of the response that is being read down, which ends its reader at once."""
         with self._lock:
-            if self._stream is not None:
-                self._stream.abort()
+            connection = getattr(self._response, "connection", None) or getattr(self._response, "_connection", None)
+            # For a response with "Connection: close", urllib3 detaches the socket from the connection.
+            raw = getattr(getattr(getattr(self._response, "_fp", None), "fp", None), "raw", None)
+            sock = getattr(connection, "sock", None) or getattr(raw, "_sock", None)
+            if sock is not None:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
@@ -295,7 +262,7 @@ class Watcher:
     about: str = ""
 
     def __post_init__(self) -> None:
-        self._slot = StreamSlot()
+        self._reader = StreamReader(f"watch {self.kind}", self.cluster.namespace)
         self._items: dict[str, dict[str, Any]] = {}
         self._version: str | None = None
         self._interrupted = False
@@ -303,17 +270,14 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name=f"mlprojects-watch-{self.kind}", daemon=True)
         self._thread.start()
 
-    def request_stop(self) -> None:
-        """Requests the end and returns at once."""
-        self._slot.stop.request("done")
-
-    def stop(self) -> None:
-        """Requests the end and waits for the thread; idempotent."""
-        self.request_stop()
-        self._thread.join()
+    def stop(self, *, wait: bool = True) -> None:
+        """Requests the end, and waits for the thread if `wait` is true; idempotent."""
+        self._reader.stop.request("done")
+        if wait:
+            self._thread.join()
 
     def _run(self) -> None:
-        backoff, stop = Backoff(), self._slot.stop
+        backoff, stop = Backoff(), self._reader.stop
         while not stop.requested:
             try:
                 if self._version is None:
@@ -331,7 +295,7 @@ class Watcher:
                     self.changes.put(Change(self.kind, error=error, about=self.about))
                     return
                 delay = backoff.next(error.retry_after)
-                if error.status == GONE:
+                if error.status == HTTPStatus.GONE:
                     self._version = None
                 elif not (self._interrupted or stop.requested) and (error.status != NO_ANSWER or delay > 2):
                     self._interrupted = True
@@ -340,14 +304,14 @@ class Watcher:
                 stop.wait(delay)
 
     def _is_final(self, error: ApiError) -> bool:
-        if error.status != UNAUTHORIZED:
+        if error.status != HTTPStatus.UNAUTHORIZED:
             self._unauthorized_since = None
-            return not error.transient and error.status != GONE
+            return not error.transient and error.status != HTTPStatus.GONE
         self._unauthorized_since = self._unauthorized_since or time.monotonic()
         return time.monotonic() - self._unauthorized_since > _UNAUTHORIZED_SECONDS
 
     def _list(self) -> None:
-        answer = self.cluster.call(f"list {self.kind}", stop=self._slot.stop, **self.query)
+        answer = self.cluster.call(f"list {self.kind}", stop=self._reader.stop, **self.query)
         self._items = {each["metadata"]["name"]: each for each in answer.get("items") or []}
         self._version = nested(answer, "metadata.resourceVersion")
         self._put()
@@ -358,14 +322,14 @@ class Watcher:
     def _follow(self) -> bool:
         """Reads one watch to its end; returns whether any event came."""
         came = False
-        with self._slot.reading(self.cluster.watch(self.kind, resource_version=self._version, **self.query)) as stream:
-            if self._slot.stop.requested:
-                return came
-            for event in stream.json_lines():
+        with self._reader.reading(
+            lambda: self.cluster.open_watch(self.kind, resource_version=self._version, **self.query)
+        ) as chunks:
+            for event in _json_lines(chunks):
+                if self._reader.stop.wait(0):
+                    break
                 came = True
                 self._apply(event)
-                if self._slot.stop.requested:
-                    break
         return came
 
     def _apply(self, event: Json) -> None:
@@ -384,3 +348,17 @@ class Watcher:
         else:
             self._items[metadata["name"]] = body
         self._put()
+
+
+def _json_lines(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+    """Yields the JSON objects of a watch, one per line; raises `ApiError` if the stream broke off."""
+    buffered = b""
+    for chunk in chunks:
+        *lines, buffered = (buffered + chunk).split(b"\n")
+        for line in filter(bytes.strip, lines):
+            try:
+                event = {**json.loads(line)}
+            except (ValueError, TypeError):
+                # A proxy's error text; the watch resumes from the last version.
+                raise ApiError("watch", NO_ANSWER, "", "the stream broke off") from None
+            yield event

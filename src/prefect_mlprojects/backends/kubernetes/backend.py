@@ -26,7 +26,8 @@ from prefect_mlprojects.backends.contract import (
     Report,
     RunIdentity,
 )
-from prefect_mlprojects.backends.kubernetes.api import ApiError, Cluster
+from prefect_mlprojects.backends.kubernetes import manifest
+from prefect_mlprojects.backends.kubernetes.api import ApiError, Cluster, nested
 from prefect_mlprojects.backends.kubernetes.config import (
     BACKEND,
     DeliveryName,
@@ -36,26 +37,10 @@ from prefect_mlprojects.backends.kubernetes.config import (
     connect,
     load_template,
     parse_kubernetes_config,
-    template_namespace,
-    template_pod,
 )
 from prefect_mlprojects.backends.kubernetes.diagnosis import refused
 from prefect_mlprojects.backends.kubernetes.execution import JobRun
-from prefect_mlprojects.backends.kubernetes.job import (
-    PLAIN_VARIABLES,
-    PREFIX,
-    JobRequest,
-    build_job,
-    job_name,
-    project_container,
-    run_labels,
-)
-from prefect_mlprojects.backends.kubernetes.submission import (
-    Submitter,
-    find_checkout,
-    find_delivery,
-    with_credentials,
-)
+from prefect_mlprojects.backends.kubernetes.submission import Submitter, find_checkout, find_delivery, with_credentials
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.spec.project import DockerEnvironment
@@ -115,7 +100,7 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
                 "(MLFLOW_TRACKING_URI), or set the URI for pods: 'tracking-uri' in the backend configuration, or the variable "
                 f"{KUBE_TRACKING_URI_VARIABLE}."
             )
-        build_job(_job_request(request, find_delivery(request)[0]))
+        manifest.build_job(_job_request(request, find_delivery(request)[0]))
 
     def map_paths(self, request: KubernetesRequest, paths: Mapping[str, str]) -> Mapping[str, str]:
         """Returns paths relative to the project's folder; raises `BackendError` for one that is not delivered to the pod."""
@@ -149,11 +134,11 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         job_request = _job_request(request, delivery)
         image = job_request.image if delivery != "image" else f"{request.config.repository_uri}@DIGEST"
         identity = RunIdentity("FLOW-RUN-ID", "MLFLOW-RUN-ID", request.project.display_name, request.entry_point.name)
-        variables = {name: name for name in sorted(PLAIN_VARIABLES)}
+        variables = {name: name for name in sorted(manifest.PLAIN_VARIABLES)}
         job_request = replace(
             job_request,
-            name=job_name(identity),
-            labels=run_labels(identity, 1),
+            name=manifest.job_name(identity),
+            labels=manifest.run_labels(identity, 1),
             child_env=_pod_env(request, {**variables, TRACKING_URI_VARIABLE: ""}, lambda _: None),
             image=image,
             command=command,
@@ -161,7 +146,9 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         sections = {
             "code delivery": f"{delivery}: {reason}",
             "image": image,
-            "manifest": yaml.safe_dump(build_job(job_request), sort_keys=False, allow_unicode=True, width=1000),
+            "manifest": yaml.safe_dump(
+                manifest.build_job(job_request), sort_keys=False, allow_unicode=True, width=1000
+            ),
         }
         return BackendPlan("docker", sections=sections)
 
@@ -180,7 +167,7 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         if stop.requested:
             return stopped_outcome(stop)
         job_request = replace(_job_request(prepared.request, prepared.value), image=str(prepared.image))
-        cluster = connect(prepared.request.config, template_namespace(job_request.template))
+        cluster = connect(prepared.request.config, nested(job_request.template, "metadata.namespace"))
         try:
             return _run_job(cluster, prepared.request, job_request, command, events, stop)
         except ApiError as error:
@@ -215,7 +202,7 @@ def _push_project_image(request: KubernetesRequest, base: str, report: Report, s
 def _run_job(
     cluster: Cluster,
     request: KubernetesRequest,
-    job_request: JobRequest,
+    job_request: manifest.JobRequest,
     command: Command,
     events: ExecutionEvents,
     stop: StopSignal,
@@ -231,7 +218,7 @@ def _run_job(
     job_request = replace(
         job_request,
         namespace=cluster.namespace,
-        annotations={f"{PREFIX}/{key}": value for key, value in annotations.items()},
+        annotations={f"{manifest.PREFIX}/{key}": value for key, value in annotations.items()},
         child_env=_pod_env(request, child_env, events.report),
         command=command.line,
         checkout=with_credentials(checkout, request.git_credentials) if checkout else None,
@@ -245,23 +232,24 @@ def _run_job(
     return JobRun(cluster, job, attached, request.config, command.timeout, events, stop).follow()
 
 
-def _job_request(request: KubernetesRequest, delivery: DeliveryName) -> JobRequest:
+def _job_request(request: KubernetesRequest, delivery: DeliveryName) -> manifest.JobRequest:
     """Returns the inputs of a request's Job that don't depend on the run; reads the template and finds the commit to clone.
 
     The image is that of ``docker_args``, else of ``docker_env``, else of the template's container.
     """
     config, environment = request.config, request.project.environment
     template = load_template(config, request.working_copy.directory)
-    containers = delivery != "image" and template_pod(template).get("containers")
-    image = request.image or (project_container(template_pod(template)).get("image") if containers else None)
+    image, pod = request.image, nested(template, "spec.template.spec") or {}
+    if not image and delivery != "image" and pod.get("containers"):
+        image = manifest.project_container(pod).get("image")
     if not image:
         raise backend_error(
             "No image is named for the Kubernetes pod: pass docker_args={'image': 'name:tag'}, write 'docker_env: {image: ...}' "
             "into the MLproject file, or set the image of the job template's container."
         )
-    return JobRequest(
+    return manifest.JobRequest(
         name="check",
-        namespace=config.namespace or template_namespace(template) or "default",
+        namespace=config.namespace or nested(template, "metadata.namespace") or "default",
         image=str(image),
         command="",
         delivery=delivery,

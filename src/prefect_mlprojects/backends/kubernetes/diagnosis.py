@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.backends.kubernetes.api import NO_ANSWER, UNAUTHORIZED, ApiError, Json, nested
+from prefect_mlprojects.backends.kubernetes.api import NO_ANSWER, ApiError, Json, nested
 from prefect_mlprojects.backends.kubernetes.config import backend_error
-from prefect_mlprojects.backends.kubernetes.job import CLONE_CONTAINER, UNPACK_FAILED_CODE
+from prefect_mlprojects.backends.kubernetes.manifest import CLONE_CONTAINER, UNPACK_FAILED_CODE
 from prefect_mlprojects.backends.outcome import Outcome, exited_outcome, explain_exit
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import FailureCategory
@@ -305,7 +306,7 @@ def explain_refusal(error: ApiError, cluster: str) -> tuple[str, str]:
     if error.status == NO_ANSWER:
         cause = f"{cluster} does not answer ({error.action})"
         advice = "Check 'kube-context' and that the API server can be reached from here: kubectl cluster-info."
-    elif error.status == UNAUTHORIZED:
+    elif error.status == HTTPStatus.UNAUTHORIZED:
         cause = f"authentication failed at {cluster}"
         advice = "The credentials are missing or have expired: sign in again."
     # The authorizer's message; admission plugins have their own.

@@ -6,31 +6,16 @@ import queue
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Any
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.backends.contract import ExecutionEvents, Report
-from prefect_mlprojects.backends.kubernetes import diagnosis
-from prefect_mlprojects.backends.kubernetes.api import (
-    FORBIDDEN,
-    NOT_FOUND,
-    ApiError,
-    Change,
-    Cluster,
-    Json,
-    Watcher,
-    nested,
-)
+from prefect_mlprojects.backends.kubernetes import diagnosis, manifest
+from prefect_mlprojects.backends.kubernetes.api import ApiError, Change, Cluster, Json, Watcher, nested
 from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig
 from prefect_mlprojects.backends.kubernetes.diagnosis import Problem, explain_refusal, final_condition
-from prefect_mlprojects.backends.kubernetes.job import (
-    ATTEMPT_LABEL,
-    ENDED_LABEL,
-    FLOW_RUN_LABEL,
-    WATCHED_ANNOTATION,
-    project_container,
-)
 from prefect_mlprojects.backends.kubernetes.logs import PodLogs
 from prefect_mlprojects.backends.kubernetes.submission import HEARTBEAT_SECONDS, seconds_since, timestamp
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome, timed_out_outcome
@@ -70,7 +55,7 @@ class EventWatch:
         wanted = set() if self._refused else set(names[:_MAX_EVENT_WATCHES])
         for name in self._watchers.keys() - wanted:
             self._ended.append(self._watchers.pop(name))
-            self._ended[-1].request_stop()
+            self._ended[-1].stop(wait=False)
             self._known.pop(name, None)
         for name in wanted - self._watchers.keys():
             query = {"field_selector": f"involvedObject.name={name}"}
@@ -113,8 +98,9 @@ class JobRun:
         metadata, spec = self.job["metadata"], self.job["spec"]
         pod_spec = spec["template"]["spec"]
         self._name, self._uid = metadata["name"], metadata["uid"]
-        self._selector = ",".join(f"{key}={metadata['labels'][key]}" for key in (FLOW_RUN_LABEL, ATTEMPT_LABEL))
-        self._container: str = project_container(pod_spec)["name"]
+        labels = (manifest.FLOW_RUN_LABEL, manifest.ATTEMPT_LABEL)
+        self._selector = ",".join(f"{label}={metadata['labels'][label]}" for label in labels)
+        self._container: str = manifest.project_container(pod_spec)["name"]
         grace = pod_spec.get("terminationGracePeriodSeconds")
         self._removal_seconds = (30.0 if grace is None else float(grace)) + _REMOVAL_SECONDS
         several = max(spec.get("parallelism") or 1, spec.get("completions") or 1) > 1
@@ -155,7 +141,7 @@ class JobRun:
         finally:
             forget()
             for watcher in watchers:
-                watcher.request_stop()
+                watcher.stop(wait=False)
             self._event_watch.stop()
             for watcher in watchers:
                 watcher.stop()
@@ -263,20 +249,20 @@ class JobRun:
     def _heartbeat(self) -> None:
         if time.monotonic() >= self._next_heartbeat:
             self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
-            self._patch({"annotations": {WATCHED_ANNOTATION: timestamp()}}, retry_seconds=0.0)
+            self._patch({"annotations": {manifest.WATCHED_ANNOTATION: timestamp()}}, retry_seconds=0.0)
 
     def _patch(self, metadata: dict[str, Any], retry_seconds: float) -> None:
         body = {"metadata": {"uid": self._uid, **metadata}}
         try:
             self.cluster.call("patch jobs", self._name, body=body, retry_seconds=retry_seconds)
         except ApiError as error:
-            if error.status == FORBIDDEN:
+            if error.status == HTTPStatus.FORBIDDEN:
                 cause, advice = explain_refusal(error, self.cluster.name)
                 self._report_once(self._name, "patch", f"Warning: {cause}. {advice}")
 
     def _explain_deletion(self) -> Outcome:
         """Returns the outcome of a Job that was not deleted by this run."""
-        self._logs.expect_removal()
+        self._logs.removal_expected = True
         self._logs.finish()
         if final_condition(self.job) is not None:
             return diagnosis.explain_end(self.job, self._seen.values(), self._container)
@@ -298,7 +284,7 @@ class JobRun:
         if failed is not None:
             self._logs.report_tail(*failed)
         self._logs.finish()
-        self._patch({"labels": {ENDED_LABEL: "true"}}, retry_seconds=10.0)
+        self._patch({"labels": {manifest.ENDED_LABEL: "true"}}, retry_seconds=10.0)
         return outcome
 
     def _read_pods_until_ended(self) -> None:
@@ -320,7 +306,7 @@ class JobRun:
     def _delete(self, outcome: Outcome) -> Outcome:
         """Deletes the Job and waits for its pods; returns `outcome` with what still exists."""
         self.events.report(f"Deleting Job {self._name}: {outcome.cause}.")
-        self._logs.expect_removal()
+        self._logs.removal_expected = True
         try:
             self.cluster.delete_job(self._name, self._uid)
             remaining = self._wait_until_gone()
@@ -351,7 +337,7 @@ class JobRun:
         try:
             job = self.cluster.call("get jobs", self._name)
         except ApiError as error:
-            if error.status == NOT_FOUND:
+            if error.status == HTTPStatus.NOT_FOUND:
                 return []
             raise
         return [f"Job {self._name}"] if job["metadata"].get("uid") == self._uid else []

@@ -5,22 +5,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from http import HTTPStatus
 
 from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.backends.contract import Report
-from prefect_mlprojects.backends.kubernetes.api import (
-    BAD_REQUEST,
-    NOT_FOUND,
-    UNAUTHORIZED,
-    ApiError,
-    Cluster,
-    Json,
-    StreamSlot,
-    nested,
-)
+from prefect_mlprojects.backends.kubernetes.api import ApiError, Cluster, Json, StreamReader, nested
 from prefect_mlprojects.backends.kubernetes.diagnosis import by_age, container_status, explain_refusal, final_state
 from prefect_mlprojects.types import OutputSink
 
@@ -120,14 +111,12 @@ class ContainerLog:
     mark: str
     may_restart: bool
     after: ContainerLog | None
-    removal_expected: bool = False
-    """True once the pod is being removed: the loss of its log is not reported then."""
 
     def __post_init__(self) -> None:
         self._ended = threading.Event()
         self._changed = threading.Event()
-        self._slot = StreamSlot()
-        self._stop = self._slot.stop
+        self._reader = StreamReader("get pods/log", self.logs.cluster.namespace)
+        self._stop = self._reader.stop
         self._stop.on_request(self._changed.set)
         self._remarks: set[str] = set()
         self._filter = LineFilter(self._report_remark)
@@ -148,7 +137,7 @@ class ContainerLog:
         self._thread.join(_FOLLOW_SECONDS)
         if self._thread.is_alive():
             # A dead connection would be noticed late; the rest of the log is read on a new one.
-            self._slot.abort()
+            self._reader.abort()
         self._thread.join(_LOG_SECONDS)
         return not self._thread.is_alive()
 
@@ -187,20 +176,20 @@ class ContainerLog:
     def _is_final(self, error: ApiError, waited: float) -> bool:
         """Returns whether reading ends with an error, and reports it if so; `waited` is in seconds since the container's end."""
         # The node may have removed the log of the previous instance.
-        previous = error.status == BAD_REQUEST and waited > 0 and self.restarts > self.instance
-        if error.status == NOT_FOUND or previous:
-            if not self.removal_expected:
+        previous = error.status == HTTPStatus.BAD_REQUEST and waited > 0 and self.restarts > self.instance
+        if error.status == HTTPStatus.NOT_FOUND or previous:
+            if not self.logs.removal_expected:
                 reason = "its node removed the log of the previous instance" if previous else "the pod was removed"
-                self._report(f"The log of pod {self.pod} ended early: {reason}.")
+                self.logs.report(f"The log of pod {self.pod} ended early: {reason}.")
             return True
-        if error.status == BAD_REQUEST and waited > _NO_LOG_SECONDS:
+        if error.status == HTTPStatus.BAD_REQUEST and waited > _NO_LOG_SECONDS:
             return True
-        if not error.transient and error.status not in (BAD_REQUEST, UNAUTHORIZED):
+        if not error.transient and error.status not in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED):
             cause, advice = explain_refusal(error, self.logs.cluster.name)
-            self._report(f"The log of pod {self.pod} can't be read: {cause}. {advice}")
+            self.logs.report(f"The log of pod {self.pod} can't be read: {cause}. {advice}")
             return True
         if waited > _ERROR_SECONDS:
-            self._report(f"The end of the log of pod {self.pod} can't be read: {error.message}")
+            self.logs.report(f"The end of the log of pod {self.pod} can't be read: {error.message}")
         return waited > _ERROR_SECONDS
 
     def _wait(self, seconds: float) -> None:
@@ -217,16 +206,16 @@ class ContainerLog:
             query["follow"] = "true"
         if self._filter.since is not None:
             query["sinceTime"] = self._filter.since
-        came = False
-        with self._slot.reading(self.logs.cluster.open_log(self.pod, query, read_timeout=_SILENT_SECONDS)) as stream:
+        came, open_log = False, self.logs.cluster.open_log
+        with self._reader.reading(lambda: open_log(self.pod, query, read_timeout=_SILENT_SECONDS)) as chunks:
             self._filter.reconnect()
-            if self._stop.requested or (self.may_restart and self._was_restarted(restarts)):
+            if self._stop.wait(0) or (self.may_restart and self._was_restarted(restarts)):
                 return came
-            for chunk in stream.chunks():
+            for chunk in chunks:
                 lines = self._filter.feed(chunk)
                 came = came or bool(lines)
                 self._write(lines)
-                if self._stop.requested:
+                if self._stop.wait(0):
                     break
         return came
 
@@ -234,7 +223,7 @@ class ContainerLog:
         """Returns whether the rest of this instance's log is lost: nodes keep the log of one previous instance only."""
         if self.restarts <= self.instance + 1:
             return False
-        self._report(f"The end of the log of pod {self.pod} is lost: its container was restarted too soon.")
+        self.logs.report(f"The end of the log of pod {self.pod} is lost: its container was restarted too soon.")
         return True
 
     def _was_restarted(self, restarts: int) -> bool:
@@ -254,13 +243,10 @@ class ContainerLog:
             if lines and not self._stop.requested:
                 self.logs.output.write("stdout", b"".join(self.mark.encode() + line for line in lines))
 
-    def _report(self, line: str) -> None:
-        self.logs.report(line)
-
     def _report_remark(self, remark: str) -> None:
         if remark.strip() and remark not in self._remarks:
             self._remarks.add(remark)
-            self._report(f"Message of the node about the log of pod {self.pod}: {remark.strip()[:400]}")
+            self.logs.report(f"Message of the node about the log of pod {self.pod}: {remark.strip()[:400]}")
 
 
 @dataclass(eq=False)
@@ -275,6 +261,8 @@ class PodLogs:
     several: bool
     output: OutputSink
     report: Report
+    removal_expected: bool = False
+    """True once the pods are being removed: the loss of their logs is not reported then."""
 
     def __post_init__(self) -> None:
         self._logs: dict[tuple[str, int], ContainerLog] = {}
@@ -313,11 +301,6 @@ class PodLogs:
         after = self._logs.get((pod, previous))
         self._logs[pod, instance] = ContainerLog(self, pod, instance, restarts, mark, may_restart, after)
 
-    def expect_removal(self) -> None:
-        """Marks the pods as being removed: the loss of their logs is not reported then."""
-        for log in self._logs.values():
-            log.removal_expected = True
-
     def finish(self) -> None:
         """Reads all logs to their ends; the containers have ended."""
         for (pod, instance), log in self._logs.items():
@@ -333,9 +316,10 @@ class PodLogs:
     def report_tail(self, pod: str, container: str) -> None:
         """Reports the last lines of another container's log."""
         query = {"container": container, "tailLines": str(_TAIL_LINES)}
+        reader, open_log = StreamReader("get pods/log", self.cluster.namespace), self.cluster.open_log
         try:
-            with closing(self.cluster.open_log(pod, query, read_timeout=10.0)) as stream:
-                text = b"".join(stream.chunks()).decode("utf-8", "replace")
+            with reader.reading(lambda: open_log(pod, query, read_timeout=10.0)) as chunks:
+                text = b"".join(chunks).decode("utf-8", "replace")
         except ApiError as error:
             self.report(f"The log of container {container} can't be read: {error.message}")
             return

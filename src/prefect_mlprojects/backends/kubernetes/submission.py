@@ -7,42 +7,16 @@ import tarfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
 
 from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
 from prefect_mlprojects.backends.contract import Report, RunIdentity
-from prefect_mlprojects.backends.kubernetes.api import CONFLICT, ApiError, Cluster, Json
-from prefect_mlprojects.backends.kubernetes.config import (
-    BACKEND,
-    DeliveryName,
-    KubernetesRequest,
-    backend_error,
-    connect,
-    parse_kubernetes_config,
-)
+from prefect_mlprojects.backends.kubernetes import manifest
+from prefect_mlprojects.backends.kubernetes.api import ApiError, Cluster, Json, nested
+from prefect_mlprojects.backends.kubernetes.config import BACKEND, DeliveryName, KubernetesRequest, backend_error
 from prefect_mlprojects.backends.kubernetes.diagnosis import final_condition, refused
-from prefect_mlprojects.backends.kubernetes.job import (
-    ATTEMPT_LABEL,
-    ENDED_LABEL,
-    FLOW_RUN_LABEL,
-    GIT_KNOWN_HOSTS,
-    GIT_SSH_KEY,
-    GIT_TOKEN,
-    GIT_USERNAME,
-    MANAGED_BY_LABEL,
-    MLFLOW_RUN_LABEL,
-    PREFIX,
-    PREPARING_ANNOTATION,
-    WATCHED_ANNOTATION,
-    GitCheckout,
-    JobRequest,
-    build_dependents,
-    build_job,
-    job_name,
-    label_value,
-    run_labels,
-)
 from prefect_mlprojects.exceptions import BackendError, FetchError
 from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.sources.git.credentials import GitCredentialsLookup
@@ -116,7 +90,7 @@ def pack_project(directory: Path) -> bytes | None:
     return packed.getvalue()
 
 
-def find_checkout(working_copy: WorkingCopy) -> GitCheckout:
+def find_checkout(working_copy: WorkingCopy) -> manifest.GitCheckout:
     """Returns the commit that an init container has to clone, without credentials.
 
     Raises `BackendError` if the project is not at a commit, its repository has no remote, or files differ from the commit.
@@ -138,10 +112,10 @@ def find_checkout(working_copy: WorkingCopy) -> GitCheckout:
             f"'code-delivery: git' would run commit {commit[:12]}, but the project's files differ from it. Commit and "
             "push them, or use 'archive' or 'image'."
         )
-    return GitCheckout(address.url, commit, working_copy.source_name.partition("#")[2])
+    return manifest.GitCheckout(address.url, commit, working_copy.source_name.partition("#")[2])
 
 
-def with_credentials(checkout: GitCheckout, lookup: GitCredentialsLookup | None) -> GitCheckout:
+def with_credentials(checkout: manifest.GitCheckout, lookup: GitCredentialsLookup | None) -> manifest.GitCheckout:
     """Returns a checkout with the credentials that `lookup` has for its repository's host; `lookup` blocks."""
     address = parse_git_url(checkout.url)
     credentials = lookup(checkout.url, address.host) if lookup is not None and address is not None else None
@@ -149,11 +123,11 @@ def with_credentials(checkout: GitCheckout, lookup: GitCredentialsLookup | None)
         return checkout
     child_env: dict[str, str] = {}
     if address.scheme in ("http", "https") and credentials.token is not None:
-        child_env |= {GIT_TOKEN: credentials.token, GIT_USERNAME: credentials.username or "git"}
+        child_env |= {manifest.GIT_TOKEN: credentials.token, manifest.GIT_USERNAME: credentials.username or "git"}
     if address.scheme == "ssh" and credentials.ssh_private_key is not None:
-        child_env[GIT_SSH_KEY] = credentials.ssh_private_key.strip()
+        child_env[manifest.GIT_SSH_KEY] = credentials.ssh_private_key.strip()
         if credentials.known_hosts is not None:
-            child_env[GIT_KNOWN_HOSTS] = credentials.known_hosts.strip()
+            child_env[manifest.GIT_KNOWN_HOSTS] = credentials.known_hosts.strip()
     return replace(checkout, child_env=child_env)
 
 
@@ -179,26 +153,26 @@ class Submitter:
     stop: StopSignal
     report: Report
 
-    def submit(self, request: JobRequest, directory: Path) -> tuple[dict[str, Any], bool]:
-        """Returns the flow run's Job and whether it was submitted earlier: the one whose end nobody has observed yet, else a new one.
+    def submit(self, request: manifest.JobRequest, directory: Path) -> tuple[dict[str, Any], bool]:
+        """Returns the flow run's Job, the one whose end nobody has observed yet or a new one, and whether it was found.
 
         The Job is created suspended, then the Secrets and the ConfigMap that it owns, then it is started: after a failure in
         between, deleting the Job removes everything, and a later call continues. Its name is derived from the flow run, so two
         callers can't both create it. `request` lacks name and labels; `directory` is the project's. Raises `ApiError` if the server
         refuses a request, `BackendError` if the Job can't be built.
         """
-        selector = f"{MANAGED_BY_LABEL}={PREFIX},{FLOW_RUN_LABEL}={label_value(self.identity.flow_run_id)}"
+        flow_run = manifest.label_value(self.identity.flow_run_id)
+        selector = f"{manifest.SELECTOR},{manifest.FLOW_RUN_LABEL}={flow_run}"
         jobs = sorted(self._call("list jobs", label_selector=selector).get("items") or [], key=_attempt)
-        unfinished = [
-            job
-            for job in jobs
-            if ENDED_LABEL not in job["metadata"].get("labels", {}) and not job["metadata"].get("deletionTimestamp")
+        ended = [
+            job for job in jobs if nested(job, "metadata.deletionTimestamp") or manifest.ENDED_LABEL in _labels(job)
         ]
-        attempt = _attempt(unfinished[-1]) if unfinished else max(map(_attempt, jobs), default=0) + 1
-        name = unfinished[-1]["metadata"]["name"] if unfinished else job_name(self.identity, attempt)
-        request = replace(request, name=name, labels=run_labels(self.identity, attempt))
-        job, attached = (unfinished[-1], True) if unfinished else self._create(request)
-        if PREPARING_ANNOTATION in (job["metadata"].get("annotations") or {}):
+        found = next((job for job in reversed(jobs) if job not in ended), None)
+        attempt = _attempt(found) if found else max(map(_attempt, jobs), default=0) + 1
+        name = found["metadata"]["name"] if found else manifest.job_name(self.identity, attempt)
+        request = replace(request, name=name, labels=manifest.run_labels(self.identity, attempt))
+        job, attached = (found, True) if found else self._create(request)
+        if manifest.PREPARING_ANNOTATION in (job["metadata"].get("annotations") or {}):
             try:
                 job = self._start(request, job, pack_project(directory) if request.delivery == "archive" else None)
             except (ApiError, BackendError):
@@ -215,39 +189,43 @@ class Submitter:
         answer = error.status or error.message
         self.report(f"The API server answered {answer} to {error.action}; retrying in {delay:.1f} s.")
 
-    def _create(self, request: JobRequest) -> tuple[dict[str, Any], bool]:
-        job = build_job(request)
+    def _create(self, request: manifest.JobRequest) -> tuple[dict[str, Any], bool]:
+        job = manifest.build_job(request)
         job["metadata"]["annotations"] |= {
-            PREPARING_ANNOTATION: "keep-suspended" if job["spec"].get("suspend") else "true",
-            WATCHED_ANNOTATION: timestamp(),
+            manifest.PREPARING_ANNOTATION: "keep-suspended" if job["spec"].get("suspend") else "true",
+            manifest.WATCHED_ANNOTATION: timestamp(),
         }
         job["spec"]["suspend"] = True
         try:
             self._call("create jobs", dry_run="All", body=job, field_validation="Strict")
             return self._call("create jobs", body=job, field_validation="Strict"), False
         except ApiError as error:
-            if error.status != CONFLICT or error.reason != "AlreadyExists":
+            if error.status != HTTPStatus.CONFLICT or error.reason != "AlreadyExists":
                 raise
         # An earlier request of ours whose answer was lost, or another process that runs the same flow run.
         return self._call("get jobs", request.name), True
 
-    def _start(self, request: JobRequest, job: dict[str, Any], archive: bytes | None) -> dict[str, Any]:
-        for body in build_dependents(request, archive, job):
+    def _start(self, request: manifest.JobRequest, job: dict[str, Any], archive: bytes | None) -> dict[str, Any]:
+        for body in manifest.build_dependents(request, archive, job):
             try:
                 self._call(f"create {body['kind'].lower()}s", body=body)
             except ApiError as error:
                 if error.reason != "AlreadyExists":
                     raise
-        metadata = {"uid": job["metadata"]["uid"], "annotations": {PREPARING_ANNOTATION: None}}
+        metadata = {"uid": job["metadata"]["uid"], "annotations": {manifest.PREPARING_ANNOTATION: None}}
         patch: dict[str, Any] = {"metadata": metadata}
-        if job["metadata"]["annotations"][PREPARING_ANNOTATION] != "keep-suspended":
+        if job["metadata"]["annotations"][manifest.PREPARING_ANNOTATION] != "keep-suspended":
             patch["spec"] = {"suspend": False}
         return self._call("patch jobs", request.name, body=patch)
 
 
 def _attempt(job: Json) -> int:
-    label = (job["metadata"].get("labels") or {}).get(ATTEMPT_LABEL, "")
+    label = _labels(job).get(manifest.ATTEMPT_LABEL, "")
     return int(label) if label.isdigit() else 1
+
+
+def _labels(job: Json) -> dict[str, str]:
+    return job["metadata"].get("labels") or {}
 
 
 @dataclass(frozen=True)
@@ -269,38 +247,38 @@ class RunJob:
 
 def _run_job(job: Json) -> RunJob:
     metadata = job["metadata"]
-    labels, created = metadata.get("labels") or {}, metadata.get("creationTimestamp") or ""
-    heartbeat = (metadata.get("annotations") or {}).get(WATCHED_ANNOTATION) or created
+    labels, created = _labels(job), metadata.get("creationTimestamp") or ""
+    heartbeat = (metadata.get("annotations") or {}).get(manifest.WATCHED_ANNOTATION) or created
     unwatched = seconds_since(heartbeat) > _UNWATCHED_SECONDS
     return RunJob(
         metadata["name"],
         metadata["namespace"],
-        "ended" if ENDED_LABEL in labels else "unwatched" if unwatched else "watched",
+        "ended" if manifest.ENDED_LABEL in labels else "unwatched" if unwatched else "watched",
         final_condition(job) is not None,
         created,
-        labels.get(FLOW_RUN_LABEL, ""),
-        labels.get(MLFLOW_RUN_LABEL, ""),
+        labels.get(manifest.FLOW_RUN_LABEL, ""),
+        labels.get(manifest.MLFLOW_RUN_LABEL, ""),
         metadata["uid"],
     )
 
 
+@dataclass(frozen=True)
 class RunJobs:
     """The Jobs of runs in a namespace, for ``mlprojects kubernetes``; all methods raise `BackendError`."""
 
-    def __init__(self, config: Json) -> None:
-        self._cluster = connect(parse_kubernetes_config(config))
+    cluster: Cluster
 
     def list(self) -> list[RunJob]:
         """Returns the Jobs, the oldest first."""
         try:
-            jobs = self._cluster.items("jobs", label_selector=f"{MANAGED_BY_LABEL}={PREFIX}", retry_seconds=15.0)
+            jobs = self.cluster.items("jobs", label_selector=manifest.SELECTOR, retry_seconds=15.0)
         except ApiError as error:
-            raise refused(error, self._cluster.name) from None
+            raise refused(error, self.cluster.name) from None
         return sorted(map(_run_job, jobs), key=lambda job: job.created)
 
     def delete(self, job: RunJob) -> None:
         """Deletes a Job with its pods and Secrets."""
         try:
-            self._cluster.delete_job(job.name, job.uid)
+            self.cluster.delete_job(job.name, job.uid)
         except ApiError as error:
-            raise refused(error, self._cluster.name) from None
+            raise refused(error, self.cluster.name) from None

@@ -22,6 +22,8 @@ from prefect_mlprojects.backends.kubernetes.config import DeliveryName, Kubernet
 
 PREFIX = "prefect-mlprojects"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+SELECTOR = f"{MANAGED_BY_LABEL}={PREFIX}"
+"""Selects the Jobs of runs."""
 FLOW_RUN_LABEL = f"{PREFIX}/flow-run-id"
 MLFLOW_RUN_LABEL = f"{PREFIX}/mlflow-run-id"
 PROJECT_LABEL = f"{PREFIX}/project"
@@ -150,13 +152,13 @@ class JobRequest:
     command: str
     delivery: DeliveryName
     config: KubernetesConfig
-    template: Mapping[str, Any] | None = None
+    template: Json | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     child_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     volumes: tuple[str, ...] = ()
     checkout: GitCheckout | None = None
-    registry_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    registry_auth: Json | None = field(default=None, repr=False)
     deadline: int | None = None
     termination_grace: int = 10
 
@@ -191,7 +193,7 @@ def build_job(request: JobRequest) -> dict[str, Any]:
     return job
 
 
-def project_container(pod_spec: Mapping[str, Any]) -> dict[str, Any]:
+def project_container(pod_spec: Json) -> dict[str, Any]:
     """Returns the container that runs the project: the one named ``project``, else the first."""
     containers: list[dict[str, Any]] = pod_spec["containers"]
     return next((each for each in containers if each.get("name") == _CONTAINER_NAME), containers[0])
@@ -203,16 +205,13 @@ def _child(parent: dict[str, Any], key: str) -> dict[str, Any]:
     return child
 
 
-def _update(parent: dict[str, Any], key: str, values: Mapping[str, Any]) -> None:
+def _update(parent: dict[str, Any], key: str, values: Json) -> None:
     parent[key] = {**(parent.get(key) or {}), **values}
 
 
 def _resolve(spec: dict[str, Any], key: str, configured: object, default: object) -> None:
     """Resolves a field: configuration, then template, then default."""
-    if configured is not None:
-        spec[key] = configured
-    elif spec.get(key) is None:
-        spec[key] = default
+    spec[key] = next((each for each in (configured, spec.get(key)) if each is not None), default)
 
 
 def _set_pod_spec(pod: dict[str, Any], request: JobRequest) -> None:
@@ -228,12 +227,10 @@ def _set_pod_spec(pod: dict[str, Any], request: JobRequest) -> None:
         pod.setdefault("securityContext", {"seccompProfile": {"type": "RuntimeDefault"}})
     if not pod.get("containers"):
         pod["containers"] = [{"name": _CONTAINER_NAME}]
-    secrets = [{"name": name} for name in config.image_pull_secrets]
-    if request.registry_auth:
-        secrets.append({"name": request.name + _LOGIN_SUFFIX})
-    if secrets:
-        present = list(pod.get("imagePullSecrets") or [])
-        pod["imagePullSecrets"] = present + [each for each in secrets if each not in present]
+    present = list(pod.get("imagePullSecrets") or [])
+    names = [*config.image_pull_secrets, *([request.name + _LOGIN_SUFFIX] if request.registry_auth else [])]
+    if names:
+        pod["imagePullSecrets"] = present + [{"name": name} for name in names if {"name": name} not in present]
 
 
 def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobRequest) -> None:
@@ -246,10 +243,9 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
         # As with Docker: an image that the node has is used, whatever its tag.
         container["imagePullPolicy"] = "IfNotPresent"
         container["securityContext"] = copy.deepcopy(_NO_PRIVILEGES)
-    if request.config.resources is not None:
-        for kind, wanted in request.config.resources:
-            if wanted:
-                _update(_child(container, "resources"), kind, wanted)
+    for kind, wanted in request.config.resources or ():
+        if wanted:
+            _update(_child(container, "resources"), kind, wanted)
     prelude = _UNPACK_SCRIPT + RUN_BY_SHELL if request.delivery == "archive" else RUN_BY_SHELL
     container["command"] = ["sh", "-c", escape_expansion(prelude), "mlprojects"]
     container["args"] = [escape_expansion(request.command)]
@@ -265,10 +261,9 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
         archive = {"configMap": {"name": request.name + _ARCHIVE_SUFFIX, "defaultMode": 0o444}}
         _mount(pod, container, "mlprojects-archive", archive, _ARCHIVE_DIRECTORY, readOnly=True)
         _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_FOLDER)
-    elif request.delivery == "git":
-        _add_clone(pod, container, request)
-    for index, volume in enumerate(request.volumes):
-        _mount_host_path(pod, container, volume, index, request.config)
+    elif request.checkout is not None:
+        _add_clone(pod, container, request, request.checkout)
+    _mount_host_paths(pod, container, request)
 
 
 def escape_expansion(text: str) -> str:
@@ -281,7 +276,7 @@ def _secret_variable(name: str, request: JobRequest) -> dict[str, Any]:
 
 
 def _mount(
-    pod: dict[str, Any], container: dict[str, Any], name: str, source: Mapping[str, Any], path: str, **options: object
+    pod: dict[str, Any], container: dict[str, Any], name: str, source: Json, path: str, **options: object
 ) -> None:
     volumes = list(pod.get("volumes") or [])
     if not any(each.get("name") == name for each in volumes):
@@ -296,9 +291,7 @@ def _mount(
     container["volumeMounts"] = [*mounts, {"name": name, "mountPath": path, **options}]
 
 
-def _add_clone(pod: dict[str, Any], container: dict[str, Any], request: JobRequest) -> None:
-    checkout = request.checkout
-    assert checkout is not None
+def _add_clone(pod: dict[str, Any], container: dict[str, Any], request: JobRequest, checkout: GitCheckout) -> None:
     below = "/".join(filter(None, (_REPOSITORY_FOLDER, checkout.subdirectory.strip("/"))))
     _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_FOLDER, subPath=below)
     clone: dict[str, Any] = {
@@ -316,22 +309,21 @@ def _add_clone(pod: dict[str, Any], container: dict[str, Any], request: JobReque
     pod["initContainers"] = [clone, *(pod.get("initContainers") or [])]
 
 
-def _mount_host_path(
-    pod: dict[str, Any], container: dict[str, Any], volume: str, index: int, config: KubernetesConfig
-) -> None:
-    host, _, rest = volume.partition(":")
-    path, _, mode = rest.partition(":")
-    if not config.allow_host_paths:
-        raise backend_error(
-            f"The project's docker_env mounts {volume!r}, a folder of the machine; on a cluster that is a hostPath of "
-            "whichever node the pod runs on. Allow it with 'allow-host-paths: true', or mount a volume in the job template."
-        )
-    if not host.startswith("/") or not path.startswith("/"):
-        raise backend_error(
-            f"The volume {volume!r} of docker_env can't become a hostPath: both of its paths must be absolute."
-        )
-    options = {"readOnly": True} if "ro" in mode.split(",") else {}
-    _mount(pod, container, f"mlprojects-host-{index}", {"hostPath": {"path": host}}, path.rstrip("/") or "/", **options)
+def _mount_host_paths(pod: dict[str, Any], container: dict[str, Any], request: JobRequest) -> None:
+    for index, volume in enumerate(request.volumes):
+        host, _, rest = volume.partition(":")
+        path, _, mode = rest.partition(":")
+        if not request.config.allow_host_paths:
+            raise backend_error(
+                f"The project's docker_env mounts {volume!r}, a folder of the machine; on a cluster that is a hostPath of whichever "
+                "node the pod runs on. Allow it with 'allow-host-paths: true', or mount a volume in the job template."
+            )
+        if not host.startswith("/") or not path.startswith("/"):
+            raise backend_error(
+                f"The volume {volume!r} of docker_env can't become a hostPath: both of its paths must be absolute."
+            )
+        source, options = {"hostPath": {"path": host}}, {"readOnly": True} if "ro" in mode.split(",") else {}
+        _mount(pod, container, f"mlprojects-host-{index}", source, path.rstrip("/") or "/", **options)
 
 
 def build_dependents(request: JobRequest, archive: bytes | None, owner: Json) -> list[dict[str, Any]]:
@@ -356,7 +348,7 @@ def build_dependents(request: JobRequest, archive: bytes | None, owner: Json) ->
     ]
 
 
-def _docker_config(auth: Mapping[str, Any]) -> str:
+def _docker_config(auth: Json) -> str:
     """Returns ``docker_auth`` as the text of Docker's ``config.json``; secret."""
     username, password = str(auth.get("username", "")), str(auth.get("password", ""))
     registry = str(auth.get("registry") or auth.get("serveraddress") or "https://index.docker.io/v1/")
