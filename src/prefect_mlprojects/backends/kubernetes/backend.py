@@ -13,19 +13,12 @@ from typing import TypeAlias
 from prefect_mlprojects import settings
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
+from prefect_mlprojects.backends import contract
 from prefect_mlprojects.backends.containers.archive import project_files
 from prefect_mlprojects.backends.containers.config import LocalConfig
 from prefect_mlprojects.backends.containers.engine import connect as connect_engine
 from prefect_mlprojects.backends.containers.image import build_project_image, ensure_image, push_image
-from prefect_mlprojects.backends.contract import (
-    Backend,
-    BackendPlan,
-    Command,
-    ExecutionEvents,
-    Prepared,
-    Report,
-    RunIdentity,
-)
+from prefect_mlprojects.backends.contract import Backend, BackendPlan, Command, ExecutionEvents, Prepared, Report
 from prefect_mlprojects.backends.kubernetes import manifest
 from prefect_mlprojects.backends.kubernetes.api import ApiError, Cluster, nested
 from prefect_mlprojects.backends.kubernetes.config import (
@@ -133,7 +126,9 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         delivery, reason = find_delivery(request)
         job_request = _job_request(request, delivery)
         image = job_request.image if delivery != "image" else f"{request.config.repository_uri}@DIGEST"
-        identity = RunIdentity("FLOW-RUN-ID", "MLFLOW-RUN-ID", request.project.display_name, request.entry_point.name)
+        identity = contract.RunIdentity(
+            "FLOW-RUN-ID", "MLFLOW-RUN-ID", request.project.display_name, request.entry_point.name
+        )
         variables = {name: name for name in sorted(manifest.PLAIN_VARIABLES)}
         job_request = replace(
             job_request,
@@ -213,7 +208,7 @@ def _run_job(
         "entry-point-name": identity.entry_point,
         "source": request.working_copy.source_name,
         "code-delivery": job_request.delivery,
-        **_links(identity, request, child_env),
+        **_links(command, request, child_env),
     }
     job_request = replace(
         job_request,
@@ -291,12 +286,12 @@ def _pod_env(request: KubernetesRequest, child_env: Mapping[str, str], report: R
     return pod_env
 
 
-def _links(identity: RunIdentity, request: KubernetesRequest, child_env: Mapping[str, str]) -> dict[str, str]:
+def _links(command: Command, request: KubernetesRequest, child_env: Mapping[str, str]) -> dict[str, str]:
     """Returns the pages of the flow run and the MLflow run for annotations, as far as they are known."""
     api = child_env.get("PREFECT_API_URL", "").rstrip("/")
-    page, _ = run_page(request.tracking_uri, child_env.get(EXPERIMENT_ID_VARIABLE, ""), identity.mlflow_run_id)
+    page, _ = run_page(request.tracking_uri, child_env.get(EXPERIMENT_ID_VARIABLE, ""), command.identity.mlflow_run_id)
     links = {"mlflow-run-url": page} if page else {}
     # Prefect Cloud serves its pages under another host than its API.
     if api.endswith("/api"):
-        links["flow-run-url"] = f"{redact(api.removesuffix('/api'))}/runs/flow-run/{identity.flow_run_id}"
+        links["flow-run-url"] = f"{redact(api.removesuffix('/api'))}/runs/flow-run/{command.identity.flow_run_id}"
     return links

@@ -37,17 +37,11 @@ _WAITING_IMAGE = {
     **dict.fromkeys(("ImagePullBackOff", "ErrImagePull", "ImageInspectError", "RegistryUnavailable"), _CHECK_IMAGE),
     "InvalidImageName": "Check the image's name: [registry/]name[:tag][@digest], in lower case.",
     "ErrImageNeverPull": "The node does not have the image and imagePullPolicy is Never: load it, or change the policy.",
-    "RunContainerError": (
-        "The node could not start the container: check that its image contains 'sh' and that its mounts exist."
-    ),
+    "RunContainerError": "The node can't start the container: check that its image has 'sh' and that its mounts exist.",
 }
 _WAITING_OTHER = {
-    "CreateContainerConfigError": (
-        "The pod refers to a ConfigMap, Secret or key that does not exist: check the job template."
-    ),
-    "CreateContainerError": (
-        "The node could not create the container: check the job template's mounts and security context."
-    ),
+    "CreateContainerConfigError": "A ConfigMap, Secret or key of the pod does not exist: check the job template.",
+    "CreateContainerError": "The node can't create the container: check the template's mounts and security context.",
     "CrashLoopBackOff": "A container of the pod exits repeatedly: see its log with 'kubectl logs --previous'.",
 }
 _RAISE_MEMORY = (
@@ -199,13 +193,13 @@ def explain_end(job: Json, pods: Iterable[Json], container: str) -> Outcome:
 
 
 def by_age(pods: Iterable[Json]) -> list[Json]:
+    """Returns pods, the oldest first."""
     return sorted(pods, key=lambda pod: nested(pod, "metadata.creationTimestamp") or "")
 
 
 def explain_pod(pod: Json, container: str) -> Outcome | None:
     """Returns how the project's container in a pod ended; None if it has not."""
-    status, name = pod.get("status") or {}, pod["metadata"]["name"]
-    disrupted = _disruption(pod)
+    status, name, disrupted = pod.get("status") or {}, pod["metadata"]["name"], _disruption(pod)
     if disrupted is not None:
         return disrupted
     for init_container, ended in _failed_init_containers(pod):
@@ -234,10 +228,8 @@ def _explain_init_container(pod: str, container: str, ended: Json) -> Outcome:
 
 def failed_init_container(pods: Iterable[Json]) -> tuple[str, str] | None:
     """Returns the newest pod that an init container's failure ended, and that container; their names."""
-    failed = (
-        (pod["metadata"]["name"], name) for pod in reversed(by_age(pods)) for name, _ in _failed_init_containers(pod)
-    )
-    return next(failed, None)
+    failed = [(pod["metadata"]["name"], name) for pod in by_age(pods) for name, _ in _failed_init_containers(pod)]
+    return failed[-1] if failed else None
 
 
 def _failed_init_containers(pod: Json) -> list[tuple[str, Json]]:
@@ -302,7 +294,8 @@ def explain_refusal(error: ApiError, cluster: str) -> tuple[str, str]:
     verb, _, resource = error.action.partition(" ")
     where = f" in namespace {error.namespace}" if error.namespace else ""
     message = redact(" ".join(error.message.split()))[:800]
-    action, advice = f"{error.action}{where}", ""
+    action = f"{error.action}{where}"
+    cause, advice = f"{cluster} answered {error.status} to {action}", ""
     if error.status == NO_ANSWER:
         cause = f"{cluster} does not answer ({error.action})"
         advice = "Check 'kube-context' and that the API server can be reached from here: kubectl cluster-info."
@@ -310,20 +303,16 @@ def explain_refusal(error: ApiError, cluster: str) -> tuple[str, str]:
         cause = f"authentication failed at {cluster}"
         advice = "The credentials are missing or have expired: sign in again."
     # The authorizer's message; admission plugins have their own.
-    elif error.status == 403 and re.search(r'User ".*" cannot \w+ resource', message):
+    elif error.status == HTTPStatus.FORBIDDEN and re.search(r'User ".*" cannot \w+ resource', message):
         cause = f"no permission to {verb} {resource}{where}"
-        advice = (
-            f"Have a Role with the verb '{verb}' on '{resource}' bound; docs/kubernetes.md lists all that are needed."
-        )
-    elif error.status == 403:
+        advice = f"Bind a Role with the verb '{verb}' on '{resource}'; docs/kubernetes.md lists all that are needed."
+    elif error.status == HTTPStatus.FORBIDDEN:
         cause, advice = f"{cluster} refuses to {action}", "A quota or an admission rule refuses it."
-    elif error.status in (400, 422):
+    elif error.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
         cause = f"{cluster} finds the manifest invalid ({action})"
         advice = "Correct the job template or the backend configuration; 'mlprojects plan' prints the manifest."
-    elif error.status == 404:
+    elif error.status == HTTPStatus.NOT_FOUND:
         cause, advice = f"{cluster} has no such object ({action})", "Check 'namespace' of the configuration."
-    else:
-        cause = f"{cluster} answered {error.status} to {action}"
     return f"{cause}: {message}", advice
 
 

@@ -15,7 +15,7 @@ from prefect_mlprojects.backends.contract import ExecutionEvents, Report
 from prefect_mlprojects.backends.kubernetes import diagnosis, manifest
 from prefect_mlprojects.backends.kubernetes.api import ApiError, Change, Cluster, Json, Watcher, nested
 from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig
-from prefect_mlprojects.backends.kubernetes.diagnosis import Problem, explain_refusal, final_condition
+from prefect_mlprojects.backends.kubernetes.diagnosis import explain_refusal, final_condition
 from prefect_mlprojects.backends.kubernetes.logs import PodLogs
 from prefect_mlprojects.backends.kubernetes.submission import HEARTBEAT_SECONDS, seconds_since, timestamp
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome, timed_out_outcome
@@ -43,7 +43,7 @@ class EventWatch:
         self._refused = False
         self._watchers: dict[str, Watcher] = {}
         self._ended: list[Watcher] = []
-        self._known: dict[str, Mapping[str, dict[str, Any]]] = {}
+        self._known: dict[str, Mapping[str, Json]] = {}
 
     @property
     def known(self) -> list[Json]:
@@ -112,8 +112,9 @@ class JobRun:
         self._logs = PodLogs(self.cluster, self._container, several, self._output, self.events.report)
         self._event_watch = EventWatch(self.cluster, self._changes, self.events.report)
         self._reported: set[tuple[str, str]] = set()
-        self._problem: tuple[Problem, float] | None = None
-        self._blocked_since: float | None = None
+        self._problem_deadline: float | None = None
+        self._waits_for_node = False
+        self._blocked_deadline: float | None = None
         self._next_heartbeat = 0.0
         # Only a Job that was found has an age: the clocks of this machine and the cluster may differ, and its timestamp has whole
         # seconds, so that a new Job may look a second old.
@@ -169,11 +170,7 @@ class JobRun:
                 return outcome
 
     def _seconds_to_wait(self) -> float:
-        times = [self._next_heartbeat, self._deadline]
-        if self._problem is not None:
-            times.append(self._problem[1] + self._grace(self._problem[0]))
-        if self._blocked_since is not None:
-            times.append(self._blocked_since + self.config.start_grace)
+        times = (self._next_heartbeat, self._deadline, self._problem_deadline, self._blocked_deadline)
         return max(0.0, min(each for each in times if each is not None) - time.monotonic())
 
     def _apply(self, change: Change) -> Outcome | None:
@@ -193,7 +190,7 @@ class JobRun:
             self._apply_pods(change.items)
         return None
 
-    def _apply_pods(self, pods: Mapping[str, dict[str, Any]]) -> None:
+    def _apply_pods(self, pods: Mapping[str, Json]) -> None:
         self._pods = dict(pods)
         self._seen |= self._pods
         for name, pod in self._pods.items():
@@ -206,9 +203,6 @@ class JobRun:
             self._reported.add((name, what))
             self.events.report(line)
 
-    def _grace(self, problem: Problem) -> float:
-        return self.config.scheduling_grace if problem.of_nodes else self.config.start_grace
-
     def _check_problems(self) -> Outcome | None:
         """Returns the outcome of a run whose problem outlasted its limit."""
         pending = [name for name, pod in self._pods.items() if nested(pod, "status.phase") == "Pending"]
@@ -216,15 +210,14 @@ class JobRun:
         self._event_watch.watch([*pending, self._name] if pending or not self._pods else ())
         problem = diagnosis.find_problem(self.job, self._pods.values(), self._event_watch.known, self._container)
         if problem is None:
-            self._problem = None
+            self._problem_deadline = None
             return None
-        last, since = self._problem or (problem, time.monotonic())
-        since = since if last.of_nodes == problem.of_nodes else time.monotonic()
-        self._problem = (problem, since)
-        grace = self._grace(problem)
+        grace = self.config.scheduling_grace if problem.of_nodes else self.config.start_grace
+        if self._problem_deadline is None or self._waits_for_node != problem.of_nodes:
+            self._problem_deadline, self._waits_for_node = time.monotonic() + grace, problem.of_nodes
         waiting = f"Waiting: {problem.cause}. The run fails if this lasts {grace:g} s."
         self._report_once(self._name, problem.kind, waiting)
-        if time.monotonic() - since < grace:
+        if time.monotonic() < self._problem_deadline:
             return None
         return Outcome("not-started", cause=problem.cause, advice=problem.advice, reason=problem.category)
 
@@ -232,12 +225,11 @@ class JobRun:
         """Returns the project's outcome if other containers of its pod keep running beyond the limit."""
         found = diagnosis.find_blocked_pod(self._pods.values(), self._container)
         if found is None:
-            self._blocked_since = None
+            self._blocked_deadline = None
             return None
         pod, outcome, others = found
-        if self._blocked_since is None:
-            self._blocked_since = time.monotonic()
-        if time.monotonic() - self._blocked_since < self.config.start_grace:
+        self._blocked_deadline = self._blocked_deadline or time.monotonic() + self.config.start_grace
+        if time.monotonic() < self._blocked_deadline:
             return None
         self.events.report(
             f"The project ended in pod {pod}, but {', '.join(others)} kept running for {self.config.start_grace:g} s, so the Job "

@@ -289,17 +289,15 @@ class PodLogs:
             self.report(f"{missing}: its container was restarted before its log could be read.")
         started = nested(status, "state.running") is not None or ended is not None
         for instance in range(max(first, restarts - 1), restarts + started):
-            self._follow(name, instance, restarts, may_restart=nested(pod, "spec.restartPolicy") != "Never")
+            self.report(f"Pod {name} runs the project{f' (restart {instance})' if instance else ''}.")
+            # The first pod's lines need no mark: others follow only if it fails.
+            mark = f"[{name}] " if self.several or any(other != name for other, _ in self._logs) else ""
+            may_restart = nested(pod, "spec.restartPolicy") != "Never"
+            after = self._logs.get((name, max(known, default=-1)))
+            self._logs[name, instance] = ContainerLog(self, name, instance, restarts, mark, may_restart, after)
+            known.append(instance)
         if ended is not None:
             self._logs[name, restarts].container_ended(restarts)
-
-    def _follow(self, pod: str, instance: int, restarts: int, *, may_restart: bool) -> None:
-        self.report(f"Pod {pod} runs the project{f' (restart {instance})' if instance else ''}.")
-        # The first pod's lines need no mark: others follow only if it fails.
-        mark = f"[{pod}] " if self.several or any(name != pod for name, _ in self._logs) else ""
-        previous = max((number for name, number in self._logs if name == pod), default=-1)
-        after = self._logs.get((pod, previous))
-        self._logs[pod, instance] = ContainerLog(self, pod, instance, restarts, mark, may_restart, after)
 
     def finish(self) -> None:
         """Reads all logs to their ends; the containers have ended."""

@@ -315,8 +315,8 @@ def _mount_host_paths(pod: dict[str, Any], container: dict[str, Any], request: J
         path, _, mode = rest.partition(":")
         if not request.config.allow_host_paths:
             raise backend_error(
-                f"The project's docker_env mounts {volume!r}, a folder of the machine; on a cluster that is a hostPath of whichever "
-                "node the pod runs on. Allow it with 'allow-host-paths: true', or mount a volume in the job template."
+                f"The project's docker_env mounts {volume!r}, a folder of the machine; on a cluster that is a hostPath of "
+                "whichever node the pod runs on. Allow it with 'allow-host-paths: true', or mount a volume in the job template."
             )
         if not host.startswith("/") or not path.startswith("/"):
             raise backend_error(
