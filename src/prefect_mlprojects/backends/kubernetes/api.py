@@ -223,9 +223,8 @@ def _api_error(action: str, error: Any, namespace: str) -> ApiError:
         retry_after = float(error.headers["Retry-After"])
     message = nested(body, "message") or str(error.body or error.reason or "").strip()[:500]
     # The client reports a failed TLS handshake as an exception of status 0.
-    return ApiError(
-        action, int(error.status or NO_ANSWER), nested(body, "reason") or "", message, retry_after, namespace
-    )
+    status, reason = int(error.status or NO_ANSWER), nested(body, "reason") or ""
+    return ApiError(action, status, reason, message, retry_after, namespace)
 
 
 Kind: TypeAlias = Literal["jobs", "pods", "events", "stop"]
@@ -321,10 +320,8 @@ class Watcher:
 
     def _follow(self) -> bool:
         """Reads one watch to its end; returns whether any event came."""
-        came = False
-        with self._reader.reading(
-            lambda: self.cluster.open_watch(self.kind, resource_version=self._version, **self.query)
-        ) as chunks:
+        came, open_watch = False, partial(self.cluster.open_watch, self.kind, resource_version=self._version)
+        with self._reader.reading(lambda: open_watch(**self.query)) as chunks:
             for event in _json_lines(chunks):
                 if self._reader.stop.wait(0):
                     break
@@ -335,10 +332,9 @@ class Watcher:
     def _apply(self, event: Json) -> None:
         kind, body = event.get("type"), event.get("object") or {}
         if kind == "ERROR":
-            message, status = body.get("message") or "the watch failed", int(body.get("code") or 0)
-            raise ApiError(
-                f"watch {self.kind}", status, body.get("reason") or "", message, namespace=self.cluster.namespace
-            )
+            status, reason = int(body.get("code") or 0), body.get("reason") or ""
+            message = body.get("message") or "the watch failed"
+            raise ApiError(f"watch {self.kind}", status, reason, message, namespace=self.cluster.namespace)
         metadata = body.get("metadata") or {}
         self._version = metadata.get("resourceVersion") or self._version
         if kind == "BOOKMARK" or "name" not in metadata:

@@ -20,7 +20,7 @@ from prefect_mlprojects.backends.containers.engine import connect as connect_eng
 from prefect_mlprojects.backends.containers.image import build_project_image, ensure_image, push_image
 from prefect_mlprojects.backends.contract import Backend, BackendPlan, Command, ExecutionEvents, Prepared, Report
 from prefect_mlprojects.backends.kubernetes import manifest
-from prefect_mlprojects.backends.kubernetes.api import ApiError, Cluster, nested
+from prefect_mlprojects.backends.kubernetes.api import ApiError, nested
 from prefect_mlprojects.backends.kubernetes.config import (
     BACKEND,
     DeliveryName,
@@ -113,10 +113,7 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
                 raise backend_error(f"{unreachable} is not inside the project {directory}. {advice}")
             mapped[name] = inside = Path(value).relative_to(directory).as_posix()
             if delivered is not None and inside != "." and inside not in delivered:
-                raise backend_error(
-                    f"{unreachable} is excluded from what is delivered. Include it with '!{inside}' in the project's "
-                    ".dockerignore."
-                )
+                raise backend_error(f"{unreachable} is not delivered. Include it by '!{inside}' in the .dockerignore.")
         return mapped
 
     def plan(self, request: KubernetesRequest, command: str) -> BackendPlan:
@@ -126,9 +123,8 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         delivery, reason = find_delivery(request)
         job_request = _job_request(request, delivery)
         image = job_request.image if delivery != "image" else f"{request.config.repository_uri}@DIGEST"
-        identity = contract.RunIdentity(
-            "FLOW-RUN-ID", "MLFLOW-RUN-ID", request.project.display_name, request.entry_point.name
-        )
+        project, entry_point = request.project.display_name, request.entry_point.name
+        identity = contract.RunIdentity("FLOW-RUN-ID", "MLFLOW-RUN-ID", project, entry_point)
         variables = {name: name for name in sorted(manifest.PLAIN_VARIABLES)}
         job_request = replace(
             job_request,
@@ -141,9 +137,7 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         sections = {
             "code delivery": f"{delivery}: {reason}",
             "image": image,
-            "manifest": yaml.safe_dump(
-                manifest.build_job(job_request), sort_keys=False, allow_unicode=True, width=1000
-            ),
+            "manifest": yaml.safe_dump(manifest.build_job(job_request), sort_keys=False, allow_unicode=True, width=999),
         }
         return BackendPlan("docker", sections=sections)
 
@@ -161,10 +155,17 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         """Submits the Job, or finds the one that an earlier process submitted for this flow run, and watches it until it ends."""
         if stop.requested:
             return stopped_outcome(stop)
-        job_request = replace(_job_request(prepared.request, prepared.value), image=str(prepared.image))
-        cluster = connect(prepared.request.config, nested(job_request.template, "metadata.namespace"))
+        request = prepared.request
+        job_request = replace(_job_request(request, prepared.value), image=str(prepared.image))
+        cluster = connect(request.config, nested(job_request.template, "metadata.namespace"))
         try:
-            return _run_job(cluster, prepared.request, job_request, command, events, stop)
+            job_request = _add_run(replace(job_request, namespace=cluster.namespace), request, command, events.report)
+            submitter = Submitter(cluster, command.identity, stop, events.report)
+            job, attached = submitter.submit(job_request, request.working_copy.directory)
+            name, verb = job["metadata"]["name"], "Found the Job that runs already:" if attached else "Submitted Job"
+            events.report(f"{verb} {name} in namespace {cluster.namespace} of {cluster.name}.")
+            events.tag({JOB_TAG: name, NAMESPACE_TAG: cluster.namespace})
+            return JobRun(cluster, job, attached, request.config, command.timeout, events, stop).follow()
         except ApiError as error:
             if stop.wait(0):
                 return stopped_outcome(stop)
@@ -194,14 +195,10 @@ def _push_project_image(request: KubernetesRequest, base: str, report: Report, s
     return Prepared(request, "image", f"image {image}", built.reused, image, tags)
 
 
-def _run_job(
-    cluster: Cluster,
-    request: KubernetesRequest,
-    job_request: manifest.JobRequest,
-    command: Command,
-    events: ExecutionEvents,
-    stop: StopSignal,
-) -> Outcome:
+def _add_run(
+    job_request: manifest.JobRequest, request: KubernetesRequest, command: Command, report: Report
+) -> manifest.JobRequest:
+    """Adds the inputs of a Job that depend on the run; `report` receives warnings."""
     identity, child_env, checkout = command.identity, reveal_values(command.child_env), job_request.checkout
     annotations = {
         "project-name": identity.project,
@@ -210,21 +207,14 @@ def _run_job(
         "code-delivery": job_request.delivery,
         **_links(command, request, child_env),
     }
-    job_request = replace(
+    return replace(
         job_request,
-        namespace=cluster.namespace,
         annotations={f"{manifest.PREFIX}/{key}": value for key, value in annotations.items()},
-        child_env=_pod_env(request, child_env, events.report),
+        child_env=_pod_env(request, child_env, report),
         command=command.line,
         checkout=with_credentials(checkout, request.git_credentials) if checkout else None,
         deadline=None if command.timeout is None else math.ceil(command.timeout) + _DEADLINE_SLACK_SECONDS,
     )
-    submitter = Submitter(cluster, identity, stop, events.report)
-    job, attached = submitter.submit(job_request, request.working_copy.directory)
-    name, verb = job["metadata"]["name"], "Found the Job that runs already:" if attached else "Submitted Job"
-    events.report(f"{verb} {name} in namespace {cluster.namespace} of {cluster.name}.")
-    events.tag({JOB_TAG: name, NAMESPACE_TAG: cluster.namespace})
-    return JobRun(cluster, job, attached, request.config, command.timeout, events, stop).follow()
 
 
 def _job_request(request: KubernetesRequest, delivery: DeliveryName) -> manifest.JobRequest:

@@ -33,9 +33,8 @@ def backend_error(message: str) -> BackendError:
 
 def _as_resources(value: Any) -> Any:
     """Accepts ``{cpu: 2, memory: 4Gi}`` as short for ``requests``."""
-    if isinstance(value, Mapping) and value and not set(value) & {"requests", "limits"}:
-        return {"requests": value}
-    return value
+    short = isinstance(value, Mapping) and value and not set(value) & {"requests", "limits"}
+    return {"requests": value} if short else value
 
 
 def _as_kubeconfig(value: Any) -> Any:
@@ -202,9 +201,7 @@ def connect(config: KubernetesConfig, namespace: str | None = None) -> Cluster:
         ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         # The client fails in many ways on a malformed kubeconfig; its messages may quote secrets.
-        raise backend_error(
-            f"The kubeconfig can't be used ({type(error).__name__}). Check it with 'kubectl config view'."
-        ) from None
+        raise backend_error(f"The kubeconfig is invalid ({type(error).__name__}): see 'kubectl config view'.") from None
     return Cluster(api_client, config.namespace or namespace or context_namespace or "default", name)
 
 

@@ -44,9 +44,7 @@ _WAITING_OTHER = {
     "CreateContainerError": "The node can't create the container: check the template's mounts and security context.",
     "CrashLoopBackOff": "A container of the pod exits repeatedly: see its log with 'kubectl logs --previous'.",
 }
-_RAISE_MEMORY = (
-    "It exceeded its memory limit: raise it ('resources: {limits: {memory: ...}}'), or let the command use less memory."
-)
+_RAISE_MEMORY = "It exceeded its memory limit: raise 'resources: {limits: {memory: ...}}' or let it use less memory."
 _REDUCE_REQUESTS = (
     "Request less ('resources'), correct the job template's nodeSelector, affinity and tolerations, or add nodes; "
     "'scheduling-grace' sets how long to wait for one."
@@ -119,9 +117,8 @@ def _waiting_problem(pod: Json, container: Json, events: list[Json]) -> Problem 
     name, pod_name, waiting = container.get("name"), pod["metadata"]["name"], nested(container, "state.waiting") or {}
     kind = waiting.get("reason", "")
     advice = _WAITING_IMAGE.get(kind) or _WAITING_OTHER.get(kind)
-    sidecars = [
-        each.get("name") for each in nested(pod, "spec.initContainers") or [] if each.get("restartPolicy") == "Always"
-    ]
+    init_containers = nested(pod, "spec.initContainers") or []
+    sidecars = [each.get("name") for each in init_containers if each.get("restartPolicy") == "Always"]
     # The Job's backoffLimit bounds the restarts of all containers except sidecars.
     if advice is None or (kind == "CrashLoopBackOff" and name not in sidecars):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from http import HTTPStatus
@@ -86,12 +87,10 @@ class LineFilter:
 
 def _second(stamp: bytes) -> int | None:
     """Parses ``2026-11-23T10:00:00.123456789Z``, or with an offset, to seconds since the epoch, rounded down."""
-    try:
-        text = stamp.decode("ascii")
-        zone = "+00:00" if text.endswith("Z") else text[-6:]
-        return int(datetime.fromisoformat(text[:19] + zone).timestamp())
-    except (UnicodeDecodeError, ValueError):
-        return None
+    with suppress(ValueError):
+        text = stamp.decode("ascii").replace("Z", "+00:00")
+        return int(datetime.fromisoformat(text[:19] + text[-6:]).timestamp())
+    return None
 
 
 @dataclass(eq=False)
@@ -231,9 +230,7 @@ class ContainerLog:
         # The node knows of a restart before the API server does.
         self._stop.wait(_STATUS_SECONDS)
         pods = self.logs.cluster.items("pods", field_selector=f"metadata.name={self.pod}", stop=self._stop)
-        count = max(
-            (int(container_status(pod, self.logs.container).get("restartCount") or 0) for pod in pods), default=0
-        )
+        count = max([restarts, *(container_status(pod, self.logs.container).get("restartCount") or 0 for pod in pods)])
         if count > restarts:
             self.container_ended(count)
         return count > restarts

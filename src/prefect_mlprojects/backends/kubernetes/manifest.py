@@ -275,9 +275,7 @@ def _secret_variable(name: str, request: JobRequest) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": request.name + _VARIABLES_SUFFIX, "key": name}}}
 
 
-def _mount(
-    pod: dict[str, Any], container: dict[str, Any], name: str, source: Json, path: str, **options: object
-) -> None:
+def _mount(pod: dict[str, Any], container: dict[str, Any], name: str, source: Json, path: str, **options: Any) -> None:
     volumes = list(pod.get("volumes") or [])
     if not any(each.get("name") == name for each in volumes):
         volumes.append({"name": name, **source})
@@ -320,7 +318,7 @@ def _mount_host_paths(pod: dict[str, Any], container: dict[str, Any], request: J
             )
         if not host.startswith("/") or not path.startswith("/"):
             raise backend_error(
-                f"The volume {volume!r} of docker_env can't become a hostPath: both of its paths must be absolute."
+                f"The volume {volume!r} of docker_env can't become a hostPath: both paths must be absolute."
             )
         source, options = {"hostPath": {"path": host}}, {"readOnly": True} if "ro" in mode.split(",") else {}
         _mount(pod, container, f"mlprojects-host-{index}", source, path.rstrip("/") or "/", **options)

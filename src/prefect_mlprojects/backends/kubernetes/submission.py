@@ -48,9 +48,7 @@ def choose_delivery(
         raise backend_error(f"build_image=True contradicts 'code-delivery: {requested}'. {_WAYS}")
     if (build_image or requested == "image") and not repository_uri:
         option = "build_image=True" if build_image else "'code-delivery: image'"
-        raise backend_error(
-            f"{option} needs 'repository-uri': a registry that the cluster's nodes can pull from. {_WAYS}"
-        )
+        raise backend_error(f"{option} needs 'repository-uri', a registry that the nodes can pull from. {_WAYS}")
     limit = f"{ARCHIVE_LIMIT // 1000} kB"
     if requested == "archive" and archive_size is None:
         raise backend_error(f"The project's archive exceeds {limit}, compressed. {_TRIM} {_WAYS}")
@@ -60,23 +58,18 @@ def choose_delivery(
         return "image", "build_image=True" if build_image else "'repository-uri' is set"
     if archive_size is None:
         raise backend_error(
-            f"The project is too large for an archive of {limit}, and no 'repository-uri' is set. {_TRIM} {_WAYS}"
+            f"The project exceeds {limit} as an archive, and 'repository-uri' is not set. {_TRIM} {_WAYS}"
         )
     return "archive", f"it fits: {archive_size:,} bytes of at most {ARCHIVE_LIMIT:,}, and no 'repository-uri' is set"
 
 
 def find_delivery(request: KubernetesRequest) -> tuple[DeliveryName, str]:
     """Chooses how a request's code gets to the pod, see `choose_delivery`; reads the project's files, sends no request."""
-    config = request.config
-    without_image = config.code_delivery is None and not config.repository_uri and not request.build_image
-    packs = config.code_delivery == "archive" or without_image
+    config, builds = request.config, request.build_image
+    packs = config.code_delivery == "archive" or not (config.code_delivery or config.repository_uri or builds)
     archive = pack_project(request.working_copy.directory) if packs else None
-    return choose_delivery(
-        config.code_delivery,
-        repository_uri=config.repository_uri,
-        build_image=request.build_image,
-        archive_size=None if archive is None else len(archive),
-    )
+    size, uri = None if archive is None else len(archive), config.repository_uri
+    return choose_delivery(config.code_delivery, repository_uri=uri, build_image=builds, archive_size=size)
 
 
 def pack_project(directory: Path) -> bytes | None:
@@ -105,7 +98,7 @@ def find_checkout(working_copy: WorkingCopy) -> manifest.GitCheckout:
         raise backend_error(f"{_NO_GIT} {error} {_WAYS}") from None
     if address is None or address.scheme == "file":
         raise backend_error(
-            f"{_NO_GIT} the repository's remote {remote} is a folder of this machine, which a pod can't clone. {_WAYS}"
+            f"{_NO_GIT} the remote {remote} is a folder of this machine, so a pod can't clone it. {_WAYS}"
         )
     if working_copy.dirty:
         raise backend_error(
