@@ -67,16 +67,16 @@ class ApiError(Exception):
         return self.status in _TRANSIENT_STATUSES
 
 
+@dataclass(frozen=True, eq=False)
 class Cluster:
     """A namespace of a cluster; thread-safe. `name` is the cluster's name in messages.
 
     Requests are named by their action, such as ``get jobs``; all methods raise `ApiError`.
     """
 
-    def __init__(self, client: ApiClient, namespace: str, name: str) -> None:
-        self.client = client
-        self.namespace = namespace
-        self.name = name
+    client: ApiClient
+    namespace: str
+    name: str
 
     def call(
         self,
@@ -128,8 +128,7 @@ class Cluster:
 
     def delete_job(self, name: str, uid: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
         """Deletes a Job after its pods and Secrets; no-op if it is gone or was replaced by another Job."""
-        options = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", **options}
+        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
         try:
             self.call("delete jobs", name, body=body, retry_seconds=retry_seconds)
         except ApiError as error:
@@ -147,17 +146,10 @@ class Cluster:
 
         After `read_timeout` seconds without a byte the connection counts as lost.
         """
-        return self.client.call_api(
-            "/api/v1/namespaces/{namespace}/pods/{name}/log",
-            "GET",
-            {"namespace": self.namespace, "name": pod},
-            list(query.items()),
-            {"Accept": "*/*"},
-            auth_settings=["BearerToken"],
-            _return_http_data_only=True,
-            _preload_content=False,
-            _request_timeout=(CONNECT_SECONDS, read_timeout),
-        )
+        path, names = "/api/v1/namespaces/{namespace}/pods/{name}/log", {"namespace": self.namespace, "name": pod}
+        options = {"auth_settings": ["BearerToken"], "_return_http_data_only": True, "_preload_content": False}
+        arguments, timeouts = ("GET", names, list(query.items()), {"Accept": "*/*"}), (CONNECT_SECONDS, read_timeout)
+        return self.client.call_api(path, *arguments, _request_timeout=timeouts, **options)
 
 
 class StreamReader:

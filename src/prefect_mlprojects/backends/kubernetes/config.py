@@ -153,8 +153,7 @@ def load_template(config: KubernetesConfig, directory: Path) -> dict[str, Any] |
         reason = error.strerror or error
         raise backend_error(f"The job template {path} ('kube-job-template-path') can't be read: {reason}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        line = f":{mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
         problem = getattr(error, "problem", None) or error
         raise backend_error(f"{path}{line}: The job template is not valid YAML: {problem}.") from None
     if len(documents) != 1:

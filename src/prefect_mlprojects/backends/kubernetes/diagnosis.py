@@ -171,12 +171,9 @@ def explain_end(job: Json, pods: Iterable[Json], container: str) -> Outcome:
     if condition.get("type") == "Complete":
         return Outcome("exited", 0, cause="exit code 0")
     if condition.get("reason") == "DeadlineExceeded":
-        seconds = nested(job, "spec.activeDeadlineSeconds")
-        return Outcome(
-            "timed-out",
-            cause=f"the Job took longer than its limit of {seconds} s (DeadlineExceeded)",
-            advice="Raise 'timeout' of the backend configuration, or activeDeadlineSeconds of the job template.",
-        )
+        limit = f"its limit of {nested(job, 'spec.activeDeadlineSeconds')} s"
+        advice = "Raise 'timeout' of the backend configuration, or activeDeadlineSeconds of the job template."
+        return Outcome("timed-out", cause=f"the Job took longer than {limit} (DeadlineExceeded)", advice=advice)
     outcomes = [explain_pod(pod, container) for pod in by_age(pods)]
     failures = [each for each in outcomes if each is not None and each.exit_code != 0]
     if not failures:
@@ -214,10 +211,7 @@ def explain_pod(pod: Json, container: str) -> Outcome | None:
 def _explain_init_container(pod: str, container: str, ended: Json) -> Outcome:
     advice = f"See its log: kubectl logs {pod} -c {container}."
     if container == CLONE_CONTAINER:
-        advice = (
-            "The repository could not be cloned; check its URL, that the commit was pushed, and the git-credentials "
-            f"block. {advice}"
-        )
+        advice = f"The clone failed; check the URL, that the commit was pushed, and the git-credentials block. {advice}"
     reason = f" ({ended['reason']})" if ended.get("reason") not in (None, "", "Error", "Completed") else ""
     detail = f"exit code {ended.get('exitCode')}{reason}{_appended(ended.get('message') or '')}"
     return Outcome("not-started", cause=f"init container {container} of pod {pod} failed: {detail}", advice=advice)

@@ -260,13 +260,10 @@ class JobRun:
             return diagnosis.explain_end(self.job, self._seen.values(), self._container)
         outcomes = [diagnosis.explain_pod(pod, self._container) for pod in self._seen.values()]
         succeeded = next((each for each in outcomes if each is not None and each.exit_code == 0), None)
+        cause = f"the Job {self._name} was deleted while it ran, and not by this run"
+        advice = "Another client deleted it, or its namespace; 'kubectl get events' may show which."
         # With ttlSecondsAfterFinished: 0, the Job may be gone before its final state was observed.
-        return succeeded or Outcome(
-            "exited",
-            cause=f"the Job {self._name} was deleted while it ran, and not by this run",
-            advice="Another client deleted it, or its namespace; 'kubectl get events' may show which.",
-            reason=FailureCategory.INFRASTRUCTURE,
-        )
+        return succeeded or Outcome("exited", cause=cause, advice=advice, reason=FailureCategory.INFRASTRUCTURE)
 
     def _finish(self) -> Outcome:
         """Returns the outcome of the finished Job, with its logs read, and labels it as ended."""
@@ -307,12 +304,8 @@ class JobRun:
         self._logs.finish()
         if not remaining:
             return outcome
-        command = f"kubectl -n {self.cluster.namespace} delete job {self._name}"
-        return replace(
-            outcome,
-            cause=f"{outcome.cause}; still there: {', '.join(remaining)}",
-            advice=f"{outcome.advice} Delete it: {command}".strip(),
-        )
+        advice = f"{outcome.advice} Delete it: kubectl -n {self.cluster.namespace} delete job {self._name}"
+        return replace(outcome, cause=f"{outcome.cause}; still there: {', '.join(remaining)}", advice=advice.strip())
 
     def _wait_until_gone(self) -> list[str]:
         """Waits until the Job and its pods are gone; returns what still exists at the time-out."""

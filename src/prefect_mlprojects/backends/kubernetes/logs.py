@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from http import HTTPStatus
 
 from prefect_mlprojects._support.retry import Backoff
@@ -52,9 +53,7 @@ class LineFilter:
     @property
     def since(self) -> str | None:
         """The ``sinceTime`` to read from; None: from the beginning."""
-        if not self._kept:
-            return None
-        return datetime.fromtimestamp(min(self._kept), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(self._kept))) if self._kept else None
 
     def reconnect(self) -> None:
         """Prepares for reading again from `since`; a partial line will be sent again."""

@@ -177,8 +177,8 @@ def build_job(request: JobRequest) -> dict[str, Any]:
     for key in ("generateName", "uid", "resourceVersion", "creationTimestamp", "managedFields", "ownerReferences"):
         metadata.pop(key, None)
     metadata["name"], metadata["namespace"] = request.name, request.namespace
-    _update(metadata, "labels", request.labels)
-    _update(metadata, "annotations", request.annotations)
+    _child(metadata, "labels").update(request.labels)
+    _child(metadata, "annotations").update(request.annotations)
     spec, config = _child(job, "spec"), request.config
     _resolve(spec, "backoffLimit", config.backoff_limit, 0)
     _resolve(spec, "ttlSecondsAfterFinished", config.ttl_seconds_after_finished, _DEFAULT_TTL_SECONDS)
@@ -186,7 +186,7 @@ def build_job(request: JobRequest) -> dict[str, Any]:
     if deadline is not None:
         spec["activeDeadlineSeconds"] = deadline
     template = _child(spec, "template")
-    _update(_child(template, "metadata"), "labels", request.labels)
+    _child(_child(template, "metadata"), "labels").update(request.labels)
     pod = _child(template, "spec")
     _set_pod_spec(pod, request)
     _set_container(project_container(pod), pod, request)
@@ -200,13 +200,10 @@ def project_container(pod_spec: Json) -> dict[str, Any]:
 
 
 def _child(parent: dict[str, Any], key: str) -> dict[str, Any]:
+    """Returns the mapping at `key`; makes it if it is missing."""
     child: dict[str, Any] = parent[key] if isinstance(parent.get(key), dict) else {}
     parent[key] = child
     return child
-
-
-def _update(parent: dict[str, Any], key: str, values: Json) -> None:
-    parent[key] = {**(parent.get(key) or {}), **values}
 
 
 def _resolve(spec: dict[str, Any], key: str, configured: object, default: object) -> None:
@@ -245,7 +242,7 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
         container["securityContext"] = copy.deepcopy(_NO_PRIVILEGES)
     for kind, wanted in request.config.resources or ():
         if wanted:
-            _update(_child(container, "resources"), kind, wanted)
+            _child(_child(container, "resources"), kind).update(wanted)
     prelude = _UNPACK_SCRIPT + RUN_BY_SHELL if request.delivery == "archive" else RUN_BY_SHELL
     container["command"] = ["sh", "-c", escape_expansion(prelude), "mlprojects"]
     container["args"] = [escape_expansion(request.command)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
 from prefect_mlprojects.backends.contract import Report, RunIdentity
@@ -157,10 +157,8 @@ class Submitter:
         flow_run = manifest.label_value(self.identity.flow_run_id)
         selector = f"{manifest.SELECTOR},{manifest.FLOW_RUN_LABEL}={flow_run}"
         jobs = sorted(self._call("list jobs", label_selector=selector).get("items") or [], key=_attempt)
-        ended = [
-            job for job in jobs if nested(job, "metadata.deletionTimestamp") or manifest.ENDED_LABEL in _labels(job)
-        ]
-        found = next((job for job in reversed(jobs) if job not in ended), None)
+        old = [job for job in jobs if nested(job, "metadata.deletionTimestamp") or manifest.ENDED_LABEL in _labels(job)]
+        found = next((job for job in reversed(jobs) if job not in old), None)
         attempt = _attempt(found) if found else max(map(_attempt, jobs), default=0) + 1
         name = found["metadata"]["name"] if found else manifest.job_name(self.identity, attempt)
         request = replace(request, name=name, labels=manifest.run_labels(self.identity, attempt))
@@ -225,12 +223,12 @@ def _labels(job: Json) -> dict[str, str]:
 class RunJob:
     """A run's Job on a cluster.
 
-    Its state is ``watched`` while a process watches it, ``unwatched`` if that process is gone, ``ended`` once its end was observed.
+    `state` is ``watched`` while a process watches it, ``unwatched`` if that process is gone, ``ended`` once its end was observed.
     """
 
     name: str
     namespace: str
-    state: Literal["watched", "unwatched", "ended"]
+    state: str
     finished: bool
     created: str
     flow_run_id: str
@@ -243,16 +241,10 @@ def _run_job(job: Json) -> RunJob:
     labels, created = _labels(job), metadata.get("creationTimestamp") or ""
     heartbeat = (metadata.get("annotations") or {}).get(manifest.WATCHED_ANNOTATION) or created
     unwatched = seconds_since(heartbeat) > _UNWATCHED_SECONDS
-    return RunJob(
-        metadata["name"],
-        metadata["namespace"],
-        "ended" if manifest.ENDED_LABEL in labels else "unwatched" if unwatched else "watched",
-        final_condition(job) is not None,
-        created,
-        labels.get(manifest.FLOW_RUN_LABEL, ""),
-        labels.get(manifest.MLFLOW_RUN_LABEL, ""),
-        metadata["uid"],
-    )
+    state = "ended" if manifest.ENDED_LABEL in labels else "unwatched" if unwatched else "watched"
+    flow_run_id, mlflow_run_id = labels.get(manifest.FLOW_RUN_LABEL, ""), labels.get(manifest.MLFLOW_RUN_LABEL, "")
+    name, namespace, finished = metadata["name"], metadata["namespace"], final_condition(job) is not None
+    return RunJob(name, namespace, state, finished, created, flow_run_id, mlflow_run_id, metadata["uid"])
 
 
 @dataclass(frozen=True)

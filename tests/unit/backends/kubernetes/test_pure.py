@@ -14,8 +14,8 @@ from prefect_mlprojects.backends.contract import RunIdentity
 from prefect_mlprojects.backends.kubernetes.api import ApiError
 from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig, parse_kubernetes_config
 from prefect_mlprojects.backends.kubernetes.diagnosis import explain_end, explain_refusal, find_problem
-from prefect_mlprojects.backends.kubernetes.manifest import JobRequest, build_job, job_name, run_labels
 from prefect_mlprojects.backends.kubernetes.logs import LineFilter
+from prefect_mlprojects.backends.kubernetes.manifest import JobRequest, build_job, job_name, run_labels
 from prefect_mlprojects.backends.kubernetes.submission import choose_delivery
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.tracking.uris import is_on_this_machine
