@@ -207,7 +207,7 @@ class ContainerLog:
         came, open_log = False, self.logs.cluster.open_log
         with self._reader.reading(lambda: open_log(self.pod, query, read_timeout=_SILENT_SECONDS)) as chunks:
             self._filter.reconnect()
-            if self._stop.wait(0) or (self.may_restart and self._was_restarted(restarts)):
+            if self._stop.wait(0) or (self.may_restart and self._was_restarted()):
                 return came
             for chunk in chunks:
                 lines = self._filter.feed(chunk)
@@ -224,15 +224,16 @@ class ContainerLog:
         self.logs.report(f"The end of the log of pod {self.pod} is lost: its container was restarted too soon.")
         return True
 
-    def _was_restarted(self, restarts: int) -> bool:
-        """Returns whether a response opened after that many restarts may be another instance's log; records the restart."""
+    def _was_restarted(self) -> bool:
+        """Returns whether an open response may be the log of another instance; records the restart, if so."""
         # The node knows of a restart before the API server does.
         self._stop.wait(_STATUS_SECONDS)
         pods = self.logs.cluster.items("pods", field_selector=f"metadata.name={self.pod}", stop=self._stop)
-        count = max([restarts, *(container_status(pod, self.logs.container).get("restartCount") or 0 for pod in pods)])
-        if count > restarts:
-            self.container_ended(count)
-        return count > restarts
+        count = max([0, *(container_status(pod, self.logs.container).get("restartCount") or 0 for pod in pods)])
+        if count <= self.restarts:
+            return False
+        self.container_ended(count)
+        return True
 
     def _write(self, lines: list[bytes]) -> None:
         with self._writing:
