@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
@@ -75,12 +75,11 @@ def _disruptions(pod: Json) -> dict[str, str]:
     return {str(each.get("reason")): each.get("message") or "" for each in targets}
 
 
-def find_problem(job: Json, pods: Iterable[Json], events: list[Json], container: str) -> Problem | None:
+def find_problem(job: Json, pods: Collection[Json], events: list[Json], container: str) -> Problem | None:
     """Returns what keeps an unfinished Job from running, or None.
 
     `events` are those about the Job and its pods, `container` is the name of the project's container.
     """
-    pods = list(pods)
     if not pods and not nested(job, "status.active"):
         return _creation_problem(job, events)
     return next(filter(None, (_pod_problem(pod, events, container) for pod in pods)), None)
@@ -196,11 +195,10 @@ def explain_pod(pod: Json, container: str) -> Outcome | None:
     status, name, disrupted = pod.get("status") or {}, pod["metadata"]["name"], _disruption(pod)
     if disrupted is not None:
         return disrupted
-    for init_container, ended in _failed_init_containers(pod):
-        return _explain_init_container(name, init_container, ended)
+    if failed := _failed_init_containers(pod):
+        return _explain_init_container(name, *failed[0])
     # A pod deleted during its last restart keeps waiting for it: its end is in lastState.
-    final = final_state(container_status(pod, container))
-    if final:
+    if final := final_state(container_status(pod, container)):
         return _explain_terminated(final)
     if status.get("phase") != "Failed":
         return None

@@ -215,8 +215,8 @@ class JobRun:
         grace = self.config.scheduling_grace if problem.of_nodes else self.config.start_grace
         if self._problem_deadline is None or self._waits_for_node != problem.of_nodes:
             self._problem_deadline, self._waits_for_node = time.monotonic() + grace, problem.of_nodes
-        waiting = f"Waiting: {problem.cause}. The run fails if this lasts {grace:g} s."
-        self._report_once(self._name, problem.kind, waiting)
+        limit = f"The run fails if this lasts {grace:g} s."
+        self._report_once(self._name, problem.kind, f"Waiting: {problem.cause}. {limit}")
         if time.monotonic() < self._problem_deadline:
             return None
         return Outcome("not-started", cause=problem.cause, advice=problem.advice, reason=problem.category)

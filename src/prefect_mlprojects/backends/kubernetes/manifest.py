@@ -222,8 +222,7 @@ def _set_pod_spec(pod: dict[str, Any], request: JobRequest) -> None:
         # A project needs no access to the cluster, unless the user names an account for it.
         pod.setdefault("automountServiceAccountToken", config.service_account is not None)
         pod.setdefault("securityContext", {"seccompProfile": {"type": "RuntimeDefault"}})
-    if not pod.get("containers"):
-        pod["containers"] = [{"name": _CONTAINER_NAME}]
+    pod["containers"] = pod.get("containers") or [{"name": _CONTAINER_NAME}]
     present = list(pod.get("imagePullSecrets") or [])
     names = [*config.image_pull_secrets, *([request.name + _LOGIN_SUFFIX] if request.registry_auth else [])]
     if names:
@@ -273,11 +272,9 @@ def _secret_variable(name: str, request: JobRequest) -> dict[str, Any]:
 
 
 def _mount(pod: dict[str, Any], container: dict[str, Any], name: str, source: Json, path: str, **options: Any) -> None:
-    volumes = list(pod.get("volumes") or [])
+    volumes, mounts = pod.get("volumes") or [], container.get("volumeMounts") or []
     if not any(each.get("name") == name for each in volumes):
-        volumes.append({"name": name, **source})
-    pod["volumes"] = volumes
-    mounts = list(container.get("volumeMounts") or [])
+        pod["volumes"] = [*volumes, {"name": name, **source}]
     if any(each.get("mountPath", "").rstrip("/") == path for each in mounts):
         raise backend_error(
             f"The job template mounts a volume at {path}, the folder of the project's code; mount it elsewhere, or use "
