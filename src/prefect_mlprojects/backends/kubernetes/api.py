@@ -178,8 +178,10 @@ class StreamReader:
             response.close()
 
     def _chunks(self, response: Any) -> Iterator[bytes]:
-        with self._translated_errors():
-            yield from response.stream(65536)
+        # A stop that was requested while the response was opened did not abort it.
+        if not self.stop.requested:
+            with self._translated_errors():
+                yield from response.stream(65536)
 
     def abort(self) -> None:
         """Shuts the socket of the response that is being read down, which ends its reader at once."""
@@ -315,8 +317,6 @@ class Watcher:
         came, open_watch = False, partial(self.cluster.open_watch, self.kind, resource_version=self._version)
         with self._reader.reading(lambda: open_watch(**self.query)) as chunks:
             for event in _json_lines(chunks):
-                if self._reader.stop.wait(0):
-                    break
                 came = True
                 self._apply(event)
         return came

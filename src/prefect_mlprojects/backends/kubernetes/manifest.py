@@ -330,8 +330,8 @@ def build_dependents(request: JobRequest, archive: bytes | None, owner: Json) ->
     if variables:
         contents[_VARIABLES_SUFFIX] = {"kind": "Secret", "type": "Opaque", "stringData": variables}
     if request.registry_auth:
-        login = {".dockerconfigjson": _docker_config(request.registry_auth)}
-        contents[_LOGIN_SUFFIX] = {"kind": "Secret", "type": "kubernetes.io/dockerconfigjson", "stringData": login}
+        login = {".dockerconfigjson": _base64(_docker_config(request.registry_auth).encode())}
+        contents[_LOGIN_SUFFIX] = {"kind": "Secret", "type": "kubernetes.io/dockerconfigjson", "data": login}
     if archive is not None:
         contents[_ARCHIVE_SUFFIX] = {"kind": "ConfigMap", "binaryData": {_ARCHIVE_FILE: _base64(archive)}}
     return [
