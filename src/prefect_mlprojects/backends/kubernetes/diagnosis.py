@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
@@ -75,7 +75,7 @@ def _disruptions(pod: Json) -> dict[str, str]:
     return {str(each.get("reason")): each.get("message") or "" for each in targets}
 
 
-def find_problem(job: Json, pods: Collection[Json], events: list[Json], container: str) -> Problem | None:
+def find_problem(job: Json, pods: Collection[Json], events: Sequence[Json], container: str) -> Problem | None:
     """Returns what keeps an unfinished Job from running, or None.
 
     `events` are those about the Job and its pods, `container` is the name of the project's container.
@@ -85,7 +85,7 @@ def find_problem(job: Json, pods: Collection[Json], events: list[Json], containe
     return next(filter(None, (_pod_problem(pod, events, container) for pod in pods)), None)
 
 
-def _pod_problem(pod: Json, events: list[Json], container: str) -> Problem | None:
+def _pod_problem(pod: Json, events: Sequence[Json], container: str) -> Problem | None:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     if status.get("phase") in ("Succeeded", "Failed"):
         return None
@@ -112,7 +112,7 @@ def _pod_problem(pod: Json, events: list[Json], container: str) -> Problem | Non
     return Problem("FailedMount", f"a volume of pod {name} can't be mounted{_appended(message)}", advice)
 
 
-def _waiting_problem(pod: Json, container: Json, events: list[Json]) -> Problem | None:
+def _waiting_problem(pod: Json, container: Json, events: Sequence[Json]) -> Problem | None:
     name, pod_name, waiting = container.get("name"), pod["metadata"]["name"], nested(container, "state.waiting") or {}
     kind = waiting.get("reason", "")
     advice = _WAITING_IMAGE.get(kind) or _WAITING_OTHER.get(kind)
@@ -133,7 +133,9 @@ def _appended(message: str) -> str:
     return f": {message[:400]}" if message else ""
 
 
-def _event_message(name: str, events: list[Json], reasons: tuple[str, ...], resolved_by: tuple[str, ...] = ()) -> str:
+def _event_message(
+    name: str, events: Sequence[Json], reasons: tuple[str, ...], resolved_by: tuple[str, ...] = ()
+) -> str:
     """Returns the message of the newest event with one of `reasons`; empty if a later event shows that it was resolved."""
     wanted = (*reasons, *resolved_by)
     about = [each for each in events if nested(each, "involvedObject.name") == name and each.get("reason") in wanted]
@@ -147,7 +149,7 @@ def _event_time(event: Json) -> str:
     return str(next(filter(None, (nested(event, each) for each in fields)), ""))[:19]
 
 
-def _creation_problem(job: Json, events: list[Json]) -> Problem | None:
+def _creation_problem(job: Json, events: Sequence[Json]) -> Problem | None:
     message = _event_message(job["metadata"]["name"], events, ("FailedCreate",), ("SuccessfulCreate",))
     if not message:
         return None
