@@ -133,14 +133,12 @@ def _appended(message: str) -> str:
     return f": {message[:400]}" if message else ""
 
 
-def _event_message(
-    name: str, events: Sequence[Json], reasons: tuple[str, ...], resolved_by: tuple[str, ...] = ()
-) -> str:
+def _event_message(name: str, events: Sequence[Json], reasons: tuple[str, ...], resolved: tuple[str, ...] = ()) -> str:
     """Returns the message of the newest event with one of `reasons`; empty if a later event shows that it was resolved."""
-    wanted = (*reasons, *resolved_by)
+    wanted = (*reasons, *resolved)
     about = [each for each in events if nested(each, "involvedObject.name") == name and each.get("reason") in wanted]
     # Times have whole seconds: of two events in the same second, the resolving one counts as the later.
-    about.sort(key=lambda each: (_event_time(each), each.get("reason") in resolved_by))
+    about.sort(key=lambda each: (_event_time(each), each.get("reason") in resolved))
     return str(about[-1].get("message") or "") if about and about[-1].get("reason") in reasons else ""
 
 
