@@ -65,7 +65,7 @@ def _make_builtin(name: BuiltinBackendName) -> AnyBackend:
 
             return LocalBackend()
         case "kubernetes":
-            from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
+            from prefect_mlprojects.backends.kubernetes import KubernetesBackend
 
             return KubernetesBackend()
         case "databricks":

@@ -197,7 +197,7 @@ class KubernetesCluster(Block):
         cluster = connect(parse_kubernetes_config({"credentials": self.get_credentials()}))
         get_version = VersionApi(cluster.client).get_code
         try:
-            return str(cluster.call("get version", get_version, retry_seconds=5.0).get("gitVersion"))
+            return str(cluster.call("get version", function=get_version, retry_seconds=5.0).get("gitVersion"))
         except ApiError as error:
             raise refused(error, cluster.name) from None
 

@@ -262,10 +262,12 @@ def _connection_options(command: _Command) -> _Command:
 
 
 def _jobs(namespace: str | None, kube_context: str | None, kubeconfig: str | None) -> Any:
+    from prefect_mlprojects.backends.kubernetes.config import connect, parse_kubernetes_config
     from prefect_mlprojects.backends.kubernetes.submission import RunJobs
 
     given = {"namespace": namespace, "kube-context": kube_context, "kubeconfig": kubeconfig}
-    return RunJobs({key: value for key, value in given.items() if value is not None})
+    config = parse_kubernetes_config({key: value for key, value in given.items() if value is not None})
+    return RunJobs(connect(config))
 
 
 @click.group("kubernetes")

@@ -148,8 +148,9 @@ class Container:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.log.add(line)
+        with self.process.stdout as output:
+            for line in output:
+                self.log.add(line)
 
     def wait(self, memory: float | None = None) -> int:
         """Returns the exit code as a container runtime reports it."""

@@ -19,7 +19,7 @@ from tests.services.waiting import wait_for
 from prefect_mlprojects._support.locks import hold_lock
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.contract import Command, RunIdentity
-from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
+from prefect_mlprojects.backends.kubernetes import KubernetesBackend
 from prefect_mlprojects.backends.kubernetes.config import KubernetesRequest
 from prefect_mlprojects.backends.outcome import Outcome
 from prefect_mlprojects.sources.base import WorkingCopy

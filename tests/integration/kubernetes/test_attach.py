@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from prefect_mlprojects.backends.kubernetes.job import WATCHED_ANNOTATION
+from prefect_mlprojects.backends.kubernetes.manifest import WATCHED_ANNOTATION
 
 _ROOT = Path(__file__).parents[3]
 _RUN = """

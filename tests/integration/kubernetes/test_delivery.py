@@ -14,7 +14,7 @@ import yaml
 from tests.services.git import git
 from tests.services.git_server import TOKEN, USER, SmartHttp
 
-from prefect_mlprojects.backends.kubernetes.backend import KubernetesBackend
+from prefect_mlprojects.backends.kubernetes import KubernetesBackend
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources.base import WorkingCopy
 from prefect_mlprojects.sources.git import GitCredentials

@@ -6,7 +6,10 @@ import threading
 from typing import Any
 
 import pytest
+from tests.services.recorder import Recorder
 
+from prefect_mlprojects.backends.kubernetes.config import connect, parse_kubernetes_config
+from prefect_mlprojects.backends.kubernetes.logs import PodLogs
 from prefect_mlprojects.exceptions import BackendError
 
 
@@ -173,7 +176,8 @@ def test_job_removed_when_finished_succeeds(cluster: Any) -> None:
     assert outcome.succeeded, outcome
 
 
-def test_restarted_container_output_is_complete(cluster: Any) -> None:
+def _run_until_third_try(cluster: Any) -> None:
+    """Runs a Job whose container is restarted twice in its pod."""
     template = _template({"restartPolicy": "OnFailure", "volumes": [{"name": "kept", "emptyDir": {}}]})
     project = template["spec"]["template"]["spec"]["containers"][0]
     project["volumeMounts"] = [{"name": "kept", "mountPath": "/kept"}]
@@ -181,3 +185,23 @@ def test_restarted_container_output_is_complete(cluster: Any) -> None:
     outcome = cluster.run(command, **{"kube-job-template": template, "backoff-limit": 3, "start-grace": 1})
     assert outcome.succeeded, cluster.recorder.reports
     assert outcome.output_tail == ("try 1", "try 2", "try 3")
+
+
+def test_restarted_container_output_is_complete(cluster: Any) -> None:
+    _run_until_third_try(cluster)
+
+
+def test_restarts_before_first_status_previous_log_is_read_and_loss_reported(cluster: Any) -> None:
+    _run_until_third_try(cluster)
+    late = Recorder()
+    client = connect(parse_kubernetes_config({**cluster.config, "namespace": cluster.namespace}))
+    logs = PodLogs(client, "project", False, late, late.report)
+    logs.update({pod["metadata"]["name"]: pod for pod in client.items("pods")})
+    logs.finish()
+    logs.abandon()
+    assert late.data.decode().splitlines() == ["try 2", "try 3"]
+    assert any("from before restart 1 is missing" in line for line in late.reports)
+    assert [line.partition(" runs ")[2] for line in late.reports if " runs " in line] == [
+        "the project (restart 1).",
+        "the project (restart 2).",
+    ]

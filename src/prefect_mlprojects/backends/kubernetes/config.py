@@ -16,7 +16,7 @@ from prefect_mlprojects._support.redaction import holds_secret, redact
 from prefect_mlprojects._support.secrets import Secret, reveal, reveal_all
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.contract import BackendRequest
-from prefect_mlprojects.backends.kubernetes.api import Cluster
+from prefect_mlprojects.backends.kubernetes.api import Cluster, nested
 from prefect_mlprojects.exceptions import BackendError
 
 BACKEND = "kubernetes"
@@ -30,25 +30,10 @@ def backend_error(message: str) -> BackendError:
     return BackendError(message, backend=BACKEND)
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _as_quantities(value: Any) -> Any:
-    """Accepts ``cpu: 2`` as YAML reads it, a number; Kubernetes requires text."""
-    if not isinstance(value, Mapping):
-        return value
-    return {
-        key: str(each) if isinstance(each, int | float) and not isinstance(each, bool) else each
-        for key, each in value.items()
-    }
-
-
 def _as_resources(value: Any) -> Any:
     """Accepts ``{cpu: 2, memory: 4Gi}`` as short for ``requests``."""
-    if isinstance(value, Mapping) and value and not set(value) & {"requests", "limits"}:
-        return {"requests": value}
-    return value
+    short = isinstance(value, Mapping) and value and not set(value) & {"requests", "limits"}
+    return {"requests": value} if short else value
 
 
 def _as_kubeconfig(value: Any) -> Any:
@@ -66,7 +51,6 @@ def _hide_user_info(value: Any) -> Any:
     return Secret(value) if isinstance(value, str) and holds_secret(value) else value
 
 
-_Quantities: TypeAlias = Annotated[dict[str, str], BeforeValidator(_as_quantities)]
 _Kubeconfig: TypeAlias = Annotated[str | Secret | None, BeforeValidator(_as_kubeconfig)]
 _TrackingUri: TypeAlias = Annotated[str | Secret | None, BeforeValidator(_hide_user_info)]
 
@@ -83,8 +67,11 @@ class _Model(BaseModel):
 class Resources(_Model):
     """Resources of the project's container, as Kubernetes quantities: ``{"cpu": "2", "memory": "4Gi"}``."""
 
-    requests: _Quantities = Field(default_factory=dict)
-    limits: _Quantities = Field(default_factory=dict)
+    # YAML reads ``cpu: 2`` as a number.
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    requests: dict[str, str] = Field(default_factory=dict)
+    limits: dict[str, str] = Field(default_factory=dict)
 
 
 class Credentials(_Model):
@@ -110,7 +97,9 @@ class KubernetesConfig(_Model):
     credentials: str | Credentials | None = Field(default=None, repr=False)
     """The name of a Kubernetes cluster block, or its content."""
     namespace: str | None = None
-    image_pull_secrets: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    image_pull_secrets: Annotated[
+        list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+    ] = Field(default_factory=list)
     code_delivery: DeliveryName | None = None
     git_image: str = "alpine/git:2.47.2"
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0)
@@ -124,11 +113,6 @@ class KubernetesConfig(_Model):
     start_grace: float = Field(default=60.0, ge=0, allow_inf_nan=False)
     scheduling_grace: float = Field(default=600.0, ge=0, allow_inf_nan=False)
     termination_grace: int | None = Field(default=None, ge=0)
-
-    @property
-    def secrets(self) -> Credentials:
-        """The content of `credentials`, once the block was loaded; empty without one."""
-        return self.credentials if isinstance(self.credentials, Credentials) else Credentials()
 
 
 KubernetesRequest: TypeAlias = BackendRequest[KubernetesConfig]
@@ -168,8 +152,7 @@ def load_template(config: KubernetesConfig, directory: Path) -> dict[str, Any] |
         reason = error.strerror or error
         raise backend_error(f"The job template {path} ('kube-job-template-path') can't be read: {reason}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        line = f":{mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
         problem = getattr(error, "problem", None) or error
         raise backend_error(f"{path}{line}: The job template is not valid YAML: {problem}.") from None
     if len(documents) != 1:
@@ -184,27 +167,13 @@ def _checked(template: Any, what: str) -> dict[str, Any]:
     if (kind, version) != ("Job", "batch/v1"):
         raise backend_error(f"{what} must be a Job of batch/v1, not a {kind} of {version}.")
     for path in ("metadata", "spec", "spec.template", "spec.template.spec"):
-        value: Any = template
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
+        value = nested(template, path)
         if value is not None and not isinstance(value, dict):
             raise backend_error(f"{what}: {path} must be a mapping.")
-    containers = template_pod(template).get("containers") or []
+    containers = nested(template, "spec.template.spec.containers") or []
     if not isinstance(containers, list) or not all(isinstance(each, dict) for each in containers):
         raise backend_error(f"{what}: spec.template.spec.containers must be a list of mappings.")
     return template
-
-
-def template_pod(template: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the pod specification of a job template; empty if it has none."""
-    pod: dict[str, Any] = (((template or {}).get("spec") or {}).get("template") or {}).get("spec") or {}
-    return pod
-
-
-def template_namespace(template: Mapping[str, Any] | None) -> str | None:
-    """Returns the namespace that a job template names, if any."""
-    namespace = ((template or {}).get("metadata") or {}).get("namespace")
-    return namespace if isinstance(namespace, str) else None
 
 
 def connect(config: KubernetesConfig, namespace: str | None = None) -> Cluster:
@@ -230,9 +199,7 @@ def connect(config: KubernetesConfig, namespace: str | None = None) -> Cluster:
         ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         # The client fails in many ways on a malformed kubeconfig; its messages may quote secrets.
-        raise backend_error(
-            f"The kubeconfig can't be used ({type(error).__name__}). Check it with 'kubectl config view'."
-        ) from None
+        raise backend_error(f"The kubeconfig is invalid ({type(error).__name__}): see 'kubectl config view'.") from None
     return Cluster(api_client, config.namespace or namespace or context_namespace or "default", name)
 
 
@@ -243,7 +210,7 @@ def _load_connection(config: KubernetesConfig, settings: Any) -> tuple[str | Non
             f"The Kubernetes cluster block {config.credentials!r} ('credentials') was not loaded: pass its name to a run or "
             "deployment of the flow."
         )
-    secrets = config.secrets
+    secrets = config.credentials or Credentials()
     if secrets.host:
         return _load_token(secrets, secrets.host, settings)
     kubeconfig = config.kubeconfig if config.kubeconfig is not None else secrets.kubeconfig

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from http import HTTPStatus
 
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.backends.kubernetes.api import NO_ANSWER, UNAUTHORIZED, ApiError
+from prefect_mlprojects.backends.kubernetes.api import NO_ANSWER, ApiError, Json, nested
 from prefect_mlprojects.backends.kubernetes.config import BACKEND
-from prefect_mlprojects.backends.kubernetes.job import CLONE_CONTAINER, UNPACK_FAILED_CODE
+from prefect_mlprojects.backends.kubernetes.manifest import CLONE_CONTAINER, UNPACK_FAILED_CODE
 from prefect_mlprojects.backends.outcome import Outcome, explain_exit
 from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 from prefect_mlprojects.types import FailureCategory
 
-Json: TypeAlias = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Problem:
-    """A condition that keeps a Job from running; it may be transient.
-
-    `kind` is Kubernetes' name, such as ``ImagePullBackOff``; `grace` selects the configuration's limit for how long it may last:
-    ``start-grace`` or ``scheduling-grace``.
-    """
+    """A condition that keeps a Job from running; it may be transient. `kind` is Kubernetes' name, such as ``ImagePullBackOff``."""
 
     kind: str
     cause: str
     advice: str
     category: FailureCategory = FailureCategory.INFRASTRUCTURE
-    grace: Literal["start", "scheduling"] = "start"
+
+    @property
+    def of_nodes(self) -> bool:
+        """True if ``scheduling-grace`` limits how long it may last, False if ``start-grace`` does."""
+        return self.category in (FailureCategory.SCHEDULING, FailureCategory.PREEMPTED)
 
 
 _CHECK_IMAGE = "Check the image's name and tag, that the nodes can reach its registry, and 'image-pull-secrets'."
@@ -39,22 +37,14 @@ _WAITING_IMAGE = {
     **dict.fromkeys(("ImagePullBackOff", "ErrImagePull", "ImageInspectError", "RegistryUnavailable"), _CHECK_IMAGE),
     "InvalidImageName": "Check the image's name: [registry/]name[:tag][@digest], in lower case.",
     "ErrImageNeverPull": "The node does not have the image and imagePullPolicy is Never: load it, or change the policy.",
-    "RunContainerError": (
-        "The node could not start the container: check that its image contains 'sh' and that its mounts exist."
-    ),
+    "RunContainerError": "The node can't start the container: check that its image has 'sh' and that its mounts exist.",
 }
 _WAITING_OTHER = {
-    "CreateContainerConfigError": (
-        "The pod refers to a ConfigMap, Secret or key that does not exist: check the job template."
-    ),
-    "CreateContainerError": (
-        "The node could not create the container: check the job template's mounts and security context."
-    ),
+    "CreateContainerConfigError": "A ConfigMap, Secret or key of the pod does not exist: check the job template.",
+    "CreateContainerError": "The node can't create the container: check the template's mounts and security context.",
     "CrashLoopBackOff": "A container of the pod exits repeatedly: see its log with 'kubectl logs --previous'.",
 }
-_RAISE_MEMORY = (
-    "It exceeded its memory limit: raise it ('resources: {limits: {memory: ...}}'), or let the command use less memory."
-)
+_RAISE_MEMORY = "It exceeded its memory limit: raise 'resources: {limits: {memory: ...}}' or let it use less memory."
 _REDUCE_REQUESTS = (
     "Request less ('resources'), correct the job template's nodeSelector, affinity and tolerations, or add nodes; "
     "'scheduling-grace' sets how long to wait for one."
@@ -63,55 +53,74 @@ _NODE_LOST = "The node went away while the pod ran. Run it again, or set 'backof
 _EVICTED = "The node ran out of a resource. Request as much as the command needs ('resources')."
 
 
-def find_problem(job: Json, pods: Iterable[Json], events: Iterable[Json], container: str) -> Problem | None:
+def container_status(pod: Json, name: str) -> Json:
+    """Returns the status of one of a pod's containers; empty if it has none yet."""
+    return next((each for each in nested(pod, "status.containerStatuses") or [] if each.get("name") == name), {})
+
+
+def final_state(status: Json) -> Json | None:
+    """Returns how a container ended; of one that waits for its restart, how its last instance did."""
+    ended: Json | None = nested(status, "state.terminated") or nested(status, "lastState.terminated")
+    return ended
+
+
+def _conditions(body: Json, status: str, *types: str) -> list[Json]:
+    conditions = nested(body, "status.conditions") or []
+    return [each for each in conditions if each.get("type") in types and each.get("status") == status]
+
+
+def _disruptions(pod: Json) -> dict[str, str]:
+    """Returns the messages of a pod's disruptions by their reasons."""
+    targets = _conditions(pod, "True", "DisruptionTarget")
+    return {str(each.get("reason")): each.get("message") or "" for each in targets}
+
+
+def find_problem(job: Json, pods: Collection[Json], events: Sequence[Json], container: str) -> Problem | None:
     """Returns what keeps an unfinished Job from running, or None.
 
     `events` are those about the Job and its pods, `container` is the name of the project's container.
     """
-    pods, events = list(pods), list(events)
-    if not pods and not (job.get("status") or {}).get("active"):
+    if not pods and not nested(job, "status.active"):
         return _creation_problem(job, events)
     return next(filter(None, (_pod_problem(pod, events, container) for pod in pods)), None)
 
 
-def _pod_problem(pod: Json, events: list[Json], container: str) -> Problem | None:
+def _pod_problem(pod: Json, events: Sequence[Json], container: str) -> Problem | None:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     if status.get("phase") in ("Succeeded", "Failed"):
         return None
-    if status.get("reason") == "NodeLost" or "DeletionByTaintManager" in _disruptions(status):
-        node = (pod.get("spec") or {}).get("nodeName", "?")
-        cause = f"node {node} of pod {name} does not answer"
-        return Problem("NodeLost", cause, _NODE_LOST, FailureCategory.PREEMPTED, "scheduling")
+    if status.get("reason") == "NodeLost" or "DeletionByTaintManager" in _disruptions(pod):
+        cause = f"node {nested(pod, 'spec.nodeName') or '?'} of pod {name} does not answer"
+        return Problem("NodeLost", cause, _NODE_LOST, FailureCategory.PREEMPTED)
     if pod["metadata"].get("deletionTimestamp"):
         return None
-    for condition in status.get("conditions") or []:
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            message = condition.get("message") or condition.get("reason") or "no reason given"
-            cause = f"no node can take pod {name}: {message}"
-            return Problem("Unschedulable", cause, _REDUCE_REQUESTS, FailureCategory.SCHEDULING, "scheduling")
-    if _has_run(status, container):
+    for condition in _conditions(pod, "False", "PodScheduled"):
+        message = condition.get("message") or condition.get("reason") or "no reason given"
+        cause = f"no node can take pod {name}: {message}"
+        return Problem("Unschedulable", cause, _REDUCE_REQUESTS, FailureCategory.SCHEDULING)
+    project = container_status(pod, container)
+    if nested(project, "state.running") is not None or final_state(project):
         # Neighbours don't end the run, and the Job's backoffLimit bounds the restarts of the project's container.
         return None
     containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     waiting = next(filter(None, (_waiting_problem(pod, each, events) for each in containers)), None)
-    if waiting is not None:
-        return waiting
     mounted = ("Pulling", "Pulled", "Created", "Started")
     message = _event_message(name, events, ("FailedMount", "FailedAttachVolume"), mounted)
-    if status.get("phase") == "Pending" and message:
-        advice = "Check the volumes of the job template: a ConfigMap, Secret or claim that they name may be missing."
-        return Problem("FailedMount", f"a volume of pod {name} can't be mounted{_appended(message)}", advice)
-    return None
+    if waiting is not None or status.get("phase") != "Pending" or not message:
+        return waiting
+    advice = "Check the volumes of the job template: a ConfigMap, Secret or claim that they name may be missing."
+    return Problem("FailedMount", f"a volume of pod {name} can't be mounted{_appended(message)}", advice)
 
 
-def _waiting_problem(pod: Json, container: Json, events: list[Json]) -> Problem | None:
-    name, waiting = container.get("name"), (container.get("state") or {}).get("waiting") or {}
+def _waiting_problem(pod: Json, container: Json, events: Sequence[Json]) -> Problem | None:
+    name, pod_name, waiting = container.get("name"), pod["metadata"]["name"], nested(container, "state.waiting") or {}
     kind = waiting.get("reason", "")
     advice = _WAITING_IMAGE.get(kind) or _WAITING_OTHER.get(kind)
+    init_containers = nested(pod, "spec.initContainers") or []
+    sidecars = [each.get("name") for each in init_containers if each.get("restartPolicy") == "Always"]
     # The Job's backoffLimit bounds the restarts of all containers except sidecars.
-    if advice is None or (kind == "CrashLoopBackOff" and not _is_sidecar(pod, str(name))):
+    if advice is None or (kind == "CrashLoopBackOff" and name not in sidecars):
         return None
-    pod_name = pod["metadata"]["name"]
     image = f" (image {container.get('image')})" if advice is _CHECK_IMAGE and container.get("image") else ""
     message = _appended(waiting.get("message") or _event_message(pod_name, events, ("Failed",)))
     cause = f"container {name} of pod {pod_name} can't start: {kind}{image}{message}"
@@ -119,68 +128,40 @@ def _waiting_problem(pod: Json, container: Json, events: list[Json]) -> Problem 
     return Problem(kind, redact(cause), advice, category)
 
 
-def _has_run(status: Json, container: str) -> bool:
-    for each in status.get("containerStatuses") or []:
-        if each.get("name") == container:
-            state = each.get("state") or {}
-            return "running" in state or "terminated" in state or bool((each.get("lastState") or {}).get("terminated"))
-    return False
-
-
-def _is_sidecar(pod: Json, name: str) -> bool:
-    containers = (pod.get("spec") or {}).get("initContainers") or []
-    return any(each.get("name") == name and each.get("restartPolicy") == "Always" for each in containers)
-
-
-def _disruptions(status: Json) -> dict[str, str]:
-    """Returns the messages of a pod's disruptions by their reasons."""
-    return {
-        str(each.get("reason")): each.get("message") or ""
-        for each in status.get("conditions") or []
-        if each.get("type") == "DisruptionTarget" and each.get("status") == "True"
-    }
-
-
 def _appended(message: str) -> str:
     message = " ".join(message.split())
     return f": {message[:400]}" if message else ""
 
 
-def _event_message(name: str, events: list[Json], reasons: tuple[str, ...], resolved_by: tuple[str, ...] = ()) -> str:
+def _event_message(name: str, events: Sequence[Json], reasons: tuple[str, ...], resolved: tuple[str, ...] = ()) -> str:
     """Returns the message of the newest event with one of `reasons`; empty if a later event shows that it was resolved."""
-    about = [
-        each
-        for each in events
-        if (each.get("involvedObject") or {}).get("name") == name and each.get("reason") in (*reasons, *resolved_by)
-    ]
+    wanted = (*reasons, *resolved)
+    about = [each for each in events if nested(each, "involvedObject.name") == name and each.get("reason") in wanted]
     # Times have whole seconds: of two events in the same second, the resolving one counts as the later.
-    about.sort(key=lambda each: (_event_time(each), each.get("reason") in resolved_by))
+    about.sort(key=lambda each: (_event_time(each), each.get("reason") in resolved))
     return str(about[-1].get("message") or "") if about and about[-1].get("reason") in reasons else ""
 
 
 def _event_time(event: Json) -> str:
-    series = event.get("series") or {}
-    found = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
-    return str(found or (event.get("metadata") or {}).get("creationTimestamp") or "")[:19]
+    fields = ("series.lastObservedTime", "lastTimestamp", "eventTime", "metadata.creationTimestamp")
+    return str(next(filter(None, (nested(event, each) for each in fields)), ""))[:19]
 
 
-def _creation_problem(job: Json, events: list[Json]) -> Problem | None:
+def _creation_problem(job: Json, events: Sequence[Json]) -> Problem | None:
     message = _event_message(job["metadata"]["name"], events, ("FailedCreate",), ("SuccessfulCreate",))
     if not message:
         return None
     cause = f"the cluster refuses the Job's pods{_appended(message)}"
     if "exceeded quota" in message or "limited:" in message:
         advice = "The namespace's quota is used up: wait, request less ('resources'), or have the quota raised."
-        return Problem("QuotaExceeded", cause, advice, FailureCategory.SCHEDULING, "scheduling")
+        return Problem("QuotaExceeded", cause, advice, FailureCategory.SCHEDULING)
     advice = "An admission rule of the namespace refuses the pod: adapt the job template to it."
     return Problem("FailedCreate", cause, advice)
 
 
 def final_condition(job: Json) -> Json | None:
     """Returns the condition ``Complete`` or ``Failed`` of a finished Job, None before."""
-    conditions: list[Json] = (job.get("status") or {}).get("conditions") or []
-    final = (each for each in conditions if each.get("type") in ("Complete", "Failed") and each.get("status") == "True")
-    return next(final, None)
+    return next(iter(_conditions(job, "True", "Complete", "Failed")), None)
 
 
 def explain_end(job: Json, pods: Iterable[Json], container: str) -> Outcome:
@@ -189,13 +170,10 @@ def explain_end(job: Json, pods: Iterable[Json], container: str) -> Outcome:
     if condition.get("type") == "Complete":
         return Outcome("exited", 0, cause="exit code 0")
     if condition.get("reason") == "DeadlineExceeded":
-        seconds = (job.get("spec") or {}).get("activeDeadlineSeconds")
-        return Outcome(
-            "timed-out",
-            cause=f"the Job took longer than its limit of {seconds} s (DeadlineExceeded)",
-            advice="Raise 'timeout' of the backend configuration, or activeDeadlineSeconds of the job template.",
-        )
-    outcomes = [explain_pod(pod, container) for pod in _by_age(pods)]
+        limit = f"its limit of {nested(job, 'spec.activeDeadlineSeconds')} s"
+        advice = "Raise 'timeout' of the backend configuration, or activeDeadlineSeconds of the job template."
+        return Outcome("timed-out", cause=f"the Job took longer than {limit} (DeadlineExceeded)", advice=advice)
+    outcomes = [explain_pod(pod, container) for pod in by_age(pods)]
     failures = [each for each in outcomes if each is not None and each.exit_code != 0]
     if not failures:
         message = condition.get("message") or "no reason given"
@@ -207,37 +185,31 @@ def explain_end(job: Json, pods: Iterable[Json], container: str) -> Outcome:
     return replace(last, cause=f"{last.cause}; {retried}")
 
 
-def _by_age(pods: Iterable[Json]) -> list[Json]:
-    return sorted(pods, key=lambda pod: (pod.get("metadata") or {}).get("creationTimestamp") or "")
+def by_age(pods: Iterable[Json]) -> list[Json]:
+    """Returns pods, the oldest first."""
+    return sorted(pods, key=lambda pod: nested(pod, "metadata.creationTimestamp") or "")
 
 
 def explain_pod(pod: Json, container: str) -> Outcome | None:
     """Returns how the project's container in a pod ended; None if it has not."""
-    status, name = pod.get("status") or {}, pod["metadata"]["name"]
-    disrupted = _disruption(name, status)
+    status, name, disrupted = pod.get("status") or {}, pod["metadata"]["name"], _disruption(pod)
     if disrupted is not None:
         return disrupted
-    failed = _failed_init_container(status)
-    if failed is not None:
-        return _explain_init_container(name, *failed)
-    for each in status.get("containerStatuses") or []:
-        # A pod deleted during its last restart keeps waiting for it: its end is in lastState.
-        final = (each.get("state") or {}).get("terminated") or (each.get("lastState") or {}).get("terminated")
-        if each.get("name") == container and final:
-            return _explain_terminated(final)
-    if status.get("phase") == "Failed":
-        message = status.get("message") or status.get("reason") or "no reason given"
-        return Outcome("not-started", cause=f"pod {name} failed: {message}")
-    return None
+    if failed := _failed_init_containers(pod):
+        return _explain_init_container(name, *failed[0])
+    # A pod deleted during its last restart keeps waiting for it: its end is in lastState.
+    if final := final_state(container_status(pod, container)):
+        return _explain_terminated(final)
+    if status.get("phase") != "Failed":
+        return None
+    message = status.get("message") or status.get("reason") or "no reason given"
+    return Outcome("not-started", cause=f"pod {name} failed: {message}")
 
 
 def _explain_init_container(pod: str, container: str, ended: Json) -> Outcome:
     advice = f"See its log: kubectl logs {pod} -c {container}."
     if container == CLONE_CONTAINER:
-        advice = (
-            "The repository could not be cloned; check its URL, that the commit was pushed, and the git-credentials "
-            f"block. {advice}"
-        )
+        advice = f"The clone failed; check the URL, that the commit was pushed, and the git-credentials block. {advice}"
     reason = f" ({ended['reason']})" if ended.get("reason") not in (None, "", "Error", "Completed") else ""
     detail = f"exit code {ended.get('exitCode')}{reason}{_appended(ended.get('message') or '')}"
     return Outcome("not-started", cause=f"init container {container} of pod {pod} failed: {detail}", advice=advice)
@@ -245,30 +217,25 @@ def _explain_init_container(pod: str, container: str, ended: Json) -> Outcome:
 
 def failed_init_container(pods: Iterable[Json]) -> tuple[str, str] | None:
     """Returns the newest pod that an init container's failure ended, and that container; their names."""
-    for pod in reversed(_by_age(pods)):
-        failed = _failed_init_container(pod.get("status") or {})
-        if failed is not None:
-            return pod["metadata"]["name"], failed[0]
-    return None
+    failed = [(pod["metadata"]["name"], name) for pod in by_age(pods) for name, _ in _failed_init_containers(pod)]
+    return failed[-1] if failed else None
 
 
-def _failed_init_container(status: Json) -> tuple[str, Json] | None:
-    if status.get("phase") != "Failed":
-        return None
-    for each in status.get("initContainerStatuses") or []:
-        ended = (each.get("state") or {}).get("terminated")
-        if ended and ended.get("exitCode") not in (0, None):
-            return str(each.get("name")), ended
-    return None
+def _failed_init_containers(pod: Json) -> list[tuple[str, Json]]:
+    """Returns the init containers that ended a pod, with how they ended."""
+    statuses = nested(pod, "status.initContainerStatuses") if nested(pod, "status.phase") == "Failed" else None
+    ended = [(str(each.get("name")), nested(each, "state.terminated") or {}) for each in statuses or []]
+    return [(name, state) for name, state in ended if state.get("exitCode") not in (0, None)]
 
 
-def _disruption(name: str, status: Json) -> Outcome | None:
+def _disruption(pod: Json) -> Outcome | None:
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
     reason, message = status.get("reason"), _appended(status.get("message") or "")
     if reason == "Evicted":
         cause, advice = f"pod {name} was evicted (Evicted){message}", _EVICTED
     elif reason == "NodeLost":
         cause, advice = f"the node of pod {name} was lost (NodeLost){message}", _NODE_LOST
-    elif status.get("phase") == "Failed" and (disruptions := _disruptions(status)):
+    elif status.get("phase") == "Failed" and (disruptions := _disruptions(pod)):
         kind, message = next(iter(disruptions.items()))
         cause = f"the cluster ended pod {name}: {kind}{_appended(message)}"
         lost = kind in ("DeletionByTaintManager", "DeletionByPodGC")
@@ -299,13 +266,14 @@ def find_blocked_pod(pods: Iterable[Json], container: str) -> tuple[str, Outcome
     Returns the pod's name, the project's outcome and the names of the running containers; None if no pod is blocked.
     """
     for pod in pods:
-        status = pod.get("status") or {}
-        if status.get("phase") != "Running" or (pod.get("spec") or {}).get("restartPolicy") != "Never":
-            continue
-        states = {str(each.get("name")): each.get("state") or {} for each in status.get("containerStatuses") or []}
-        ended = states.pop(container, {}).get("terminated")
-        running = tuple(name for name, state in states.items() if "terminated" not in state)
-        if ended and running:
+        ended = nested(container_status(pod, container), "state.terminated")
+        running = tuple(
+            str(each.get("name"))
+            for each in nested(pod, "status.containerStatuses") or []
+            if each.get("name") != container and nested(each, "state.terminated") is None
+        )
+        restarts = nested(pod, "spec.restartPolicy") != "Never"
+        if ended and running and nested(pod, "status.phase") == "Running" and not restarts:
             return pod["metadata"]["name"], _explain_terminated(ended), running
     return None
 
@@ -315,28 +283,25 @@ def explain_refusal(error: ApiError, cluster: str) -> tuple[str, str]:
     verb, _, resource = error.action.partition(" ")
     where = f" in namespace {error.namespace}" if error.namespace else ""
     message = redact(" ".join(error.message.split()))[:800]
-    action, advice = f"{error.action}{where}", ""
+    action = f"{error.action}{where}"
+    cause, advice = f"{cluster} answered {error.status} to {action}", ""
     if error.status == NO_ANSWER:
         cause = f"{cluster} does not answer ({error.action})"
         advice = "Check 'kube-context' and that the API server can be reached from here: kubectl cluster-info."
-    elif error.status == UNAUTHORIZED:
+    elif error.status == HTTPStatus.UNAUTHORIZED:
         cause = f"authentication failed at {cluster}"
         advice = "The credentials are missing or have expired: sign in again."
     # The authorizer's message; admission plugins have their own.
-    elif error.status == 403 and re.search(r'User ".*" cannot \w+ resource', message):
+    elif error.status == HTTPStatus.FORBIDDEN and re.search(r'User ".*" cannot \w+ resource', message):
         cause = f"no permission to {verb} {resource}{where}"
-        advice = (
-            f"Have a Role with the verb '{verb}' on '{resource}' bound; docs/kubernetes.md lists all that are needed."
-        )
-    elif error.status == 403:
+        advice = f"Bind a Role with the verb '{verb}' on '{resource}'; docs/kubernetes.md lists all that are needed."
+    elif error.status == HTTPStatus.FORBIDDEN:
         cause, advice = f"{cluster} refuses to {action}", "A quota or an admission rule refuses it."
-    elif error.status in (400, 422):
+    elif error.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
         cause = f"{cluster} finds the manifest invalid ({action})"
         advice = "Correct the job template or the backend configuration; 'mlprojects plan' prints the manifest."
-    elif error.status == 404:
+    elif error.status == HTTPStatus.NOT_FOUND:
         cause, advice = f"{cluster} has no such object ({action})", "Check 'namespace' of the configuration."
-    else:
-        cause = f"{cluster} answered {error.status} to {action}"
     return f"{cause}: {message}", advice
 
 

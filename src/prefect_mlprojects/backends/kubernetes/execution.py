@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Any
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.backends.contract import ExecutionEvents, Report
-from prefect_mlprojects.backends.kubernetes.api import FORBIDDEN, NOT_FOUND, ApiError, Change, Cluster, Watcher
+from prefect_mlprojects.backends.kubernetes import diagnosis, manifest
+from prefect_mlprojects.backends.kubernetes.api import ApiError, Change, Cluster, Json, Watcher, nested
 from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig
-from prefect_mlprojects.backends.kubernetes.diagnosis import (
-    Problem,
-    explain_end,
-    explain_pod,
-    explain_refusal,
-    failed_init_container,
-    final_condition,
-    find_blocked_pod,
-    find_problem,
-)
-from prefect_mlprojects.backends.kubernetes.job import (
-    ATTEMPT_LABEL,
-    ENDED_LABEL,
-    FLOW_RUN_LABEL,
-    WATCHED_ANNOTATION,
-    project_container,
-)
+from prefect_mlprojects.backends.kubernetes.diagnosis import explain_refusal, final_condition
 from prefect_mlprojects.backends.kubernetes.logs import PodLogs
-from prefect_mlprojects.backends.kubernetes.submission import HEARTBEAT_SECONDS, Submission, seconds_since, timestamp
+from prefect_mlprojects.backends.kubernetes.submission import HEARTBEAT_SECONDS, seconds_since, timestamp
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome, timed_out_outcome
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
@@ -39,6 +25,7 @@ _REMOVAL_SECONDS = 60.0  # how long the cluster may take to remove a pod beyond 
 _MAX_EVENT_WATCHES = 5  # how many objects' events are watched, a connection each; many pods have the same problem
 
 
+@dataclass(eq=False)
 class EventWatch:
     """Watches the events about a Job and its pending pods: only they explain why a pod is not created or not mounted.
 
@@ -46,36 +33,32 @@ class EventWatch:
     passed to `apply`. For one thread.
     """
 
-    def __init__(self, cluster: Cluster, changes: queue.SimpleQueue[Change], report: Report) -> None:
-        self._cluster = cluster
-        self._changes = changes
-        self._report = report
+    cluster: Cluster
+    changes: queue.SimpleQueue[Change]
+    report: Report
+
+    def __post_init__(self) -> None:
         self._refused = False
         self._watchers: dict[str, Watcher] = {}
         self._ended: list[Watcher] = []
-        self._known: dict[str, Mapping[str, dict[str, Any]]] = {}
+        self._known: dict[str, Mapping[str, Json]] = {}
 
     @property
-    def known(self) -> list[dict[str, Any]]:
+    def known(self) -> list[Json]:
         """All events seen about the watched objects."""
         return [event for events in self._known.values() for event in events.values()]
 
-    def watch(self, names: Iterable[str]) -> None:
+    def watch(self, names: Sequence[str]) -> None:
         """Watches the events about these objects instead of the previous ones."""
-        wanted = [] if self._refused else list(names)[:_MAX_EVENT_WATCHES]
-        for name in self._watchers.keys() - set(wanted):
-            watcher = self._watchers.pop(name)
-            watcher.request_stop()
-            self._ended.append(watcher)
+        wanted = set() if self._refused else set(names[:_MAX_EVENT_WATCHES])
+        for name in self._watchers.keys() - wanted:
+            self._ended.append(self._watchers.pop(name))
+            self._ended[-1].stop(wait=False)
             self._known.pop(name, None)
-        list_events = self._cluster.core.list_namespaced_event
-        for name in wanted:
-            if name not in self._watchers:
-                query = {"field_selector": f"involvedObject.name={name}"}
-                # The watchers of the Job and its pods report the same interruptions.
-                self._watchers[name] = Watcher(
-                    "events", list_events, self._cluster, query, self._changes, lambda _: None, about=name
-                )
+        for name in wanted - self._watchers.keys():
+            query = {"field_selector": f"involvedObject.name={name}"}
+            # The watchers of the Job and its pods report the same interruptions.
+            self._watchers[name] = Watcher(self.cluster, "events", query, self.changes, lambda _: None, name)
 
     def apply(self, change: Change) -> None:
         """Applies a change about events."""
@@ -84,7 +67,7 @@ class EventWatch:
                 self._known[change.about] = change.items
         elif not self._refused:
             self._refused = True
-            self._report(explain_refusal(change.error, self._cluster.name)[0] + "; continuing without events.")
+            self.report(explain_refusal(change.error, self.cluster.name)[0] + "; continuing without events.")
             self.watch(())
 
     def stop(self) -> None:
@@ -94,61 +77,59 @@ class EventWatch:
             watcher.stop()
 
 
+@dataclass(eq=False)
 class JobRun:
-    """One Job while it is watched; for one call of `follow`. `timeout` is in seconds since the Job's creation."""
+    """A Job while it is watched; for one call of `follow`.
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        submission: Submission,
-        config: KubernetesConfig,
-        timeout: float | None,
-        events: ExecutionEvents,
-        stop: StopSignal,
-    ) -> None:
-        job = submission.job
-        self._cluster = cluster
-        self._job = dict(job)
-        self._name: str = job["metadata"]["name"]
-        self._uid: str = job["metadata"]["uid"]
-        self._selector = ",".join(f"{key}={job['metadata']['labels'][key]}" for key in (FLOW_RUN_LABEL, ATTEMPT_LABEL))
-        self._config = config
-        self._timeout = timeout
-        self._events = events
-        self._stop = stop
-        pod_spec = job["spec"]["template"]["spec"]
-        self._container: str = project_container(pod_spec)["name"]
+    `attached` is true if the Job was submitted earlier; `timeout` is in seconds since the Job's creation.
+    """
+
+    cluster: Cluster
+    job: Json
+    attached: bool
+    config: KubernetesConfig
+    timeout: float | None
+    events: ExecutionEvents
+    stop: StopSignal
+
+    def __post_init__(self) -> None:
+        metadata, spec = self.job["metadata"], self.job["spec"]
+        pod_spec = spec["template"]["spec"]
+        self._name, self._uid = metadata["name"], metadata["uid"]
+        labels = (manifest.FLOW_RUN_LABEL, manifest.ATTEMPT_LABEL)
+        self._selector = ",".join(f"{label}={metadata['labels'][label]}" for label in labels)
+        self._container: str = manifest.project_container(pod_spec)["name"]
         grace = pod_spec.get("terminationGracePeriodSeconds")
         self._removal_seconds = (30.0 if grace is None else float(grace)) + _REMOVAL_SECONDS
-        several = max(job["spec"].get("parallelism") or 1, job["spec"].get("completions") or 1) > 1
+        several = max(spec.get("parallelism") or 1, spec.get("completions") or 1) > 1
         self._changes: queue.SimpleQueue[Change] = queue.SimpleQueue()
-        self._pods: dict[str, dict[str, Any]] = {}
-        self._seen: dict[str, dict[str, Any]] = {}
+        self._pods: dict[str, Json] = {}
+        self._seen: dict[str, Json] = {}
         """The last state of every pod that ever was in `_pods`."""
-        self._output = TailedOutput(events)
-        self._logs = PodLogs(cluster, self._container, several=several, output=self._output, report=events.report)
-        self._event_watch = EventWatch(cluster, self._changes, events.report)
+        self._output = TailedOutput(self.events)
+        self._logs = PodLogs(self.cluster, self._container, several, self._output, self.events.report)
+        self._event_watch = EventWatch(self.cluster, self._changes, self.events.report)
         self._reported: set[tuple[str, str]] = set()
-        self._problem: tuple[Problem, float] | None = None
-        self._blocked_since: float | None = None
+        self._problem_deadline: float | None = None
+        self._waits_for_node = False
+        self._blocked_deadline: float | None = None
         self._next_heartbeat = 0.0
         # Only a Job that was found has an age: the clocks of this machine and the cluster may differ, and its timestamp has whole
         # seconds, so that a new Job may look a second old.
-        age = seconds_since(job["metadata"].get("creationTimestamp") or timestamp())
-        started = time.monotonic() - (age if submission.attached and age > 2 else 0.0)
-        self._deadline = None if timeout is None else started + timeout
+        age = seconds_since(metadata.get("creationTimestamp") or timestamp())
+        started = time.monotonic() - (age if self.attached and age > 2 else 0.0)
+        self._deadline = None if self.timeout is None else started + self.timeout
 
     def follow(self) -> Outcome:
         """Returns once the Job has ended and its log was read; a Job that was cancelled is gone with its pods by then.
 
         Raises `ApiError` if the server refuses access to the Job or its pods; the Job was deleted then, if that was permitted.
         """
-        cluster, changes, report = self._cluster, self._changes, self._events.report
-        job_query, pod_query = {"field_selector": f"metadata.name={self._name}"}, {"label_selector": self._selector}
-        forget = self._stop.on_request(lambda: changes.put(Change("stop")))
+        cluster, changes, report = self.cluster, self._changes, self.events.report
+        forget = self.stop.on_request(lambda: changes.put(Change("stop")))
         watchers = [
-            Watcher("jobs", cluster.batch.list_namespaced_job, cluster, job_query, changes, report),
-            Watcher("pods", cluster.core.list_namespaced_pod, cluster, pod_query, changes, report),
+            Watcher(cluster, "jobs", {"field_selector": f"metadata.name={self._name}"}, changes, report),
+            Watcher(cluster, "pods", {"label_selector": self._selector}, changes, report),
         ]
         try:
             outcome = self._follow()
@@ -159,7 +140,7 @@ class JobRun:
         finally:
             forget()
             for watcher in watchers:
-                watcher.request_stop()
+                watcher.stop(wait=False)
             self._event_watch.stop()
             for watcher in watchers:
                 watcher.stop()
@@ -168,11 +149,11 @@ class JobRun:
 
     def _follow(self) -> Outcome:
         while True:
-            if self._stop.requested:
-                return self._delete(stopped_outcome(self._stop))
-            if self._timeout is not None and self._deadline is not None and time.monotonic() >= self._deadline:
-                return self._delete(timed_out_outcome(self._timeout))
-            if final_condition(self._job) is not None:
+            if self.stop.requested:
+                return self._delete(stopped_outcome(self.stop))
+            if self.timeout is not None and self._deadline is not None and time.monotonic() >= self._deadline:
+                return self._delete(timed_out_outcome(self.timeout))
+            if final_condition(self.job) is not None:
                 return self._finish()
             failure = self._check_problems() or self._check_blocked()
             if failure is not None:
@@ -187,11 +168,7 @@ class JobRun:
                 return outcome
 
     def _seconds_to_wait(self) -> float:
-        times = [self._next_heartbeat, self._deadline]
-        if self._problem is not None:
-            times.append(self._problem[1] + self._grace(self._problem[0]))
-        if self._blocked_since is not None:
-            times.append(self._blocked_since + self._config.start_grace)
+        times = (self._next_heartbeat, self._deadline, self._problem_deadline, self._blocked_deadline)
         return max(0.0, min(each for each in times if each is not None) - time.monotonic())
 
     def _apply(self, change: Change) -> Outcome | None:
@@ -206,60 +183,54 @@ class JobRun:
                 return self._explain_deletion()
             if job["metadata"].get("deletionTimestamp"):
                 self._report_once(self._name, "deleted", f"Job {self._name} is being deleted, but not by this run.")
-            self._job = job
+            self.job = job
         elif change.kind == "pods":
             self._apply_pods(change.items)
         return None
 
-    def _apply_pods(self, pods: Mapping[str, dict[str, Any]]) -> None:
+    def _apply_pods(self, pods: Mapping[str, Json]) -> None:
         self._pods = dict(pods)
         self._seen |= self._pods
         for name, pod in self._pods.items():
-            node = (pod.get("spec") or {}).get("nodeName")
-            if node:
+            if node := nested(pod, "spec.nodeName"):
                 self._report_once(name, "node", f"Pod {name} was assigned to node {node}.")
         self._logs.update(self._pods)
 
     def _report_once(self, name: str, what: str, line: str) -> None:
         if (name, what) not in self._reported:
             self._reported.add((name, what))
-            self._events.report(line)
-
-    def _grace(self, problem: Problem) -> float:
-        return self._config.start_grace if problem.grace == "start" else self._config.scheduling_grace
+            self.events.report(line)
 
     def _check_problems(self) -> Outcome | None:
         """Returns the outcome of a run whose problem outlasted its limit."""
-        pending = [name for name, pod in self._pods.items() if (pod.get("status") or {}).get("phase") == "Pending"]
+        pending = [name for name, pod in self._pods.items() if nested(pod, "status.phase") == "Pending"]
         # Only events explain a missing pod or volume; all else is in a pod's status.
         self._event_watch.watch([*pending, self._name] if pending or not self._pods else ())
-        problem = find_problem(self._job, self._pods.values(), self._event_watch.known, self._container)
+        problem = diagnosis.find_problem(self.job, self._pods.values(), self._event_watch.known, self._container)
         if problem is None:
-            self._problem = None
+            self._problem_deadline = None
             return None
-        same = self._problem is not None and self._problem[0].grace == problem.grace
-        since = self._problem[1] if self._problem is not None and same else time.monotonic()
-        self._problem = (problem, since)
-        grace = self._grace(problem)
-        waiting = f"Waiting: {problem.cause}. The run fails if this lasts {grace:g} s."
-        self._report_once(self._name, problem.kind, waiting)
-        if time.monotonic() - since < grace:
+        grace = self.config.scheduling_grace if problem.of_nodes else self.config.start_grace
+        if self._problem_deadline is None or self._waits_for_node != problem.of_nodes:
+            self._problem_deadline, self._waits_for_node = time.monotonic() + grace, problem.of_nodes
+        limit = f"The run fails if this lasts {grace:g} s."
+        self._report_once(self._name, problem.kind, f"Waiting: {problem.cause}. {limit}")
+        if time.monotonic() < self._problem_deadline:
             return None
         return Outcome("not-started", cause=problem.cause, advice=problem.advice, reason=problem.category)
 
     def _check_blocked(self) -> Outcome | None:
         """Returns the project's outcome if other containers of its pod keep running beyond the limit."""
-        found = find_blocked_pod(self._pods.values(), self._container)
+        found = diagnosis.find_blocked_pod(self._pods.values(), self._container)
         if found is None:
-            self._blocked_since = None
+            self._blocked_deadline = None
             return None
         pod, outcome, others = found
-        if self._blocked_since is None:
-            self._blocked_since = time.monotonic()
-        if time.monotonic() - self._blocked_since < self._config.start_grace:
+        self._blocked_deadline = self._blocked_deadline or time.monotonic() + self.config.start_grace
+        if time.monotonic() < self._blocked_deadline:
             return None
-        self._events.report(
-            f"The project ended in pod {pod}, but {', '.join(others)} kept running for {self._config.start_grace:g} s, so the Job "
+        self.events.report(
+            f"The project ended in pod {pod}, but {', '.join(others)} kept running for {self.config.start_grace:g} s, so the Job "
             "would never end: it is deleted. Make it a sidecar, which Kubernetes ends by itself: an init container with "
             "restartPolicy: Always."
         )
@@ -268,43 +239,39 @@ class JobRun:
     def _heartbeat(self) -> None:
         if time.monotonic() >= self._next_heartbeat:
             self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
-            self._patch({"annotations": {WATCHED_ANNOTATION: timestamp()}}, retry_seconds=0.0)
+            self._patch({"annotations": {manifest.WATCHED_ANNOTATION: timestamp()}}, retry_seconds=0.0)
 
     def _patch(self, metadata: dict[str, Any], retry_seconds: float) -> None:
-        patch, body = self._cluster.batch.patch_namespaced_job, {"metadata": {"uid": self._uid, **metadata}}
-        namespace = self._cluster.namespace
+        body = {"metadata": {"uid": self._uid, **metadata}}
         try:
-            self._cluster.call("patch jobs", patch, self._name, namespace, body=body, retry_seconds=retry_seconds)
+            self.cluster.call("patch jobs", self._name, body=body, retry_seconds=retry_seconds)
         except ApiError as error:
-            if error.status == FORBIDDEN:
-                cause, advice = explain_refusal(error, self._cluster.name)
+            if error.status == HTTPStatus.FORBIDDEN:
+                cause, advice = explain_refusal(error, self.cluster.name)
                 self._report_once(self._name, "patch", f"Warning: {cause}. {advice}")
 
     def _explain_deletion(self) -> Outcome:
         """Returns the outcome of a Job that was not deleted by this run."""
-        self._logs.expect_removal()
+        self._logs.removal_expected = True
         self._logs.finish()
-        if final_condition(self._job) is not None:
-            return explain_end(self._job, self._seen.values(), self._container)
-        outcomes = [explain_pod(pod, self._container) for pod in self._seen.values()]
+        if final_condition(self.job) is not None:
+            return diagnosis.explain_end(self.job, self._seen.values(), self._container)
+        outcomes = [diagnosis.explain_pod(pod, self._container) for pod in self._seen.values()]
         succeeded = next((each for each in outcomes if each is not None and each.exit_code == 0), None)
+        cause = f"the Job {self._name} was deleted while it ran, and not by this run"
+        advice = "Another client deleted it, or its namespace; 'kubectl get events' may show which."
         # With ttlSecondsAfterFinished: 0, the Job may be gone before its final state was observed.
-        return succeeded or Outcome(
-            "exited",
-            cause=f"the Job {self._name} was deleted while it ran, and not by this run",
-            advice="Another client deleted it, or its namespace; 'kubectl get events' may show which.",
-            reason=FailureCategory.INFRASTRUCTURE,
-        )
+        return succeeded or Outcome("exited", cause=cause, advice=advice, reason=FailureCategory.INFRASTRUCTURE)
 
     def _finish(self) -> Outcome:
         """Returns the outcome of the finished Job, with its logs read, and labels it as ended."""
         self._read_pods_until_ended()
-        outcome = explain_end(self._job, self._seen.values(), self._container)
-        failed = failed_init_container(self._seen.values()) if outcome.ending == "not-started" else None
+        outcome = diagnosis.explain_end(self.job, self._seen.values(), self._container)
+        failed = diagnosis.failed_init_container(self._seen.values()) if outcome.ending == "not-started" else None
         if failed is not None:
             self._logs.report_tail(*failed)
         self._logs.finish()
-        self._patch({"labels": {ENDED_LABEL: "true"}}, retry_seconds=10.0)
+        self._patch({"labels": {manifest.ENDED_LABEL: "true"}}, retry_seconds=10.0)
         return outcome
 
     def _read_pods_until_ended(self) -> None:
@@ -312,35 +279,31 @@ class JobRun:
         deadline, backoff = time.monotonic() + self._removal_seconds, Backoff(longest=2.0)
         while True:
             try:
-                pods = self._cluster.list_pods(label_selector=self._selector)
+                pods = self.cluster.items("pods", label_selector=self._selector)
             except ApiError as error:
                 # The Job's end is known; the pods' last observed states must do.
-                self._events.report(f"Warning: {explain_refusal(error, self._cluster.name)[0]}.")
+                self.events.report(f"Warning: {explain_refusal(error, self.cluster.name)[0]}.")
                 return
             self._apply_pods({pod["metadata"]["name"]: pod for pod in pods})
-            running = any(pod.get("status", {}).get("phase") in ("Running", "Pending") for pod in pods)
+            running = any(nested(pod, "status.phase") in ("Running", "Pending") for pod in pods)
             if not running or time.monotonic() >= deadline:
                 return
             time.sleep(backoff.next())
 
     def _delete(self, outcome: Outcome) -> Outcome:
         """Deletes the Job and waits for its pods; returns `outcome` with what still exists."""
-        self._events.report(f"Deleting Job {self._name}: {outcome.cause}.")
-        self._logs.expect_removal()
+        self.events.report(f"Deleting Job {self._name}: {outcome.cause}.")
+        self._logs.removal_expected = True
         try:
-            self._cluster.delete_job(self._name, self._uid)
+            self.cluster.delete_job(self._name, self._uid)
             remaining = self._wait_until_gone()
         except ApiError as error:
-            remaining = [f"Job {self._name} ({explain_refusal(error, self._cluster.name)[0]})"]
+            remaining = [f"Job {self._name} ({explain_refusal(error, self.cluster.name)[0]})"]
         self._logs.finish()
         if not remaining:
             return outcome
-        command = f"kubectl -n {self._cluster.namespace} delete job {self._name}"
-        return replace(
-            outcome,
-            cause=f"{outcome.cause}; still there: {', '.join(remaining)}",
-            advice=f"{outcome.advice} Delete it: {command}".strip(),
-        )
+        advice = f"{outcome.advice} Delete it: kubectl -n {self.cluster.namespace} delete job {self._name}"
+        return replace(outcome, cause=f"{outcome.cause}; still there: {', '.join(remaining)}", advice=advice.strip())
 
     def _wait_until_gone(self) -> list[str]:
         """Waits until the Job and its pods are gone; returns what still exists at the time-out."""
@@ -351,15 +314,13 @@ class JobRun:
 
     def _remaining(self) -> list[str]:
         """Returns each pod that exists with its node, else the Job if it exists."""
-        pods = self._cluster.list_pods(label_selector=self._selector)
+        pods = self.cluster.items("pods", label_selector=self._selector)
         if pods:
-            nodes = {pod["metadata"]["name"]: (pod.get("spec") or {}).get("nodeName") or "?" for pod in pods}
-            return [f"pod {name} on node {node}" for name, node in nodes.items()]
-        read, namespace = self._cluster.batch.read_namespaced_job, self._cluster.namespace
+            return [f"pod {pod['metadata']['name']} on node {nested(pod, 'spec.nodeName') or '?'}" for pod in pods]
         try:
-            job = self._cluster.call("get jobs", read, self._name, namespace)
+            job = self.cluster.call("get jobs", self._name)
         except ApiError as error:
-            if error.status == NOT_FOUND:
+            if error.status == HTTPStatus.NOT_FOUND:
                 return []
             raise
         return [f"Job {self._name}"] if job["metadata"].get("uid") == self._uid else []

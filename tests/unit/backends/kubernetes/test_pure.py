@@ -14,8 +14,8 @@ from prefect_mlprojects.backends.contract import RunIdentity
 from prefect_mlprojects.backends.kubernetes.api import ApiError
 from prefect_mlprojects.backends.kubernetes.config import KubernetesConfig, parse_kubernetes_config
 from prefect_mlprojects.backends.kubernetes.diagnosis import explain_end, explain_refusal, find_problem
-from prefect_mlprojects.backends.kubernetes.job import JobRequest, build_job, job_name, run_labels
 from prefect_mlprojects.backends.kubernetes.logs import LineFilter
+from prefect_mlprojects.backends.kubernetes.manifest import JobRequest, build_job, job_name, run_labels
 from prefect_mlprojects.backends.kubernetes.submission import choose_delivery
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.tracking.uris import is_on_this_machine
@@ -79,14 +79,14 @@ def test_build_job_unusable_container_name_becomes_the_project_s(written: str | 
     container = {"image": "i"} if written is None else {"image": "i", "name": written}
     template = {"spec": {"template": {"spec": {"containers": [container]}}}}
     labels = run_labels(RunIdentity("f", "m", project, "main"), 1)
-    request = JobRequest("j", "ns", None, "x", "none", KubernetesConfig(), template, labels=labels)
+    request = JobRequest("j", "ns", "i", "x", "none", KubernetesConfig(), template, labels=labels)
     (built,) = build_job(request)["spec"]["template"]["spec"]["containers"]
     assert built["name"] == name
 
 
 def test_choose_delivery_follows_the_options() -> None:
     def choose(requested: Any = None, uri: str | None = None, build: bool = False, size: int | None = 1) -> str:
-        return choose_delivery(requested, repository_uri=uri, build_image=build, archive_size=size).delivery
+        return choose_delivery(requested, repository_uri=uri, build_image=build, archive_size=size)[0]
 
     assert [choose(), choose(uri="r/x"), choose(build=True, uri="r/x"), choose("none"), choose("git")] == [
         "archive",

@@ -17,11 +17,13 @@ from typing import Any
 
 from prefect_mlprojects.backends.containers.image import CODE_FOLDER, RUN_BY_SHELL
 from prefect_mlprojects.backends.contract import RunIdentity
+from prefect_mlprojects.backends.kubernetes.api import Json
 from prefect_mlprojects.backends.kubernetes.config import DeliveryName, KubernetesConfig, backend_error
-from prefect_mlprojects.exceptions import BackendError
 
 PREFIX = "prefect-mlprojects"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+SELECTOR = f"{MANAGED_BY_LABEL}={PREFIX}"
+"""Selects the Jobs of runs."""
 FLOW_RUN_LABEL = f"{PREFIX}/flow-run-id"
 MLFLOW_RUN_LABEL = f"{PREFIX}/mlflow-run-id"
 PROJECT_LABEL = f"{PREFIX}/project"
@@ -136,41 +138,33 @@ class GitCheckout:
 class JobRequest:
     """The inputs of a Job's manifest; the names of its Secrets and its ConfigMap are derived from `name`.
 
-    `image` is None if the template names it. The values of `child_env` may be secret. `volumes` are host paths to mount, in
-    Docker's notation, `registry_auth` is ``docker_auth``. `deadline` (None: no limit) and `termination_grace` are seconds.
+    The values of `child_env` may be secret. `volumes` are host paths to mount, in Docker's notation, `registry_auth` is
+    ``docker_auth``. `deadline` (None: no limit) and `termination_grace` are seconds.
     """
 
     name: str
     namespace: str
-    image: str | None
+    image: str
     command: str
     delivery: DeliveryName
     config: KubernetesConfig
-    template: Mapping[str, Any] | None = None
+    template: Json | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     child_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     volumes: tuple[str, ...] = ()
     checkout: GitCheckout | None = None
-    registry_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    registry_auth: Json | None = field(default=None, repr=False)
     deadline: int | None = None
     termination_grace: int = 10
-
-
-def no_image() -> BackendError:
-    """Returns the error for a request that names no image."""
-    return backend_error(
-        "No image is named for the Kubernetes pod: pass docker_args={'image': 'name:tag'}, write 'docker_env: {image: ...}' "
-        "into the MLproject file, or set the image of the job template's container."
-    )
 
 
 def build_job(request: JobRequest) -> dict[str, Any]:
     """Returns the Job's manifest: plain JSON without secrets.
 
     The template is kept, except for the command, the variables, the mounts and (if another is named) the image of the project's
-    container; the configuration takes precedence over the template. Raises `BackendError` if no image is named, a volume can't be
-    mounted, or the template contradicts the request.
+    container; the configuration takes precedence over the template. Raises `BackendError` if a volume can't be mounted, or the
+    template contradicts the request.
     """
     job: dict[str, Any] = copy.deepcopy(dict(request.template or {}))
     job["apiVersion"], job["kind"] = "batch/v1", "Job"
@@ -179,8 +173,8 @@ def build_job(request: JobRequest) -> dict[str, Any]:
     for key in ("generateName", "uid", "resourceVersion", "creationTimestamp", "managedFields", "ownerReferences"):
         metadata.pop(key, None)
     metadata["name"], metadata["namespace"] = request.name, request.namespace
-    _update(metadata, "labels", request.labels)
-    _update(metadata, "annotations", request.annotations)
+    _child(metadata, "labels").update(request.labels)
+    _child(metadata, "annotations").update(request.annotations)
     spec, config = _child(job, "spec"), request.config
     _resolve(spec, "backoffLimit", config.backoff_limit, 0)
     _resolve(spec, "ttlSecondsAfterFinished", config.ttl_seconds_after_finished, _DEFAULT_TTL_SECONDS)
@@ -188,36 +182,29 @@ def build_job(request: JobRequest) -> dict[str, Any]:
     if deadline is not None:
         spec["activeDeadlineSeconds"] = deadline
     template = _child(spec, "template")
-    _update(_child(template, "metadata"), "labels", request.labels)
+    _child(_child(template, "metadata"), "labels").update(request.labels)
     pod = _child(template, "spec")
     _set_pod_spec(pod, request)
     _set_container(project_container(pod), pod, request)
     return job
 
 
-def project_container(pod_spec: Mapping[str, Any]) -> dict[str, Any]:
+def project_container(pod_spec: Json) -> dict[str, Any]:
     """Returns the container that runs the project: the one named ``project``, else the first."""
     containers: list[dict[str, Any]] = pod_spec["containers"]
     return next((each for each in containers if each.get("name") == _CONTAINER_NAME), containers[0])
 
 
 def _child(parent: dict[str, Any], key: str) -> dict[str, Any]:
-    value = parent.get(key)
-    if not isinstance(value, dict):
-        value = parent[key] = {}
-    return value
-
-
-def _update(parent: dict[str, Any], key: str, values: Mapping[str, Any]) -> None:
-    parent[key] = {**(parent.get(key) or {}), **values}
+    """Returns the mapping at `key`; makes it if it is missing."""
+    child: dict[str, Any] = parent[key] if isinstance(parent.get(key), dict) else {}
+    parent[key] = child
+    return child
 
 
 def _resolve(spec: dict[str, Any], key: str, configured: object, default: object) -> None:
     """Resolves a field: configuration, then template, then default."""
-    if configured is not None:
-        spec[key] = configured
-    elif spec.get(key) is None:
-        spec[key] = default
+    spec[key] = next((each for each in (configured, spec.get(key)) if each is not None), default)
 
 
 def _set_pod_spec(pod: dict[str, Any], request: JobRequest) -> None:
@@ -231,14 +218,11 @@ def _set_pod_spec(pod: dict[str, Any], request: JobRequest) -> None:
         # A project needs no access to the cluster, unless the user names an account for it.
         pod.setdefault("automountServiceAccountToken", config.service_account is not None)
         pod.setdefault("securityContext", {"seccompProfile": {"type": "RuntimeDefault"}})
-    if not pod.get("containers"):
-        pod["containers"] = [{"name": _CONTAINER_NAME}]
-    secrets = [{"name": name} for name in config.image_pull_secrets]
-    if request.registry_auth:
-        secrets.append({"name": request.name + _LOGIN_SUFFIX})
-    if secrets:
-        present = list(pod.get("imagePullSecrets") or [])
-        pod["imagePullSecrets"] = present + [each for each in secrets if each not in present]
+    pod["containers"] = pod.get("containers") or [{"name": _CONTAINER_NAME}]
+    present = list(pod.get("imagePullSecrets") or [])
+    names = [*config.image_pull_secrets, *([request.name + _LOGIN_SUFFIX] if request.registry_auth else [])]
+    if names:
+        pod["imagePullSecrets"] = present + [{"name": name} for name in names if {"name": name} not in present]
 
 
 def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobRequest) -> None:
@@ -246,18 +230,14 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
     if not _LABEL.fullmatch(str(container["name"])):
         # MLflow's example of a job template has a placeholder for the project's name there.
         container["name"] = _slug(request.labels.get(PROJECT_LABEL, ""))[:63].strip("-") or _CONTAINER_NAME
-    if request.image is not None:
-        container["image"] = request.image
-    elif not container.get("image"):
-        raise no_image()
+    container["image"] = request.image
     if request.template is None:
         # As with Docker: an image that the node has is used, whatever its tag.
         container["imagePullPolicy"] = "IfNotPresent"
         container["securityContext"] = copy.deepcopy(_NO_PRIVILEGES)
-    if request.config.resources is not None:
-        for kind, wanted in request.config.resources:
-            if wanted:
-                _update(_child(container, "resources"), kind, wanted)
+    for kind, wanted in request.config.resources or ():
+        if wanted:
+            _child(_child(container, "resources"), kind).update(wanted)
     prelude = _UNPACK_SCRIPT + RUN_BY_SHELL if request.delivery == "archive" else RUN_BY_SHELL
     container["command"] = ["sh", "-c", escape_expansion(prelude), "mlprojects"]
     container["args"] = [escape_expansion(request.command)]
@@ -273,10 +253,9 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
         archive = {"configMap": {"name": request.name + _ARCHIVE_SUFFIX, "defaultMode": 0o444}}
         _mount(pod, container, "mlprojects-archive", archive, _ARCHIVE_DIRECTORY, readOnly=True)
         _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_FOLDER)
-    elif request.delivery == "git":
-        _add_clone(pod, container, request)
-    for index, volume in enumerate(request.volumes):
-        _mount_host_path(pod, container, volume, index, request.config)
+    elif request.checkout is not None:
+        _add_clone(pod, container, request, request.checkout)
+    _mount_host_paths(pod, container, request)
 
 
 def escape_expansion(text: str) -> str:
@@ -288,14 +267,10 @@ def _secret_variable(name: str, request: JobRequest) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": request.name + _VARIABLES_SUFFIX, "key": name}}}
 
 
-def _mount(
-    pod: dict[str, Any], container: dict[str, Any], name: str, source: Mapping[str, Any], path: str, **options: object
-) -> None:
-    volumes = list(pod.get("volumes") or [])
+def _mount(pod: dict[str, Any], container: dict[str, Any], name: str, source: Json, path: str, **options: Any) -> None:
+    volumes, mounts = pod.get("volumes") or [], container.get("volumeMounts") or []
     if not any(each.get("name") == name for each in volumes):
-        volumes.append({"name": name, **source})
-    pod["volumes"] = volumes
-    mounts = list(container.get("volumeMounts") or [])
+        pod["volumes"] = [*volumes, {"name": name, **source}]
     if any(each.get("mountPath", "").rstrip("/") == path for each in mounts):
         raise backend_error(
             f"The job template mounts a volume at {path}, the folder of the project's code; mount it elsewhere, or use "
@@ -304,9 +279,7 @@ def _mount(
     container["volumeMounts"] = [*mounts, {"name": name, "mountPath": path, **options}]
 
 
-def _add_clone(pod: dict[str, Any], container: dict[str, Any], request: JobRequest) -> None:
-    checkout = request.checkout
-    assert checkout is not None
+def _add_clone(pod: dict[str, Any], container: dict[str, Any], request: JobRequest, checkout: GitCheckout) -> None:
     below = "/".join(filter(None, (_REPOSITORY_FOLDER, checkout.subdirectory.strip("/"))))
     _mount(pod, container, _CODE_VOLUME, {"emptyDir": {}}, CODE_FOLDER, subPath=below)
     clone: dict[str, Any] = {
@@ -324,58 +297,46 @@ def _add_clone(pod: dict[str, Any], container: dict[str, Any], request: JobReque
     pod["initContainers"] = [clone, *(pod.get("initContainers") or [])]
 
 
-def _mount_host_path(
-    pod: dict[str, Any], container: dict[str, Any], volume: str, index: int, config: KubernetesConfig
-) -> None:
-    host, _, rest = volume.partition(":")
-    path, _, mode = rest.partition(":")
-    if not config.allow_host_paths:
-        raise backend_error(
-            f"The project's docker_env mounts {volume!r}, a folder of the machine; on a cluster that is a hostPath of "
-            "whichever node the pod runs on. Allow it with 'allow-host-paths: true', or mount a volume in the job template."
-        )
-    if not host.startswith("/") or not path.startswith("/"):
-        raise backend_error(
-            f"The volume {volume!r} of docker_env can't become a hostPath: both of its paths must be absolute."
-        )
-    options = {"readOnly": True} if "ro" in mode.split(",") else {}
-    _mount(pod, container, f"mlprojects-host-{index}", {"hostPath": {"path": host}}, path.rstrip("/") or "/", **options)
+def _mount_host_paths(pod: dict[str, Any], container: dict[str, Any], request: JobRequest) -> None:
+    for index, volume in enumerate(request.volumes):
+        host, _, rest = volume.partition(":")
+        path, _, mode = rest.partition(":")
+        if not request.config.allow_host_paths:
+            raise backend_error(
+                f"The project's docker_env mounts {volume!r}, a folder of the machine; on a cluster that is a hostPath of "
+                "whichever node the pod runs on. Allow it with 'allow-host-paths: true', or mount a volume in the job template."
+            )
+        if not host.startswith("/") or not path.startswith("/"):
+            raise backend_error(
+                f"The volume {volume!r} of docker_env can't become a hostPath: both paths must be absolute."
+            )
+        source, options = {"hostPath": {"path": host}}, {"readOnly": True} if "ro" in mode.split(",") else {}
+        _mount(pod, container, f"mlprojects-host-{index}", source, path.rstrip("/") or "/", **options)
 
 
-def build_dependents(
-    request: JobRequest, archive: bytes | None, owner: Mapping[str, Any]
-) -> list[tuple[str, dict[str, Any]]]:
-    """Returns the kinds and manifests of the Secrets and the ConfigMap that the Job `owner` owns."""
-    reference = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "name": owner["metadata"]["name"],
-        "uid": owner["metadata"]["uid"],
-        "blockOwnerDeletion": False,
-        "controller": True,
-    }
-    dependents: list[tuple[str, dict[str, Any]]] = []
-
-    def add(kind: str, name: str, **content: Any) -> None:
-        labels = {**request.labels, MANAGED_BY_LABEL: PREFIX}
-        metadata = {"name": name, "namespace": request.namespace, "labels": labels, "ownerReferences": [reference]}
-        dependents.append((kind, {"apiVersion": "v1", "kind": kind, "metadata": metadata, **content}))
-
+def build_dependents(request: JobRequest, archive: bytes | None, owner: Json) -> list[dict[str, Any]]:
+    """Returns the manifests of the Secrets and the ConfigMap that the Job `owner` owns."""
+    reference = {"apiVersion": "batch/v1", "kind": "Job", "blockOwnerDeletion": False, "controller": True}
+    reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
+    metadata = {"namespace": request.namespace, "labels": request.labels, "ownerReferences": [reference]}
     variables = {name: value for name, value in request.child_env.items() if name not in PLAIN_VARIABLES}
     if request.checkout is not None:
         variables |= request.checkout.child_env
+    contents: dict[str, dict[str, Any]] = {}
     if variables:
-        data = {name: _base64(value.encode()) for name, value in variables.items()}
-        add("Secret", request.name + _VARIABLES_SUFFIX, type="Opaque", data=data)
+        contents[_VARIABLES_SUFFIX] = {"kind": "Secret", "type": "Opaque", "stringData": variables}
     if request.registry_auth:
         login = {".dockerconfigjson": _base64(_docker_config(request.registry_auth).encode())}
-        add("Secret", request.name + _LOGIN_SUFFIX, type="kubernetes.io/dockerconfigjson", data=login)
+        contents[_LOGIN_SUFFIX] = {"kind": "Secret", "type": "kubernetes.io/dockerconfigjson", "data": login}
     if archive is not None:
-        add("ConfigMap", request.name + _ARCHIVE_SUFFIX, binaryData={_ARCHIVE_FILE: _base64(archive)})
-    return dependents
+        contents[_ARCHIVE_SUFFIX] = {"kind": "ConfigMap", "binaryData": {_ARCHIVE_FILE: _base64(archive)}}
+    return [
+        {"apiVersion": "v1", "metadata": {"name": request.name + suffix, **metadata}, **content}
+        for suffix, content in contents.items()
+    ]
 
 
-def _docker_config(auth: Mapping[str, Any]) -> str:
+def _docker_config(auth: Json) -> str:
     """Returns ``docker_auth`` as the text of Docker's ``config.json``; secret."""
     username, password = str(auth.get("username", "")), str(auth.get("password", ""))
     registry = str(auth.get("registry") or auth.get("serveraddress") or "https://index.docker.io/v1/")
