@@ -18,7 +18,7 @@ from tests.services.kubeconfig import make_kubeconfig
 from tests.services.mlflow_server import MlflowServer
 
 import prefect_mlprojects
-from prefect_mlprojects.exceptions import ExecutionException
+from prefect_mlprojects.exceptions import ExecutionException, RunFailed
 
 _PROJECT = """\
 name: on pods
@@ -91,9 +91,9 @@ def test_run_on_pods_is_tracked(cluster: Any, project: Path, capfd: pytest.Captu
 
 
 def test_failing_command_is_tracked_as_failed(cluster: Any, project: Path) -> None:
-    with pytest.raises(ExecutionException, match="exit code 3") as caught:
+    with pytest.raises(RunFailed, match="exit code 3") as caught:
         _run(cluster, "fail")
-    assert "going down" in str(caught.value)
+    assert "going down" in caught.value.output_tail
     (job,) = cluster.jobs
     assert _tracked(job.metadata.labels["prefect-mlprojects/mlflow-run-id"]).info.status == "FAILED"
 
