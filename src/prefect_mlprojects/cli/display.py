@@ -105,8 +105,6 @@ class RunDisplay(RunObserver):
             if event.phase == "started":
                 self._started[event.step] = event.at
                 self._ended.pop(event.step, None)
-                if begins_output and live:
-                    lines = [self._line(step) for step in STEPS if step in self._ended]
             elif event.phase == "progress":
                 self._progress[event.step] = event.detail
                 warning = event.detail.startswith("Warning:")
@@ -115,8 +113,9 @@ class RunDisplay(RunObserver):
             else:
                 seconds = event.at - self._started.get(event.step, event.at)
                 self._ended[event.step] = (event.phase, seconds, event.detail)
+                lines = [Text(f"  {line}", style="dim") for line in event.output]
                 if not live:
-                    lines = [*(Text(f"  {line}", style="dim") for line in event.output), self._line(event.step)]
+                    lines.append(self._line(event.step))
         # Without our lock: rich draws the live region in a thread that holds the console and waits for the lock.
         if begins_output:
             # From here on the project writes to the terminal itself, which would break a live region.
@@ -132,10 +131,14 @@ class RunDisplay(RunObserver):
         return Text.assemble(mark, " ", name, " ", elapsed, "  ", text)
 
     def _stop_live(self) -> None:
+        """Replaces the live region, if any, by the lines of the steps that have ended."""
         with self._lock:
             live, self._live = self._live, None
+            lines = [self._line(step) for step in STEPS if step in self._ended]
         if live is not None:
             live.stop()
+            for line in lines:
+                self._print(line)
 
     def _print(self, text: Text) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -40,10 +41,23 @@ with display:
 """
 
 
-def test_drawing_and_printing_do_not_deadlock() -> None:
+# A build that fails before the command starts.
+FAILED = """
+from prefect_mlprojects.cli.display import RunDisplay
+from prefect_mlprojects.tasks.session import StepEvent
+with RunDisplay() as display:
+    display.step(StepEvent("fetch", "started"))
+    display.step(StepEvent("fetch", "finished", "/project"))
+    display.step(StepEvent("resolve-env", "started"))
+    display.step(StepEvent("resolve-env", "failed", "The environment can't be built", output=("no such package",)))
+"""
+
+
+def on_a_terminal(program: str) -> str:
+    """Runs a program with a terminal as its stderr; returns what it wrote there."""
     pty = pytest.importorskip("pty")
     controller, terminal = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-c", BUSY], stderr=terminal, env={**os.environ, "TERM": "xterm"})
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=terminal, env={**os.environ, "TERM": "xterm"})
     os.close(terminal)
     shown: list[bytes] = []
 
@@ -63,7 +77,18 @@ def test_drawing_and_printing_do_not_deadlock() -> None:
         process.wait()
         reader.join(timeout=10)
         os.close(controller)
-    text = b"".join(shown).decode()
+    return b"".join(shown).decode()
+
+
+def test_drawing_and_printing_do_not_deadlock() -> None:
+    text = on_a_terminal(BUSY)
     assert text.count("Warning: 29") >= 3
     assert "resolve-env" in text
     assert text.rstrip().rsplit("\n", 1)[-1].count("execute") == 1
+
+
+def test_failed_step_stays_on_the_terminal() -> None:
+    text = on_a_terminal(FAILED)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).rstrip().splitlines()[-2:]
+    assert [line.split()[:2] for line in last] == [["✓", "fetch"], ["✗", "resolve-env"]]
+    assert "no such package" in text
