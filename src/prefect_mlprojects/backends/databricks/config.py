@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cache, partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from prefect_mlprojects._support.redaction import holds_secret, redact
-from prefect_mlprojects._support.retry import Backoff
+from prefect_mlprojects._support.retry import Backoff, retry
 from prefect_mlprojects._support.secrets import Secret, reveal_all, secrets_in
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.backends.configuration import parse_config
@@ -61,8 +61,7 @@ def _marked(value: Any, name: str = "", *, free_form: bool = False) -> Any:
     return Secret(text) if secret else value
 
 
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
+Compute: TypeAlias = Literal["new", "existing", "serverless"]
 
 
 class DatabricksConfig(BaseModel):
@@ -84,7 +83,12 @@ class DatabricksConfig(BaseModel):
         network_timeout: Seconds for which an unreachable workspace is retried.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, alias_generator=_kebab, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        populate_by_name=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+        hide_input_in_errors=True,
+    )
 
     credentials: str | dict[str, Secret | bool | int | None] | None = Field(default=None, repr=False)
     profile: str | None = None
@@ -130,49 +134,46 @@ class DatabricksConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_compute(self) -> DatabricksConfig:
-        given = [self.new_cluster, self.existing_cluster_id, self.environment]
-        if sum(each is not None for each in given) > 1:
+        if len(self._computes()) > 1:
             raise ValueError("new_cluster, existing-cluster-id and environment exclude each other: name one")
         if self.environment is not None and self.libraries:
             raise ValueError("a serverless environment takes no libraries: name them under environment.dependencies")
         return self
 
     def redact(self, text: str) -> str:
-        """Redacts this configuration's secrets, which a message of Databricks may quote."""
+        """Redacts this configuration's secrets, which Databricks may quote in a message."""
         login = self.credentials if isinstance(self.credentials, dict) else {}
         hidden = [value for name, value in login.items() if _SECRET_NAME.search(name)]
         return redact(text, *secrets_in([hidden, self.new_cluster, self.environment, self.libraries]))
 
+    def _computes(self) -> list[Compute]:
+        given = {"new": self.new_cluster, "existing": self.existing_cluster_id, "serverless": self.environment}
+        return [kind for kind in get_args(Compute) if given[kind] is not None]
+
     @property
-    def compute(self) -> Literal["new", "existing", "serverless"] | None:
+    def compute(self) -> Compute | None:
         """The kind of compute; None if none is named."""
-        if self.new_cluster is not None:
-            return "new"
-        if self.existing_cluster_id is not None:
-            return "existing"
-        return "serverless" if self.environment is not None else None
+        return next(iter(self._computes()), None)
 
 
 DatabricksRequest: TypeAlias = BackendRequest[DatabricksConfig]
 
 
 @cache
-def _fields(kind: Literal["cluster", "library", "environment", "access"]) -> frozenset[str]:
-    """Returns the SDK's keys for a part of a submission."""
-    from dataclasses import fields
-
+def _known_keys() -> Mapping[str, frozenset[str]]:
+    """Returns the SDK's keys for the parts of a configuration that are passed on to the Jobs API."""
     from databricks.sdk.service.compute import ClusterSpec, Environment, Library
     from databricks.sdk.service.jobs import JobAccessControlRequest
 
-    classes = {
-        "cluster": ClusterSpec,
-        "library": Library,
+    parts = {
+        "new_cluster": ClusterSpec,
         "environment": Environment,
-        "access": JobAccessControlRequest,
+        "libraries": Library,
+        "access-control": JobAccessControlRequest,
     }
+    known = {name: frozenset(each.name for each in fields(model)) for name, model in parts.items()}
     # Older SDKs of the supported range lack some keys of an environment.
-    newer = {"environment_version", "base_environment"} if kind == "environment" else set()
-    return frozenset(each.name for each in fields(classes[kind])) | newer
+    return known | {"environment": known["environment"] | {"environment_version", "base_environment"}}
 
 
 def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
@@ -184,52 +185,36 @@ def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
     Raises:
         BackendError: A key is unknown (the nearest is named) or a value is of the wrong type.
     """
-    values = dict(config)
-    for key in ("cluster_spec", "cluster-spec"):
-        spec = values.pop(key, None)
-        if spec is None:
-            continue
-        if not isinstance(spec, Mapping):
-            raise BackendError(
-                f"The configuration of the {NAME} backend does not fit: {key}: must be a mapping", backend=NAME
-            )
-        values = {**spec, **values}
-    for key in ("job_cluster", "job-cluster"):
-        if key in values:
-            # An entry of a job's job_clusters, or the specification itself.
-            cluster = values.pop(key)
-            values["new_cluster"] = cluster.get("new_cluster", cluster) if isinstance(cluster, Mapping) else cluster
-    own = {name for field in DatabricksConfig.model_fields for name in (field, _kebab(field))}
-    bare = {key: values.pop(key) for key in list(values) if key not in own and key in _fields("cluster")}
+    values = _underscored(config)
+    spec = values.pop("cluster_spec", None)
+    if not isinstance(spec, Mapping | None):
+        raise _misfit("cluster_spec: must be a mapping")
+    values = {**_underscored(spec or {}), **values}
+    if "job_cluster" in values:
+        # An entry of a job's job_clusters, or the specification itself.
+        cluster = values.pop("job_cluster")
+        values["new_cluster"] = cluster.get("new_cluster", cluster) if isinstance(cluster, Mapping) else cluster
+    known = _known_keys()
+    cluster_keys = known["new_cluster"] - DatabricksConfig.model_fields.keys()
+    bare = {key: values.pop(key) for key in list(values) if key in cluster_keys}
     if bare:
-        values["new_cluster"] = {**(values.pop("new_cluster", None) or values.pop("new-cluster", None) or {}), **bare}
+        values["new_cluster"] = {**(values.get("new_cluster") or {}), **bare}
     parsed = parse_config(DatabricksConfig, values, backend=NAME)
-    _check_keys("new_cluster", [parsed.new_cluster or {}], _fields("cluster"))
-    _check_keys("environment", [parsed.environment or {}], _fields("environment"))
-    _check_keys("libraries", parsed.libraries, _fields("library"))
-    _check_keys("access-control", parsed.access_control, _fields("access"))
+    for name, keys in known.items():
+        part = getattr(parsed, name.replace("-", "_")) or []
+        for key in (key for each in (part if isinstance(part, list) else [part]) for key in each if key not in keys):
+            near = nearest(key, keys)
+            raise _misfit(f"{name}: unknown key {key!r}" + (f" (did you mean {near!r}?)" if near else ""))
     return parsed
 
 
-def _check_keys(where: str, values: list[dict[str, Any]], known: frozenset[str]) -> None:
-    for key in (key for value in values for key in value if key not in known):
-        near = nearest(key, known)
-        hint = f" (did you mean {near!r}?)" if near else ""
-        raise BackendError(
-            f"The configuration of the {NAME} backend does not fit: {where}: unknown key {key!r}{hint}", backend=NAME
-        )
+def _underscored(config: Mapping[str, Any]) -> dict[str, Any]:
+    own = {*DatabricksConfig.model_fields, "cluster_spec", "job_cluster"}
+    return {name if (name := key.replace("-", "_")) in own else key: value for key, value in config.items()}
 
 
-_CALL_SECONDS = 60
-# `insist` retries instead, since the SDK's own retries ignore the stop signal.
-_RETRY_SECONDS = 1
-
-
-def profile_of(tracking_uri: str) -> str | None:
-    """Returns the profile that a ``databricks://profile`` tracking URI names; None for any other."""
-    parts = urlsplit(tracking_uri)
-    # MLflow: "databricks://scope:prefix" names a secret scope, which exists inside a workspace only.
-    return parts.netloc.partition(":")[0] or None if parts.scheme in ("databricks", "databricks-uc") else None
+def _misfit(problem: str) -> BackendError:
+    return BackendError(f"The configuration of the {NAME} backend does not fit: {problem}", backend=NAME)
 
 
 def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None = None) -> WorkspaceClient:
@@ -245,49 +230,42 @@ def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None
         # The environment may hold other credentials, and the SDK refuses several methods at once.
         kind = "oauth-m2m" if values.get("client_secret") else "pat" if values.get("token") else None
         values |= {"auth_type": kind} if kind else {}
-    profile = config.profile or profile_of(tracking_uri)
-    if not values and profile:
+    parts = urlsplit(tracking_uri)
+    # MLflow: "databricks://scope:prefix" names a secret scope, which exists inside a workspace only.
+    named = parts.netloc.partition(":")[0] if parts.scheme in ("databricks", "databricks-uc") else ""
+    if not values and (profile := config.profile or named):
         values["profile"] = profile
     logging.getLogger("databricks.sdk").setLevel(logging.ERROR)
     return insist(partial(_client, values), config, stop, "The Databricks workspace can't be used")
 
 
 def _client(values: dict[str, Any]) -> WorkspaceClient:
-    from importlib.metadata import version
-
     from databricks.sdk import WorkspaceClient
     from databricks.sdk.config import Config
 
     unknown = sorted(set(values) - {each.name for each in Config.attributes()})
     if unknown:
         raise BackendError(f"The Databricks credentials have an unknown field: {', '.join(unknown)}.", backend=NAME)
-    return WorkspaceClient(
-        config=Config(
-            **values,
-            http_timeout_seconds=_CALL_SECONDS,
-            retry_timeout_seconds=_RETRY_SECONDS,
-            product="prefect-mlprojects",
-            product_version=version("prefect-mlprojects"),
-        )
-    )
+    product = {"product": "prefect-mlprojects", "product_version": version("prefect-mlprojects")}
+    # `insist` retries instead, since the SDK's own retries ignore the stop signal.
+    return WorkspaceClient(config=Config(**values, **product, http_timeout_seconds=60, retry_timeout_seconds=1))
 
 
 _Answer = TypeVar("_Answer")
 _BAD_GATEWAY = ("502", "bad gateway", "bad_gateway")
 
-_ADVICE = MappingProxyType(
-    {
-        "Unauthenticated": "The token is wrong or has expired: put a new one into the block, profile or DATABRICKS_TOKEN.",
-        "PermissionDenied": "Give the user or service principal the permission that the message names.",
-        "ValueError": "Name credentials: a databricks-workspace block, a profile, or DATABRICKS_HOST and DATABRICKS_TOKEN.",
-        "NotFound": "Check the ids and paths in the backend configuration.",
-        "ResourceDoesNotExist": "Check the ids and paths in the backend configuration.",
-        "TimeoutError": "The workspace could not be reached: check the host and the network, or raise network-timeout.",
-    }
-)
+_NOT_FOUND = "Check the ids and paths in the backend configuration."
+_ADVICE = {
+    "Unauthenticated": "The token is wrong or has expired: put a new one into the block, profile or DATABRICKS_TOKEN.",
+    "PermissionDenied": "Give the user or service principal the permission that the message names.",
+    "ValueError": "Name credentials: a databricks-workspace block, a profile, or DATABRICKS_HOST and DATABRICKS_TOKEN.",
+    "NotFound": _NOT_FOUND,
+    "ResourceDoesNotExist": _NOT_FOUND,
+    "TimeoutError": "The workspace could not be reached: check the host and the network, or raise network-timeout.",
+}
 
 
-def is_transient(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     """Returns whether an error is transient: a rate limit, a server error, a lost connection."""
     import requests
     from databricks.sdk import errors
@@ -309,18 +287,14 @@ def insist(call: Callable[[], _Answer], config: DatabricksConfig, stop: StopSign
     Raises:
         BackendError: The workspace refused it, or was unreachable for too long.
     """
-    deadline = time.monotonic() + config.network_timeout
-    backoff, waiter = Backoff(0.5, 20), stop or StopSignal()
-    while True:
-        try:
-            return call()
-        except BackendError:
-            raise
-        except Exception as error:  # noqa: BLE001 - classified below
-            pause = backoff.next()
-            if not is_transient(error) or time.monotonic() + pause > deadline or waiter.requested:
-                raise refused(what, error, config) from None
-        waiter.wait(pause)
+    try:
+        return retry(
+            call, is_transient=_is_transient, seconds=config.network_timeout, stop=stop, backoff=Backoff(0.5, 20)
+        )
+    except BackendError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the SDK raises many kinds
+        raise refused(what, error, config) from None
 
 
 def refused(what: str, error: BaseException, config: DatabricksConfig) -> BackendError:

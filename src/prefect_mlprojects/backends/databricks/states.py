@@ -104,7 +104,9 @@ _CODES_BY_CATEGORY = {
 }
 CATEGORIES = {code: category for category, codes in _CODES_BY_CATEGORY.items() for code in codes.split()}
 _MESSAGE_PATTERNS = {
-    FailureCategory.PREEMPTED: re.compile(r"preempt|spot([ _]instance|[ _]termination| eviction)", re.IGNORECASE),
+    FailureCategory.PREEMPTED: re.compile(
+        r"preempt|spot_instance_termination|spot (instance|termination|eviction)", re.IGNORECASE
+    ),
     FailureCategory.OUT_OF_MEMORY: re.compile(r"\b(out of memory|outofmemory|oom)", re.IGNORECASE),
 }
 
