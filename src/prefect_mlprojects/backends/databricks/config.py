@@ -31,7 +31,7 @@ NO_CLUSTER = (
     "Backend spec must be provided when launching MLflow project runs on Databricks: name a new_cluster, an "
     "existing-cluster-id or a (serverless) environment in the backend configuration."
 )
-
+backend_error = partial(BackendError, backend=NAME)
 
 _REFERENCE = re.compile(r"\{\{secrets/[^/}]+/[^}]+\}\}")
 # Names of environment variables, Spark properties and fields of a specification: PASSWORD, api-key, account.key, primary_key …
@@ -214,15 +214,14 @@ def _underscored(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _misfit(problem: str) -> BackendError:
-    return BackendError(f"The configuration of the {NAME} backend does not fit: {problem}", backend=NAME)
+    return backend_error(f"The configuration of the {NAME} backend does not fit: {problem}")
 
 
 def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None = None) -> WorkspaceClient:
     """Returns a client of the workspace; with a token it sends no request yet."""
     if isinstance(config.credentials, str):
-        raise BackendError(
-            f"The credentials block {config.credentials!r} was not resolved. Blocks are resolved by run() and by deployments.",
-            backend=NAME,
+        raise backend_error(
+            f"The credentials block {config.credentials!r} was not resolved. Blocks are resolved by run() and by deployments."
         )
     given = reveal_all(config.credentials or {})
     values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
@@ -245,7 +244,7 @@ def _client(values: dict[str, Any]) -> WorkspaceClient:
 
     unknown = sorted(set(values) - {each.name for each in Config.attributes()})
     if unknown:
-        raise BackendError(f"The Databricks credentials have an unknown field: {', '.join(unknown)}.", backend=NAME)
+        raise backend_error(f"The Databricks credentials have an unknown field: {', '.join(unknown)}.")
     product = {"product": "prefect-mlprojects", "product_version": version("prefect-mlprojects")}
     # `insist` retries instead, since the SDK's own retries ignore the stop signal.
     return WorkspaceClient(config=Config(**values, **product, http_timeout_seconds=60, retry_timeout_seconds=1))
@@ -310,4 +309,4 @@ def refused(what: str, error: BaseException, config: DatabricksConfig) -> Backen
         error = error.__cause__
     # The SDK appends its configuration, with names of files and variables.
     text = config.redact(str(error).partition(". Config:")[0].strip()) or type(error).__name__
-    return BackendError(f"{what}: {text.rstrip('.')}. {advice}".rstrip(), backend=NAME)
+    return backend_error(f"{what}: {text.rstrip('.')}. {advice}".rstrip())

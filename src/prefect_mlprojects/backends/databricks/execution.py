@@ -11,25 +11,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects._support.output import TailedOutput
-from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
+from prefect_mlprojects._support.secrets import reveal_all, reveal_values
 from prefect_mlprojects.backends.contract import Command, ExecutionEvents, Prepared
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, insist
+from prefect_mlprojects.backends.databricks.config import DatabricksConfig, backend_error, insist
 from prefect_mlprojects.backends.databricks.states import Diagnosis, Status, WatchEnd, cancel, waiting_for, watch
 from prefect_mlprojects.backends.databricks.storage import (
-    Code,
     RunRecord,
     Storage,
     Upload,
     bootstrap,
-    code_of,
     pack,
     read_record,
-    record_path,
     storage_for,
     upload,
-    write_record,
 )
-from prefect_mlprojects.backends.databricks.task import driver_environment, remote_variables, submission
+from prefect_mlprojects.backends.databricks.task import driver_environment, submission
 from prefect_mlprojects.backends.outcome import Ending, Outcome, explain_exit, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import OutputSink, StopSignal, StreamName
@@ -59,19 +55,18 @@ class Execution:
         self._client, self._request, self._config = client, prepared.request, prepared.request.config
         self._upload, self._command, self._events = prepared.value, command, events
         self._output, self._stop = TailedOutput(events), stop
-        self._root = prepared.value.root
-        self._storage = storage_for(client, self._root)
+        self._storage = storage_for(client, prepared.value.root)
+        self._live = self._config.live_output and not self._config.git_source
         self._reported: tuple[str, str] | None = None
         self._token = ""
 
     def run(self) -> Outcome:
         """Submits and watches the run until it ends; see ``Backend.execute``."""
         started = time.monotonic()
-        submitted = self._submit()
-        if submitted is None:
+        run_id = self._submit()
+        if run_id is None:
             return stopped_outcome(self._stop)
-        run_id, code = submitted
-        live = LiveOutput(self._storage, code.output, self._output) if code.output else None
+        live = LiveOutput(self._storage, self._upload.output(self._token), self._output) if self._live else None
         deadline = None if self._command.timeout is None else started + self._command.timeout
 
         def look(run: Run, found: Diagnosis) -> bool:
@@ -89,22 +84,21 @@ class Execution:
         known = found.status == "succeeded" and live is not None and live.complete
         error = "" if known else self._config.redact(driver_output(self._client, run, self._output, live))
         tail = self._output.close()
-        self._clear(code, found)
+        self._clear(found)
         return outcome(found, why, self._stop, live, error, tail)
 
-    def _submit(self) -> tuple[int, Code] | None:
+    def _submit(self) -> int | None:
         """Submits the run, unless an earlier attempt did and its failure was not reported; None if stopped before."""
-        variables = remote_variables(reveal_values(self._command.child_env), reveal(self._request.tracking_uri))
+        child_env = reveal_values(self._command.child_env)
         for attempt in range(_MAX_ATTEMPTS):
             token = f"mlp-{self._command.identity.flow_run_id}-{attempt}"[:_MAX_TOKEN]
-            path = record_path(self._root, token)
+            path = self._upload.record(token)
             record = self._ask(partial(read_record, self._storage, path), "The run's record can't be read")
             if record is not None and record.reported:
                 continue
             self._token = token
-            code = code_of(self._root, self._upload.sha256, token if self._live() else None)
-            self._ensure_code(code, path)
-            body = submission(self._request, self._command.line, code, variables, token)
+            self._ensure_code(path)
+            body = submission(self._request, self._command.line, self._upload, child_env, token)
             if self._stop.requested:
                 self._remove(path)
                 return None
@@ -116,34 +110,27 @@ class Execution:
             except BackendError:
                 self._remove(path)
                 raise
-            return int(answer["run_id"]), code
-        raise BackendError(f"The run was submitted {_MAX_ATTEMPTS} times without success.", backend=NAME)
+            return int(answer["run_id"])
+        raise backend_error(f"The run was submitted {_MAX_ATTEMPTS} times without success.")
 
-    def _ensure_code(self, code: Code, record: str) -> None:
+    def _ensure_code(self, record: str) -> None:
         """Writes the run's record, then uploads the code again if a clean-up removed it meanwhile."""
-        files = () if self._config.git_source else (code.archive, code.bootstrap)
-        content = RunRecord(self._upload.user, [each.rpartition("/")[2] for each in files])
-        self._ask(
-            partial(write_record, self._storage, record, content), "The run's record can't be written to the workspace"
-        )
-        if self._config.git_source:
-            return
-        what = "The project can't be uploaded to Databricks"
-        sizes = {code.archive: self._upload.size, code.bootstrap: len(bootstrap())}
+        code, what = self._upload, "The project can't be uploaded to Databricks"
+        sizes = {} if self._config.git_source else {code.archive: code.size, code.bootstrap: len(bootstrap())}
+        write = partial(self._write_record, record, files=tuple(path.rpartition("/")[2] for path in sizes))
+        self._ask(write, "The run's record can't be written to the workspace")
         if all(self._ask(partial(self._storage.holds, path, size), what) for path, size in sizes.items()):
             return
-        environment = driver_environment(self._request)
-        archive = pack(self._request, environment.files if environment is not None else {})
-        if archive.sha256 != self._upload.sha256:
-            raise BackendError(
+        archive, _ = pack(self._request, driver_environment(self._request).files)
+        if Upload.of(code.root, code.user, archive) != code:
+            raise backend_error(
                 "The project's uploaded code was removed from the workspace, and its local files have changed since. Run it "
-                "again.",
-                backend=NAME,
+                "again."
             )
         upload(self._storage, code, archive, partial(self._ask, what=what), self._events.report)
 
-    def _live(self) -> bool:
-        return self._config.live_output and not self._config.git_source
+    def _write_record(self, path: str, **fields: Any) -> None:
+        self._storage.write(path, RunRecord(user=self._upload.user, **fields).model_dump_json().encode())
 
     def _ask(self, call: Callable[[], Any], what: str) -> Any:
         return insist(call, self._config, self._stop, what)
@@ -164,16 +151,16 @@ class Execution:
             self._reported = (found.phase, reason)
             self._events.report(f"Databricks run {run_id}: {found.phase}{f' ({reason})' if reason else ''}")
 
-    def _clear(self, code: Code, found: Diagnosis) -> None:
+    def _clear(self, found: Diagnosis) -> None:
         """Removes the run's output and record; marks a failure as reported."""
-        path = record_path(self._root, self._token)
-        if code.output is not None:
-            self._remove(code.output)
+        path = self._upload.record(self._token)
+        if self._live:
+            self._remove(self._upload.output(self._token))
         if found.status == "succeeded":
             self._remove(path)
             return
         try:
-            write_record(self._storage, path, RunRecord(self._upload.user, reported=True))
+            self._write_record(path, reported=True)
         except Exception as error:  # noqa: BLE001 - must not hide the run's own failure
             self._events.report(
                 f"The run's record could not be written, so a retry will attach to the same run: {error}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, insist
+from prefect_mlprojects.backends.databricks.config import DatabricksConfig, backend_error, insist
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
@@ -262,5 +262,5 @@ def cancel(client: WorkspaceClient, run_id: int, config: DatabricksConfig) -> tu
         if found.ended:
             return run, found
         if time.monotonic() > deadline:
-            raise BackendError(f"{what}: it is still {found.phase}.", backend=NAME)
+            raise backend_error(f"{what}: it is still {found.phase}.")
         time.sleep(backoff.next())

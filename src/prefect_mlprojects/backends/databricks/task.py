@@ -12,8 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import strip_user_info
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksRequest
-from prefect_mlprojects.backends.databricks.storage import Code, driver_path
+from prefect_mlprojects._support.secrets import reveal
+from prefect_mlprojects.backends.databricks.config import DatabricksRequest, backend_error
+from prefect_mlprojects.backends.databricks.storage import Upload, driver_path
 from prefect_mlprojects.environments.python.files import (
     PythonSpec,
     is_python_request,
@@ -29,7 +30,7 @@ from prefect_mlprojects.environments.python.requirements import (
     digest_text,
     expand_requirements,
 )
-from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError, Problem
+from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, NoEnvironment, PythonEnvironment
 
 TASK_KEY = "mlproject"
@@ -54,62 +55,46 @@ def remote_variables(variables: Mapping[str, str], tracking_uri: str) -> dict[st
     return plain
 
 
-@dataclass(frozen=True)
-class SparkJob:
-    """A ``databricks_spark_job``: a Python file that runs in the driver's own Python, with its Spark session."""
-
-    file: str
-    parameters: tuple[str, ...] = ()
-    libraries: tuple[str, ...] = ()
-
-
-def spark_job(request: DatabricksRequest, command: str) -> SparkJob | None:
-    """Returns the project's Spark job by MLflow's rules; None if it has none."""
+def spark_arguments(request: DatabricksRequest, command: str) -> list[str]:
+    """Returns the file and the parameters of the project's Spark job by MLflow's rules; empty if it has none."""
     job = request.project.databricks_spark_job
     if job is None:
-        return None
-    libraries = tuple(str(each) for each in job.get("python_libraries") or ())
+        return []
     if job.get("python_file") is not None:
-        return SparkJob(str(job["python_file"]), tuple(str(each) for each in job.get("parameters") or ()), libraries)
+        return [str(each) for each in (job["python_file"], *(job.get("parameters") or ()))]
     words = shlex.split(command)
     if len(words) < 2 or words[0] != "python":
-        raise BackendError(
-            "Databricks spark job only supports 'python' command in the entry point configuration.", backend=NAME
-        )
-    return SparkJob(words[1], tuple(words[2:]), libraries)
+        raise backend_error("Databricks spark job only supports 'python' command in the entry point configuration.")
+    return words[1:]
 
 
-def job_argument(request: DatabricksRequest, command: str, code: Code, variables: Mapping[str, str]) -> str:
+def _job_argument(request: DatabricksRequest, command: str, code: Upload, variables: Any, token: str) -> str:
     """Returns the bootstrap's argument as JSON."""
-    environment, spark = driver_environment(request), spark_job(request, command)
-    job: dict[str, Any] = {
+    environment, spark = driver_environment(request).job, spark_arguments(request, command)
+    job = {
         "archive": driver_path(code.archive),
         "sha256": code.sha256,
-        "variables": dict(variables),
+        "variables": variables,
         "secrets": request.config.secrets,
-        "output": driver_path(code.output) if code.output else None,
+        "output": driver_path(code.output(token)) if request.config.live_output else None,
+        **({"spark_job": {"file": spark[0], "parameters": spark[1:]}} if spark else {"command": command}),
+        **({"environment": environment} if environment else {}),
     }
-    if spark is not None:
-        job["spark_job"] = {"file": spark.file, "parameters": list(spark.parameters)}
-    else:
-        job["command"] = command
-    if environment is not None:
-        job["environment"] = dict(environment.job)
     text = json.dumps(job, sort_keys=True)
     if len(text.encode()) > MAX_ARGUMENT_BYTES:
-        raise BackendError(
+        raise backend_error(
             f"The command and its variables have {len(text.encode())} bytes; Databricks accepts {MAX_ARGUMENT_BYTES}. Put long "
-            "values into a file of the project.",
-            backend=NAME,
+            "values into a file of the project."
         )
     return text
 
 
 def submission(
-    request: DatabricksRequest, command: str, code: Code, variables: Mapping[str, str], token: str
+    request: DatabricksRequest, command: str, code: Upload, child_env: Mapping[str, str], token: str
 ) -> dict[str, Any]:
     """Returns the body of ``POST /api/2.2/jobs/runs/submit``."""
     config, task = request.config, dict[str, Any](task_key=TASK_KEY)
+    variables = remote_variables(child_env, reveal(request.tracking_uri))
     body: dict[str, Any] = {
         "run_name": config.run_name or f"MLflow Run for {request.working_copy.source_name}",
         "idempotency_token": token,
@@ -118,10 +103,10 @@ def submission(
     if config.git_source:
         body["git_source"], task["spark_python_task"] = _git_task(request, command)
     else:
-        argument = job_argument(request, command, code, variables)
+        argument = _job_argument(request, command, code, variables, token)
         task["spark_python_task"] = {"python_file": code.bootstrap, "parameters": [argument]}
-    spark = spark_job(request, command)
-    libraries = [*config.libraries, *({"pypi": {"package": each}} for each in (spark.libraries if spark else ()))]
+    packages = (request.project.databricks_spark_job or {}).get("python_libraries") or ()
+    libraries = [*config.libraries, *({"pypi": {"package": str(each)}} for each in packages)]
     if config.compute == "new":
         cluster = dict(config.new_cluster or {})
         if config.git_source:
@@ -135,11 +120,8 @@ def submission(
         task["existing_cluster_id"] = config.existing_cluster_id
     else:
         environment = dict(config.environment or {})
-        if libraries:
-            environment["dependencies"] = [
-                *environment.get("dependencies", []),
-                *(each["pypi"]["package"] for each in libraries),
-            ]
+        if packages:
+            environment["dependencies"] = [*environment.get("dependencies", []), *map(str, packages)]
             libraries = []
         task["environment_key"] = ENVIRONMENT_KEY
         body["environments"] = [{"environment_key": ENVIRONMENT_KEY, "spec": environment}]
@@ -149,8 +131,8 @@ def submission(
 
 
 def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    copy, spark = request.working_copy, spark_job(request, command)
-    words = shlex.split(command) if spark is None else ["python", spark.file, *spark.parameters]
+    copy, spark = request.working_copy, spark_arguments(request, command)
+    words = ["python", *spark] if spark else shlex.split(command)
     provider = _PROVIDERS.get(urlsplit(copy.repository_url or "").hostname or "")
     if not copy.commit or not copy.repository_url or copy.dirty:
         problem = "the project must be a commit of a git repository, without uncommitted changes"
@@ -158,7 +140,7 @@ def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any],
         problem = f"Databricks knows no git provider for {strip_user_info(copy.repository_url)}"
     elif len(words) < 2 or words[0] not in ("python", "python3") or _PLAIN.fullmatch(command) is None:
         problem = "the entry point must be one plain command 'python FILE …'"
-    elif driver_environment(request) is not None:
+    elif driver_environment(request).job:
         problem = "the project has an environment of its own; name it under libraries and give env_manager='local'"
     else:
         url = strip_user_info(copy.repository_url)
@@ -166,9 +148,7 @@ def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any],
         subfolder = copy.uri.partition("#")[2].strip("/")
         file = f"{subfolder}/{words[1]}" if subfolder else words[1]
         return source, {"python_file": file, "parameters": words[2:], "source": "GIT"}
-    raise BackendError(
-        f"git-source can't be used: {problem}. Leave it out, so that the code is uploaded.", backend=NAME
-    )
+    raise backend_error(f"git-source can't be used: {problem}. Leave it out, so that the code is uploaded.")
 
 
 BUILD_FILE = ".mlprojects-build.txt"
@@ -177,22 +157,19 @@ REQUIREMENTS_FILE = ".mlprojects-requirements.txt"
 
 @dataclass(frozen=True)
 class DriverEnvironment:
-    """An environment to build on the driver: the bootstrap's instructions, and further files of the archive, by name."""
+    """The driver's own Python, or an environment to build: the bootstrap's instructions, and further files of the archive."""
 
-    description: str
-    job: Mapping[str, Any]
+    description: str = "the driver's own Python"
+    job: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
-def driver_environment(request: DatabricksRequest) -> DriverEnvironment | None:
-    """Returns the environment to build on the driver; None for the driver's own Python.
-
-    The latter is used without an environment file, for a Spark job, and with ``env_manager`` ``local``.
-    """
+def driver_environment(request: DatabricksRequest) -> DriverEnvironment:
+    """Returns the command's environment: the driver's own without a file, for a Spark job, and for ``--env-manager local``."""
     project = request.project
     if request.env_manager == "local" or project.databricks_spark_job is not None:
-        return None
+        return DriverEnvironment()
     if request.env_manager == "conda":
         raise EnvironmentBuildError(
             f"Project '{project.display_name}' can't be run with --env-manager conda on Databricks: its drivers have no conda. "
@@ -202,7 +179,7 @@ def driver_environment(request: DatabricksRequest) -> DriverEnvironment | None:
     environment = project.environment
     if isinstance(environment, NoEnvironment):
         lock = uv_lock_of(project)
-        return _locked(request, lock) if lock is not None and request.env_manager != "virtualenv" else None
+        return _locked(request, lock) if lock and request.env_manager != "virtualenv" else DriverEnvironment()
     if isinstance(environment, PythonEnvironment):
         spec = read_python_env(environment.file)
     else:
