@@ -11,31 +11,22 @@ from urllib.parse import urlsplit
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import reveal, without_secrets
 from prefect_mlprojects.backends.contract import Backend, BackendPlan, Command, ExecutionEvents, Prepared, Report
+from prefect_mlprojects.backends.databricks import storage
 from prefect_mlprojects.backends.databricks.config import (
     NAME,
-    NO_CLUSTER,
     DatabricksConfig,
     DatabricksRequest,
     backend_error,
     connect,
     insist,
-    parse_databricks_config,
 )
 from prefect_mlprojects.backends.databricks.execution import Execution
-from prefect_mlprojects.backends.databricks.storage import (
-    Upload,
-    check_size,
-    code_path,
-    driver_path,
-    pack,
-    storage_for,
-    upload,
-)
+from prefect_mlprojects.backends.databricks.storage import Upload
 from prefect_mlprojects.backends.databricks.task import driver_environment, submission
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.tracking.uris import is_on_this_machine
-from prefect_mlprojects.types import BackendConfig, StopSignal
+from prefect_mlprojects.types import StopSignal
 
 
 class DatabricksBackend(Backend[DatabricksConfig, Upload]):
@@ -44,10 +35,6 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
     name = NAME
     config_model = DatabricksConfig
     downloads_paths = False
-
-    def parse_config(self, config: BackendConfig) -> DatabricksConfig:
-        """See ``parse_databricks_config``."""
-        return parse_databricks_config(config)
 
     def environment_kind(self, request: DatabricksRequest) -> str:
         """Returns ``databricks``."""
@@ -58,7 +45,10 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         """Checks the compute, the absence of Docker options, and that the cluster can reach the tracking store."""
         config = request.config
         if config.compute is None:
-            raise backend_error(NO_CLUSTER)
+            raise backend_error(
+                "Backend spec must be provided when launching MLflow project runs on Databricks: name a new_cluster, an "
+                "existing-cluster-id or a (serverless) environment in the backend configuration."
+            )
         if isinstance(request.project.environment, DockerEnvironment) or request.docker_args or request.build_image:
             raise backend_error(
                 f"The project '{request.project.display_name}' wants a Docker container, which Databricks can't run: its "
@@ -78,7 +68,9 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         mapped = {}
         for name, value in paths.items():
             if value.startswith("dbfs:/"):
-                mapped[name] = value.removeprefix("dbfs:") if value.startswith("dbfs:/Volumes/") else driver_path(value)
+                mapped[name] = (
+                    value.removeprefix("dbfs:") if value.startswith("dbfs:/Volumes/") else storage.driver_path(value)
+                )
             elif Path(value).is_absolute() and Path(value).is_relative_to(folder):
                 mapped[name] = str(Path(value).relative_to(folder))
             else:
@@ -92,8 +84,8 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         """Returns the submission as JSON, and what would be uploaded and built; sends nothing."""
         self.check(request)
         environment = driver_environment(request)
-        archive, count = pack(request, environment.files)
-        code = Upload.of(code_path(request.config, "<user>"), "<user>", archive)
+        archive, count = storage.pack(request, environment.files)
+        code = Upload.of(storage.code_path(request.config, "<user>"), "<user>", archive)
         body = submission(request, command, code, {}, "mlp-<flow run id>-0")
         shown = json.dumps(without_secrets(body), indent=2)
         if request.config.git_source:
@@ -121,15 +113,15 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         client = connect(config, tracking_uri, stop)
         ask = partial(insist, config=config, stop=stop, what="The project can't be uploaded to Databricks")
         user = str(ask(lambda: client.current_user.me().user_name))
-        root = code_path(config, user)
+        root = storage.code_path(config, user)
         if config.git_source:
             return Prepared(request, Upload(root, user), "git commit checked out by Databricks", True)
-        archive, _ = pack(request, environment.files)
+        archive, _ = storage.pack(request, environment.files)
         code = Upload.of(root, user, archive)
-        check_size(root, code.size)
+        storage.check_size(root, code.size)
         if stop.requested:
             raise backend_error("The upload to Databricks was stopped.")
-        reused = upload(storage_for(client, root), code, archive, ask, report)
+        reused = storage.upload(storage.storage_for(client, root), code, archive, ask, report)
         return Prepared(request, code, f"archive of {code.size} bytes at {code.archive}", reused)
 
     def execute(

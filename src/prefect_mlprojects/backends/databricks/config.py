@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache, partial
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from prefect_mlprojects._support.redaction import holds_secret, redact
 from prefect_mlprojects._support.retry import Backoff, retry
@@ -27,10 +29,6 @@ if TYPE_CHECKING:
 
 
 NAME = "databricks"
-NO_CLUSTER = (
-    "Backend spec must be provided when launching MLflow project runs on Databricks: name a new_cluster, an "
-    "existing-cluster-id or a (serverless) environment in the backend configuration."
-)
 backend_error = partial(BackendError, backend=NAME)
 
 _REFERENCE = re.compile(r"\{\{secrets/[^/}]+/[^}]+\}\}")
@@ -59,6 +57,31 @@ def _marked(value: Any, name: str = "", *, free_form: bool = False) -> Any:
     text = str(value)
     secret = text and (_SECRET_NAME.search(name) or holds_secret(text) or (free_form and _OPAQUE.fullmatch(text)))
     return Secret(text) if secret else value
+
+
+# Fields that are passed on to the API -> the SDK's modules and classes of them.
+_API_PARTS = {
+    "new_cluster": ("compute", "ClusterSpec"),
+    "environment": ("compute", "Environment"),
+    "libraries": ("compute", "Library"),
+    "access_control": ("jobs", "JobAccessControlRequest"),
+}
+
+
+@cache
+def _known_keys() -> Mapping[str, frozenset[str]]:
+    models = {
+        name: getattr(import_module(f"databricks.sdk.service.{module}"), model)
+        for name, (module, model) in _API_PARTS.items()
+    }
+    known = {name: frozenset(each.name for each in fields(model)) for name, model in models.items()}
+    # Older SDKs of the supported range lack some keys of an environment.
+    return known | {"environment": known["environment"] | {"environment_version", "base_environment"}}
+
+
+def _underscored(config: Mapping[str, Any]) -> dict[str, Any]:
+    names = {name.replace("_", "-"): name for name in ("cluster_spec", "job_cluster", "new_cluster")}
+    return {names.get(key, key): value for key, value in config.items()}
 
 
 Compute: TypeAlias = Literal["new", "existing", "serverless"]
@@ -107,9 +130,32 @@ class DatabricksConfig(BaseModel):
     max_poll_interval: float = Field(default=20.0, gt=0)
     network_timeout: float = Field(default=900.0, ge=0)
 
-    @field_validator("new_cluster", "environment", "libraries")
+    @model_validator(mode="before")
     @classmethod
-    def _mark_secrets(cls, value: Any) -> Any:
+    def _accept_mlflow_forms(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Accepts a bare cluster specification, a ``job_cluster``, and either (or a ``new_cluster``) under ``cluster_spec``."""
+        values = _underscored(given)
+        spec = values.pop("cluster_spec", None)
+        if not isinstance(spec, Mapping | None):
+            raise PydanticCustomError("cluster_spec", "cluster_spec: must be a mapping")
+        values = {**_underscored(spec or {}), **values}
+        if "job_cluster" in values:
+            # An entry of a job's job_clusters, or the specification itself.
+            cluster = values.pop("job_cluster")
+            values["new_cluster"] = cluster.get("new_cluster", cluster) if isinstance(cluster, Mapping) else cluster
+        cluster_keys = _known_keys()["new_cluster"] - cls.model_fields.keys()
+        bare = {key: values.pop(key) for key in list(values) if key in cluster_keys}
+        return {**values, "new_cluster": {**(values.get("new_cluster") or {}), **bare}} if bare else values
+
+    @field_validator(*_API_PARTS)
+    @classmethod
+    def _check_keys(cls, value: Any, info: ValidationInfo) -> Any:
+        known = _known_keys()[str(info.field_name)]
+        for key in (key for part in (value if isinstance(value, list) else [value or {}]) for key in part):
+            if key not in known:
+                near = nearest(key, known)
+                hint = f" (did you mean {near!r}?)" if near else ""
+                raise PydanticCustomError("unknown_key", "unknown key {key}{hint}", {"key": repr(key), "hint": hint})
         return _marked(value)
 
     @field_validator("code_path")
@@ -159,62 +205,7 @@ class DatabricksConfig(BaseModel):
 DatabricksRequest: TypeAlias = BackendRequest[DatabricksConfig]
 
 
-@cache
-def _known_keys() -> Mapping[str, frozenset[str]]:
-    """Returns the SDK's keys for the parts of a configuration that are passed on to the Jobs API."""
-    from databricks.sdk.service.compute import ClusterSpec, Environment, Library
-    from databricks.sdk.service.jobs import JobAccessControlRequest
-
-    parts = {
-        "new_cluster": ClusterSpec,
-        "environment": Environment,
-        "libraries": Library,
-        "access-control": JobAccessControlRequest,
-    }
-    known = {name: frozenset(each.name for each in fields(model)) for name, model in parts.items()}
-    # Older SDKs of the supported range lack some keys of an environment.
-    return known | {"environment": known["environment"] | {"environment_version", "base_environment"}}
-
-
-def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
-    """Parses a configuration in any of its forms.
-
-    MLflow's forms are a bare cluster specification, ``new_cluster`` with ``libraries``, and either under ``cluster_spec``;
-    ``job_cluster`` is another name for ``new_cluster``.
-
-    Raises:
-        BackendError: A key is unknown (the nearest is named) or a value is of the wrong type.
-    """
-    values = _underscored(config)
-    spec = values.pop("cluster_spec", None)
-    if not isinstance(spec, Mapping | None):
-        raise _misfit("cluster_spec: must be a mapping")
-    values = {**_underscored(spec or {}), **values}
-    if "job_cluster" in values:
-        # An entry of a job's job_clusters, or the specification itself.
-        cluster = values.pop("job_cluster")
-        values["new_cluster"] = cluster.get("new_cluster", cluster) if isinstance(cluster, Mapping) else cluster
-    known = _known_keys()
-    cluster_keys = known["new_cluster"] - DatabricksConfig.model_fields.keys()
-    bare = {key: values.pop(key) for key in list(values) if key in cluster_keys}
-    if bare:
-        values["new_cluster"] = {**(values.get("new_cluster") or {}), **bare}
-    parsed = parse_config(DatabricksConfig, values, backend=NAME)
-    for name, keys in known.items():
-        part = getattr(parsed, name.replace("-", "_")) or []
-        for key in (key for each in (part if isinstance(part, list) else [part]) for key in each if key not in keys):
-            near = nearest(key, keys)
-            raise _misfit(f"{name}: unknown key {key!r}" + (f" (did you mean {near!r}?)" if near else ""))
-    return parsed
-
-
-def _underscored(config: Mapping[str, Any]) -> dict[str, Any]:
-    own = {*DatabricksConfig.model_fields, "cluster_spec", "job_cluster"}
-    return {name if (name := key.replace("-", "_")) in own else key: value for key, value in config.items()}
-
-
-def _misfit(problem: str) -> BackendError:
-    return backend_error(f"The configuration of the {NAME} backend does not fit: {problem}")
+parse_databricks_config = partial(parse_config, DatabricksConfig, backend=NAME)
 
 
 def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None = None) -> WorkspaceClient:

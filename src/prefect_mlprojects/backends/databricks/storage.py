@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from prefect_mlprojects.backends.containers.archive import project_files, write_archive
+from prefect_mlprojects.backends.contract import Report
 from prefect_mlprojects.backends.databricks.config import (
     NAME,
     DatabricksConfig,
@@ -227,13 +228,7 @@ def bootstrap() -> bytes:
     return (Path(__file__).parent / "bootstrap.py").read_bytes()
 
 
-def upload(
-    storage: Storage,
-    target: Upload,
-    archive: bytes,
-    ask: Callable[[Callable[[], Any]], Any],
-    report: Callable[[str], None],
-) -> bool:
+def upload(storage: Storage, target: Upload, archive: bytes, ask: Callable[..., Any], report: Report) -> bool:
     """Uploads the archive and the bootstrap unless they exist; returns whether both existed."""
     reused = True
     for path, content in ((target.bootstrap, bootstrap()), (target.archive, archive)):

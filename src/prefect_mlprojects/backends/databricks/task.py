@@ -15,21 +15,10 @@ from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects._support.secrets import reveal
 from prefect_mlprojects.backends.databricks.config import DatabricksRequest, backend_error
 from prefect_mlprojects.backends.databricks.storage import Upload, driver_path
-from prefect_mlprojects.environments.python.files import (
-    PythonSpec,
-    is_python_request,
-    read_conda_env,
-    read_lock,
-    read_python_env,
-    uv_lock_of,
-)
-from prefect_mlprojects.environments.python.requirements import (
-    RequirementSet,
-    digest_metadata,
-    digest_package,
-    digest_text,
-    expand_requirements,
-)
+from prefect_mlprojects.environments.python import files as env_files
+from prefect_mlprojects.environments.python import requirements as reqs
+from prefect_mlprojects.environments.python.files import PythonSpec
+from prefect_mlprojects.environments.python.requirements import RequirementSet
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, NoEnvironment, PythonEnvironment
 
@@ -178,17 +167,17 @@ def driver_environment(request: DatabricksRequest) -> DriverEnvironment:
         )
     environment = project.environment
     if isinstance(environment, NoEnvironment):
-        lock = uv_lock_of(project)
+        lock = env_files.uv_lock_of(project)
         return _locked(request, lock) if lock and request.env_manager != "virtualenv" else DriverEnvironment()
     if isinstance(environment, PythonEnvironment):
-        spec = read_python_env(environment.file)
+        spec = env_files.read_python_env(environment.file)
     else:
         assert isinstance(environment, CondaEnvironment)  # the backend refuses containers before
-        spec = read_conda_env(environment.file, "uv")
+        spec = env_files.read_conda_env(environment.file, "uv")
     if not isinstance(spec, PythonSpec):
         raise _problems(request, spec)
-    build = expand_requirements(spec.build_dependencies, spec.source, project.directory)
-    run = expand_requirements(spec.dependencies, spec.source, project.directory)
+    build = reqs.expand_requirements(spec.build_dependencies, spec.source, project.directory)
+    run = reqs.expand_requirements(spec.dependencies, spec.source, project.directory)
     if not isinstance(build, RequirementSet) or not isinstance(run, RequirementSet):
         raise _problems(request, tuple(each for part in (build, run) if isinstance(part, tuple) for each in part))
     files = {BUILD_FILE: _lines(request, build), REQUIREMENTS_FILE: _lines(request, run)}
@@ -208,7 +197,7 @@ def _key(spec: PythonSpec, build: RequirementSet, run: RequirementSet) -> str | 
     if any(package.editable for package in (*build.local_packages, *run.local_packages)):
         # It refers to the unpacked project, which is removed with the run: not cacheable.
         return None
-    return digest_text(["python", spec.python or "", "build", *build.key_inputs, "run", *run.key_inputs])
+    return reqs.digest_text(["python", spec.python or "", "build", *build.key_inputs, "run", *run.key_inputs])
 
 
 def _lines(request: DatabricksRequest, requirements: RequirementSet) -> bytes:
@@ -235,24 +224,24 @@ def _inside(request: DatabricksRequest, path: Path) -> Path:
 
 
 def _locked(request: DatabricksRequest, lock: Path) -> DriverEnvironment:
-    found = read_lock(lock)
+    found = env_files.read_lock(lock)
     if isinstance(found, Problem):
         raise _problems(request, (found,))
     requires, packages = found
     folder = request.project.directory
-    facts = ["lock", lock.read_bytes().decode("utf-8", "surrogateescape"), digest_metadata(folder)]
+    facts = ["lock", lock.read_bytes().decode("utf-8", "surrogateescape"), reqs.digest_metadata(folder)]
     for package in packages:
         _inside(request, package.path)
         if package.installed:
-            facts += [package.name, digest_package(package.path)]
+            facts += [package.name, reqs.digest_package(package.path)]
     try:
         named = (folder / ".python-version").read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError):
         named = []
-    python = named[0] if named and is_python_request(named[0]) else requires
+    python = named[0] if named and env_files.is_python_request(named[0]) else requires
     return DriverEnvironment(
         f"Python {python}, locked by {lock.name}, built on the driver",
-        {"installer": "uv", "python": python, "key": digest_text([*facts, python or ""]), "locked": True},
+        {"installer": "uv", "python": python, "key": reqs.digest_text([*facts, python or ""]), "locked": True},
     )
 
 
