@@ -16,8 +16,8 @@ from prefect_mlprojects.backends.databricks.config import (
     NAME,
     DatabricksConfig,
     DatabricksRequest,
-    backend_error,
     connect,
+    failure,
     insist,
 )
 from prefect_mlprojects.backends.databricks.execution import Execution
@@ -45,18 +45,18 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         """Checks the compute, the absence of Docker options, and that the cluster can reach the tracking store."""
         config = request.config
         if config.compute is None:
-            raise backend_error(
+            raise failure(
                 "Backend spec must be provided when launching MLflow project runs on Databricks: name a new_cluster, an "
                 "existing-cluster-id or a (serverless) environment in the backend configuration."
             )
         if isinstance(request.project.environment, DockerEnvironment) or request.docker_args or request.build_image:
-            raise backend_error(
+            raise failure(
                 f"The project '{request.project.display_name}' wants a Docker container, which Databricks can't run: its "
                 "runtime is the container. Give the project a python_env, or run it with the local or kubernetes backend."
             )
         _check_tracking(reveal(request.tracking_uri), config)
         if config.git_source and config.compute != "new":
-            raise backend_error(
+            raise failure(
                 "git-source needs a new_cluster: the run's variables get to the command by it. Leave git-source out, so that the "
                 "code is uploaded."
             )
@@ -74,7 +74,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
             elif Path(value).is_absolute() and Path(value).is_relative_to(folder):
                 mapped[name] = str(Path(value).relative_to(folder))
             else:
-                raise backend_error(
+                raise failure(
                     f"Parameter '{name}': {redact(value)} can't be reached from Databricks. Give a dbfs:/ path or a file of the "
                     "project, or declare the parameter as uri and let the project read it."
                 )
@@ -120,7 +120,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         code = Upload.of(root, user, archive)
         storage.check_size(root, code.size)
         if stop.requested:
-            raise backend_error("The upload to Databricks was stopped.")
+            raise failure("The upload to Databricks was stopped.")
         reused = storage.upload(storage.storage_for(client, root), code, archive, ask, report)
         return Prepared(request, code, f"archive of {code.size} bytes at {code.archive}", reused)
 
@@ -139,14 +139,14 @@ def _check_tracking(uri: str, config: DatabricksConfig) -> None:
     if scheme in ("databricks", "databricks-uc"):
         return
     if scheme not in ("http", "https"):
-        raise backend_error(
+        raise failure(
             "When running on Databricks, the MLflow tracking URI must be of the form 'databricks' or 'databricks://profile', or a "
             "remote HTTP URI accessible to both the current client and code running on Databricks. Got local tracking URI "
             f"{redact(uri)}. Please specify a valid tracking URI via mlflow.set_tracking_uri or by setting the "
             "MLFLOW_TRACKING_URI environment variable."
         )
     if urlsplit(uri).username and not {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"} & set(config.secrets):
-        raise backend_error(
+        raise failure(
             f"The tracking URI {redact(uri)} holds a password, which must not be in the submitted task. Put user and password "
             "into a Databricks secret scope and name them in the backend configuration: secrets: {MLFLOW_TRACKING_USERNAME: "
             "scope/key, MLFLOW_TRACKING_PASSWORD: scope/key}."

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 NAME = "databricks"
-backend_error = partial(BackendError, backend=NAME)
+failure = partial(BackendError, backend=NAME)
 
 _REFERENCE = re.compile(r"\{\{secrets/[^/}]+/[^}]+\}\}")
 # Names of environment variables, Spark properties and fields of a specification: PASSWORD, api-key, account.key, primary_key …
@@ -211,7 +211,7 @@ parse_databricks_config = partial(parse_config, DatabricksConfig, backend=NAME)
 def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None = None) -> WorkspaceClient:
     """Returns a client of the workspace; with a token it sends no request yet."""
     if isinstance(config.credentials, str):
-        raise backend_error(
+        raise failure(
             f"The credentials block {config.credentials!r} was not resolved. Blocks are resolved by run() and by deployments."
         )
     given = reveal_all(config.credentials or {})
@@ -235,15 +235,13 @@ def _client(values: dict[str, Any]) -> WorkspaceClient:
 
     unknown = sorted(set(values) - {each.name for each in Config.attributes()})
     if unknown:
-        raise backend_error(f"The Databricks credentials have an unknown field: {', '.join(unknown)}.")
-    product = {"product": "prefect-mlprojects", "product_version": version("prefect-mlprojects")}
+        raise failure(f"The Databricks credentials have an unknown field: {', '.join(unknown)}.")
+    values |= {"product": "prefect-mlprojects", "product_version": version("prefect-mlprojects")}
     # `insist` retries instead, since the SDK's own retries ignore the stop signal.
-    return WorkspaceClient(config=Config(**values, **product, http_timeout_seconds=60, retry_timeout_seconds=1))
+    return WorkspaceClient(config=Config(**values, http_timeout_seconds=60, retry_timeout_seconds=1))
 
 
 _Answer = TypeVar("_Answer")
-_BAD_GATEWAY = ("502", "bad gateway", "bad_gateway")
-
 _NOT_FOUND = "Check the ids and paths in the backend configuration."
 _ADVICE = {
     "Unauthenticated": "The token is wrong or has expired: put a new one into the block, profile or DATABRICKS_TOKEN.",
@@ -266,7 +264,7 @@ def _is_transient(error: BaseException) -> bool:
         return True
     # The SDK has no class for a gateway's errors.
     text = f"{error.error_code} {error}".lower() if type(error) is DatabricksError else ""
-    return any(sign in text for sign in _BAD_GATEWAY)
+    return any(sign in text for sign in ("502", "bad gateway", "bad_gateway"))
 
 
 def insist(call: Callable[[], _Answer], config: DatabricksConfig, stop: StopSignal | None, what: str) -> _Answer:
@@ -291,13 +289,11 @@ def refused(what: str, error: BaseException, config: DatabricksConfig) -> Backen
     """Returns the error of a failed call, with advice and without the configuration's secrets."""
     advice = _ADVICE.get(type(error).__name__, "")
     if "invalid_client" in str(error):
-        advice = (
-            "Authentication failed for the service principal: its client_secret is wrong or expired. Create a new one in the "
-            "account console."
-        )
+        failed = "Authentication failed for the service principal: its client_secret is wrong or expired."
+        advice = f"{failed} Create a new one in the account console."
     if isinstance(error, TimeoutError) and error.__cause__ is not None:
         # The error that the SDK retried; its own message names only the time.
         error = error.__cause__
     # The SDK appends its configuration, with names of files and variables.
     text = config.redact(str(error).partition(". Config:")[0].strip()) or type(error).__name__
-    return backend_error(f"{what}: {text.rstrip('.')}. {advice}".rstrip())
+    return failure(f"{what}: {text.rstrip('.')}. {advice}".rstrip())

@@ -13,18 +13,10 @@ from typing import TYPE_CHECKING, Any
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.secrets import reveal_all, reveal_values
 from prefect_mlprojects.backends.contract import Command, ExecutionEvents, Prepared
-from prefect_mlprojects.backends.databricks.config import DatabricksConfig, backend_error, insist
+from prefect_mlprojects.backends.databricks import storage
+from prefect_mlprojects.backends.databricks.config import DatabricksConfig, failure, insist
 from prefect_mlprojects.backends.databricks.states import Diagnosis, Status, WatchEnd, cancel, waiting_for, watch
-from prefect_mlprojects.backends.databricks.storage import (
-    RunRecord,
-    Storage,
-    Upload,
-    bootstrap,
-    pack,
-    read_record,
-    storage_for,
-    upload,
-)
+from prefect_mlprojects.backends.databricks.storage import RunRecord, Storage, Upload
 from prefect_mlprojects.backends.databricks.task import driver_environment, submission
 from prefect_mlprojects.backends.outcome import Ending, Outcome, explain_exit, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError
@@ -55,7 +47,7 @@ class Execution:
         self._client, self._request, self._config = client, prepared.request, prepared.request.config
         self._upload, self._command, self._events = prepared.value, command, events
         self._output, self._stop = TailedOutput(events), stop
-        self._storage = storage_for(client, prepared.value.root)
+        self._storage = storage.storage_for(client, prepared.value.root)
         self._live = self._config.live_output and not self._config.git_source
         self._reported: tuple[str, str] | None = None
         self._token = ""
@@ -93,7 +85,7 @@ class Execution:
         for attempt in range(_MAX_ATTEMPTS):
             token = f"mlp-{self._command.identity.flow_run_id}-{attempt}"[:_MAX_TOKEN]
             path = self._upload.record(token)
-            record = self._ask(partial(read_record, self._storage, path), "The run's record can't be read")
+            record = self._ask(partial(storage.read_record, self._storage, path), "The run's record can't be read")
             if record is not None and record.reported:
                 continue
             self._token = token
@@ -102,32 +94,32 @@ class Execution:
             if self._stop.requested:
                 self._remove(path)
                 return None
+            # The SDK's submit() takes dataclasses and drops unknown keys.
+            post = partial(self._client.api_client.do, "POST", "/api/2.2/jobs/runs/submit", body=reveal_all(body))
             try:
                 # A stop request must not end these retries: a lost response may be that of a run, which costs money.
-                answer = insist(
-                    partial(_post, self._client, body), self._config, None, "The run can't be submitted to Databricks"
-                )
+                answer: Any = insist(post, self._config, None, "The run can't be submitted to Databricks")
             except BackendError:
                 self._remove(path)
                 raise
             return int(answer["run_id"])
-        raise backend_error(f"The run was submitted {_MAX_ATTEMPTS} times without success.")
+        raise failure(f"The run was submitted {_MAX_ATTEMPTS} times without success.")
 
     def _ensure_code(self, record: str) -> None:
         """Writes the run's record, then uploads the code again if a clean-up removed it meanwhile."""
         code, what = self._upload, "The project can't be uploaded to Databricks"
-        sizes = {} if self._config.git_source else {code.archive: code.size, code.bootstrap: len(bootstrap())}
+        sizes = {} if self._config.git_source else {code.archive: code.size, code.bootstrap: len(storage.bootstrap())}
         write = partial(self._write_record, record, files=tuple(path.rpartition("/")[2] for path in sizes))
         self._ask(write, "The run's record can't be written to the workspace")
         if all(self._ask(partial(self._storage.holds, path, size), what) for path, size in sizes.items()):
             return
-        archive, _ = pack(self._request, driver_environment(self._request).files)
+        archive, _ = storage.pack(self._request, driver_environment(self._request).files)
         if Upload.of(code.root, code.user, archive) != code:
-            raise backend_error(
+            raise failure(
                 "The project's uploaded code was removed from the workspace, and its local files have changed since. Run it "
                 "again."
             )
-        upload(self._storage, code, archive, partial(self._ask, what=what), self._events.report)
+        storage.upload(self._storage, code, archive, partial(self._ask, what=what), self._events.report)
 
     def _write_record(self, path: str, **fields: Any) -> None:
         self._storage.write(path, RunRecord(user=self._upload.user, **fields).model_dump_json().encode())
@@ -173,11 +165,6 @@ class Execution:
             self._events.report(f"{path} could not be removed: {error}")
 
 
-def _post(client: WorkspaceClient, body: Mapping[str, Any]) -> Any:
-    # The SDK's submit() takes dataclasses and drops unknown keys.
-    return client.api_client.do("POST", "/api/2.2/jobs/runs/submit", body=reveal_all(body))
-
-
 def outcome(
     found: Diagnosis, why: WatchEnd, stop: StopSignal, live: LiveOutput | None, error: str, tail: tuple[str, ...]
 ) -> Outcome:
@@ -191,7 +178,7 @@ def outcome(
     failed = found.status == "failed"
     if failed and live is not None and live.problem:
         return Outcome("not-started", cause=live.problem.rstrip("."), output_tail=tail)
-    code = (live.exit_code if live is not None else None) or _exit_code(error)
+    code = (live.exit_code if live is not None else None) or _parse_exit_code(error)
     if failed and code:
         cause = explain_exit(code)
         return Outcome("exited", code, cause.signal, cause.text, cause.advice or found.advice, tail, found.category)
@@ -201,7 +188,7 @@ def outcome(
     return Outcome(ending, code, cause=text, advice=found.advice, output_tail=tail, reason=found.category)
 
 
-def _exit_code(error: str) -> int | None:
+def _parse_exit_code(error: str) -> int | None:
     """Parses the bootstrap's exit code from a driver's error."""
     match = re.match(r"SystemExit: (\d+)\b", error.strip())
     return int(match[1]) if match is not None else None
@@ -214,43 +201,37 @@ _STREAMS: dict[bytes, StreamName] = {b"out": "stdout", b"err": "stderr"}
 class LiveOutput:
     """Reads the numbered files of a run's output folder, each once; a poll costs one request, and one for each new file."""
 
-    def __init__(self, storage: Storage, folder: str, output: OutputSink) -> None:
-        self._storage, self._folder, self._output = storage, folder, output
-        self._next = 1
+    def __init__(self, files: Storage, folder: str, output: OutputSink) -> None:
+        self._storage, self._folder, self._output = files, folder, output
+        self.next = 1
         self.last = b""
         self.exit_code: int | None = None
         self.problem = ""
 
     @property
-    def seen(self) -> bool:
-        """True once any output was read."""
-        return self._next > 1
-
-    @property
     def complete(self) -> bool:
-        """True once the bootstrap wrote the exit code, which follows the last output."""
-        return self.seen and self.exit_code is not None
+        """True once any output was read, and the exit code, which the bootstrap writes after the last output."""
+        return self.next > 1 and self.exit_code is not None
 
     def read(self) -> bool:
         """Passes new output on; returns whether there was any. Errors only delay it."""
-        before = self._next
+        before = self.next
         try:
-            while (data := self._storage.read(f"{self._folder}/{self._next:08d}")) is not None:
+            while (data := self._storage.read(f"{self._folder}/{self.next:08d}")) is not None:
                 pieces = list(parse_chunk(data))
-                self._next += 1
+                self.next += 1
                 for stream, piece in pieces:
                     self._output.write(stream, piece)
                     self.last = (self.last + piece)[-_KEPT:]
         except Exception as error:  # noqa: BLE001 - the run does not depend on it
             _logger.debug("The output of the run can't be read now: %s", error)
-        return self._next != before
+        return self.next != before
 
     def finish(self) -> None:
         """Reads the remaining output and the exit code of an ended run."""
         self.read()
         try:
-            data = self._storage.read(f"{self._folder}/exit.json")
-            if data is not None:
+            if (data := self._storage.read(f"{self._folder}/exit.json")) is not None:
                 ended = json.loads(data)
                 self.exit_code, self.problem = int(ended["exit_code"]), str(ended["problem"])
         except Exception as error:  # noqa: BLE001 - as above
@@ -282,9 +263,10 @@ def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, live: L
     logs = kept.logs or ""
     if live is not None and live.complete:
         return kept.error or ""
-    if live is not None and live.seen:
+    if live is not None and live.next > 1:
         # The driver ended before it wrote the rest: it was killed, or its cluster was preempted.
-        logs = _after(logs, live.last.decode("utf-8", "replace"))
+        last = live.last.decode("utf-8", "replace").strip()
+        logs = logs.rpartition(last)[2].lstrip("\n") if last and last in logs else ""
     if logs:
         output.write("stdout", logs.encode() + (b"" if logs.endswith("\n") else b"\n"))
     if kept.logs_truncated:
@@ -292,9 +274,3 @@ def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, live: L
     if kept.error_trace and kept.error_trace not in (kept.logs or ""):
         output.write("stderr", kept.error_trace.encode() + b"\n")
     return kept.error or ""
-
-
-def _after(logs: str, last: str) -> str:
-    """Returns the text after `last`; nothing if that is not found."""
-    last = last.strip()
-    return logs.rpartition(last)[2].lstrip("\n") if last and last in logs else ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects.backends.databricks.config import DatabricksConfig, backend_error, insist
+from prefect_mlprojects.backends.databricks.config import DatabricksConfig, failure, insist
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
@@ -139,14 +139,11 @@ class Diagnosis:
 
 def diagnose(run: Run) -> Diagnosis:
     """Explains the state of a run that ``runs/get`` returned."""
-    details = run.status.termination_details if run.status else None
-    return explain(
-        _text(run.state.life_cycle_state if run.state else None) or _text(run.status.state if run.status else None),
-        _text(run.state.result_state if run.state else None),
-        _text(details.code if details else None),
-        _text(details.type if details else None),
-        (details.message if details else None) or (run.state.state_message if run.state else None) or "",
-    )
+    state, status = run.state.as_dict() if run.state else {}, run.status.as_dict() if run.status else {}
+    details = status.get("termination_details", {})
+    life_cycle = state.get("life_cycle_state") or status.get("state") or ""
+    message = details.get("message") or state.get("state_message") or ""
+    return explain(life_cycle, state.get("result_state", ""), details.get("code", ""), details.get("type", ""), message)
 
 
 def explain(life_cycle: str, result: str = "", code: str = "", kind: str = "", message: str = "") -> Diagnosis:
@@ -181,18 +178,11 @@ def _category(status: Status, code: str, life_cycle: str, message: str) -> Failu
 
 def waiting_for(run: Run) -> str:
     """Returns Databricks' message about what an active run waits for; may be empty."""
-    queue = run.status.queue_details if run.status else None
-    messages = (
-        run.state.state_message if run.state else None,
-        queue.message if queue else None,
-        run.state.queue_reason if run.state else None,
-        _text(queue.code if queue else None).replace("_", " ").lower(),
-    )
+    state, status = run.state.as_dict() if run.state else {}, run.status.as_dict() if run.status else {}
+    queue = status.get("queue_details", {})
+    reason = queue.get("code", "").replace("_", " ").lower()
+    messages = (state.get("state_message"), queue.get("message"), state.get("queue_reason"), reason)
     return next((text.strip() for text in messages if text and text.strip()), "")
-
-
-def _text(value: object) -> str:
-    return str(getattr(value, "value", value) or "")
 
 
 WatchEnd: TypeAlias = Literal["ended", "stopped", "timed-out"]
@@ -262,5 +252,5 @@ def cancel(client: WorkspaceClient, run_id: int, config: DatabricksConfig) -> tu
         if found.ended:
             return run, found
         if time.monotonic() > deadline:
-            raise backend_error(f"{what}: it is still {found.phase}.")
+            raise failure(f"{what}: it is still {found.phase}.")
         time.sleep(backoff.next())

@@ -19,8 +19,8 @@ from prefect_mlprojects.backends.databricks.config import (
     NAME,
     DatabricksConfig,
     DatabricksRequest,
-    backend_error,
     connect,
+    failure,
     insist,
 )
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-FOLDER = ".prefect-mlprojects"
 CODE_FOLDER, OUTPUT_FOLDER, RECORDS_FOLDER = "code", "output", "runs"
 # https://docs.databricks.com/files/workspace.html, "File size limit".
 _LARGEST_WORKSPACE_FILE = 500 << 20
@@ -113,16 +112,12 @@ def _workspace_files(api: WorkspaceExt) -> Storage:
 
 
 def _volume(api: FilesAPI) -> Storage:
-    def receive(path: str) -> bytes:
-        contents = api.download(path).contents
-        return contents.read() if contents is not None else b""
-
     return Storage(
         api_path=str,
         size=lambda path: api.get_metadata(path).content_length,
         make_folder=api.create_directory,
         send=lambda path, content: api.upload(path, content, overwrite=True),
-        receive=receive,
+        receive=lambda path: contents.read() if (contents := api.download(path).contents) else b"",
         entries=lambda path: ((each.name, each.last_modified) for each in api.list_directory_contents(path)),
         delete=partial(_delete_from_volume, api),
     )
@@ -175,10 +170,7 @@ def read_record(storage: Storage, path: str) -> RunRecord | None:
 
 @dataclass(frozen=True)
 class Upload:
-    """A project's files in the workspace: the code path, the user, and the archive's SHA-256 and size in bytes.
-
-    The digest is empty if Databricks checks the code out.
-    """
+    """A project below a code path, and its archive's SHA-256 (empty if Databricks checks the code out) and size in bytes."""
 
     root: str
     user: str
@@ -219,7 +211,7 @@ def pack(request: DatabricksRequest, extra: Mapping[str, bytes]) -> tuple[bytes,
 
 def code_path(config: DatabricksConfig, user: str) -> str:
     """Returns the folder for a user's uploads."""
-    return config.code_path or f"/Workspace/Users/{user}/{FOLDER}"
+    return config.code_path or f"/Workspace/Users/{user}/.prefect-mlprojects"
 
 
 @cache
@@ -242,7 +234,7 @@ def upload(storage: Storage, target: Upload, archive: bytes, ask: Callable[..., 
 def check_size(root: str, size: int) -> None:
     """Checks the archive's size in bytes against the limit of workspace files."""
     if root.startswith("/Workspace/") and size > _LARGEST_WORKSPACE_FILE:
-        raise backend_error(
+        raise failure(
             f"The packed project has {size >> 20} MB; workspace files are limited to {_LARGEST_WORKSPACE_FILE >> 20} MB. Exclude "
             "data in its .dockerignore, or set code-path to a volume (/Volumes/CATALOG/SCHEMA/VOLUME)."
         )

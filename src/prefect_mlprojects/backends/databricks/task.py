@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects._support.secrets import reveal
-from prefect_mlprojects.backends.databricks.config import DatabricksRequest, backend_error
+from prefect_mlprojects.backends.databricks.config import DatabricksRequest, failure
 from prefect_mlprojects.backends.databricks.storage import Upload, driver_path
 from prefect_mlprojects.environments.python import files as env_files
 from prefect_mlprojects.environments.python import requirements as reqs
@@ -53,7 +53,7 @@ def spark_arguments(request: DatabricksRequest, command: str) -> list[str]:
         return [str(each) for each in (job["python_file"], *(job.get("parameters") or ()))]
     words = shlex.split(command)
     if len(words) < 2 or words[0] != "python":
-        raise backend_error("Databricks spark job only supports 'python' command in the entry point configuration.")
+        raise failure("Databricks spark job only supports 'python' command in the entry point configuration.")
     return words[1:]
 
 
@@ -71,7 +71,7 @@ def _job_argument(request: DatabricksRequest, command: str, code: Upload, variab
     }
     text = json.dumps(job, sort_keys=True)
     if len(text.encode()) > MAX_ARGUMENT_BYTES:
-        raise backend_error(
+        raise failure(
             f"The command and its variables have {len(text.encode())} bytes; Databricks accepts {MAX_ARGUMENT_BYTES}. Put long "
             "values into a file of the project."
         )
@@ -99,11 +99,8 @@ def submission(
     if config.compute == "new":
         cluster = dict(config.new_cluster or {})
         if config.git_source:
-            cluster["spark_env_vars"] = {
-                **cluster.get("spark_env_vars", {}),
-                **variables,
-                **{name: f"{{{{secrets/{place}}}}}" for name, place in config.secrets.items()},
-            }
+            references = {name: f"{{{{secrets/{key}}}}}" for name, key in config.secrets.items()}
+            cluster["spark_env_vars"] = {**cluster.get("spark_env_vars", {}), **variables, **references}
         task["new_cluster"] = cluster
     elif config.compute == "existing":
         task["existing_cluster_id"] = config.existing_cluster_id
@@ -137,7 +134,7 @@ def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any],
         subfolder = copy.uri.partition("#")[2].strip("/")
         file = f"{subfolder}/{words[1]}" if subfolder else words[1]
         return source, {"python_file": file, "parameters": words[2:], "source": "GIT"}
-    raise backend_error(f"git-source can't be used: {problem}. Leave it out, so that the code is uploaded.")
+    raise failure(f"git-source can't be used: {problem}. Leave it out, so that the code is uploaded.")
 
 
 BUILD_FILE = ".mlprojects-build.txt"
@@ -203,10 +200,8 @@ def _key(spec: PythonSpec, build: RequirementSet, run: RequirementSet) -> str | 
 def _lines(request: DatabricksRequest, requirements: RequirementSet) -> bytes:
     """Returns the requirements file for the archive; its files must be in the project."""
     flags, paths = requirements.arguments[::2], requirements.arguments[1::2]
-    lines = [
-        *requirements.lines,
-        *(f"{flag} {_inside(request, Path(path))}" for flag, path in zip(flags, paths, strict=True)),
-    ]
+    options = (f"{flag} {_inside(request, Path(path))}" for flag, path in zip(flags, paths, strict=True))
+    lines = [*requirements.lines, *options]
     for path in (*(package.directory for package in requirements.local_packages), *requirements.files):
         _inside(request, path)
     return "".join(f"{line}\n" for line in lines).encode()
@@ -229,11 +224,11 @@ def _locked(request: DatabricksRequest, lock: Path) -> DriverEnvironment:
         raise _problems(request, (found,))
     requires, packages = found
     folder = request.project.directory
-    facts = ["lock", lock.read_bytes().decode("utf-8", "surrogateescape"), reqs.digest_metadata(folder)]
+    inputs = ["lock", lock.read_bytes().decode("utf-8", "surrogateescape"), reqs.digest_metadata(folder)]
     for package in packages:
         _inside(request, package.path)
         if package.installed:
-            facts += [package.name, reqs.digest_package(package.path)]
+            inputs += [package.name, reqs.digest_package(package.path)]
     try:
         named = (folder / ".python-version").read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError):
@@ -241,7 +236,7 @@ def _locked(request: DatabricksRequest, lock: Path) -> DriverEnvironment:
     python = named[0] if named and env_files.is_python_request(named[0]) else requires
     return DriverEnvironment(
         f"Python {python}, locked by {lock.name}, built on the driver",
-        {"installer": "uv", "python": python, "key": reqs.digest_text([*facts, python or ""]), "locked": True},
+        {"installer": "uv", "python": python, "key": reqs.digest_text([*inputs, python or ""]), "locked": True},
     )
 
 
