@@ -1,9 +1,8 @@
 # ruff: noqa: T201, UP031 - it reports to the driver's standard error, and must run on Python 3.8
 """Runs a project on the driver of a Databricks cluster; uploaded as a file, so standard library and Python 3.8 only.
 
-Its one argument is a JSON text: the archive's path, the command, plain variables, names of secrets, the environment. It
-unpacks the archive on the local disk, builds the environment there (cached for the next run on the same cluster), runs the
-command in its own process group, and forwards output, signals and exit code.
+Its argument is a job in JSON (`task.py` makes it). It unpacks the archive on the local disk, builds the environment there
+(cached for the next run), runs the command in its own process group, and forwards output, signals and exit code.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ class Chunks:
 
 
 class Tee:
-    """A text stream that also writes to the chunks, for code that runs in this process."""
+    """A text stream that also writes to the chunks, for code in this process."""
 
     def __init__(self, stream: Any, name: str, chunks: Chunks) -> None:
         self._stream, self._name, self._chunks = stream, name, chunks
@@ -180,10 +179,8 @@ def fits(own: str, wanted: str) -> bool:
     if wanted[:1].isdigit():
         return (own + ".").startswith(wanted.rstrip(".") + ".")
     for name in ("packaging", "pip._vendor.packaging"):
-        try:
+        with contextlib.suppress(ImportError):
             return bool(importlib.import_module(name + ".specifiers").SpecifierSet(wanted).contains(own))
-        except ImportError:
-            continue
     return False
 
 
@@ -191,10 +188,8 @@ def find_uv(root: Path, log: Any) -> str | None:
     """Returns uv's path, after installing it beside the environments if the driver has none; None if that fails."""
     own, found = root / "tools" / "bin" / "uv", shutil.which("uv")
     if found is None and not own.exists():
-        try:
+        with contextlib.suppress(SetupError):
             log([sys.executable, "-m", "pip", "install", "-q", "--target", str(root / "tools"), "uv"], root)
-        except SetupError:
-            return None
     return found or (str(own) if own.exists() else None)
 
 
@@ -314,8 +309,7 @@ def command_variables(job: dict[str, Any], root: Path, log: Any) -> dict[str, st
         programs = build_environment(job["environment"], root, log)
         variables["VIRTUAL_ENV"] = str(programs.parent)
         # The driver's packages are for its own Python.
-        for name in ("PYTHONPATH", "PYTHONHOME"):
-            variables.pop(name, None)
+        variables = {name: variables[name] for name in variables if name not in ("PYTHONPATH", "PYTHONHOME")}
     elif not job.get("spark_job"):
         # "python" is the driver's Python, with the cluster's libraries.
         uploaded = os.path.dirname(job["archive"])  # noqa: PTH120

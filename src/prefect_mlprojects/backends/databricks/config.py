@@ -94,11 +94,7 @@ class DatabricksConfig(BaseModel):
         credentials: A block's name, or fields of the SDK's ``Config``: host, token, client_id, client_secret …
         profile: A profile of ``~/.databrickscfg``; wins over the one of a ``databricks://profile`` tracking URI.
         new_cluster: The cluster to create for the run, as in the Clusters API. Literal secrets in it are not stored.
-        environment: A serverless environment: ``environment_version``, ``dependencies``.
-        libraries: Libraries of the Jobs API for the cluster.
         timeout: Seconds after which Databricks itself ends the run.
-        access_control: Permissions on the run (the Jobs API's ``access_control_list``).
-        code_path: The folder for uploads: ``/Workspace/…``, ``/Volumes/…`` or ``dbfs:/…``.
         git_source: Whether Databricks checks out a git project, instead of an upload.
         secrets: Variable of the command -> ``scope/key`` of a Databricks secret, which the driver reads.
         live_output: Whether output is written to the workspace and read during the run.

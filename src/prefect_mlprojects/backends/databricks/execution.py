@@ -115,10 +115,8 @@ class Execution:
             return
         archive, _ = storage.pack(self._request, driver_environment(self._request).files)
         if Upload.of(code.root, code.user, archive) != code:
-            raise failure(
-                "The project's uploaded code was removed from the workspace, and its local files have changed since. Run it "
-                "again."
-            )
+            removed = "The project's uploaded code was removed from the workspace"
+            raise failure(f"{removed}, and its local files have changed since. Run it again.")
         storage.upload(self._storage, code, archive, partial(self._ask, what=what), self._events.report)
 
     def _write_record(self, path: str, **fields: Any) -> None:
@@ -154,9 +152,7 @@ class Execution:
         try:
             self._write_record(path, reported=True)
         except Exception as error:  # noqa: BLE001 - must not hide the run's own failure
-            self._events.report(
-                f"The run's record could not be written, so a retry will attach to the same run: {error}"
-            )
+            self._events.report(f"The run's record was not written, so a retry will attach to the same run: {error}")
 
     def _remove(self, path: str) -> None:
         try:

@@ -248,11 +248,7 @@ _LONGEST_RUN = 60 * _SECONDS_A_DAY  # The state of another user's run is not vis
 def clean_workspace(config: DatabricksConfig, *, days: float, dry_run: bool) -> list[str]:
     """Removes archives, output and records older than `days`, except those that a run still needs; returns their paths.
 
-    Runs are found by their records, whoever submitted them, and by the active runs visible to this user. With `dry_run`
-    nothing is removed.
-
-    Raises:
-        BackendError: The workspace refused it.
+    Runs are found by their records, whoever submitted them, and by the active runs visible to this user.
     """
     client = connect(config, "")
     ask = partial(insist, config=config, stop=None, what="The workspace can't be cleaned")

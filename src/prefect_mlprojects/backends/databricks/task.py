@@ -185,7 +185,7 @@ def driver_environment(request: DatabricksRequest) -> DriverEnvironment:
 
 
 def _description(spec: PythonSpec, count: int) -> str:
-    name = spec.source.name if spec.source is not None else "no file"
+    name = spec.source.name if spec.source else "no file"
     python = f"Python {spec.python}" if spec.python else "the driver's Python"
     return f"{python}, {count} requirement{'' if count == 1 else 's'} ({name}), built on the driver"
 
@@ -241,7 +241,5 @@ def _locked(request: DatabricksRequest, lock: Path) -> DriverEnvironment:
 
 
 def _problems(request: DatabricksRequest, problems: tuple[Problem, ...]) -> EnvironmentBuildError:
-    details = "; ".join(str(each) for each in problems)
-    return EnvironmentBuildError(
-        f"The environment of project '{request.project.display_name}' can't be built: {details}", manager="uv"
-    )
+    what = f"The environment of project '{request.project.display_name}' can't be built"
+    return EnvironmentBuildError(f"{what}: {'; '.join(map(str, problems))}", manager="uv")
