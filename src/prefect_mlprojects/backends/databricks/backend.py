@@ -21,7 +21,7 @@ from prefect_mlprojects.backends.databricks.config import (
     insist,
 )
 from prefect_mlprojects.backends.databricks.execution import Execution
-from prefect_mlprojects.backends.databricks.storage import Upload
+from prefect_mlprojects.backends.databricks.storage import DatabricksPrepared, Upload
 from prefect_mlprojects.backends.databricks.task import driver_environment, submission
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.spec.project import DockerEnvironment
@@ -94,9 +94,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         sections = {"code": packed, "environment": environment.description, "submission": shown}
         return BackendPlan(NAME, sections=sections)
 
-    def prepare(
-        self, request: DatabricksRequest, report: Report, stop: StopSignal
-    ) -> Prepared[DatabricksConfig, Upload]:
+    def prepare(self, request: DatabricksRequest, report: Report, stop: StopSignal) -> DatabricksPrepared:
         """Uploads the project and the bootstrap unless the workspace has them."""
         config, tracking_uri = request.config, reveal(request.tracking_uri)
         if is_on_this_machine(tracking_uri):
@@ -125,7 +123,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         return Prepared(request, code, f"archive of {code.size} bytes at {code.archive}", reused)
 
     def execute(
-        self, prepared: Prepared[DatabricksConfig, Upload], command: Command, events: ExecutionEvents, stop: StopSignal
+        self, prepared: DatabricksPrepared, command: Command, events: ExecutionEvents, stop: StopSignal
     ) -> Outcome:
         """Submits the run, or attaches to the one submitted for the same flow run, and watches it to its end."""
         if stop.requested:

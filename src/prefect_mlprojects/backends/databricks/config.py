@@ -70,11 +70,10 @@ _API_PARTS = {
 
 @cache
 def _known_keys() -> Mapping[str, frozenset[str]]:
-    models = {
-        name: getattr(import_module(f"databricks.sdk.service.{module}"), model)
+    known = {
+        name: frozenset(each.name for each in fields(getattr(import_module(f"databricks.sdk.service.{module}"), model)))
         for name, (module, model) in _API_PARTS.items()
     }
-    known = {name: frozenset(each.name for each in fields(model)) for name, model in models.items()}
     # Older SDKs of the supported range lack some keys of an environment.
     return known | {"environment": known["environment"] | {"environment_version", "base_environment"}}
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.secrets import reveal_all, reveal_values
-from prefect_mlprojects.backends.contract import Command, ExecutionEvents, Prepared
+from prefect_mlprojects.backends.contract import Command, ExecutionEvents
 from prefect_mlprojects.backends.databricks import storage
-from prefect_mlprojects.backends.databricks.config import DatabricksConfig, failure, insist
+from prefect_mlprojects.backends.databricks.config import failure, insist
 from prefect_mlprojects.backends.databricks.states import Diagnosis, Status, WatchEnd, cancel, waiting_for, watch
-from prefect_mlprojects.backends.databricks.storage import RunRecord, Storage, Upload
+from prefect_mlprojects.backends.databricks.storage import DatabricksPrepared, RunRecord, Storage, Upload
 from prefect_mlprojects.backends.databricks.task import driver_environment, submission
 from prefect_mlprojects.backends.outcome import Ending, Outcome, explain_exit, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError
@@ -39,7 +39,7 @@ class Execution:
     def __init__(
         self,
         client: WorkspaceClient,
-        prepared: Prepared[DatabricksConfig, Upload],
+        prepared: DatabricksPrepared,
         command: Command,
         events: ExecutionEvents,
         stop: StopSignal,

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from prefect_mlprojects.backends.containers.archive import project_files, write_archive
-from prefect_mlprojects.backends.contract import Report
+from prefect_mlprojects.backends.contract import Prepared, Report
 from prefect_mlprojects.backends.databricks.config import (
     NAME,
     DatabricksConfig,
@@ -199,6 +199,9 @@ class Upload:
     def record(self, token: str) -> str:
         """Returns the path of the record of the run with that idempotency token."""
         return f"{self.root}/{RECORDS_FOLDER}/{token}.json"
+
+
+DatabricksPrepared: TypeAlias = Prepared[DatabricksConfig, Upload]
 
 
 def pack(request: DatabricksRequest, extra: Mapping[str, bytes]) -> tuple[bytes, int]:
