@@ -1,1 +1,8 @@
 """Runs projects as one-time runs of a Databricks workspace."""
+
+from functools import partial
+
+from prefect_mlprojects.exceptions import BackendError
+
+NAME = "databricks"
+failure = partial(BackendError, backend=NAME)

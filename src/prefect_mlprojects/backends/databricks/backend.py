@@ -11,15 +11,8 @@ from urllib.parse import urlsplit
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import reveal, without_secrets
 from prefect_mlprojects.backends.contract import Backend, BackendPlan, Command, ExecutionEvents, Prepared, Report
-from prefect_mlprojects.backends.databricks import storage
-from prefect_mlprojects.backends.databricks.config import (
-    NAME,
-    DatabricksConfig,
-    DatabricksRequest,
-    connect,
-    failure,
-    insist,
-)
+from prefect_mlprojects.backends.databricks import NAME, failure, storage
+from prefect_mlprojects.backends.databricks.config import DatabricksConfig, DatabricksRequest, connect, insist
 from prefect_mlprojects.backends.databricks.execution import Execution
 from prefect_mlprojects.backends.databricks.storage import DatabricksPrepared, Upload
 from prefect_mlprojects.backends.databricks.task import driver_environment, submission
@@ -57,8 +50,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         _check_tracking(reveal(request.tracking_uri), config)
         if config.git_source and config.compute != "new":
             raise failure(
-                "git-source needs a new_cluster: the run's variables get to the command by it. Leave git-source out, so that the "
-                "code is uploaded."
+                "git-source needs a new_cluster, which passes the run's variables on. Leave it out to upload the code."
             )
         driver_environment(request)
 

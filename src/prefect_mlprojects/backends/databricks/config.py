@@ -21,15 +21,13 @@ from prefect_mlprojects._support.secrets import Secret, reveal_all, secrets_in
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.contract import BackendRequest
+from prefect_mlprojects.backends.databricks import NAME, failure
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
 
-
-NAME = "databricks"
-failure = partial(BackendError, backend=NAME)
 
 _REFERENCE = re.compile(r"\{\{secrets/[^/}]+/[^}]+\}\}")
 # Names of environment variables, Spark properties and fields of a specification: PASSWORD, api-key, account.key, primary_key …

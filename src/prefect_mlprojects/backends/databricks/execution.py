@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.secrets import reveal_all, reveal_values
 from prefect_mlprojects.backends.contract import Command, ExecutionEvents
-from prefect_mlprojects.backends.databricks import storage
+from prefect_mlprojects.backends.databricks import failure, storage
 from prefect_mlprojects.backends.databricks.config import failure, insist
 from prefect_mlprojects.backends.databricks.states import Diagnosis, Status, WatchEnd, cancel, waiting_for, watch
 from prefect_mlprojects.backends.databricks.storage import DatabricksPrepared, RunRecord, Storage, Upload

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects.backends.databricks.config import DatabricksConfig, failure, insist
+from prefect_mlprojects.backends.databricks import failure
+from prefect_mlprojects.backends.databricks.config import DatabricksConfig, insist
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import FailureCategory, StopSignal
 

@@ -15,14 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from prefect_mlprojects.backends.containers.archive import project_files, write_archive
 from prefect_mlprojects.backends.contract import Prepared, Report
-from prefect_mlprojects.backends.databricks.config import (
-    NAME,
-    DatabricksConfig,
-    DatabricksRequest,
-    connect,
-    failure,
-    insist,
-)
+from prefect_mlprojects.backends.databricks import NAME, failure
+from prefect_mlprojects.backends.databricks.config import DatabricksConfig, DatabricksRequest, connect, insist
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
@@ -278,20 +272,16 @@ def _old_paths(
     ]
     if not candidates:
         return []
-    active = _active_texts(client)
+    runs = client.jobs.list_runs(active_only=True, expand_tasks=True)
+    tasks = (task.spark_python_task for run in runs for task in run.tasks or ())
+    # The arguments of active runs name their archive and their output.
+    active = ["\n".join([task.python_file, *(task.parameters or ())]) for task in tasks if task is not None]
     needed = set(_needed(storage, root, user, active, now, submitting))
     return [
         f"{root}/{folder}/{name}"
         for folder, name in candidates
         if f"{folder}/{name}" not in needed and not any(name.removesuffix(".json") in text for text in active)
     ]
-
-
-def _active_texts(client: WorkspaceClient) -> list[str]:
-    """Returns the arguments of active runs, which name their archive and their output."""
-    runs = client.jobs.list_runs(active_only=True, expand_tasks=True)
-    tasks = (task.spark_python_task for run in runs for task in run.tasks or ())
-    return ["\n".join([task.python_file, *(task.parameters or ())]) for task in tasks if task is not None]
 
 
 def _needed(storage: Storage, root: str, user: str, active: list[str], now: float, submitting: float) -> Iterator[str]:

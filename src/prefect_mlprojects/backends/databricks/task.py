@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects._support.secrets import reveal
-from prefect_mlprojects.backends.databricks.config import DatabricksRequest, failure
+from prefect_mlprojects.backends.databricks import failure
+from prefect_mlprojects.backends.databricks.config import DatabricksRequest
 from prefect_mlprojects.backends.databricks.storage import Upload, driver_path
 from prefect_mlprojects.environments.python import files as env_files
 from prefect_mlprojects.environments.python import requirements as reqs
@@ -22,7 +23,6 @@ from prefect_mlprojects.environments.python.requirements import RequirementSet
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, NoEnvironment, PythonEnvironment
 
-TASK_KEY = "mlproject"
 ENVIRONMENT_KEY = "default"
 MAX_ARGUMENT_BYTES = 9_500  # The Jobs API takes 10,000 bytes of parameters as JSON.
 _PASSED_ON = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID")
@@ -82,7 +82,7 @@ def submission(
     request: DatabricksRequest, command: str, code: Upload, child_env: Mapping[str, str], token: str
 ) -> dict[str, Any]:
     """Returns the body of ``POST /api/2.2/jobs/runs/submit``."""
-    config, task = request.config, dict[str, Any](task_key=TASK_KEY)
+    config, task = request.config, dict[str, Any](task_key="mlproject")
     variables = remote_variables(child_env, reveal(request.tracking_uri))
     body: dict[str, Any] = {
         "run_name": config.run_name or f"MLflow Run for {request.working_copy.source_name}",
