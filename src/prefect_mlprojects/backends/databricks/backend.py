@@ -60,9 +60,8 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         mapped = {}
         for name, value in paths.items():
             if value.startswith("dbfs:/"):
-                mapped[name] = (
-                    value.removeprefix("dbfs:") if value.startswith("dbfs:/Volumes/") else storage.driver_path(value)
-                )
+                on_volume = value.startswith("dbfs:/Volumes/")
+                mapped[name] = value.removeprefix("dbfs:") if on_volume else storage.driver_path(value)
             elif Path(value).is_absolute() and Path(value).is_relative_to(folder):
                 mapped[name] = str(Path(value).relative_to(folder))
             else:
@@ -93,10 +92,8 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
             report("Warning: the tracking URI names this machine; a cluster elsewhere can't reach it.")
         spark_file = (request.project.databricks_spark_job or {}).get("python_file")
         if request.entry_point.name != "main" and spark_file is not None:
-            report(
-                "Warning: the MLproject's databricks_spark_job names a python_file and its parameters; the entry point "
-                f"'{request.entry_point.name}' is ignored."
-            )
+            ignored = f"the entry point '{request.entry_point.name}' is ignored"
+            report(f"Warning: the MLproject's databricks_spark_job names a python_file and its parameters; {ignored}.")
         environment = driver_environment(request)
         for warning in environment.warnings:
             report(f"Warning: {warning}")

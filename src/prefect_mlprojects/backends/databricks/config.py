@@ -28,7 +28,6 @@ from prefect_mlprojects.types import StopSignal
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
 
-
 _REFERENCE = re.compile(r"\{\{secrets/[^/}]+/[^}]+\}\}")
 # Names of environment variables, Spark properties and fields of a specification: PASSWORD, api-key, account.key, primary_key …
 _SECRET_NAME = re.compile(
@@ -173,7 +172,7 @@ class DatabricksConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_compute(self) -> DatabricksConfig:
-        if len(self._computes()) > 1:
+        if [self.new_cluster, self.existing_cluster_id, self.environment].count(None) < 2:
             raise ValueError("new_cluster, existing-cluster-id and environment exclude each other: name one")
         if self.environment is not None and self.libraries:
             raise ValueError("a serverless environment takes no libraries: name them under environment.dependencies")
@@ -185,19 +184,14 @@ class DatabricksConfig(BaseModel):
         hidden = [value for name, value in login.items() if _SECRET_NAME.search(name)]
         return redact(text, *secrets_in([hidden, self.new_cluster, self.environment, self.libraries]))
 
-    def _computes(self) -> list[Compute]:
-        given = {"new": self.new_cluster, "existing": self.existing_cluster_id, "serverless": self.environment}
-        return [kind for kind in get_args(Compute) if given[kind] is not None]
-
     @property
     def compute(self) -> Compute | None:
         """The kind of compute; None if none is named."""
-        return next(iter(self._computes()), None)
+        given = {"new": self.new_cluster, "existing": self.existing_cluster_id, "serverless": self.environment}
+        return next((kind for kind in get_args(Compute) if given[kind] is not None), None)
 
 
 DatabricksRequest: TypeAlias = BackendRequest[DatabricksConfig]
-
-
 parse_databricks_config = partial(parse_config, DatabricksConfig, backend=NAME)
 
 
@@ -269,9 +263,8 @@ def insist(call: Callable[[], _Answer], config: DatabricksConfig, stop: StopSign
         BackendError: The workspace refused it, or was unreachable for too long.
     """
     try:
-        return retry(
-            call, is_transient=_is_transient, seconds=config.network_timeout, stop=stop, backoff=Backoff(0.5, 20)
-        )
+        backoff = Backoff(0.5, 20)
+        return retry(call, is_transient=_is_transient, seconds=config.network_timeout, stop=stop, backoff=backoff)
     except BackendError:
         raise
     except Exception as error:  # noqa: BLE001 - the SDK raises many kinds

@@ -14,7 +14,7 @@ from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.secrets import reveal_all, reveal_values
 from prefect_mlprojects.backends.contract import Command, ExecutionEvents
 from prefect_mlprojects.backends.databricks import failure, storage
-from prefect_mlprojects.backends.databricks.config import failure, insist
+from prefect_mlprojects.backends.databricks.config import insist
 from prefect_mlprojects.backends.databricks.states import Diagnosis, Status, WatchEnd, cancel, waiting_for, watch
 from prefect_mlprojects.backends.databricks.storage import DatabricksPrepared, RunRecord, Storage, Upload
 from prefect_mlprojects.backends.databricks.task import driver_environment, submission
@@ -25,7 +25,6 @@ from prefect_mlprojects.types import OutputSink, StopSignal, StreamName
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
     from databricks.sdk.service.jobs import Run
-
 
 _logger = logging.getLogger(__name__)
 _ENDINGS: Mapping[Status, Ending] = {"cancelled": "stopped", "timed-out": "timed-out", "not-started": "not-started"}
@@ -199,10 +198,8 @@ class LiveOutput:
 
     def __init__(self, files: Storage, folder: str, output: OutputSink) -> None:
         self._storage, self._folder, self._output = files, folder, output
-        self.next = 1
-        self.last = b""
+        self.next, self.last, self.problem = 1, b"", ""
         self.exit_code: int | None = None
-        self.problem = ""
 
     @property
     def complete(self) -> bool:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
     from databricks.sdk.service.jobs import Run
 
-
 Status = Literal["running", "succeeded", "failed", "cancelled", "timed-out", "not-started"]
 
 # https://docs.databricks.com/api/workspace/jobs/getrun: life_cycle_state -> whether the run has ended.
@@ -155,9 +154,8 @@ def explain(life_cycle: str, result: str = "", code: str = "", kind: str = "", m
     unknown: tuple[Status, str] = ("failed", f"it ended as {result or code or life_cycle}")
     (status, text), advice = RESULTS.get(result) or CODES.get(life_cycle, unknown), ""
     # A code of success beside a failure explains nothing.
-    explains = (
-        not code.startswith("SUCCESS") or result.startswith("SUCCESS") or (not result and life_cycle == "TERMINATED")
-    )
+    succeeded = result.startswith("SUCCESS") or (not result and life_cycle == "TERMINATED")
+    explains = succeeded or not code.startswith("SUCCESS")
     if code in CODES and explains:
         (by_code, text), advice = CODES[code], _ADVICE.get(code, "")
         # The result state decides how the run ended, the code why.

@@ -137,10 +137,6 @@ def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any],
     raise failure(f"git-source can't be used: {problem}. Leave it out, so that the code is uploaded.")
 
 
-BUILD_FILE = ".mlprojects-build.txt"
-REQUIREMENTS_FILE = ".mlprojects-requirements.txt"
-
-
 @dataclass(frozen=True)
 class DriverEnvironment:
     """The driver's own Python, or an environment to build: the bootstrap's instructions, and further files of the archive."""
@@ -177,7 +173,7 @@ def driver_environment(request: DatabricksRequest) -> DriverEnvironment:
     run = reqs.expand_requirements(spec.dependencies, spec.source, project.directory)
     if not isinstance(build, RequirementSet) or not isinstance(run, RequirementSet):
         raise _problems(request, tuple(each for part in (build, run) if isinstance(part, tuple) for each in part))
-    files = {BUILD_FILE: _lines(request, build), REQUIREMENTS_FILE: _lines(request, run)}
+    files = {".mlprojects-build.txt": _lines(request, build), ".mlprojects-requirements.txt": _lines(request, run)}
     files = {name: content for name, content in files.items() if content}
     installer = "pip" if request.env_manager == "virtualenv" else "uv"
     job = {"installer": installer, "python": spec.python, "key": _key(spec, build, run), "files": list(files)}
