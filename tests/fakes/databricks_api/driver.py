@@ -221,6 +221,8 @@ class Drivers:
             run.life_cycle = "TERMINATING"
             end_process(process)
         reader.join(_LINGER)
+        if not reader.is_alive():
+            process.stdout.close()
         run.logs = b"".join(pieces).decode("utf-8", "replace")
         if late:
             run.end("TERMINATED", "TIMEDOUT", "CANCELED", "CLIENT_ERROR", f"Run timed out after {seconds} seconds")

@@ -11,32 +11,15 @@ from urllib.parse import urlsplit
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import reveal, without_secrets
 from prefect_mlprojects.backends.contract import Backend, BackendPlan, Command, ExecutionEvents, Prepared, Report
-from prefect_mlprojects.backends.databricks.config import (
-    NAME,
-    NO_CLUSTER,
-    DatabricksConfig,
-    DatabricksRequest,
-    connect,
-    insist,
-    parse_databricks_config,
-)
+from prefect_mlprojects.backends.databricks import NAME, failure, storage, unavailable
+from prefect_mlprojects.backends.databricks.config import DatabricksConfig, DatabricksRequest, connect, insist
 from prefect_mlprojects.backends.databricks.execution import Execution
-from prefect_mlprojects.backends.databricks.storage import (
-    Upload,
-    check_size,
-    code_of,
-    code_path,
-    driver_path,
-    pack,
-    storage_for,
-    upload,
-)
-from prefect_mlprojects.backends.databricks.task import driver_environment, remote_variables, submission
+from prefect_mlprojects.backends.databricks.storage import DatabricksPrepared, Upload
+from prefect_mlprojects.backends.databricks.task import driver_environment, submission
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
-from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.tracking.uris import is_on_this_machine
-from prefect_mlprojects.types import BackendConfig, StopSignal
+from prefect_mlprojects.types import StopSignal
 
 
 class DatabricksBackend(Backend[DatabricksConfig, Upload]):
@@ -45,10 +28,6 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
     name = NAME
     config_model = DatabricksConfig
     downloads_paths = False
-
-    def parse_config(self, config: BackendConfig) -> DatabricksConfig:
-        """See ``parse_databricks_config``."""
-        return parse_databricks_config(config)
 
     def environment_kind(self, request: DatabricksRequest) -> str:
         """Returns ``databricks``."""
@@ -59,19 +38,19 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         """Checks the compute, the absence of Docker options, and that the cluster can reach the tracking store."""
         config = request.config
         if config.compute is None:
-            raise BackendError(NO_CLUSTER, backend=NAME)
+            raise failure(
+                "Backend spec must be provided when launching MLflow project runs on Databricks: name a new_cluster, an "
+                "existing-cluster-id or a (serverless) environment in the backend configuration."
+            )
         if isinstance(request.project.environment, DockerEnvironment) or request.docker_args or request.build_image:
-            raise BackendError(
+            raise failure(
                 f"The project '{request.project.display_name}' wants a Docker container, which Databricks can't run: its "
-                "runtime is the container. Give the project a python_env, or run it with the local or kubernetes backend.",
-                backend=NAME,
+                "runtime is the container. Give the project a python_env, or run it with the local or kubernetes backend."
             )
         _check_tracking(reveal(request.tracking_uri), config)
         if config.git_source and config.compute != "new":
-            raise BackendError(
-                "git-source needs a new_cluster: the run's variables get to the command by it. Leave git-source out, so that the "
-                "code is uploaded.",
-                backend=NAME,
+            raise failure(
+                "git-source needs a new_cluster, which passes the run's variables on. Leave it out to upload the code."
             )
         driver_environment(request)
 
@@ -81,72 +60,59 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         mapped = {}
         for name, value in paths.items():
             if value.startswith("dbfs:/"):
-                mapped[name] = value.removeprefix("dbfs:") if value.startswith("dbfs:/Volumes/") else driver_path(value)
+                on_volume = value.startswith("dbfs:/Volumes/")
+                mapped[name] = value.removeprefix("dbfs:") if on_volume else storage.driver_path(value)
             elif Path(value).is_absolute() and Path(value).is_relative_to(folder):
                 mapped[name] = str(Path(value).relative_to(folder))
             else:
-                raise BackendError(
+                raise failure(
                     f"Parameter '{name}': {redact(value)} can't be reached from Databricks. Give a dbfs:/ path or a file of the "
-                    "project, or declare the parameter as uri and let the project read it.",
-                    backend=NAME,
+                    "project, or declare the parameter as uri and let the project read it."
                 )
         return mapped
 
     def plan(self, request: DatabricksRequest, command: str) -> BackendPlan:
         """Returns the submission as JSON, and what would be uploaded and built; sends nothing."""
         self.check(request)
-        config = request.config
         environment = driver_environment(request)
-        archive = pack(request, environment.files if environment is not None else {})
-        token = "mlp-<flow run id>-0"  # noqa: S105 - an idempotency token
-        code = code_of(code_path(config, "<user>"), archive.sha256, token if config.live_output else None)
-        variables = remote_variables({}, reveal(request.tracking_uri))
-        body = submission(request, command, code, variables, token)
+        archive, count = storage.pack(request, environment.files)
+        code = Upload.of(storage.code_path(request.config, "<user>"), "<user>", archive)
+        body = submission(request, command, code, {}, "mlp-<flow run id>-0")
         shown = json.dumps(without_secrets(body), indent=2)
-        if config.git_source:
+        if request.config.git_source:
             return BackendPlan(NAME, sections={"code": "checked out by Databricks", "submission": shown})
-        sections = {
-            "code": f"{archive.count} files and folders, {len(archive.content)} bytes packed, to {code.archive}",
-            "environment": environment.description if environment is not None else "the driver's own Python",
-            "submission": shown,
-        }
+        packed = f"{count} files and folders, {code.size} bytes packed, to {code.archive}"
+        sections = {"code": packed, "environment": environment.description, "submission": shown}
         return BackendPlan(NAME, sections=sections)
 
-    def prepare(
-        self, request: DatabricksRequest, report: Report, stop: StopSignal
-    ) -> Prepared[DatabricksConfig, Upload]:
+    def prepare(self, request: DatabricksRequest, report: Report, stop: StopSignal) -> DatabricksPrepared:
         """Uploads the project and the bootstrap unless the workspace has them."""
         config, tracking_uri = request.config, reveal(request.tracking_uri)
         if is_on_this_machine(tracking_uri):
             report("Warning: the tracking URI names this machine; a cluster elsewhere can't reach it.")
-        if (
-            request.entry_point.name != "main"
-            and (request.project.databricks_spark_job or {}).get("python_file") is not None
-        ):
-            report(
-                "Warning: the MLproject's databricks_spark_job names a python_file and its parameters; the entry point "
-                f"'{request.entry_point.name}' is ignored."
-            )
+        spark_file = (request.project.databricks_spark_job or {}).get("python_file")
+        if request.entry_point.name != "main" and spark_file is not None:
+            ignored = f"the entry point '{request.entry_point.name}' is ignored"
+            report(f"Warning: the MLproject's databricks_spark_job names a python_file and its parameters; {ignored}.")
         environment = driver_environment(request)
-        for warning in environment.warnings if environment is not None else ():
+        for warning in environment.warnings:
             report(f"Warning: {warning}")
         client = connect(config, tracking_uri, stop)
         ask = partial(insist, config=config, stop=stop, what="The project can't be uploaded to Databricks")
         user = str(ask(lambda: client.current_user.me().user_name))
-        root = code_path(config, user)
+        root = storage.code_path(config, user)
         if config.git_source:
             return Prepared(request, Upload(root, user), "git commit checked out by Databricks", True)
-        archive = pack(request, environment.files if environment is not None else {})
-        check_size(root, len(archive.content))
-        code = code_of(root, archive.sha256)
+        archive, _ = storage.pack(request, environment.files)
+        code = Upload.of(root, user, archive)
+        storage.check_size(root, code.size)
         if stop.requested:
-            raise BackendUnavailableError("The upload to Databricks was stopped.", backend=NAME)
-        reused = upload(storage_for(client, root), code, archive, ask, report)
-        uploaded = Upload(root, user, archive.sha256, len(archive.content))
-        return Prepared(request, uploaded, f"archive of {len(archive.content)} bytes at {code.archive}", reused)
+            raise unavailable("The upload to Databricks was stopped.")
+        reused = storage.upload(storage.storage_for(client, root), code, archive, ask, report)
+        return Prepared(request, code, f"archive of {code.size} bytes at {code.archive}", reused)
 
     def execute(
-        self, prepared: Prepared[DatabricksConfig, Upload], command: Command, events: ExecutionEvents, stop: StopSignal
+        self, prepared: DatabricksPrepared, command: Command, events: ExecutionEvents, stop: StopSignal
     ) -> Outcome:
         """Submits the run, or attaches to the one submitted for the same flow run, and watches it to its end."""
         if stop.requested:
@@ -160,17 +126,15 @@ def _check_tracking(uri: str, config: DatabricksConfig) -> None:
     if scheme in ("databricks", "databricks-uc"):
         return
     if scheme not in ("http", "https"):
-        raise BackendError(
+        raise failure(
             "When running on Databricks, the MLflow tracking URI must be of the form 'databricks' or 'databricks://profile', or a "
             "remote HTTP URI accessible to both the current client and code running on Databricks. Got local tracking URI "
             f"{redact(uri)}. Please specify a valid tracking URI via mlflow.set_tracking_uri or by setting the "
-            "MLFLOW_TRACKING_URI environment variable.",
-            backend=NAME,
+            "MLFLOW_TRACKING_URI environment variable."
         )
     if urlsplit(uri).username and not {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"} & set(config.secrets):
-        raise BackendError(
+        raise failure(
             f"The tracking URI {redact(uri)} holds a password, which must not be in the submitted task. Put user and password "
             "into a Databricks secret scope and name them in the backend configuration: secrets: {MLFLOW_TRACKING_USERNAME: "
-            "scope/key, MLFLOW_TRACKING_PASSWORD: scope/key}.",
-            backend=NAME,
+            "scope/key, MLFLOW_TRACKING_PASSWORD: scope/key}."
         )

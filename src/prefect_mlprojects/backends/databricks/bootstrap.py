@@ -1,13 +1,14 @@
 # ruff: noqa: T201, UP031 - it reports to the driver's standard error, and must run on Python 3.8
 """Runs a project on the driver of a Databricks cluster; uploaded as a file, so standard library and Python 3.8 only.
 
-Its one argument is a JSON text: the archive's path, the command, plain variables, names of secrets, the environment. It
-unpacks the archive on the local disk, builds the environment there (cached for the next run on the same cluster), runs the
-command in its own process group, and forwards output, signals and exit code.
+Its argument is a job in JSON (`task.py` makes it). It unpacks the archive on the local disk, builds the environment there
+(cached for the next run), runs the command in its own process group, and forwards output, signals and exit code.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib
 import json
@@ -45,12 +46,7 @@ class Chunks:
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._pending: list[tuple[str, bytes]] = []
         self._number, self._began = 0, time.monotonic()
-        if self._folder is not None:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                print("mlprojects: no live output:", error, file=sys.stderr)
-                self._folder = None
+        self._try("no live output", lambda folder: folder.mkdir(parents=True, exist_ok=True))
         self._thread = threading.Thread(target=self._write_often, daemon=True)
         self._thread.start()
 
@@ -69,19 +65,22 @@ class Chunks:
     def flush(self) -> None:
         """Writes the queued output."""
         with self._lock:
-            pending, self._pending = self._pending, []
-            if pending:
+            framed = [b"%s %d\n%s" % (stream.encode(), len(data), data) for stream, data in self._pending]
+            self._pending = []
+            if framed:
                 self._number += 1
-                framed = (b"%s %d\n%s" % (stream.encode(), len(data), data) for stream, data in pending)
                 self._write("%08d" % self._number, b"".join(framed))
 
     def _write(self, name: str, data: bytes) -> None:
-        if self._folder is None:
-            return
+        self._try("output can't be written", lambda folder: (folder / name).write_bytes(data))
+
+    def _try(self, failure: str, work: Any) -> None:
+        """Calls `work` with the folder; after an error no more output is written."""
         try:
-            (self._folder / name).write_bytes(data)
+            if self._folder is not None:
+                work(self._folder)
         except OSError as error:
-            print("mlprojects: output can't be written:", error, file=sys.stderr)
+            print("mlprojects: %s: %s" % (failure, error), file=sys.stderr)
             self._folder = None
 
     def close(self, code: int, problem: str) -> None:
@@ -93,7 +92,7 @@ class Chunks:
 
 
 class Tee:
-    """A text stream that also writes to the chunks, for code that runs in this process."""
+    """A text stream that also writes to the chunks, for code in this process."""
 
     def __init__(self, stream: Any, name: str, chunks: Chunks) -> None:
         self._stream, self._name, self._chunks = stream, name, chunks
@@ -117,9 +116,8 @@ def unpack(archive: str, digest: str) -> Path:
             "of compute can read." % error
         ) from None
     if hashlib.sha256(content).hexdigest() != digest:
-        raise SetupError(
-            "The uploaded archive %s is damaged: run 'mlprojects databricks clean' and run again." % archive
-        )
+        advice = "run 'mlprojects databricks clean' and run again."
+        raise SetupError("The uploaded archive %s is damaged: %s" % (archive, advice))
     folder = Path(tempfile.mkdtemp(prefix="mlprojects-"))
     with tarfile.open(archive, "r:gz") as tar:
         options: Any = {"filter": "tar"} if hasattr(tarfile, "data_filter") else {}
@@ -142,9 +140,7 @@ def build_environment(wanted: dict[str, Any], root: Path, log: Any) -> Path:
         return target / "bin"
     kept.mkdir(parents=True, exist_ok=True)
     # Another run on this machine may be building the same one.
-    with open(str(target) + ".lock", "w") as lock:  # noqa: PTH123
-        import fcntl
-
+    with Path(str(target) + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (target / "complete").exists():
             shutil.rmtree(target, ignore_errors=True)
@@ -170,10 +166,8 @@ def install(wanted: dict[str, Any], target: Path, project: Path, root: Path, log
     else:
         own = "%d.%d.%d" % sys.version_info[:3]
         if python and not fits(own, python):
-            raise SetupError(
-                "The project needs Python %s; the driver has %s, and no uv to install another. Choose a runtime with that "
-                "Python." % (python, own)
-            )
+            missing = "The project needs Python %s; the driver has %s, and no uv to install another." % (python, own)
+            raise SetupError(missing + " Choose a runtime with that Python.")
         log([sys.executable, "-m", "venv", str(target)], project)
         base = [str(target / "bin" / "python"), "-m", "pip", "install", "-q"]
     for name in wanted.get("files", ()):
@@ -185,10 +179,8 @@ def fits(own: str, wanted: str) -> bool:
     if wanted[:1].isdigit():
         return (own + ".").startswith(wanted.rstrip(".") + ".")
     for name in ("packaging", "pip._vendor.packaging"):
-        try:
+        with contextlib.suppress(ImportError):
             return bool(importlib.import_module(name + ".specifiers").SpecifierSet(wanted).contains(own))
-        except ImportError:
-            continue
     return False
 
 
@@ -196,15 +188,13 @@ def find_uv(root: Path, log: Any) -> str | None:
     """Returns uv's path, after installing it beside the environments if the driver has none; None if that fails."""
     own, found = root / "tools" / "bin" / "uv", shutil.which("uv")
     if found is None and not own.exists():
-        try:
+        with contextlib.suppress(SetupError):
             log([sys.executable, "-m", "pip", "install", "-q", "--target", str(root / "tools"), "uv"], root)
-        except SetupError:
-            return None
     return found or (str(own) if own.exists() else None)
 
 
 def read_secrets(places: dict[str, str] | None) -> dict[str, str]:
-    """Reads secrets with the runtime's utilities."""
+    """Reads secrets, by variable, with the runtime's utilities."""
     if not places:
         return {}
     try:
@@ -238,11 +228,10 @@ class Command:
     def run(self) -> int:
         """Waits until the whole process group has ended; returns the command's exit code."""
         process, before = self._process, {}
-        try:
+        # In another thread than the main one, which can't have handlers, an interrupt ends the command, below.
+        with contextlib.suppress(ValueError):
             for number in (signal.SIGTERM, signal.SIGINT):
                 before[number] = signal.signal(number, lambda number, _frame: self._end(number))
-        except ValueError:
-            pass  # Not the main thread: an interrupt of this thread ends the command, below.
         pipes = (process.stdout, sys.stdout, "out"), (process.stderr, sys.stderr, "err")
         threads = [threading.Thread(target=self._copy, args=each, daemon=True) for each in pipes]
         for thread in threads:
@@ -269,11 +258,10 @@ class Command:
         timer.start()
 
     def _kill(self, number: int) -> bool:
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            return False
-        return True
+            return True
+        return False
 
     def _sweep(self) -> None:
         """Kills the rest of the group, which would keep the cluster busy."""
@@ -296,19 +284,18 @@ def run_in_process(job: dict[str, Any], project: Path, variables: dict[str, str]
     os.chdir(str(project))
     sys.path.insert(0, str(project))
     sys.argv = [job["file"], *job["parameters"]]
-    streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Tee(sys.stdout, "out", chunks), Tee(sys.stderr, "err", chunks)
-    try:
-        runpy.run_path(job["file"], run_name="__main__")
-    except SystemExit as end:
-        if end.code is not None and not isinstance(end.code, int):
+    out, err = Tee(sys.stdout, "out", chunks), Tee(sys.stderr, "err", chunks)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(job["file"], run_name="__main__")
+        except SystemExit as end:
+            if end.code is None or isinstance(end.code, int):
+                return end.code or 0
             print(end.code, file=sys.stderr)
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Exception:
-        chunks.add("err", traceback.format_exc().encode("utf-8", "replace"))
-        raise
-    finally:
-        sys.stdout, sys.stderr = streams
+            return 1
+        except Exception:
+            chunks.add("err", traceback.format_exc().encode("utf-8", "replace"))
+            raise
     return 0
 
 
@@ -322,8 +309,7 @@ def command_variables(job: dict[str, Any], root: Path, log: Any) -> dict[str, st
         programs = build_environment(job["environment"], root, log)
         variables["VIRTUAL_ENV"] = str(programs.parent)
         # The driver's packages are for its own Python.
-        for name in ("PYTHONPATH", "PYTHONHOME"):
-            variables.pop(name, None)
+        variables = {name: variables[name] for name in variables if name not in ("PYTHONPATH", "PYTHONHOME")}
     elif not job.get("spark_job"):
         # "python" is the driver's Python, with the cluster's libraries.
         uploaded = os.path.dirname(job["archive"])  # noqa: PTH120

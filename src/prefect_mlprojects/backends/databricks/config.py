@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cache, partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from prefect_mlprojects._support.redaction import SECRET_NAME, is_secret, redact
-from prefect_mlprojects._support.retry import Backoff
+from prefect_mlprojects._support.retry import Backoff, retry
 from prefect_mlprojects._support.secrets import Secret, has_secret, reveal_all, secrets_in
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.contract import BackendRequest
-from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
+from prefect_mlprojects.backends.databricks import NAME, failure, unavailable
+from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import StopSignal
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
-
-
-NAME = "databricks"
-NO_CLUSTER = (
-    "Backend spec must be provided when launching MLflow project runs on Databricks: name a new_cluster, an "
-    "existing-cluster-id or a (serverless) environment in the backend configuration."
-)
-
 
 _REFERENCE = re.compile(r"\{\{secrets/[^/}]+/[^}]+\}\}")
 _FREE_FORM = ("spark_env_vars", "spark_conf")
@@ -54,8 +49,37 @@ def _marked(value: Any, name: str = "", *, free_form: bool = False) -> Any:
     return Secret(text) if is_secret(name, text) or (free_form and _OPAQUE.fullmatch(text)) else value
 
 
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
+def secret_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the keys of a configuration whose values contain a literal secret; ``secrets`` only names some."""
+    nested = {key: value for key, value in config.items() if isinstance(value, Mapping | list) and key != "secrets"}
+    return tuple(key for key, value in nested.items() if has_secret(_marked(value, key)))
+
+
+# Fields that are passed on to the API -> the SDK's modules and classes of them.
+_API_PARTS = {
+    "new_cluster": ("compute", "ClusterSpec"),
+    "environment": ("compute", "Environment"),
+    "libraries": ("compute", "Library"),
+    "access_control": ("jobs", "JobAccessControlRequest"),
+}
+
+
+@cache
+def _known_keys() -> Mapping[str, frozenset[str]]:
+    known = {
+        name: frozenset(each.name for each in fields(getattr(import_module(f"databricks.sdk.service.{module}"), model)))
+        for name, (module, model) in _API_PARTS.items()
+    }
+    # Older SDKs of the supported range lack some keys of an environment.
+    return known | {"environment": known["environment"] | {"environment_version", "base_environment"}}
+
+
+def _underscored(config: Mapping[str, Any]) -> dict[str, Any]:
+    names = {name.replace("_", "-"): name for name in ("cluster_spec", "job_cluster", "new_cluster")}
+    return {names.get(key, key): value for key, value in config.items()}
+
+
+Compute: TypeAlias = Literal["new", "existing", "serverless"]
 
 
 class DatabricksConfig(BaseModel):
@@ -65,11 +89,7 @@ class DatabricksConfig(BaseModel):
         credentials: A block's name, or fields of the SDK's ``Config``: host, token, client_id, client_secret …
         profile: A profile of ``~/.databrickscfg``; wins over the one of a ``databricks://profile`` tracking URI.
         new_cluster: The cluster to create for the run, as in the Clusters API. Literal secrets in it are not stored.
-        environment: A serverless environment: ``environment_version``, ``dependencies``.
-        libraries: Libraries of the Jobs API for the cluster.
         timeout: Seconds after which Databricks itself ends the run.
-        access_control: Permissions on the run (the Jobs API's ``access_control_list``).
-        code_path: The folder for uploads: ``/Workspace/…``, ``/Volumes/…`` or ``dbfs:/…``.
         git_source: Whether Databricks checks out a git project, instead of an upload.
         secrets: Variable of the command -> ``scope/key`` of a Databricks secret, which the driver reads.
         live_output: Whether output is written to the workspace and read during the run.
@@ -77,7 +97,12 @@ class DatabricksConfig(BaseModel):
         network_timeout: Seconds for which an unreachable workspace is retried.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, alias_generator=_kebab, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        populate_by_name=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+        hide_input_in_errors=True,
+    )
 
     credentials: str | dict[str, Secret | bool | int | None] | None = Field(default=None, repr=False)
     profile: str | None = None
@@ -96,9 +121,32 @@ class DatabricksConfig(BaseModel):
     max_poll_interval: float = Field(default=20.0, gt=0)
     network_timeout: float = Field(default=900.0, ge=0)
 
-    @field_validator("new_cluster", "environment", "libraries")
+    @model_validator(mode="before")
     @classmethod
-    def _mark_secrets(cls, value: Any) -> Any:
+    def _accept_mlflow_forms(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Accepts a bare cluster specification, a ``job_cluster``, and either (or a ``new_cluster``) under ``cluster_spec``."""
+        values = _underscored(given)
+        spec = values.pop("cluster_spec", None)
+        if not isinstance(spec, Mapping | None):
+            raise PydanticCustomError("cluster_spec", "cluster_spec: must be a mapping")
+        values = {**_underscored(spec or {}), **values}
+        if "job_cluster" in values:
+            # An entry of a job's job_clusters, or the specification itself.
+            cluster = values.pop("job_cluster")
+            values["new_cluster"] = cluster.get("new_cluster", cluster) if isinstance(cluster, Mapping) else cluster
+        cluster_keys = _known_keys()["new_cluster"] - cls.model_fields.keys()
+        bare = {key: values.pop(key) for key in list(values) if key in cluster_keys}
+        return {**values, "new_cluster": {**(values.get("new_cluster") or {}), **bare}} if bare else values
+
+    @field_validator(*_API_PARTS)
+    @classmethod
+    def _check_keys(cls, value: Any, info: ValidationInfo) -> Any:
+        known = _known_keys()[str(info.field_name)]
+        for key in (key for part in (value if isinstance(value, list) else [value or {}]) for key in part):
+            if key not in known:
+                near = nearest(key, known)
+                hint = f" (did you mean {near!r}?)" if near else ""
+                raise PydanticCustomError("unknown_key", "unknown key {key}{hint}", {"key": repr(key), "hint": hint})
         return _marked(value)
 
     @field_validator("code_path")
@@ -123,120 +171,34 @@ class DatabricksConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_compute(self) -> DatabricksConfig:
-        given = [self.new_cluster, self.existing_cluster_id, self.environment]
-        if sum(each is not None for each in given) > 1:
+        if [self.new_cluster, self.existing_cluster_id, self.environment].count(None) < 2:
             raise ValueError("new_cluster, existing-cluster-id and environment exclude each other: name one")
         if self.environment is not None and self.libraries:
             raise ValueError("a serverless environment takes no libraries: name them under environment.dependencies")
         return self
 
     def redact(self, text: str) -> str:
-        """Redacts this configuration's secrets, which a message of Databricks may quote."""
+        """Redacts this configuration's secrets, which Databricks may quote in a message."""
         login = self.credentials if isinstance(self.credentials, dict) else {}
         hidden = [value for name, value in login.items() if SECRET_NAME.search(name)]
         return redact(text, *secrets_in([hidden, self.new_cluster, self.environment, self.libraries]))
 
     @property
-    def compute(self) -> Literal["new", "existing", "serverless"] | None:
+    def compute(self) -> Compute | None:
         """The kind of compute; None if none is named."""
-        if self.new_cluster is not None:
-            return "new"
-        if self.existing_cluster_id is not None:
-            return "existing"
-        return "serverless" if self.environment is not None else None
+        given = {"new": self.new_cluster, "existing": self.existing_cluster_id, "serverless": self.environment}
+        return next((kind for kind in get_args(Compute) if given[kind] is not None), None)
 
 
 DatabricksRequest: TypeAlias = BackendRequest[DatabricksConfig]
-
-
-@cache
-def _fields(kind: Literal["cluster", "library", "environment", "access"]) -> frozenset[str]:
-    """Returns the SDK's keys for a part of a submission."""
-    from dataclasses import fields
-
-    from databricks.sdk.service.compute import ClusterSpec, Environment, Library
-    from databricks.sdk.service.jobs import JobAccessControlRequest
-
-    classes = {
-        "cluster": ClusterSpec,
-        "library": Library,
-        "environment": Environment,
-        "access": JobAccessControlRequest,
-    }
-    # Older SDKs of the supported range lack some keys of an environment.
-    newer = {"environment_version", "base_environment"} if kind == "environment" else set()
-    return frozenset(each.name for each in fields(classes[kind])) | newer
-
-
-def secret_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the keys of a configuration whose values contain a literal secret; ``secrets`` only names some."""
-    nested = {key: value for key, value in config.items() if isinstance(value, Mapping | list) and key != "secrets"}
-    return tuple(key for key, value in nested.items() if has_secret(_marked(value, key)))
-
-
-def parse_databricks_config(config: Mapping[str, Any]) -> DatabricksConfig:
-    """Parses a configuration in any of its forms.
-
-    MLflow's forms are a bare cluster specification, ``new_cluster`` with ``libraries``, and either under ``cluster_spec``;
-    ``job_cluster`` is another name for ``new_cluster``.
-
-    Raises:
-        BackendError: A key is unknown (the nearest is named) or a value is of the wrong type.
-    """
-    values = dict(config)
-    for key in ("cluster_spec", "cluster-spec"):
-        spec = values.pop(key, None)
-        if spec is None:
-            continue
-        if not isinstance(spec, Mapping):
-            raise BackendError(
-                f"The configuration of the {NAME} backend is not valid: {key}: must be a mapping", backend=NAME
-            )
-        values = {**spec, **values}
-    for key in ("job_cluster", "job-cluster"):
-        if key in values:
-            # An entry of a job's job_clusters, or the specification itself.
-            cluster = values.pop(key)
-            values["new_cluster"] = cluster.get("new_cluster", cluster) if isinstance(cluster, Mapping) else cluster
-    own = {name for field in DatabricksConfig.model_fields for name in (field, _kebab(field))}
-    bare = {key: values.pop(key) for key in list(values) if key not in own and key in _fields("cluster")}
-    if bare:
-        values["new_cluster"] = {**(values.pop("new_cluster", None) or values.pop("new-cluster", None) or {}), **bare}
-    parsed = parse_config(DatabricksConfig, values, backend=NAME)
-    _check_keys("new_cluster", [parsed.new_cluster or {}], _fields("cluster"))
-    _check_keys("environment", [parsed.environment or {}], _fields("environment"))
-    _check_keys("libraries", parsed.libraries, _fields("library"))
-    _check_keys("access-control", parsed.access_control, _fields("access"))
-    return parsed
-
-
-def _check_keys(where: str, values: list[dict[str, Any]], known: frozenset[str]) -> None:
-    for key in (key for value in values for key in value if key not in known):
-        near = nearest(key, known)
-        hint = f" (did you mean {near!r}?)" if near else ""
-        raise BackendError(
-            f"The configuration of the {NAME} backend is not valid: {where}: unknown key {key!r}{hint}", backend=NAME
-        )
-
-
-_CALL_SECONDS = 60
-# `insist` retries instead, since the SDK's own retries ignore the stop signal.
-_RETRY_SECONDS = 1
-
-
-def profile_of(tracking_uri: str) -> str | None:
-    """Returns the profile that a ``databricks://profile`` tracking URI names; None for any other."""
-    parts = urlsplit(tracking_uri)
-    # MLflow: "databricks://scope:prefix" names a secret scope, which exists inside a workspace only.
-    return parts.netloc.partition(":")[0] or None if parts.scheme in ("databricks", "databricks-uc") else None
+parse_databricks_config = partial(parse_config, DatabricksConfig, backend=NAME)
 
 
 def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None = None) -> WorkspaceClient:
     """Returns a client of the workspace; with a token it sends no request yet."""
     if isinstance(config.credentials, str):
-        raise BackendError(
-            f"The credentials block {config.credentials!r} was not resolved. Blocks are resolved by run() and by deployments.",
-            backend=NAME,
+        raise failure(
+            f"The credentials block {config.credentials!r} was not resolved. Blocks are resolved by run() and by deployments."
         )
     given = reveal_all(config.credentials or {})
     values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
@@ -244,52 +206,42 @@ def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None
         # The environment may hold other credentials, and the SDK refuses several methods at once.
         kind = "oauth-m2m" if values.get("client_secret") else "pat" if values.get("token") else None
         values |= {"auth_type": kind} if kind else {}
-    profile = config.profile or profile_of(tracking_uri)
-    if not values and profile:
+    parts = urlsplit(tracking_uri)
+    # MLflow: "databricks://scope:prefix" names a secret scope, which exists inside a workspace only.
+    named = parts.netloc.partition(":")[0] if parts.scheme in ("databricks", "databricks-uc") else ""
+    if not values and (profile := config.profile or named):
         values["profile"] = profile
     logging.getLogger("databricks.sdk").setLevel(logging.ERROR)
     return insist(partial(_client, values), config, stop, "The Databricks workspace can't be used")
 
 
 def _client(values: dict[str, Any]) -> WorkspaceClient:
-    from importlib.metadata import version
-
     from databricks.sdk import WorkspaceClient
     from databricks.sdk.config import Config
 
     unknown = sorted(set(values) - {each.name for each in Config.attributes()})
     if unknown:
-        raise BackendError(f"The Databricks credentials have an unknown field: {', '.join(unknown)}.", backend=NAME)
-    return WorkspaceClient(
-        config=Config(
-            **values,
-            http_timeout_seconds=_CALL_SECONDS,
-            retry_timeout_seconds=_RETRY_SECONDS,
-            product="prefect-mlprojects",
-            product_version=version("prefect-mlprojects"),
-        )
-    )
+        raise failure(f"The Databricks credentials have an unknown field: {', '.join(unknown)}.")
+    values |= {"product": "prefect-mlprojects", "product_version": version("prefect-mlprojects")}
+    # `insist` retries instead, since the SDK's own retries ignore the stop signal.
+    return WorkspaceClient(config=Config(**values, http_timeout_seconds=60, retry_timeout_seconds=1))
 
 
 _Answer = TypeVar("_Answer")
-_BAD_GATEWAY = ("502", "bad gateway", "bad_gateway")
-
-_ADVICE = MappingProxyType(
-    {
-        "Unauthenticated": "The token is wrong or has expired: put a new one into the block, profile or DATABRICKS_TOKEN.",
-        "PermissionDenied": "Give the user or service principal the permission that the message names.",
-        "ValueError": "Name credentials: a databricks-workspace block, a profile, or DATABRICKS_HOST and DATABRICKS_TOKEN.",
-        "NotFound": "Check the ids and paths in the backend configuration.",
-        "ResourceDoesNotExist": "Check the ids and paths in the backend configuration.",
-        "TimeoutError": "The workspace could not be reached: check the host and the network, or raise network-timeout.",
-    }
-)
-
+_NOT_FOUND = "Check the ids and paths in the backend configuration."
+_ADVICE = {
+    "Unauthenticated": "The token is wrong or has expired: put a new one into the block, profile or DATABRICKS_TOKEN.",
+    "PermissionDenied": "Give the user or service principal the permission that the message names.",
+    "ValueError": "Name credentials: a databricks-workspace block, a profile, or DATABRICKS_HOST and DATABRICKS_TOKEN.",
+    "NotFound": _NOT_FOUND,
+    "ResourceDoesNotExist": _NOT_FOUND,
+    "TimeoutError": "The workspace could not be reached: check the host and the network, or raise network-timeout.",
+}
+# Errors of the SDK about something that the configuration names.
 _MISTAKES = ("ValueError", "NotFound", "ResourceDoesNotExist", "InvalidParameterValue")
-"""Errors of the SDK about something that the configuration names."""
 
 
-def is_transient(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     """Returns whether an error is transient: a rate limit, a server error, a lost connection."""
     import requests
     from databricks.sdk import errors
@@ -300,7 +252,7 @@ def is_transient(error: BaseException) -> bool:
         return True
     # The SDK has no class for a gateway's errors.
     text = f"{error.error_code} {error}".lower() if type(error) is DatabricksError else ""
-    return any(sign in text for sign in _BAD_GATEWAY)
+    return any(sign in text for sign in ("502", "bad gateway", "bad_gateway"))
 
 
 def insist(call: Callable[[], _Answer], config: DatabricksConfig, stop: StopSignal | None, what: str) -> _Answer:
@@ -311,32 +263,25 @@ def insist(call: Callable[[], _Answer], config: DatabricksConfig, stop: StopSign
     Raises:
         BackendError: The workspace refused it, or was unreachable for too long.
     """
-    deadline = time.monotonic() + config.network_timeout
-    backoff, waiter = Backoff(0.5, 20), stop or StopSignal()
-    while True:
-        try:
-            return call()
-        except BackendError:
-            raise
-        except Exception as error:  # noqa: BLE001 - classified below
-            pause = backoff.next()
-            if not is_transient(error) or time.monotonic() + pause > deadline or waiter.requested:
-                raise refused(what, error, config) from None
-        waiter.wait(pause)
+    try:
+        backoff = Backoff(0.5, 20)
+        return retry(call, is_transient=_is_transient, seconds=config.network_timeout, stop=stop, backoff=backoff)
+    except BackendError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the SDK raises many kinds
+        raise refused(what, error, config) from None
 
 
 def refused(what: str, error: BaseException, config: DatabricksConfig) -> BackendError:
     """Returns the error of a failed call, with advice and without the configuration's secrets."""
     advice = _ADVICE.get(type(error).__name__, "")
     if "invalid_client" in str(error):
-        advice = (
-            "Authentication failed for the service principal: its client_secret is wrong or expired. Create a new one in the "
-            "account console."
-        )
+        failed = "Authentication failed for the service principal: its client_secret is wrong or expired."
+        advice = f"{failed} Create a new one in the account console."
     if isinstance(error, TimeoutError) and error.__cause__ is not None:
         # The error that the SDK retried; its own message names only the time.
         error = error.__cause__
     # The SDK appends its configuration, with names of files and variables.
     text = config.redact(str(error).partition(". Config:")[0].strip()) or type(error).__name__
-    kind = BackendError if type(error).__name__ in _MISTAKES else BackendUnavailableError
-    return kind(f"{what}: {text.rstrip('.')}. {advice}".rstrip(), backend=NAME)
+    kind = failure if type(error).__name__ in _MISTAKES else unavailable
+    return kind(f"{what}: {text.rstrip('.')}. {advice}".rstrip())

@@ -12,33 +12,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects._support.output import TailedOutput
-from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
-from prefect_mlprojects.backends.contract import Command, ExecutionEvents, Prepared
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, insist
+from prefect_mlprojects._support.secrets import reveal_all, reveal_values
+from prefect_mlprojects.backends.contract import Command, ExecutionEvents
+from prefect_mlprojects.backends.databricks import storage, unavailable
+from prefect_mlprojects.backends.databricks.config import insist
 from prefect_mlprojects.backends.databricks.states import Diagnosis, Status, WatchEnd, cancel, waiting_for, watch
-from prefect_mlprojects.backends.databricks.storage import (
-    Code,
-    RunRecord,
-    Storage,
-    Upload,
-    bootstrap,
-    code_of,
-    pack,
-    read_record,
-    record_path,
-    storage_for,
-    upload,
-    write_record,
-)
-from prefect_mlprojects.backends.databricks.task import driver_environment, remote_variables, submission
+from prefect_mlprojects.backends.databricks.storage import DatabricksPrepared, RunRecord, Storage, Upload
+from prefect_mlprojects.backends.databricks.task import driver_environment, submission
 from prefect_mlprojects.backends.outcome import Ending, Outcome, explain_exit, stopped_outcome
-from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
+from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import OutputSink, StopSignal, StreamName
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
     from databricks.sdk.service.jobs import Run
-
 
 _logger = logging.getLogger(__name__)
 _ENDINGS: Mapping[Status, Ending] = {"cancelled": "stopped", "timed-out": "timed-out", "not-started": "not-started"}
@@ -52,7 +39,7 @@ class Execution:
     def __init__(
         self,
         client: WorkspaceClient,
-        prepared: Prepared[DatabricksConfig, Upload],
+        prepared: DatabricksPrepared,
         command: Command,
         events: ExecutionEvents,
         stop: StopSignal,
@@ -60,19 +47,18 @@ class Execution:
         self._client, self._request, self._config = client, prepared.request, prepared.request.config
         self._upload, self._command, self._events = prepared.value, command, events
         self._output, self._stop = TailedOutput(events), stop
-        self._root = prepared.value.root
-        self._storage = storage_for(client, self._root)
+        self._storage = storage.storage_for(client, prepared.value.root)
+        self._live = self._config.live_output and not self._config.git_source
         self._reported: tuple[str, str] | None = None
         self._token = ""
 
     def run(self) -> Outcome:
         """Submits and watches the run until it ends; see ``Backend.execute``."""
         started = time.monotonic()
-        submitted = self._submit()
-        if submitted is None:
+        run_id = self._submit()
+        if run_id is None:
             return stopped_outcome(self._stop)
-        run_id, code = submitted
-        live = LiveOutput(self._storage, code.output, self._output) if code.output else None
+        live = LiveOutput(self._storage, self._upload.output(self._token), self._output) if self._live else None
         deadline = None if self._command.timeout is None else started + self._command.timeout
 
         def look(run: Run, found: Diagnosis) -> bool:
@@ -90,61 +76,51 @@ class Execution:
         known = found.status == "succeeded" and live is not None and live.complete
         error = "" if known else self._config.redact(driver_output(self._client, run, self._output, live))
         tail = self._output.close()
-        self._clear(code, found)
+        self._clear(found)
         return outcome(found, why, self._stop, live, error, tail)
 
-    def _submit(self) -> tuple[int, Code] | None:
+    def _submit(self) -> int | None:
         """Submits the run, unless an earlier attempt did and its failure was not reported; None if stopped before."""
-        variables = remote_variables(reveal_values(self._command.child_env), reveal(self._request.tracking_uri))
+        child_env = reveal_values(self._command.child_env)
         for attempt in range(_MAX_ATTEMPTS):
             token = f"mlp-{self._command.identity.flow_run_id}-{attempt}"[:_MAX_TOKEN]
-            path = record_path(self._root, token)
-            record = self._ask(partial(read_record, self._storage, path), "The run's record can't be read")
+            path = self._upload.record(token)
+            record = self._ask(partial(storage.read_record, self._storage, path), "The run's record can't be read")
             if record is not None and record.reported:
                 continue
             self._token = token
-            code = code_of(self._root, self._upload.sha256, token if self._live() else None)
-            self._ensure_code(code, path)
-            body = submission(self._request, self._command.line, code, variables, token)
+            self._ensure_code(path)
+            body = submission(self._request, self._command.line, self._upload, child_env, token)
             if self._stop.requested:
                 self._remove(path)
                 return None
+            # The SDK's submit() takes dataclasses and drops unknown keys.
+            post = partial(self._client.api_client.do, "POST", "/api/2.2/jobs/runs/submit", body=reveal_all(body))
             try:
                 # A stop request must not end these retries: a lost response may be that of a run, which costs money.
-                answer = insist(
-                    partial(_post, self._client, body), self._config, None, "The run can't be submitted to Databricks"
-                )
+                answer: Any = insist(post, self._config, None, "The run can't be submitted to Databricks")
             except BackendError:
                 self._remove(path)
                 raise
-            return int(answer["run_id"]), code
-        raise BackendUnavailableError(f"The run was submitted {_MAX_ATTEMPTS} times without success.", backend=NAME)
+            return int(answer["run_id"])
+        raise unavailable(f"The run was submitted {_MAX_ATTEMPTS} times without success.")
 
-    def _ensure_code(self, code: Code, record: str) -> None:
+    def _ensure_code(self, record: str) -> None:
         """Writes the run's record, then uploads the code again if a clean-up removed it meanwhile."""
-        files = () if self._config.git_source else (code.archive, code.bootstrap)
-        content = RunRecord(self._upload.user, [each.rpartition("/")[2] for each in files])
-        self._ask(
-            partial(write_record, self._storage, record, content), "The run's record can't be written to the workspace"
-        )
-        if self._config.git_source:
-            return
-        what = "The project can't be uploaded to Databricks"
-        sizes = {code.archive: self._upload.size, code.bootstrap: len(bootstrap())}
+        code, what = self._upload, "The project can't be uploaded to Databricks"
+        sizes = {} if self._config.git_source else {code.archive: code.size, code.bootstrap: len(storage.bootstrap())}
+        write = partial(self._write_record, record, files=tuple(path.rpartition("/")[2] for path in sizes))
+        self._ask(write, "The run's record can't be written to the workspace")
         if all(self._ask(partial(self._storage.holds, path, size), what) for path, size in sizes.items()):
             return
-        environment = driver_environment(self._request)
-        archive = pack(self._request, environment.files if environment is not None else {})
-        if archive.sha256 != self._upload.sha256:
-            raise BackendUnavailableError(
-                "The project's uploaded code was removed from the workspace, and its local files have changed since. Run it "
-                "again.",
-                backend=NAME,
-            )
-        upload(self._storage, code, archive, partial(self._ask, what=what), self._events.report)
+        archive, _ = storage.pack(self._request, driver_environment(self._request).files)
+        if Upload.of(code.root, code.user, archive) != code:
+            removed = "The project's uploaded code was removed from the workspace"
+            raise unavailable(f"{removed}, and its local files have changed since. Run it again.")
+        storage.upload(self._storage, code, archive, partial(self._ask, what=what), self._events.report)
 
-    def _live(self) -> bool:
-        return self._config.live_output and not self._config.git_source
+    def _write_record(self, path: str, **fields: Any) -> None:
+        self._storage.write(path, RunRecord(user=self._upload.user, **fields).model_dump_json().encode())
 
     def _ask(self, call: Callable[[], Any], what: str) -> Any:
         return insist(call, self._config, self._stop, what)
@@ -165,31 +141,24 @@ class Execution:
             self._reported = (found.phase, reason)
             self._events.report(f"Databricks run {run_id}: {found.phase}{f' ({reason})' if reason else ''}")
 
-    def _clear(self, code: Code, found: Diagnosis) -> None:
+    def _clear(self, found: Diagnosis) -> None:
         """Removes the run's output and record; marks a failure as reported."""
-        path = record_path(self._root, self._token)
-        if code.output is not None:
-            self._remove(code.output)
+        path = self._upload.record(self._token)
+        if self._live:
+            self._remove(self._upload.output(self._token))
         if found.status == "succeeded":
             self._remove(path)
             return
         try:
-            write_record(self._storage, path, RunRecord(self._upload.user, reported=True))
+            self._write_record(path, reported=True)
         except Exception as error:  # noqa: BLE001 - must not hide the run's own failure
-            self._events.report(
-                f"The run's record could not be written, so a retry will attach to the same run: {error}"
-            )
+            self._events.report(f"The run's record was not written, so a retry will attach to the same run: {error}")
 
     def _remove(self, path: str) -> None:
         try:
             self._storage.remove(path)
         except Exception as error:  # noqa: BLE001 - `mlprojects databricks clean` removes it later
             self._events.report(f"{path} could not be removed: {error}")
-
-
-def _post(client: WorkspaceClient, body: Mapping[str, Any]) -> Any:
-    # The SDK's submit() takes dataclasses and drops unknown keys.
-    return client.api_client.do("POST", "/api/2.2/jobs/runs/submit", body=reveal_all(body))
 
 
 def outcome(
@@ -205,7 +174,7 @@ def outcome(
     failed = found.status == "failed"
     if failed and live is not None and live.problem:
         return Outcome("not-started", cause=live.problem.rstrip("."), output_tail=tail)
-    code = (live.exit_code if live is not None else None) or _exit_code(error)
+    code = (live.exit_code if live is not None else None) or _parse_exit_code(error)
     if failed and code:
         ended = explain_exit(code, tail)
         return replace(ended, advice=ended.advice or found.advice, reason=found.category)
@@ -215,7 +184,7 @@ def outcome(
     return Outcome(ending, code, cause=text, advice=found.advice, output_tail=tail, reason=found.category)
 
 
-def _exit_code(error: str) -> int | None:
+def _parse_exit_code(error: str) -> int | None:
     """Parses the bootstrap's exit code from a driver's error."""
     match = re.match(r"SystemExit: (\d+)\b", error.strip())
     return int(match[1]) if match is not None else None
@@ -228,43 +197,35 @@ _STREAMS: dict[bytes, StreamName] = {b"out": "stdout", b"err": "stderr"}
 class LiveOutput:
     """Reads the numbered files of a run's output folder, each once; a poll costs one request, and one for each new file."""
 
-    def __init__(self, storage: Storage, folder: str, output: OutputSink) -> None:
-        self._storage, self._folder, self._output = storage, folder, output
-        self._next = 1
-        self.last = b""
+    def __init__(self, files: Storage, folder: str, output: OutputSink) -> None:
+        self._storage, self._folder, self._output = files, folder, output
+        self.next, self.last, self.problem = 1, b"", ""
         self.exit_code: int | None = None
-        self.problem = ""
-
-    @property
-    def seen(self) -> bool:
-        """True once any output was read."""
-        return self._next > 1
 
     @property
     def complete(self) -> bool:
-        """True once the bootstrap wrote the exit code, which follows the last output."""
-        return self.seen and self.exit_code is not None
+        """True once any output was read, and the exit code, which the bootstrap writes after the last output."""
+        return self.next > 1 and self.exit_code is not None
 
     def read(self) -> bool:
         """Passes new output on; returns whether there was any. Errors only delay it."""
-        before = self._next
+        before = self.next
         try:
-            while (data := self._storage.read(f"{self._folder}/{self._next:08d}")) is not None:
+            while (data := self._storage.read(f"{self._folder}/{self.next:08d}")) is not None:
                 pieces = list(parse_chunk(data))
-                self._next += 1
+                self.next += 1
                 for stream, piece in pieces:
                     self._output.write(stream, piece)
                     self.last = (self.last + piece)[-_KEPT:]
         except Exception as error:  # noqa: BLE001 - the run does not depend on it
             _logger.debug("The output of the run can't be read now: %s", error)
-        return self._next != before
+        return self.next != before
 
     def finish(self) -> None:
         """Reads the remaining output and the exit code of an ended run."""
         self.read()
         try:
-            data = self._storage.read(f"{self._folder}/exit.json")
-            if data is not None:
+            if (data := self._storage.read(f"{self._folder}/exit.json")) is not None:
                 ended = json.loads(data)
                 self.exit_code, self.problem = int(ended["exit_code"]), str(ended["problem"])
         except Exception as error:  # noqa: BLE001 - as above
@@ -296,9 +257,10 @@ def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, live: L
     logs = kept.logs or ""
     if live is not None and live.complete:
         return kept.error or ""
-    if live is not None and live.seen:
+    if live is not None and live.next > 1:
         # The driver ended before it wrote the rest: it was killed, or its cluster was preempted.
-        logs = _after(logs, live.last.decode("utf-8", "replace"))
+        last = live.last.decode("utf-8", "replace").strip()
+        logs = logs.rpartition(last)[2].lstrip("\n") if last and last in logs else ""
     if logs:
         output.write("stdout", logs.encode() + (b"" if logs.endswith("\n") else b"\n"))
     if kept.logs_truncated:
@@ -306,9 +268,3 @@ def driver_output(client: WorkspaceClient, run: Run, output: OutputSink, live: L
     if kept.error_trace and kept.error_trace not in (kept.logs or ""):
         output.write("stderr", kept.error_trace.encode() + b"\n")
     return kept.error or ""
-
-
-def _after(logs: str, last: str) -> str:
-    """Returns the text after `last`; nothing if that is not found."""
-    last = last.strip()
-    return logs.rpartition(last)[2].lstrip("\n") if last and last in logs else ""

@@ -4,163 +4,118 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, insist
-from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
+from prefect_mlprojects.backends.databricks import unavailable
+from prefect_mlprojects.backends.databricks.config import DatabricksConfig, insist
+from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.types import FailureCategory, StopSignal
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
     from databricks.sdk.service.jobs import Run
 
-
 Status = Literal["running", "succeeded", "failed", "cancelled", "timed-out", "not-started"]
 
 # https://docs.databricks.com/api/workspace/jobs/getrun: life_cycle_state -> whether the run has ended.
 _ACTIVE = ("BLOCKED", "PENDING", "QUEUED", "RUNNING", "TERMINATING", "WAITING_FOR_RETRY", "WAITING")
-LIFE_CYCLES = MappingProxyType(
-    dict.fromkeys(_ACTIVE, False) | dict.fromkeys(("TERMINATED", "SKIPPED", "INTERNAL_ERROR"), True)
-)
+LIFE_CYCLES = {**dict.fromkeys(_ACTIVE, False), "TERMINATED": True, "SKIPPED": True, "INTERNAL_ERROR": True}
 
-RESULTS: MappingProxyType[str, tuple[Status, str]] = MappingProxyType(
-    {
-        "SUCCESS": ("succeeded", "the run succeeded"),
-        "SUCCESS_WITH_FAILURES": ("succeeded", "the run succeeded, with failures in it"),
-        "FAILED": ("failed", "the task failed"),
-        "TIMEDOUT": ("timed-out", "Databricks ended the run: it took longer than the configured timeout"),
-        "CANCELED": ("cancelled", "the run was cancelled in Databricks"),
-        "MAXIMUM_CONCURRENT_RUNS_REACHED": ("not-started", "too many runs at once"),
-        "EXCLUDED": ("not-started", "the run was excluded by its conditions"),
-        "DISABLED": ("not-started", "the task is disabled"),
-        "UPSTREAM_FAILED": ("not-started", "a task before it failed"),
-        "UPSTREAM_CANCELED": ("cancelled", "a task before it was cancelled"),
-    }
-)
+RESULTS: Mapping[str, tuple[Status, str]] = {
+    "SUCCESS": ("succeeded", "the run succeeded"),
+    "SUCCESS_WITH_FAILURES": ("succeeded", "the run succeeded, with failures in it"),
+    "FAILED": ("failed", "the task failed"),
+    "TIMEDOUT": ("timed-out", "Databricks ended the run: it took longer than the configured timeout"),
+    "CANCELED": ("cancelled", "the run was cancelled in Databricks"),
+    "MAXIMUM_CONCURRENT_RUNS_REACHED": ("not-started", "too many runs at once"),
+    "EXCLUDED": ("not-started", "the run was excluded by its conditions"),
+    "DISABLED": ("not-started", "the task is disabled"),
+    "UPSTREAM_FAILED": ("not-started", "a task before it failed"),
+    "UPSTREAM_CANCELED": ("cancelled", "a task before it was cancelled"),
+}
 
-# Termination codes -> cause and advice.
-_SUCCEEDED = {
-    "SUCCESS": ("the run succeeded", ""),
-    "SUCCESS_WITH_FAILURES": ("the run succeeded, with failures in it", ""),
+# Termination codes.
+CODES: Mapping[str, tuple[Status, str]] = {
+    "SUCCESS": RESULTS["SUCCESS"],
+    "SUCCESS_WITH_FAILURES": RESULTS["SUCCESS_WITH_FAILURES"],
+    "USER_CANCELED": ("cancelled", "a user cancelled the run in Databricks"),
+    "CANCELED": ("cancelled", "Databricks cancelled the run"),
+    "DRIVER_ERROR": ("failed", "the driver died"),
+    "CLUSTER_TERMINATED_BY_USER": ("failed", "a user terminated the cluster"),
+    "STORAGE_ACCESS_ERROR": ("failed", "the storage could not be accessed"),
+    "RUN_EXECUTION_ERROR": ("failed", "the task failed"),
+    "INTERNAL_ERROR": ("failed", "an internal error of Databricks"),
+    "SKIPPED": ("not-started", "the run was skipped"),
+    "CLUSTER_ERROR": ("not-started", "the cluster failed to start or broke"),
+    "REPOSITORY_CHECKOUT_FAILED": ("not-started", "Databricks could not check the repository out"),
+    "INVALID_CLUSTER_REQUEST": ("not-started", "the cluster's specification is invalid"),
+    "WORKSPACE_RUN_LIMIT_EXCEEDED": ("not-started", "the workspace's limit of concurrent runs is reached"),
+    "FEATURE_DISABLED": ("not-started", "a feature that the run needs is switched off in the workspace"),
+    "CLUSTER_REQUEST_LIMIT_EXCEEDED": ("not-started", "too many clusters were requested at once"),
+    "UNAUTHORIZED_ERROR": ("not-started", "a permission is missing"),
+    "LIBRARY_INSTALLATION_ERROR": ("not-started", "a library could not be installed"),
+    "MAX_CONCURRENT_RUNS_EXCEEDED": ("not-started", "too many runs at once"),
+    "MAX_SPARK_CONTEXTS_EXCEEDED": ("not-started", "the cluster has too many Spark contexts"),
+    "RESOURCE_NOT_FOUND": ("not-started", "a resource that the run needs does not exist"),
+    "INVALID_RUN_CONFIGURATION": ("not-started", "the run's configuration is invalid"),
+    "CLOUD_FAILURE": ("not-started", "the cloud provider failed"),
+    "MAX_JOB_QUEUE_SIZE_EXCEEDED": ("not-started", "the queue is full"),
+    "DISABLED": ("not-started", "the task is disabled"),
+    "BREAKING_CHANGE": ("not-started", "the run uses a feature that Databricks has removed"),
+    "BUDGET_POLICY_LIMIT_EXCEEDED": ("not-started", "the budget policy's limit is used up"),
 }
-_CANCELLED = {
-    "USER_CANCELED": ("a user cancelled the run in Databricks", "The run's page says who."),
-    "CANCELED": ("Databricks cancelled the run", "The run's page says why."),
+_ADVICE = {
+    "USER_CANCELED": "The run's page says who.",
+    "CANCELED": "The run's page says why.",
+    "DRIVER_ERROR": "Often its memory ran out: take a larger driver node type, or read the cluster's event log.",
+    "CLUSTER_TERMINATED_BY_USER": "The cluster's event log says who.",
+    "STORAGE_ACCESS_ERROR": "Check the permissions on the volume or the DBFS root, and on what code-path names.",
+    "INTERNAL_ERROR": "Try again. If it happens again, give Databricks' support the run's id.",
+    "SKIPPED": "Look at the run's conditions and limits.",
+    "CLUSTER_ERROR": "Read the cluster's event log; check its node type, policy and network.",
+    "REPOSITORY_CHECKOUT_FAILED": "Check the workspace's git credentials, or leave git-source out: the code is uploaded.",
+    "INVALID_CLUSTER_REQUEST": "Correct new_cluster in the backend configuration.",
+    "WORKSPACE_RUN_LIMIT_EXCEEDED": "Wait for other runs to end, or ask for a higher limit.",
+    "FEATURE_DISABLED": "Ask the workspace's administrator to enable it.",
+    "CLUSTER_REQUEST_LIMIT_EXCEEDED": "Try again later, or use an existing cluster or pool.",
+    "UNAUTHORIZED_ERROR": "Give the user or service principal access to what the message names.",
+    "LIBRARY_INSTALLATION_ERROR": "Correct 'libraries' (or 'python_libraries'): check names, versions and the cluster's way "
+    "to the package index.",
+    "MAX_CONCURRENT_RUNS_EXCEEDED": "Wait for other runs to end.",
+    "MAX_SPARK_CONTEXTS_EXCEEDED": "Use another cluster, or a new one for each run.",
+    "RESOURCE_NOT_FOUND": "Check cluster, policy and code-path in the backend configuration.",
+    "INVALID_RUN_CONFIGURATION": "Correct the backend configuration.",
+    "CLOUD_FAILURE": "Often it has no such machines left: try again, or take another node type or zone.",
+    "MAX_JOB_QUEUE_SIZE_EXCEEDED": "Wait for other runs to end.",
+    "BREAKING_CHANGE": "Follow its message; a newer runtime is often needed.",
+    "BUDGET_POLICY_LIMIT_EXCEEDED": "Ask for a higher limit, or run under another budget policy.",
 }
-_FAILED = {
-    "DRIVER_ERROR": (
-        "the driver died",
-        "Often its memory ran out: take a larger node type for the driver, or read the cluster's event log.",
-    ),
-    "CLUSTER_TERMINATED_BY_USER": ("a user terminated the cluster", "The cluster's event log says who."),
-    "STORAGE_ACCESS_ERROR": (
-        "the storage could not be accessed",
-        "Check the permissions on the volume or the DBFS root, and on what code-path names.",
-    ),
-    "RUN_EXECUTION_ERROR": ("the task failed", ""),
-    "INTERNAL_ERROR": (
-        "an internal error of Databricks",
-        "Try again. If it happens again, give Databricks' support the run's id.",
-    ),
-}
-_NOT_STARTED = {
-    "SKIPPED": ("the run was skipped", "Look at the run's conditions and limits."),
-    "CLUSTER_ERROR": (
-        "the cluster failed to start or broke",
-        "Read the cluster's event log; check its node type, policy and network.",
-    ),
-    "REPOSITORY_CHECKOUT_FAILED": (
-        "Databricks could not check the repository out",
-        "Check the git credentials in the workspace, or leave git-source out so that the code is uploaded.",
-    ),
-    "INVALID_CLUSTER_REQUEST": (
-        "the cluster's specification is invalid",
-        "Correct new_cluster in the backend configuration.",
-    ),
-    "WORKSPACE_RUN_LIMIT_EXCEEDED": (
-        "the workspace's limit of concurrent runs is reached",
-        "Wait for other runs to end, or ask for a higher limit.",
-    ),
-    "FEATURE_DISABLED": (
-        "a feature that the run needs is switched off in the workspace",
-        "Ask the workspace's administrator to enable it.",
-    ),
-    "CLUSTER_REQUEST_LIMIT_EXCEEDED": (
-        "too many clusters were requested at once",
-        "Try again later, or use an existing cluster or pool.",
-    ),
-    "UNAUTHORIZED_ERROR": (
-        "a permission is missing",
-        "Give the user or service principal access to what the message names.",
-    ),
-    "LIBRARY_INSTALLATION_ERROR": (
-        "a library could not be installed",
-        "Correct 'libraries' (or 'python_libraries'): check names, versions and the cluster's way to the package index.",
-    ),
-    "MAX_CONCURRENT_RUNS_EXCEEDED": ("too many runs at once", "Wait for other runs to end."),
-    "MAX_SPARK_CONTEXTS_EXCEEDED": (
-        "the cluster has too many Spark contexts",
-        "Use another cluster, or a new one for each run.",
-    ),
-    "RESOURCE_NOT_FOUND": (
-        "a resource that the run needs does not exist",
-        "Check cluster, policy and code-path in the backend configuration.",
-    ),
-    "INVALID_RUN_CONFIGURATION": ("the run's configuration is invalid", "Correct the backend configuration."),
-    "CLOUD_FAILURE": (
-        "the cloud provider failed",
-        "Often it has no such machines left: try again, or take another node type or zone.",
-    ),
-    "MAX_JOB_QUEUE_SIZE_EXCEEDED": ("the queue is full", "Wait for other runs to end."),
-    "DISABLED": ("the task is disabled", ""),
-    "BREAKING_CHANGE": (
-        "the run uses a feature that Databricks has removed",
-        "Follow its message; a newer runtime is often needed.",
-    ),
-    "BUDGET_POLICY_LIMIT_EXCEEDED": (
-        "the budget policy's limit is used up",
-        "Ask for a higher limit, or run under another budget policy.",
-    ),
-}
-_BY_STATUS: dict[Status, dict[str, tuple[str, str]]] = {
-    "succeeded": _SUCCEEDED,
-    "cancelled": _CANCELLED,
-    "failed": _FAILED,
-    "not-started": _NOT_STARTED,
-}
-CODES = MappingProxyType(
-    {code: (status, *texts) for status, codes in _BY_STATUS.items() for code, texts in codes.items()}
-)
 
-# The category, where it is not the one of the ending.
+# Only where it is not the category of the run's ending.
 _CODES_BY_CATEGORY = {
-    FailureCategory.INFRASTRUCTURE: (
-        *("CLUSTER_TERMINATED_BY_USER", "DRIVER_ERROR", "INTERNAL_ERROR", "STORAGE_ACCESS_ERROR"),
-    ),
-    FailureCategory.IMAGE: ("LIBRARY_INSTALLATION_ERROR",),
-    FailureCategory.SCHEDULING: (
-        *("CLOUD_FAILURE", "INVALID_CLUSTER_REQUEST", "WORKSPACE_RUN_LIMIT_EXCEEDED", "CLUSTER_REQUEST_LIMIT_EXCEEDED"),
-        *("MAX_CONCURRENT_RUNS_EXCEEDED", "MAX_JOB_QUEUE_SIZE_EXCEEDED", "BUDGET_POLICY_LIMIT_EXCEEDED"),
-    ),
+    FailureCategory.INFRASTRUCTURE: "CLUSTER_TERMINATED_BY_USER DRIVER_ERROR INTERNAL_ERROR STORAGE_ACCESS_ERROR",
+    FailureCategory.IMAGE: "LIBRARY_INSTALLATION_ERROR",
+    FailureCategory.SCHEDULING: "CLOUD_FAILURE INVALID_CLUSTER_REQUEST WORKSPACE_RUN_LIMIT_EXCEEDED "
+    "CLUSTER_REQUEST_LIMIT_EXCEEDED MAX_CONCURRENT_RUNS_EXCEEDED MAX_JOB_QUEUE_SIZE_EXCEEDED BUDGET_POLICY_LIMIT_EXCEEDED",
 }
-CATEGORIES = {code: category for category, codes in _CODES_BY_CATEGORY.items() for code in codes}
-# Signs of preempted machines and of exhausted memory in messages of Databricks and the cloud providers.
-_PREEMPTED = ("spot instance", "preempt", "spot_instance_termination", "spot termination", "spot eviction")
-_OUT_OF_MEMORY = ("out of memory", "outofmemory", "oom")
+CATEGORIES = {code: category for category, codes in _CODES_BY_CATEGORY.items() for code in codes.split()}
+_MESSAGE_PATTERNS = {
+    FailureCategory.PREEMPTED: re.compile(
+        r"preempt|spot_instance_termination|spot (instance|termination|eviction)", re.IGNORECASE
+    ),
+    FailureCategory.OUT_OF_MEMORY: re.compile(r"\b(out of memory|outofmemory|oom)", re.IGNORECASE),
+}
 
-TYPES = MappingProxyType(
-    {
-        "SUCCESS": "",
-        "CLIENT_ERROR": "caused by the request or the code",
-        "CLOUD_FAILURE": "caused by the cloud provider",
-        "INTERNAL_ERROR": "caused by Databricks itself",
-    }
-)
+TYPES = {
+    "SUCCESS": "",
+    "CLIENT_ERROR": "caused by the request or the code",
+    "CLOUD_FAILURE": "caused by the cloud provider",
+    "INTERNAL_ERROR": "caused by Databricks itself",
+}
 
 
 @dataclass(frozen=True)
@@ -184,29 +139,25 @@ class Diagnosis:
 
 def diagnose(run: Run) -> Diagnosis:
     """Explains the state of a run that ``runs/get`` returned."""
-    details = run.status.termination_details if run.status else None
-    return explain(
-        _text(run.state.life_cycle_state if run.state else None) or _text(run.status.state if run.status else None),
-        _text(run.state.result_state if run.state else None),
-        _text(details.code if details else None),
-        _text(details.type if details else None),
-        (details.message if details else None) or (run.state.state_message if run.state else None) or "",
-    )
+    state, status = run.state.as_dict() if run.state else {}, run.status.as_dict() if run.status else {}
+    details = status.get("termination_details", {})
+    life_cycle = state.get("life_cycle_state") or status.get("state") or ""
+    message = details.get("message") or state.get("state_message") or ""
+    return explain(life_cycle, state.get("result_state", ""), details.get("code", ""), details.get("type", ""), message)
 
 
 def explain(life_cycle: str, result: str = "", code: str = "", kind: str = "", message: str = "") -> Diagnosis:
     """Explains a run's life-cycle state, result state, and termination code and type; unknown values never raise. Pure."""
     if not LIFE_CYCLES.get(life_cycle, bool(result or code)):
         return Diagnosis("running", life_cycle or "UNKNOWN")
-    causes = {"SKIPPED": "the run was skipped", "INTERNAL_ERROR": "an internal error of Databricks"}
-    text, advice = causes.get(life_cycle, f"it ended as {result or code or life_cycle}"), ""
-    status, text = RESULTS.get(result, ("not-started" if life_cycle == "SKIPPED" else "failed", text))
+    # SKIPPED and INTERNAL_ERROR are life-cycle states as well as codes.
+    unknown: tuple[Status, str] = ("failed", f"it ended as {result or code or life_cycle}")
+    (status, text), advice = RESULTS.get(result) or CODES.get(life_cycle, unknown), ""
     # A code of success beside a failure explains nothing.
-    explains = (
-        not code.startswith("SUCCESS") or result.startswith("SUCCESS") or (not result and life_cycle == "TERMINATED")
-    )
+    succeeded = result.startswith("SUCCESS") or (not result and life_cycle == "TERMINATED")
+    explains = succeeded or not code.startswith("SUCCESS")
     if code in CODES and explains:
-        by_code, text, advice = CODES[code]
+        (by_code, text), advice = CODES[code], _ADVICE.get(code, "")
         # The result state decides how the run ended, the code why.
         status = by_code if status in ("failed", "not-started") or result not in RESULTS else status
     cause = text + (f" ({TYPES[kind]})" if TYPES.get(kind) else "")
@@ -220,28 +171,17 @@ def explain(life_cycle: str, result: str = "", code: str = "", kind: str = "", m
 def _category(status: Status, code: str, life_cycle: str, message: str) -> FailureCategory | None:
     if status not in ("failed", "not-started"):
         return None
-    low = message.lower()
-    if any(sign in low for sign in _PREEMPTED):
-        return FailureCategory.PREEMPTED
-    if any(re.search(rf"\b{sign}", low) for sign in _OUT_OF_MEMORY):
-        return FailureCategory.OUT_OF_MEMORY
-    return CATEGORIES.get(code) or CATEGORIES.get(life_cycle)
+    by_message = (category for category, pattern in _MESSAGE_PATTERNS.items() if pattern.search(message))
+    return next(by_message, None) or CATEGORIES.get(code) or CATEGORIES.get(life_cycle)
 
 
 def waiting_for(run: Run) -> str:
     """Returns Databricks' message about what an active run waits for; may be empty."""
-    queue = run.status.queue_details if run.status else None
-    messages = (
-        run.state.state_message if run.state else None,
-        queue.message if queue else None,
-        run.state.queue_reason if run.state else None,
-        _text(queue.code if queue else None).replace("_", " ").lower(),
-    )
+    state, status = run.state.as_dict() if run.state else {}, run.status.as_dict() if run.status else {}
+    queue = status.get("queue_details", {})
+    reason = queue.get("code", "").replace("_", " ").lower()
+    messages = (state.get("state_message"), queue.get("message"), state.get("queue_reason"), reason)
     return next((text.strip() for text in messages if text and text.strip()), "")
-
-
-def _text(value: object) -> str:
-    return str(getattr(value, "value", value) or "")
 
 
 WatchEnd: TypeAlias = Literal["ended", "stopped", "timed-out"]
@@ -311,5 +251,5 @@ def cancel(client: WorkspaceClient, run_id: int, config: DatabricksConfig) -> tu
         if found.ended:
             return run, found
         if time.monotonic() > deadline:
-            raise BackendUnavailableError(f"{what}: it is still {found.phase}.", backend=NAME)
+            raise unavailable(f"{what}: it is still {found.phase}.")
         time.sleep(backoff.next())

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksConfig, DatabricksRequest, connect, insist
-from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.backends.contract import Prepared, Report
+from prefect_mlprojects.backends.databricks import NAME, failure
+from prefect_mlprojects.backends.databricks.config import DatabricksConfig, DatabricksRequest, connect, insist
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-FOLDER = ".prefect-mlprojects"
 CODE_FOLDER, OUTPUT_FOLDER, RECORDS_FOLDER = "code", "output", "runs"
 # https://docs.databricks.com/files/workspace.html, "File size limit".
 _LARGEST_WORKSPACE_FILE = 500 << 20
@@ -105,16 +106,12 @@ def _workspace_files(api: WorkspaceExt) -> Storage:
 
 
 def _volume(api: FilesAPI) -> Storage:
-    def receive(path: str) -> bytes:
-        contents = api.download(path).contents
-        return contents.read() if contents is not None else b""
-
     return Storage(
         api_path=str,
         size=lambda path: api.get_metadata(path).content_length,
         make_folder=api.create_directory,
         send=lambda path, content: api.upload(path, content, overwrite=True),
-        receive=receive,
+        receive=lambda path: contents.read() if (contents := api.download(path).contents) else b"",
         entries=lambda path: ((each.name, each.last_modified) for each in api.list_directory_contents(path)),
         delete=partial(_delete_from_volume, api),
     )
@@ -149,87 +146,68 @@ def _dbfs(api: DbfsExt) -> Storage:
     )
 
 
-@dataclass(frozen=True)
-class RunRecord:
+class RunRecord(BaseModel):
     """A run's record: who submitted it, the files below ``code`` that it needs, and whether its failure was reported."""
 
     user: str
-    files: Sequence[str] = ()
+    files: tuple[str, ...] = ()
     reported: bool = False
-
-
-def record_path(root: str, token: str) -> str:
-    """Returns the path of the record of the run with that idempotency token."""
-    return f"{root}/{RECORDS_FOLDER}/{token}.json"
 
 
 def read_record(storage: Storage, path: str) -> RunRecord | None:
     """Returns a record; None if it is missing or invalid."""
     try:
-        content = json.loads(storage.read(path) or b"null")
-        return content and RunRecord(str(content["user"]), tuple(content["files"]), bool(content.get("reported")))
-    except (ValueError, KeyError, TypeError):
+        return RunRecord.model_validate_json(storage.read(path) or b"")
+    except ValidationError:
         return None
-
-
-def write_record(storage: Storage, path: str, record: RunRecord) -> None:
-    """Writes or replaces a record."""
-    storage.write(path, json.dumps(asdict(record)).encode())
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A project in the workspace: the code path, the user of the credentials, and the archive's digest and size in bytes.
-
-    The digest is empty if Databricks checks the code out.
-    """
+    """A project below a code path, and its archive's SHA-256 (empty if Databricks checks the code out) and size in bytes."""
 
     root: str
     user: str
     sha256: str = ""
     size: int = 0
 
+    @classmethod
+    def of(cls, root: str, user: str, archive: bytes) -> Upload:
+        """Returns the upload of an archive."""
+        return cls(root, user, hashlib.sha256(archive).hexdigest(), len(archive))
 
-@dataclass(frozen=True)
-class Code:
-    """Paths in the workspace of a project's archive, the bootstrap, and the live output, which is None without it."""
+    @property
+    def archive(self) -> str:
+        """The archive's path."""
+        return f"{self.root}/{CODE_FOLDER}/{self.sha256}.tar.gz"
 
-    archive: str
-    sha256: str
-    bootstrap: str
-    output: str | None = None
+    @property
+    def bootstrap(self) -> str:
+        """The path of the script that runs on the driver."""
+        return f"{self.root}/{CODE_FOLDER}/bootstrap-{hashlib.sha256(bootstrap()).hexdigest()[:16]}.py"
+
+    def output(self, token: str) -> str:
+        """Returns the folder for the live output of the run with that idempotency token."""
+        return f"{self.root}/{OUTPUT_FOLDER}/{token}"
+
+    def record(self, token: str) -> str:
+        """Returns the path of the record of the run with that idempotency token."""
+        return f"{self.root}/{RECORDS_FOLDER}/{token}.json"
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A packed project: a gzipped tar archive, its SHA-256, and the number of its files and folders."""
-
-    content: bytes
-    sha256: str
-    count: int
+DatabricksPrepared: TypeAlias = Prepared[DatabricksConfig, Upload]
 
 
-def pack(request: DatabricksRequest, extra: Mapping[str, bytes]) -> Archive:
-    """Packs a project with further files; equal files give equal bytes."""
+def pack(request: DatabricksRequest, extra: Mapping[str, bytes]) -> tuple[bytes, int]:
+    """Returns a project and further files as a gzipped tar archive, and their number; equal files give equal bytes."""
     files = project_files(request.working_copy, backend=NAME)
-    content = b"".join(iterate_archive(files, prefix="project", extra=extra, compressed=True, backend=NAME))
-    return Archive(content, hashlib.sha256(content).hexdigest(), len(files))
+    pieces = iterate_archive(files, prefix="project", extra=extra, compressed=True, backend=NAME)
+    return b"".join(pieces), len(files)
 
 
 def code_path(config: DatabricksConfig, user: str) -> str:
     """Returns the folder for a user's uploads."""
-    return config.code_path or f"/Workspace/Users/{user}/{FOLDER}"
-
-
-def code_of(root: str, sha256: str, token: str | None = None) -> Code:
-    """Returns the paths of a project's code, and of the live output of the run with that idempotency token."""
-    version = hashlib.sha256(bootstrap()).hexdigest()[:16]
-    return Code(
-        archive=f"{root}/{CODE_FOLDER}/{sha256}.tar.gz",
-        sha256=sha256,
-        bootstrap=f"{root}/{CODE_FOLDER}/bootstrap-{version}.py",
-        output=f"{root}/{OUTPUT_FOLDER}/{token}" if token else None,
-    )
+    return config.code_path or f"/Workspace/Users/{user}/.prefect-mlprojects"
 
 
 @cache
@@ -238,16 +216,10 @@ def bootstrap() -> bytes:
     return (Path(__file__).parent / "bootstrap.py").read_bytes()
 
 
-def upload(
-    storage: Storage,
-    code: Code,
-    archive: Archive,
-    ask: Callable[[Callable[[], Any]], Any],
-    report: Callable[[str], None],
-) -> bool:
+def upload(storage: Storage, target: Upload, archive: bytes, ask: Callable[..., Any], report: Report) -> bool:
     """Uploads the archive and the bootstrap unless they exist; returns whether both existed."""
     reused = True
-    for path, content in ((code.bootstrap, bootstrap()), (code.archive, archive.content)):
+    for path, content in ((target.bootstrap, bootstrap()), (target.archive, archive)):
         if not ask(partial(storage.holds, path, len(content))):
             report(f"Uploading {len(content)} bytes to {path}")
             ask(partial(storage.write, path, content))
@@ -258,10 +230,9 @@ def upload(
 def check_size(root: str, size: int) -> None:
     """Checks the archive's size in bytes against the limit of workspace files."""
     if root.startswith("/Workspace/") and size > _LARGEST_WORKSPACE_FILE:
-        raise BackendError(
+        raise failure(
             f"The packed project has {size >> 20} MB; workspace files are limited to {_LARGEST_WORKSPACE_FILE >> 20} MB. Exclude "
-            "data in its .dockerignore, or set code-path to a volume (/Volumes/CATALOG/SCHEMA/VOLUME).",
-            backend=NAME,
+            "data in its .dockerignore, or set code-path to a volume (/Volumes/CATALOG/SCHEMA/VOLUME)."
         )
 
 
@@ -273,26 +244,24 @@ _LONGEST_RUN = 60 * _SECONDS_A_DAY  # The state of another user's run is not vis
 def clean_workspace(config: DatabricksConfig, *, days: float, dry_run: bool) -> list[str]:
     """Removes archives, output and records older than `days`, except those that a run still needs; returns their paths.
 
-    Runs are found by their records, whoever submitted them, and by the active runs visible to this user. With `dry_run`
-    nothing is removed.
-
-    Raises:
-        BackendError: The workspace refused it.
+    Runs are found by their records, whoever submitted them, and by the active runs visible to this user.
     """
     client = connect(config, "")
     ask = partial(insist, config=config, stop=None, what="The workspace can't be cleaned")
-    root = code_path(config, str(ask(lambda: client.current_user.me()).user_name))
+    user = str(ask(client.current_user.me).user_name)
+    root = code_path(config, user)
     storage = storage_for(client, root)
-    paths: list[str] = ask(partial(_old_paths, client, storage, root, config, days))
+    submitting = max(_SUBMITTING, config.network_timeout)
+    paths: list[str] = ask(partial(_old_paths, client, storage, root, user, days, submitting))
     for path in () if dry_run else paths:
         ask(partial(storage.remove, path))
     return paths
 
 
 def _old_paths(
-    client: WorkspaceClient, storage: Storage, root: str, config: DatabricksConfig, days: float
+    client: WorkspaceClient, storage: Storage, root: str, user: str, days: float, submitting: float
 ) -> list[str]:
-    user, now = str(client.current_user.me().user_name), time.time()
+    now = time.time()
     # A run writes its record before it checks for its code: a file listed here and in no record read later is not needed.
     candidates = [
         (folder, name)
@@ -302,20 +271,16 @@ def _old_paths(
     ]
     if not candidates:
         return []
-    active = _active_texts(client)
-    needed = set(_needed(storage, root, user, active, now, max(_SUBMITTING, config.network_timeout)))
+    runs = client.jobs.list_runs(active_only=True, expand_tasks=True)
+    tasks = (task.spark_python_task for run in runs for task in run.tasks or ())
+    # The arguments of active runs name their archive and their output.
+    active = ["\n".join([task.python_file, *(task.parameters or ())]) for task in tasks if task is not None]
+    needed = set(_needed(storage, root, user, active, now, submitting))
     return [
         f"{root}/{folder}/{name}"
         for folder, name in candidates
         if f"{folder}/{name}" not in needed and not any(name.removesuffix(".json") in text for text in active)
     ]
-
-
-def _active_texts(client: WorkspaceClient) -> list[str]:
-    """Returns the arguments of active runs, which name their archive and their output."""
-    runs = client.jobs.list_runs(active_only=True, expand_tasks=True)
-    tasks = (task.spark_python_task for run in runs for task in run.tasks or ())
-    return ["\n".join([task.python_file, *(task.parameters or ())]) for task in tasks if task is not None]
 
 
 def _needed(storage: Storage, root: str, user: str, active: list[str], now: float, submitting: float) -> Iterator[str]:

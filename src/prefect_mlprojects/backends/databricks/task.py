@@ -12,21 +12,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import strip_user_info
-from prefect_mlprojects.backends.databricks.config import NAME, DatabricksRequest
-from prefect_mlprojects.backends.databricks.storage import Code, driver_path
-from prefect_mlprojects.environments.python import VenvManagerName, pinned_python, read_contents
-from prefect_mlprojects.environments.python.files import (
-    digest_metadata,
-    digest_package,
-    digest_text,
-    read_lock,
-    uv_lock_of,
-)
+from prefect_mlprojects._support.secrets import reveal
+from prefect_mlprojects.backends.databricks import failure
+from prefect_mlprojects.backends.databricks.config import DatabricksRequest
+from prefect_mlprojects.backends.databricks.storage import Upload, driver_path
+from prefect_mlprojects.environments.python import VenvManagerName, files, pinned_python, read_contents
 from prefect_mlprojects.environments.python.requirements import RequirementSet
-from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError, InvalidEnvironmentError, Problem
+from prefect_mlprojects.exceptions import EnvironmentBuildError, InvalidEnvironmentError, Problem
 from prefect_mlprojects.spec.project import NoEnvironment
 
-TASK_KEY = "mlproject"
 ENVIRONMENT_KEY = "default"
 MAX_ARGUMENT_BYTES = 9_500  # The Jobs API takes 10,000 bytes of parameters as JSON.
 _PASSED_ON = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PREFECT_MLPROJECTS_FLOW_RUN_ID")
@@ -48,62 +42,46 @@ def remote_variables(variables: Mapping[str, str], tracking_uri: str) -> dict[st
     return plain
 
 
-@dataclass(frozen=True)
-class SparkJob:
-    """A ``databricks_spark_job``: a Python file that runs in the driver's own Python, with its Spark session."""
-
-    file: str
-    parameters: tuple[str, ...] = ()
-    libraries: tuple[str, ...] = ()
-
-
-def spark_job(request: DatabricksRequest, command: str) -> SparkJob | None:
-    """Returns the project's Spark job by MLflow's rules; None if it has none."""
+def spark_arguments(request: DatabricksRequest, command: str) -> list[str]:
+    """Returns the file and the parameters of the project's Spark job by MLflow's rules; empty if it has none."""
     job = request.project.databricks_spark_job
     if job is None:
-        return None
-    libraries = tuple(str(each) for each in job.get("python_libraries") or ())
+        return []
     if job.get("python_file") is not None:
-        return SparkJob(str(job["python_file"]), tuple(str(each) for each in job.get("parameters") or ()), libraries)
+        return [str(each) for each in (job["python_file"], *(job.get("parameters") or ()))]
     words = shlex.split(command)
     if len(words) < 2 or words[0] != "python":
-        raise BackendError(
-            "Databricks spark job only supports 'python' command in the entry point configuration.", backend=NAME
-        )
-    return SparkJob(words[1], tuple(words[2:]), libraries)
+        raise failure("Databricks spark job only supports 'python' command in the entry point configuration.")
+    return words[1:]
 
 
-def job_argument(request: DatabricksRequest, command: str, code: Code, variables: Mapping[str, str]) -> str:
+def _job_argument(request: DatabricksRequest, command: str, code: Upload, variables: Any, token: str) -> str:
     """Returns the bootstrap's argument as JSON."""
-    environment, spark = driver_environment(request), spark_job(request, command)
-    job: dict[str, Any] = {
+    environment, spark = driver_environment(request).job, spark_arguments(request, command)
+    job = {
         "archive": driver_path(code.archive),
         "sha256": code.sha256,
-        "variables": dict(variables),
+        "variables": variables,
         "secrets": request.config.secrets,
-        "output": driver_path(code.output) if code.output else None,
+        "output": driver_path(code.output(token)) if request.config.live_output else None,
+        **({"spark_job": {"file": spark[0], "parameters": spark[1:]}} if spark else {"command": command}),
+        **({"environment": environment} if environment else {}),
     }
-    if spark is not None:
-        job["spark_job"] = {"file": spark.file, "parameters": list(spark.parameters)}
-    else:
-        job["command"] = command
-    if environment is not None:
-        job["environment"] = dict(environment.job)
     text = json.dumps(job, sort_keys=True)
     if len(text.encode()) > MAX_ARGUMENT_BYTES:
-        raise BackendError(
+        raise failure(
             f"The command and its variables have {len(text.encode())} bytes; Databricks accepts {MAX_ARGUMENT_BYTES}. Put long "
-            "values into a file of the project.",
-            backend=NAME,
+            "values into a file of the project."
         )
     return text
 
 
 def submission(
-    request: DatabricksRequest, command: str, code: Code, variables: Mapping[str, str], token: str
+    request: DatabricksRequest, command: str, code: Upload, child_env: Mapping[str, str], token: str
 ) -> dict[str, Any]:
     """Returns the body of ``POST /api/2.2/jobs/runs/submit``."""
-    config, task = request.config, dict[str, Any](task_key=TASK_KEY)
+    config, task = request.config, dict[str, Any](task_key="mlproject")
+    variables = remote_variables(child_env, reveal(request.tracking_uri))
     body: dict[str, Any] = {
         "run_name": config.run_name or f"MLflow Run for {request.working_copy.source_name}",
         "idempotency_token": token,
@@ -112,28 +90,22 @@ def submission(
     if config.git_source:
         body["git_source"], task["spark_python_task"] = _git_task(request, command)
     else:
-        argument = job_argument(request, command, code, variables)
+        argument = _job_argument(request, command, code, variables, token)
         task["spark_python_task"] = {"python_file": code.bootstrap, "parameters": [argument]}
-    spark = spark_job(request, command)
-    libraries = [*config.libraries, *({"pypi": {"package": each}} for each in (spark.libraries if spark else ()))]
+    packages = (request.project.databricks_spark_job or {}).get("python_libraries") or ()
+    libraries = [*config.libraries, *({"pypi": {"package": str(each)}} for each in packages)]
     if config.compute == "new":
         cluster = dict(config.new_cluster or {})
         if config.git_source:
-            cluster["spark_env_vars"] = {
-                **cluster.get("spark_env_vars", {}),
-                **variables,
-                **{name: f"{{{{secrets/{place}}}}}" for name, place in config.secrets.items()},
-            }
+            references = {name: f"{{{{secrets/{key}}}}}" for name, key in config.secrets.items()}
+            cluster["spark_env_vars"] = {**cluster.get("spark_env_vars", {}), **variables, **references}
         task["new_cluster"] = cluster
     elif config.compute == "existing":
         task["existing_cluster_id"] = config.existing_cluster_id
     else:
         environment = dict(config.environment or {})
-        if libraries:
-            environment["dependencies"] = [
-                *environment.get("dependencies", []),
-                *(each["pypi"]["package"] for each in libraries),
-            ]
+        if packages:
+            environment["dependencies"] = [*environment.get("dependencies", []), *map(str, packages)]
             libraries = []
         task["environment_key"] = ENVIRONMENT_KEY
         body["environments"] = [{"environment_key": ENVIRONMENT_KEY, "spec": environment}]
@@ -143,8 +115,8 @@ def submission(
 
 
 def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    copy, spark = request.working_copy, spark_job(request, command)
-    words = shlex.split(command) if spark is None else ["python", spark.file, *spark.parameters]
+    copy, spark = request.working_copy, spark_arguments(request, command)
+    words = ["python", *spark] if spark else shlex.split(command)
     provider = _PROVIDERS.get(urlsplit(copy.repository_url or "").hostname or "")
     if not copy.commit or not copy.repository_url or copy.dirty:
         problem = "the project must be a commit of a git repository, without uncommitted changes"
@@ -152,7 +124,7 @@ def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any],
         problem = f"Databricks knows no git provider for {strip_user_info(copy.repository_url)}"
     elif len(words) < 2 or words[0] not in ("python", "python3") or _PLAIN.fullmatch(command) is None:
         problem = "the entry point must be one plain command 'python FILE …'"
-    elif driver_environment(request) is not None:
+    elif driver_environment(request).job:
         problem = "the project has an environment of its own; name it under libraries and give env_manager='local'"
     else:
         url = strip_user_info(copy.repository_url)
@@ -160,33 +132,24 @@ def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any],
         subfolder = copy.uri.partition("#")[2].strip("/")
         file = f"{subfolder}/{words[1]}" if subfolder else words[1]
         return source, {"python_file": file, "parameters": words[2:], "source": "GIT"}
-    raise BackendError(
-        f"git-source can't be used: {problem}. Leave it out, so that the code is uploaded.", backend=NAME
-    )
-
-
-BUILD_FILE = ".mlprojects-build.txt"
-REQUIREMENTS_FILE = ".mlprojects-requirements.txt"
+    raise failure(f"git-source can't be used: {problem}. Leave it out, so that the code is uploaded.")
 
 
 @dataclass(frozen=True)
 class DriverEnvironment:
-    """An environment to build on the driver: the bootstrap's instructions, and further files of the archive, by name."""
+    """The driver's own Python, or an environment to build: the bootstrap's instructions, and further files of the archive."""
 
-    description: str
-    job: Mapping[str, Any]
+    description: str = "the driver's own Python"
+    job: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
-def driver_environment(request: DatabricksRequest) -> DriverEnvironment | None:
-    """Returns the environment to build on the driver; None for the driver's own Python.
-
-    The latter is used without an environment file, for a Spark job, and with ``env_manager`` ``local``.
-    """
+def driver_environment(request: DatabricksRequest) -> DriverEnvironment:
+    """Returns the command's environment: the driver's own without a file, for a Spark job, and for ``--env-manager local``."""
     project = request.project
     if request.env_manager == "local" or project.databricks_spark_job is not None:
-        return None
+        return DriverEnvironment()
     if request.env_manager == "conda":
         raise InvalidEnvironmentError(
             f"Project '{project.display_name}' can't be run with --env-manager conda on Databricks: its drivers have no conda. "
@@ -195,27 +158,29 @@ def driver_environment(request: DatabricksRequest) -> DriverEnvironment | None:
         )
     manager: VenvManagerName = "virtualenv" if request.env_manager == "virtualenv" else "uv"
     if isinstance(project.environment, NoEnvironment):
-        lock = uv_lock_of(project)
-        return _locked(request, lock) if lock is not None and manager == "uv" else None
+        lock = files.uv_lock_of(project)
+        return _locked(request, lock) if lock is not None and manager == "uv" else DriverEnvironment()
     contents = read_contents(project, manager)
     if isinstance(contents, tuple):
         raise _problems(request, contents)
     build, run, python = contents.build, contents.run, contents.python_range or contents.python
-    files = {**_files(request, BUILD_FILE, build), **_files(request, REQUIREMENTS_FILE, run)}
+    build_file, run_file = ".mlprojects-build.txt", ".mlprojects-requirements.txt"
+    packed = {**_files(request, build_file, build), **_files(request, run_file, run)}
     editable = any(package.editable for package in (*build.local_packages, *run.local_packages))
-    texts = ["python", python or "", "build", *build.key_inputs, "run", *run.key_inputs]
     job = {
         "installer": "uv" if manager == "uv" else "pip",
         "python": python,
         # An editable package refers to the unpacked project, which is removed with the run: not cacheable.
-        "key": None if editable else digest_text(texts),
-        "files": [name for name in (BUILD_FILE, REQUIREMENTS_FILE) if name in files],
+        "key": None
+        if editable
+        else files.digest_text(["python", python or "", "build", *build.key_inputs, "run", *run.key_inputs]),
+        "files": [name for name in (build_file, run_file) if name in packed],
         "variables": _variables(build.variables | run.variables),
     }
     count, name = build.count + run.count, contents.source.name if contents.source is not None else "no file"
     interpreter = f"Python {python}" if python else "the driver's Python"
     description = f"{interpreter}, {count} requirement{'' if count == 1 else 's'} ({name}), built on the driver"
-    return DriverEnvironment(description, job, files, contents.warnings)
+    return DriverEnvironment(description, job, packed, contents.warnings)
 
 
 _PIP_VARIABLES = {
@@ -227,12 +192,8 @@ _PIP_VARIABLES = {
 
 def _variables(options: Mapping[str, str]) -> dict[str, str]:
     """Returns the options of requirements files as variables of uv, and of pip, which installs where uv can't be had."""
-    pip = {
-        _PIP_VARIABLES[name]: {"allow": "1"}.get(value, value)
-        for name, value in options.items()
-        if name in _PIP_VARIABLES
-    }
-    return {**options, **pip}
+    known = {name: value for name, value in options.items() if name in _PIP_VARIABLES}
+    return {**options, **{_PIP_VARIABLES[name]: "1" if value == "allow" else value for name, value in known.items()}}
 
 
 def _files(request: DatabricksRequest, name: str, requirements: RequirementSet) -> dict[str, bytes]:
@@ -258,25 +219,23 @@ def _inside(request: DatabricksRequest, path: Path) -> Path:
 
 
 def _locked(request: DatabricksRequest, lock: Path) -> DriverEnvironment:
-    found = read_lock(lock)
+    found = files.read_lock(lock)
     if isinstance(found, Problem):
         raise _problems(request, (found,))
     requires, packages = found
     folder = request.project.directory
-    facts = ["lock", lock.read_bytes().decode("utf-8", "surrogateescape"), digest_metadata(folder)]
+    inputs = ["lock", lock.read_bytes().decode("utf-8", "surrogateescape"), files.digest_metadata(folder)]
     for package in packages:
         _inside(request, package.path)
         if package.installed:
-            facts += [package.name, digest_package(package.path)]
+            inputs += [package.name, files.digest_package(package.path)]
     python = pinned_python(request.project) or requires
     return DriverEnvironment(
         f"Python {python}, locked by {lock.name}, built on the driver",
-        {"installer": "uv", "python": python, "key": digest_text([*facts, python or ""]), "locked": True},
+        {"installer": "uv", "python": python, "key": files.digest_text([*inputs, python or ""]), "locked": True},
     )
 
 
 def _problems(request: DatabricksRequest, problems: tuple[Problem, ...]) -> EnvironmentBuildError:
-    details = "; ".join(str(each) for each in problems)
-    return EnvironmentBuildError(
-        f"The environment of project '{request.project.display_name}' can't be built: {details}", manager="uv"
-    )
+    what = f"The environment of project '{request.project.display_name}' can't be built"
+    return InvalidEnvironmentError(f"{what}: {'; '.join(map(str, problems))}", manager="uv")
