@@ -27,23 +27,15 @@ KEY_VERSION = "1"  # part of every cache key; raised when the same specification
 
 @dataclass(frozen=True)
 class Contents:
-    """The content of a project's environment files; the requirements of `build` are installed before those of `run`.
+    """The content of a project's environment files; the requirements of `build` are installed before those of `run`."""
 
-    Attributes:
-        python: The requested Python, as ``find_interpreter`` takes it.
-        python_range: A range of Pythons, for a machine that can't have that one.
-        python_source: The file and line that request it, for messages.
-        locked: The local packages of a ``uv.lock``, which replaces the requirements; None without one.
-        source: The file, for people to read; None without one.
-    """
-
-    python: str | None
-    python_range: str | None
-    python_source: str
+    python: str | None  # the requested Python, as ``find_interpreter`` takes it
+    python_range: str | None  # acceptable versions on a machine that can't have that one
+    python_source: str  # the file and line that request it, for messages
     build: RequirementSet = field(default_factory=RequirementSet)
     run: RequirementSet = field(default_factory=RequirementSet)
-    locked: tuple[files.LockedPackage, ...] | None = None
-    source: Path | None = None
+    locked: tuple[files.LockedPackage, ...] | None = None  # the local packages of a ``uv.lock``, if it is installed
+    source: Path | None = None  # the file, for people to read
     warnings: tuple[str, ...] = ()
 
 
@@ -86,7 +78,7 @@ def read_contents(project: Project, manager: VenvManagerName) -> Contents | tupl
     build = expand_requirements(spec.build_dependencies, spec.source, project, installer)
     run = expand_requirements(spec.dependencies, spec.source, project, installer)
     if isinstance(build, tuple) or isinstance(run, tuple):
-        return (*(build if isinstance(build, tuple) else ()), *(run if isinstance(run, tuple) else ()))
+        return tuple(problem for found in (build, run) if isinstance(found, tuple) for problem in found)
     source = f"{spec.source}:{spec.python_line}" if spec.source is not None and spec.python_line else "the project"
     return Contents(spec.python, spec.python_range, source, build, run, source=spec.source, warnings=spec.warnings)
 
@@ -121,19 +113,15 @@ def read_specification(
         raise problems_error(project, contents, manager)
     for request in _python_requests(contents):
         interpreter = interpreters.find_interpreter(request, environ, _probes(cache))
-        version = (
-            interpreter.version if interpreter is not None else installers.downloadable_version(request or "", environ)
-        )
+        version = interpreter.version if interpreter else installers.downloadable_version(request or "", environ)
         if version is not None:
             break
     else:
         raise EnvironmentBuildError(_no_python_message(contents, environ, cache), manager=manager)
-    key = _key(manager, project, contents, version, environ)
+    key, warnings = _key(manager, project, contents, version, environ), contents.warnings
     sources = contents.build.text_inputs, contents.run.text_inputs
     private = contents.build.private or contents.run.private
-    return PythonSpecification(
-        project, key, sources, private, version, contents.warnings, manager, contents, interpreter
-    )
+    return PythonSpecification(project, key, sources, private, version, warnings, manager, contents, interpreter)
 
 
 def _python_requests(contents: Contents) -> Iterator[str | None]:
@@ -172,7 +160,7 @@ def libc_family() -> str:
 
 
 def _no_python_message(contents: Contents, environ: Mapping[str, str], cache: Path) -> str:
-    found = ", ".join(str(interpreter) for interpreter in interpreters.list_interpreters(environ, _probes(cache)))
+    found = ", ".join(map(str, interpreters.list_interpreters(environ, _probes(cache))))
     wanted = contents.python or ""
     install = wanted if wanted[:1].isdigit() else f"'{wanted}'"
     return (
@@ -193,10 +181,8 @@ def _nearest_python(wanted: str, environ: Mapping[str, str], cache: Path) -> str
     found = min(known, key=lambda each: (abs(each.parts[0] - major), abs(each.parts[1] - minor)))
     found = interpreters.find_interpreter(match[0], environ, _probes(cache)) or found
     version, nearest = found.version, str(found)
-    if (
-        found.parts[:2] != (major, minor)
-        and (download := installers.downloadable_version(match[0], environ)) is not None
-    ):
+    is_other = found.parts[:2] != (major, minor)
+    if is_other and (download := installers.downloadable_version(match[0], environ)) is not None:
         version, nearest = download, f"{download}, which uv downloads"
     return f"The nearest that can be had is {nearest}: write {version} or {version.rpartition('.')[0]} instead. "
 
