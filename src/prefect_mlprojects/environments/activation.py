@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prefect_mlprojects._support.files import list_directory, write_private
 from prefect_mlprojects._support.process.run import run_tool
@@ -63,8 +64,8 @@ def variables_of_conda(prefix: Path) -> dict[str, str]:
     """Returns the variables that a conda environment sets without scripts: its packages', then its own."""
     found: dict[str, object] = {}
     for file in _files(prefix / "etc/conda/env_vars.d", ".json"):
-        found |= _read_json(file)
-    state = _read_json(prefix / _STATE_FILE).get("env_vars")
+        found |= read_json(file)
+    state = read_json(prefix / _STATE_FILE).get("env_vars")
     return {str(name): str(value) for name, value in (found | (state if isinstance(state, dict) else {})).items()}
 
 
@@ -72,7 +73,8 @@ def _files(folder: Path, suffix: str) -> list[Path]:
     return [Path(entry.path) for entry in list_directory(folder) if entry.name.endswith(suffix)]
 
 
-def _read_json(file: Path) -> dict[str, object]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; empty if it can't be read."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
