@@ -9,7 +9,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -28,10 +28,6 @@ CHANNEL_ALIAS = "https://conda.anaconda.org"  # the base URL of a channel that i
 
 _LISTS = ("channels", "default_channels", "allowlist_channels", "denylist_channels")
 _MAPPINGS = ("custom_channels", "custom_multichannels", "proxy_servers")
-_VALUES = (
-    *("channel_alias", "channel_priority", "ssl_verify", "offline", "subdir", "add_pip_as_python_dependency"),
-    *("remote_max_retries", "remote_read_timeout_secs"),
-)
 _OLD_NAMES = {"whitelist_channels": "allowlist_channels", "add_pip": "add_pip_as_python_dependency"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "y"), True) | dict.fromkeys(
@@ -41,13 +37,9 @@ _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "y"), True) | dict.fromkeys
 
 @dataclass(frozen=True)
 class CondaConfiguration:
-    """Conda's settings, with conda's names and defaults; `channels` are those besides an environment file's.
+    """Conda's settings, with conda's names and defaults. URLs, proxies included, may hold passwords."""
 
-    URLs, proxies included, may hold passwords. An `ssl_verify` text is a file of trusted certificates, and a `timeout`
-    is in seconds, None for no limit.
-    """
-
-    channels: tuple[str, ...] = field(default=(), repr=False)
+    channels: tuple[str, ...] = field(default=(), repr=False)  # besides those of an environment file
     default_channels: tuple[str, ...] = field(default=DEFAULT_CHANNELS, repr=False)
     channel_alias: str = field(default=CHANNEL_ALIAS, repr=False)
     custom_channels: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -55,13 +47,16 @@ class CondaConfiguration:
     allowlist_channels: tuple[str, ...] = field(default=(), repr=False)
     denylist_channels: tuple[str, ...] = field(default=(), repr=False)
     channel_priority: ChannelPriority = "flexible"
-    ssl_verify: bool | str = True
+    ssl_verify: bool | str = True  # a text is a file of trusted certificates
     proxy_servers: Mapping[str, str] = field(default_factory=dict, repr=False)
     offline: bool = False
     subdir: str = ""
     add_pip_as_python_dependency: bool = True
-    max_retries: int = 3
-    timeout: int | None = None
+    remote_max_retries: int = 3
+    remote_read_timeout_secs: int | None = None  # None for no limit
+
+
+_NAMES = frozenset(item.name for item in fields(CondaConfiguration))
 
 
 def current_subdir() -> str:
@@ -79,13 +74,10 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
 def _configuration_files(environ: Mapping[str, str]) -> Iterator[Path]:
     """Yields the files that conda reads, if they exist; later ones have precedence."""
     home = Path(environ.get("HOME") or "~").expanduser()
-    folders = [Path("/etc/conda"), Path("/var/lib/conda")]
-    if root := environ.get("CONDA_ROOT"):
-        folders.append(Path(root))
-    if base := environ.get("XDG_CONFIG_HOME"):
-        folders.append(Path(base).expanduser() / "conda")
-    folders += [home / ".config" / "conda", home / ".conda"]
-    for folder in folders:
+    root, base = environ.get("CONDA_ROOT"), environ.get("XDG_CONFIG_HOME")
+    named_folders = (*([Path(root)] if root else ()), *([Path(base).expanduser() / "conda"] if base else ()))
+    shared = (Path("/etc/conda"), Path("/var/lib/conda"))
+    for folder in (*shared, *named_folders, home / ".config" / "conda", home / ".conda"):
         yield from _files_in(folder)
     yield home / ".condarc"
     if prefix := environ.get("CONDA_PREFIX"):
@@ -113,9 +105,8 @@ def read_configuration(environ: Mapping[str, str]) -> CondaConfiguration:
             if name in _LISTS:
                 items = [item.strip() for item in re.split(r"[,&]", text) if item.strip()]
                 found.add(name, items, f"the environment variable {variable}")
-            elif name in _VALUES:
+            elif name in _NAMES and name not in _MAPPINGS:
                 found.add(name, text, f"the environment variable {variable}")
-    timeout = found.number("remote_read_timeout_secs", 0)
     return CondaConfiguration(
         channels=found.texts("channels"),
         default_channels=found.texts("default_channels", DEFAULT_CHANNELS),
@@ -130,8 +121,8 @@ def read_configuration(environ: Mapping[str, str]) -> CondaConfiguration:
         offline=found.flag("offline", default=False),
         subdir=found.text("subdir", "") or current_subdir(),
         add_pip_as_python_dependency=found.flag("add_pip_as_python_dependency", default=True),
-        max_retries=max(found.number("remote_max_retries", 3), 0),
-        timeout=timeout if timeout > 0 else None,
+        remote_max_retries=max(found.number("remote_max_retries", 3), 0),
+        remote_read_timeout_secs=max(found.number("remote_read_timeout_secs", 0), 0) or None,
     )
 
 
@@ -145,7 +136,7 @@ def _read_file(file: Path) -> dict[str, Any]:
     if problem:
         raise InvalidEnvironmentError(f"Conda's settings can't be read: {problem}", manager="conda")
     named = {_OLD_NAMES.get(name, name): value for name, value in content.items() if value is not None}
-    return {name: value for name, value in named.items() if name in (*_LISTS, *_MAPPINGS, *_VALUES)}
+    return {name: value for name, value in named.items() if name in _NAMES}
 
 
 class _Settings:
@@ -223,11 +214,7 @@ _SUBDIR = re.compile(r"/(noarch|(linux|osx|win|freebsd|emscripten|wasi|zos)-\w+)
 
 
 def channel_urls(name: str, configuration: CondaConfiguration, base: Path) -> tuple[str, ...]:
-    """Returns the URLs of a channel, as conda finds them, without a trailing slash.
-
-    `name` is a channel's name, URL or folder (relative to `base`), or the name of several channels, such as
-    ``defaults``.
-    """
+    """Returns the URLs of a channel's name, URL or folder (relative to `base`), or of several channels' name."""
     name = name.strip().rstrip("/") or "/"
     if "://" in name:
         return (_SUBDIR.sub("", name),)
@@ -251,17 +238,12 @@ def _folder_url(folder: str, base: Path) -> str:
 
 
 def environment_channels(names: Iterable[str], configuration: CondaConfiguration, base: Path) -> tuple[str, ...]:
-    """Returns the URLs of an environment's channels: the file's, the user's, or without any those of ``defaults``.
-
-    Conda used to append ``defaults`` to every list, and now warns of that.
-
-    Raises:
-        EnvironmentBuildError: The settings forbid one of them.
-    """
+    """Returns the URLs of an environment's channels: the file's, the user's, or without any those of ``defaults``."""
+    # Conda used to append ``defaults`` to every list, and now warns of that.
     wanted = [name for name in names if name != NO_DEFAULTS]
     if NO_DEFAULTS not in names:
         wanted += configuration.channels
-    found = [url for name in wanted or ["defaults"] for url in channel_urls(name, configuration, base)]
+    found = (url for name in wanted or ["defaults"] for url in channel_urls(name, configuration, base))
     unique = tuple(dict.fromkeys(found))
     for url in unique:
         check_allowed(url, configuration, base)
