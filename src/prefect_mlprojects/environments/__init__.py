@@ -222,7 +222,7 @@ class CachingManager(ABC, Generic[SpecificationT]):
         key, warnings = specification.key, specification.warnings
         record = cache.find(key)
         location = cache.next_location(key) if record is None else cache.location(record)
-        built = record and (record.python_version or None)
+        built = None if record is None else record.python_version or None
         python = specification.python_version if record is None else built
         description, ready = specification.describe(built), record is not None
         return EnvironmentPlan(self.name, description, key, location, ready, python, warnings)

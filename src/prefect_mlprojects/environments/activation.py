@@ -37,7 +37,7 @@ def local_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None) -> dict[str, str]:
-    """Returns `environ`, always with PATH, without the environment in `own_prefix` and those that the caller activated."""
+    """Returns `environ`, always with PATH, without the environment in `own_prefix` and the caller's active ones."""
     variables = local_variables(environ)
     variables = {name: value for name, value in variables.items() if not _ENVIRONMENT_MARKER.fullmatch(name)}
     active = [Path(value) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if (value := environ.get(name))]
@@ -107,9 +107,9 @@ _DUMP = "import os, sys; open(sys.argv[1], 'wb').write(b'\\0'.join(k + b'=' + v 
 def conda_variables(
     environ: Mapping[str, str], location: Path, own_prefix: Path | None, report: Report, stop: StopSignal
 ) -> dict[str, str]:
-    """Returns the variables of a command in a conda environment; the one that the caller has activated is deactivated.
+    """Returns the variables of a command in a conda environment; the caller's active one is deactivated first.
 
-    Raises an ``EnvironmentBuildError`` if an activation script exits the shell, bash is missing, or a stop was requested.
+    Raises an ``EnvironmentBuildError`` if a script exits the shell, bash is missing, or a stop was requested.
     """
     active = environ.get("CONDA_PREFIX")
     variables = environment_without_ours(environ, own_prefix)

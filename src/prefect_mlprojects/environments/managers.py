@@ -78,7 +78,7 @@ def environment_manager(name: EnvironmentManagerName) -> EnvironmentManager:
 
 
 def missing_module_advice(project: Project, kind: str, output_tail: Iterable[str]) -> str:
-    """Returns advice on a module that a program's last output says is missing, else ""; `kind`: a manager or backend."""
+    """Returns advice on a module that a program's last output names as missing, or ""; `kind`: manager or backend."""
     names = [match[1] for line in output_tail if (match := _MISSING_MODULE.search(line)) is not None]
     if not names:
         return ""
@@ -143,10 +143,10 @@ class LocalManager:
         if python is None:
             return EnvironmentPlan("local", "local, no python on PATH")
         own = own_environment()
+        found, ours = (python, sys.executable) if own is None else (Path(python).parent, own / "bin")
+        is_running = os.path.realpath(found) == os.path.realpath(ours)
         warnings: tuple[str, ...] = ()
-        if own is None:
-            is_running = os.path.realpath(python) == os.path.realpath(sys.executable)
-        elif not (is_running := os.path.realpath(Path(python).parent) == os.path.realpath(own / "bin")):
+        if own is not None and not is_running:
             warnings = (
                 f"local: the project runs with {python}, the first python on PATH, not with {sys.executable}, which runs "
                 f"mlprojects; activate {own} to change that",
@@ -233,7 +233,7 @@ def find_environment(prefix: str) -> CachedEnvironment:
 
 
 def prune_environments(*, dry_run: bool = False, **selection: Unpack[Selection]) -> PruneResult:
-    """Removes (unless `dry_run`) the selected environments that no run uses or builds, and interrupted builds' files."""
+    """Removes (unless `dry_run`) the selected environments, but none in use or being built, and partial builds."""
     cache = user_cache()
     selected = select_environments(list_environments(), time.time(), **selection)
     gone = [not environment.in_use if dry_run else cache.remove(environment.key) for environment in selected]

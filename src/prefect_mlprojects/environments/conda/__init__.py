@@ -46,13 +46,10 @@ def read_conda_file(path: Path) -> CondaFile | tuple[Problem, ...]:
     warnings = tuple(
         f"{path.name}: the key {str(key)!r} is not conda's and is passed over" for key in content if key not in _KEYS
     )
-    channels = []
-    for position, item in reader.entries("channels").items():
-        if isinstance(item, str) and item.strip():
-            channels.append(item.strip())
-        else:
-            message = "an entry of channels must be a text, such as 'conda-forge' or a URL"
-            reader.problem(message, "channels", position)
+    channels = reader.entries("channels")
+    for position, item in channels.items():
+        if not isinstance(item, str) or not item.strip():
+            reader.problem("an entry of channels must be a text, such as 'conda-forge' or a URL", "channels", position)
     packages, pip = reader.conda_dependencies()
     for position, entry in packages.items():
         rest = split_channel(entry.text)[1]
@@ -63,7 +60,8 @@ def read_conda_file(path: Path) -> CondaFile | tuple[Problem, ...]:
     if reader.problems:
         return tuple(reader.problems)
     name = None if content.get("name") is None else str(content["name"])
-    return CondaFile(path, name, tuple(channels), tuple(packages.values()), pip, variables, warnings)
+    urls = tuple(channel.strip() for channel in channels.values())
+    return CondaFile(path, name, urls, tuple(packages.values()), pip, variables, warnings)
 
 
 def _variables(reader: files.FileReader) -> dict[str, str]:
@@ -150,19 +148,11 @@ def read_specification(project: Project, environ: Mapping[str, str]) -> CondaSpe
         *(key_settings(environ, "uv", project.directory) if pip.key_inputs else ()),
     ]
     matches = (_EXACT_PYTHON.match(split_channel(spec.text)[1]) for spec in specs)
-    return CondaSpecification(
-        project=project,
-        key=files.digest_text(texts),
-        sources=(specs, channels, pip.text_inputs),
-        private=pip.private or any(redact_urls(url) != url for url in channels),
-        python_version=next((match[1] for match in matches if match is not None), None),
-        warnings=file.warnings,
-        file=file,
-        specs=tuple(specs),
-        channels=tuple(channels),
-        pip=pip,
-        configuration=configuration,
-    )
+    python = next((match[1] for match in matches if match is not None), None)
+    key, sources = files.digest_text(texts), (specs, channels, pip.text_inputs)
+    private = pip.private or any(redact_urls(url) != url for url in channels)
+    common = (project, key, sources, private, python, file.warnings)
+    return CondaSpecification(*common, file, tuple(specs), tuple(channels), pip, configuration)
 
 
 def _with_python(file: CondaFile) -> tuple[RequirementEntry, ...]:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from prefect_mlprojects._support.files import list_directory
 from prefect_mlprojects._support.redaction import strip_user_info
@@ -30,9 +30,14 @@ _LISTS = ("channels", "default_channels", "allowlist_channels", "denylist_channe
 _MAPPINGS = ("custom_channels", "custom_multichannels", "proxy_servers")
 _OLD_NAMES = {"whitelist_channels": "allowlist_channels", "add_pip": "add_pip_as_python_dependency"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
-_BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "y"), True) | dict.fromkeys(
-    ("false", "no", "off", "0", "n", ""), False
-)
+_TRUE, _FALSE = ("true", "yes", "on", "1", "y"), ("false", "no", "off", "0", "n", "")
+_BOOLEANS = dict.fromkeys(_TRUE, True) | dict.fromkeys(_FALSE, False)
+_PRIORITIES: dict[str, ChannelPriority] = {
+    **{"strict": "strict", "flexible": "flexible", "disabled": "disabled"},
+    **dict.fromkeys(_TRUE, "flexible"),
+    **dict.fromkeys(_FALSE, "disabled"),
+}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -115,12 +120,12 @@ def read_configuration(environ: Mapping[str, str]) -> CondaConfiguration:
         custom_multichannels=found.multichannels(),
         allowlist_channels=found.texts("allowlist_channels"),
         denylist_channels=found.texts("denylist_channels"),
-        channel_priority=found.priority(),
+        channel_priority=found.choice("channel_priority", _PRIORITIES, "flexible", "strict, flexible or disabled"),
         ssl_verify=_BOOLEANS.get(found.text("ssl_verify", "true").lower(), found.text("ssl_verify", "")),
         proxy_servers={scheme: url for scheme, url in found.mapping("proxy_servers").items() if url},
-        offline=found.flag("offline", default=False),
+        offline=found.choice("offline", _BOOLEANS, "false"),
         subdir=found.text("subdir", "") or current_subdir(),
-        add_pip_as_python_dependency=found.flag("add_pip_as_python_dependency", default=True),
+        add_pip_as_python_dependency=found.choice("add_pip_as_python_dependency", _BOOLEANS, "true"),
         remote_max_retries=max(found.number("remote_max_retries", 3), 0),
         remote_read_timeout_secs=max(found.number("remote_read_timeout_secs", 0), 0) or None,
     )
@@ -190,19 +195,11 @@ class _Settings:
         except (ValueError, OverflowError):
             raise self.error(name, "a number") from None
 
-    def flag(self, name: str, *, default: bool) -> bool:
-        flag = _BOOLEANS.get(str(self._values.get(name, default)).strip().lower())
-        if flag is None:
-            raise self.error(name, "true or false")
-        return flag
-
-    def priority(self) -> ChannelPriority:
-        text = str(self._values.get("channel_priority", "flexible")).strip().lower()
-        by_name: dict[str, ChannelPriority] = {name: name for name in get_args(ChannelPriority)}
-        flag = _BOOLEANS.get(text)
-        if text not in by_name and flag is None:
-            raise self.error("channel_priority", "strict, flexible or disabled")
-        return by_name.get(text) or ("flexible" if flag else "disabled")
+    def choice(self, name: str, choices: Mapping[str, _T], default: str, expected: str = "true or false") -> _T:
+        text = str(self._values.get(name, default)).strip().lower()
+        if text not in choices:
+            raise self.error(name, expected)
+        return choices[text]
 
 
 NO_DEFAULTS = "nodefaults"  # in a file's list of channels: the user's own channels are not added

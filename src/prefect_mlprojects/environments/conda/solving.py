@@ -197,9 +197,8 @@ def _make_client(configuration: CondaConfiguration, credentials: str | None) -> 
         lines.append("[proxy-config]")
         lines += [f"{scheme} = {json.dumps(proxies[scheme])}" for scheme in ("http", "https") if scheme in proxies]
     settings = rattler.Config.from_toml("\n".join(lines))
-    return rattler.Client.from_config(
-        settings, max_retries=configuration.remote_max_retries, timeout=configuration.remote_read_timeout_secs
-    )
+    retries, timeout = configuration.remote_max_retries, configuration.remote_read_timeout_secs
+    return rattler.Client.from_config(settings, max_retries=retries, timeout=timeout)
 
 
 class _Progress(InstallerReporter):

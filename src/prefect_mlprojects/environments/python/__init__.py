@@ -98,10 +98,10 @@ def _locked_contents(project: Project, lock: Path) -> Contents | tuple[Problem, 
 def pinned_python(project: Project) -> str | None:
     """Returns the Python that a project's ``.python-version`` requests; None without one."""
     try:
-        words = (project.directory / ".python-version").read_text(encoding="utf-8").split()
+        requests = (project.directory / ".python-version").read_text(encoding="utf-8").split()[:1]
     except (OSError, UnicodeDecodeError):
         return None
-    return words[0] if words and files.is_python_request(words[0]) else None
+    return next(filter(files.is_python_request, requests), None)
 
 
 def read_specification(

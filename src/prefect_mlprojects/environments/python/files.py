@@ -181,7 +181,7 @@ def read_python_env(path: Path) -> PythonSpec | tuple[Problem, ...]:
 
 
 def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]:
-    """Reads Python and the pip section of a ``conda.yaml``, as MLflow does for the managers ``virtualenv`` and ``uv``."""
+    """Reads Python and the pip section of a ``conda.yaml``, as MLflow does; `manager` is named in a warning."""
     reader = open_environment_file(path)
     if isinstance(reader, tuple):
         return reader

@@ -311,10 +311,7 @@ def _install(
 
 
 def _seed(build: Build, python_version: str, variables: Mapping[str, str]) -> None:
-    """Installs pip (and for old Pythons setuptools), as MLflow's environments have it, from virtualenv's wheels.
-
-    Without a pip of its own, ``pip install`` in a project's command would find another environment's.
-    """
+    """Installs virtualenv's pip (and setuptools for old Pythons), lest ``pip install`` finds another environment's."""
     from virtualenv.seed.wheels.embed import get_embed_wheel
 
     minor = python_version.rpartition(".")[0]

@@ -61,10 +61,7 @@ def current_interpreter() -> Interpreter:
 
 
 def find_interpreter(request: str | None, environ: Mapping[str, str], probes: Path) -> Interpreter | None:
-    """Finds the newest interpreter that a request allows; of equal versions the first in `list_interpreters`.
-
-    `request` is "3.11.7" for exactly that, "3.11" for the newest 3.11, a PEP 440 range, or None for the running one.
-    """
+    """Finds the newest interpreter that "3.11.7", "3.11" or a PEP 440 range allows; for None, the running one."""
     current = current_interpreter()
     if request is None or request == current.version:
         return current

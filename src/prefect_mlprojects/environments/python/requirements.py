@@ -76,7 +76,7 @@ class LocalPackage:
 
 @dataclass
 class RequirementSet:
-    """Requirement lines, which may hold passwords, with everything that they refer to; named files are included in place."""
+    """Requirement lines, which may hold passwords, with all that they refer to; named files are included in place."""
 
     lines: list[str] = field(default_factory=list, repr=False)  # for the installer, which runs in the project's folder
     constraints: list[str] = field(default_factory=list, repr=False)
@@ -236,10 +236,7 @@ class _Expansion:
 def expand_requirements(
     entries: Iterable[files.RequirementEntry], source: Path | None, project: Project, installer: Installer
 ) -> RequirementSet | tuple[Problem, ...]:
-    """Reads the files that requirement lines of the file `source` name, and the state of their local packages.
-
-    An option whose effect `installer` can't have is a problem.
-    """
+    """Reads the files and local packages that requirement lines name; an option without effect is a problem."""
     expansion = _Expansion(project, installer)
     # MLflow looks in the project's folder. Files named in a requirements file are relative to that file, and local
     # packages to the project's folder, as for pip and uv.
