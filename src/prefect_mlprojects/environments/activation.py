@@ -121,11 +121,8 @@ def conda_variables(
         "CONDA_SHLVL": "1",
         "CONDA_PROMPT_MODIFIER": f"({location.name}) ",
     }
-    for name, value in variables_of_conda(location).items():
-        if value == _UNSET:
-            variables.pop(name, None)
-        else:
-            variables[name] = value
+    variables |= variables_of_conda(location)
+    variables = {name: value for name, value in variables.items() if value != _UNSET}
     scripts += _files(location / "etc/conda/activate.d", ".sh")
     return _after_scripts(variables, scripts, location, report, stop) if scripts else variables
 

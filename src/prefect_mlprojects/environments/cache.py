@@ -76,9 +76,7 @@ class EnvironmentCache:
         """Returns the record of a key, whether or not its Python still exists."""
         try:
             data = json.loads((self.folder / key / _RECORD).read_text(encoding="utf-8"))
-            if data.pop("format") != FORMAT or data.get("key") != key:
-                return None
-            return EnvironmentRecord(**data)
+            return EnvironmentRecord(**data) if data.pop("format") == FORMAT and data.get("key") == key else None
         except (OSError, ValueError, TypeError, AttributeError, KeyError):
             return None
 
@@ -239,29 +237,24 @@ class _Pins:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._holders: dict[Path, set[str]] = {}
-        self._locks: dict[Path, Lock] = {}
+        self._uses: dict[Path, tuple[Lock, set[str]]] = {}  # the tokens of each lock's users
 
     def add(self, file: Path, token: str) -> None:
-        with self._lock:
-            if file not in self._locks:
-                try:
-                    lock = try_lock(file, shared=True, wait=True)
-                except OSError:  # a read-only cache without this file, or a file system without locks
-                    return
-                if lock is None:
-                    return
-                self._locks[file] = lock
-            self._holders.setdefault(file, set()).add(token)
+        # A read-only cache may lack the file, and a file system may have no locks.
+        with self._lock, contextlib.suppress(OSError):
+            if file not in self._uses and (lock := try_lock(file, shared=True, wait=True)) is not None:
+                self._uses[file] = (lock, set())
+            if file in self._uses:
+                self._uses[file][1].add(token)
 
     def remove(self, token: str) -> None:
         """Ends the use of an environment. Idempotent; unknown tokens are ignored."""
         with self._lock:
-            for file, holders in list(self._holders.items()):
-                holders.discard(token)
-                if not holders:
-                    del self._holders[file]
-                    self._locks.pop(file).release()
+            for file, (lock, tokens) in list(self._uses.items()):
+                tokens.discard(token)
+                if not tokens:
+                    del self._uses[file]
+                    lock.release()
 
 
 _pins = _Pins()

@@ -122,10 +122,7 @@ def _omitted_requirement(project: Project, kind: str, module: str) -> str:
 
 
 def release_environment(environment: PreparedEnvironment) -> None:
-    """Ends a run's use of its environment, so that ``mlprojects env prune`` may remove it. Idempotent.
-
-    Only the process that prepared it can release it; otherwise it is in use until that process exits.
-    """
+    """Ends this process's use of an environment that it prepared, so that it may be pruned. Idempotent."""
     release_pin(environment.token or "")
 
 
@@ -133,8 +130,7 @@ def release_environment(environment: PreparedEnvironment) -> None:
 class LocalManager:
     """Uses the caller's environment unchanged, like ``mlflow run --env-manager local``; an ``EnvironmentManager``.
 
-    ``python`` is the one on PATH, not necessarily the one that runs this package: mlprojects may be installed as a tool
-    in another environment. Without any ``python`` on PATH, the folder of our own interpreter is appended to it.
+    ``python`` is the one on PATH: mlprojects may be installed as a tool in another environment.
     """
 
     def plan(self, project: Project) -> EnvironmentPlan:  # noqa: ARG002 - the contract's signature
@@ -164,6 +160,7 @@ class LocalManager:
 
 
 def _local_variables() -> dict[str, str]:
+    """Returns the caller's variables; without any ``python``, PATH gets the folder of our own at its end."""
     variables = local_variables(os.environ)
     path = variables.get("PATH") or os.defpath
     if shutil.which("python", path=path) is None and sys.executable:
@@ -173,22 +170,19 @@ def _local_variables() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CachedEnvironment:
-    """An environment in the cache; that of an interrupted build is not `complete` and has no manager, project and times.
-
-    Times are seconds since the epoch, the size is in bytes; other projects than ``project`` may use it too.
-    """
+    """An environment in the cache: times in seconds since the epoch, size in bytes."""
 
     key: str
     manager: str
     description: str
-    project: str
+    project: str  # that it was built for; others may use it too
     python_version: str
     location: Path
     created: float
     last_used: float
     size: int
     in_use: bool
-    complete: bool
+    complete: bool  # False after an interrupted build, which has no manager, project and times
 
 
 @dataclass(frozen=True)

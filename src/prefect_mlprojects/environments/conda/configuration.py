@@ -21,9 +21,7 @@ from prefect_mlprojects.spec.yaml_lines import read_yaml
 
 ChannelPriority: TypeAlias = Literal["strict", "flexible", "disabled"]
 
-DEFAULT_CHANNELS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
-"""The channels that conda calls ``defaults``."""
-
+DEFAULT_CHANNELS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")  # conda's `defaults`
 CHANNEL_ALIAS = "https://conda.anaconda.org"  # the base URL of a channel that is only a name
 
 _LISTS = ("channels", "default_channels", "allowlist_channels", "denylist_channels")
@@ -223,8 +221,7 @@ def channel_urls(name: str, configuration: CondaConfiguration, base: Path) -> tu
     # The longest prefix of the name that has a URL of its own counts.
     segments = name.split("/")
     for length in range(len(segments), 0, -1):
-        custom = configuration.custom_channels.get("/".join(segments[:length]))
-        if custom is not None:
+        if (custom := configuration.custom_channels.get("/".join(segments[:length]))) is not None:
             url = custom if "://" in custom else _folder_url(custom, base)
             return (f"{url.rstrip('/')}/{name}",)
     return (f"{_ANACONDA if name in _ANACONDA_NAMES else configuration.channel_alias}/{name}",)

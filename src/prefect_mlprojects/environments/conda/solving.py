@@ -205,8 +205,7 @@ class _Progress(InstallerReporter):
     """Reports downloads and the progress of the installation; called from the library's threads."""
 
     def __init__(self, report: Report, total: int) -> None:
-        self._report = report
-        self._total = total
+        self._report, self._total = report, total
         self._installed = 0
         self._names: list[str] = []
         self._last = time.monotonic()

@@ -23,6 +23,7 @@ from prefect_mlprojects.types import StopSignal
 VenvManagerName: TypeAlias = Literal["uv", "virtualenv"]
 
 KEY_VERSION = "1"  # part of every cache key; raised when the same specification is built differently than before
+_PROBES = "interpreters.json"  # in the cache directory
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def read_specification(
     if isinstance(contents, tuple):
         raise problems_error(project, contents, manager)
     for request in _python_requests(contents):
-        interpreter = interpreters.find_interpreter(request, environ, _probes(cache))
+        interpreter = interpreters.find_interpreter(request, environ, cache / _PROBES)
         version = interpreter.version if interpreter else installers.downloadable_version(request or "", environ)
         if version is not None:
             break
@@ -130,10 +131,6 @@ def _python_requests(contents: Contents) -> Iterator[str | None]:
     if contents.python is not None and contents.python_range is not None:
         yield f"{contents.python_range},=={'.'.join(contents.python.split('.')[:2])}.*"
         yield contents.python_range
-
-
-def _probes(cache: Path) -> Path:
-    return cache / "interpreters.json"
 
 
 def _key(
@@ -160,7 +157,7 @@ def libc_family() -> str:
 
 
 def _no_python_message(contents: Contents, environ: Mapping[str, str], cache: Path) -> str:
-    found = ", ".join(map(str, interpreters.list_interpreters(environ, _probes(cache))))
+    found = ", ".join(map(str, interpreters.list_interpreters(environ, cache / _PROBES)))
     wanted = contents.python or ""
     install = wanted if wanted[:1].isdigit() else f"'{wanted}'"
     return (
@@ -177,9 +174,9 @@ def _nearest_python(wanted: str, environ: Mapping[str, str], cache: Path) -> str
     if match is None:
         return ""
     major, minor = int(match[1]), int(match[2])
-    known = interpreters.list_interpreters(environ, _probes(cache))
+    known = interpreters.list_interpreters(environ, cache / _PROBES)
     found = min(known, key=lambda each: (abs(each.parts[0] - major), abs(each.parts[1] - minor)))
-    found = interpreters.find_interpreter(match[0], environ, _probes(cache)) or found
+    found = interpreters.find_interpreter(match[0], environ, cache / _PROBES) or found
     version, nearest = found.version, str(found)
     is_other = found.parts[:2] != (major, minor)
     if is_other and (download := installers.downloadable_version(match[0], environ)) is not None:
@@ -214,7 +211,7 @@ def _download(build: Build, specification: PythonSpecification) -> interpreters.
     build.report(f"Python {version} is not on this machine; uv downloads it")
     result = installers.download_python(version, os.environ, build.report, build.stop)
     build.check_stop()
-    interpreter = interpreters.find_interpreter(version, os.environ, _probes(build.cache))
+    interpreter = interpreters.find_interpreter(version, os.environ, build.cache / _PROBES)
     if interpreter is None:
         message = _no_python_message(specification.contents, os.environ, build.cache)
         raise build.failure(f"{message}\nuv could not download it (exit code {result.exit_code}).", result.output_tail)

@@ -311,7 +311,7 @@ def _install(
 
 
 def _seed(build: Build, python_version: str, variables: Mapping[str, str]) -> None:
-    """Installs virtualenv's pip (and setuptools for old Pythons), lest ``pip install`` finds another environment's."""
+    """Installs virtualenv's pip (and setuptools for old Pythons); else ``pip`` would be another environment's."""
     from virtualenv.seed.wheels.embed import get_embed_wheel
 
     minor = python_version.rpartition(".")[0]
