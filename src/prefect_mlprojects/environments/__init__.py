@@ -27,44 +27,26 @@ from prefect_mlprojects.types import EnvironmentManagerName, StopSignal
 
 @dataclass(frozen=True)
 class EnvironmentPlan:
-    """The environment that a project will get, determined without building anything.
-
-    Attributes:
-        manager: The environment manager.
-        description: For people to read ("uv, Python 3.11.7, 3 requirements").
-        key: The cache key; None for ``local``, which builds nothing.
-        location: The prepared environment's folder, now or once it is built; None for ``local``.
-        ready: Whether it is built.
-        python_version: Its Python's version, if known.
-        warnings: Warnings for users, such as conda packages that are skipped.
-    """
+    """The environment that a project will get, determined without building it; ``local`` has no key and location."""
 
     manager: EnvironmentManagerName
-    description: str
-    key: str | None = None
-    location: Path | None = None
-    ready: bool = True
+    description: str  # for people to read: "uv, Python 3.11.7, 3 requirements"
+    key: str | None = None  # the cache key
+    location: Path | None = None  # its folder, now or once it is built
+    ready: bool = True  # whether it is built
     python_version: str | None = None
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class PreparedEnvironment:
-    """An environment that commands can run in: a value, which changes nothing in this process.
+    """An environment that commands can run in: a value, which changes nothing in this process."""
 
-    Attributes:
-        variables: All variables of a command in it: the environment activated, without traces of our own.
-        plan: Its plan.
-        command_prefix: Arguments before the shell that runs the command; mostly empty.
-        reused: Whether it came from the cache.
-        token: Identifies this use of a cached environment; ``release_environment`` ends it.
-    """
-
-    variables: Mapping[str, str]
+    variables: Mapping[str, str]  # all of a command's: the environment activated, without traces of our own
     plan: EnvironmentPlan
-    command_prefix: tuple[str, ...] = ()
-    reused: bool = True
-    token: str | None = None
+    command_prefix: tuple[str, ...] = ()  # arguments before the shell that runs the command
+    reused: bool = True  # whether it came from the cache
+    token: str | None = None  # identifies this use of a cached environment; ``release_environment`` ends it
 
 
 class EnvironmentManager(Protocol):
@@ -96,22 +78,13 @@ _DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
 
 @dataclass(frozen=True)
 class Specification(ABC):
-    """An environment specification: all that determines the content of a prepared environment.
-
-    Attributes:
-        project: The project that it was read from.
-        key: The cache key.
-        sources: The content of the files that the installer reads itself; compared before and after a build.
-        private: Whether it holds passwords, which installers may write into the environment.
-        python_version: The Python version, if the specification determines it.
-        warnings: Warnings for users.
-    """
+    """An environment specification: all that determines the content of a prepared environment."""
 
     project: Project
     key: str
-    sources: object = field(repr=False)
-    private: bool
-    python_version: str | None
+    sources: object = field(repr=False)  # the content of the files that the installer reads; compared after a build
+    private: bool  # whether it holds passwords, which installers may write into the environment
+    python_version: str | None  # None if the specification does not determine it
     warnings: tuple[str, ...]
 
     @abstractmethod
@@ -247,12 +220,12 @@ class CachingManager(ABC, Generic[SpecificationT]):
 
     def _plan(self, specification: SpecificationT, cache: EnvironmentCache) -> EnvironmentPlan:
         key, warnings = specification.key, specification.warnings
-        if (record := cache.find(key)) is None:
-            description, python = specification.describe(None), specification.python_version
-            return EnvironmentPlan(self.name, description, key, cache.next_location(key), False, python, warnings)
-        python = record.python_version or None
-        description = specification.describe(python)
-        return EnvironmentPlan(self.name, description, key, cache.location(record), True, python, warnings)
+        record = cache.find(key)
+        location = cache.next_location(key) if record is None else cache.location(record)
+        built = None if record is None else record.python_version or None
+        python = specification.python_version if record is None else built
+        description, ready = specification.describe(built), record is not None
+        return EnvironmentPlan(self.name, description, key, location, ready, python, warnings)
 
 
 def problems_error(project: Project, problems: tuple[Problem, ...], manager: str) -> EnvironmentBuildError:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prefect_mlprojects._support.files import list_directory, write_private
 from prefect_mlprojects._support.process.run import run_tool
@@ -36,11 +37,7 @@ def local_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None) -> dict[str, str]:
-    """Returns `environ` without traces of the environment in `own_prefix` and of those that the caller has activated.
-
-    They are removed from PATH too: otherwise a command would find their ``pip`` or ``mlflow`` where the new environment
-    has none. PATH is always in the result.
-    """
+    """Returns `environ`, always with PATH, without the environment in `own_prefix` and the caller's active ones."""
     variables = local_variables(environ)
     variables = {name: value for name, value in variables.items() if not _ENVIRONMENT_MARKER.fullmatch(name)}
     active = [Path(value) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if (value := environ.get(name))]
@@ -48,6 +45,7 @@ def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None
         for name, value in variables_of_conda(prefix).items():
             if variables.get(name) == value:
                 del variables[name]
+    # On PATH, a command would find their ``pip`` or ``mlflow`` where the new environment has none.
     hidden = {os.path.realpath(prefix / "bin") for prefix in (own_prefix, *active) if prefix is not None}
     folders = (environ.get("PATH") or os.defpath).split(os.pathsep)
     variables["PATH"] = os.pathsep.join(
@@ -59,15 +57,15 @@ def environment_without_ours(environ: Mapping[str, str], own_prefix: Path | None
 def activated_variables(environ: Mapping[str, str], location: Path, own_prefix: Path | None = None) -> dict[str, str]:
     """Returns the variables of a command in a virtual environment, as its ``activate`` script would set them."""
     variables = environment_without_ours(environ, own_prefix)
-    return variables | {"PATH": _prepend_to_path(location / "bin", variables["PATH"]), "VIRTUAL_ENV": str(location)}
+    return variables | {"PATH": _path_with(location, variables["PATH"]), "VIRTUAL_ENV": str(location)}
 
 
 def variables_of_conda(prefix: Path) -> dict[str, str]:
     """Returns the variables that a conda environment sets without scripts: its packages', then its own."""
     found: dict[str, object] = {}
     for file in _files(prefix / "etc/conda/env_vars.d", ".json"):
-        found |= _read_json(file)
-    state = _read_json(prefix / _STATE_FILE).get("env_vars")
+        found |= read_json(file)
+    state = read_json(prefix / _STATE_FILE).get("env_vars")
     return {str(name): str(value) for name, value in (found | (state if isinstance(state, dict) else {})).items()}
 
 
@@ -75,7 +73,8 @@ def _files(folder: Path, suffix: str) -> list[Path]:
     return [Path(entry.path) for entry in list_directory(folder) if entry.name.endswith(suffix)]
 
 
-def _read_json(file: Path) -> dict[str, object]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; empty if it can't be read."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -83,15 +82,14 @@ def _read_json(file: Path) -> dict[str, object]:
     return data if isinstance(data, dict) else {}
 
 
-def _prepend_to_path(folder: Path, path: str) -> str:
-    return f"{folder}{os.pathsep}{path}" if path else str(folder)
+def _path_with(location: Path, path: str) -> str:
+    return os.pathsep.join(filter(None, (str(location / "bin"), path)))
 
 
 def own_environment() -> Path | None:
     """Returns the virtual or conda environment that runs this process, if any."""
-    if sys.prefix != sys.base_prefix:
-        return Path(sys.prefix)
-    return Path(sys.prefix) if Path(sys.prefix, "conda-meta").is_dir() else None
+    prefix = Path(sys.prefix)
+    return prefix if sys.prefix != sys.base_prefix or (prefix / "conda-meta").is_dir() else None
 
 
 _UNSET = "***unset***"  # conda's value for a variable to remove
@@ -109,26 +107,22 @@ _DUMP = "import os, sys; open(sys.argv[1], 'wb').write(b'\\0'.join(k + b'=' + v 
 def conda_variables(
     environ: Mapping[str, str], location: Path, own_prefix: Path | None, report: Report, stop: StopSignal
 ) -> dict[str, str]:
-    """Returns the variables of a command in a conda environment; activation scripts print to `report`.
+    """Returns the variables of a command in a conda environment; the caller's active one is deactivated first.
 
-    The environment that the caller has activated is deactivated first. Raises an ``EnvironmentBuildError`` if an activation
-    script exited the shell, bash is missing, or a stop was requested.
+    Raises an ``EnvironmentBuildError`` if a script exits the shell, bash is missing, or a stop was requested.
     """
     active = environ.get("CONDA_PREFIX")
     variables = environment_without_ours(environ, own_prefix)
     scripts = _files(Path(active, "etc/conda/deactivate.d"), ".sh")[::-1] if active else []
     variables |= {
-        "PATH": _prepend_to_path(location / "bin", variables["PATH"]),
+        "PATH": _path_with(location, variables["PATH"]),
         "CONDA_PREFIX": str(location),
         "CONDA_DEFAULT_ENV": str(location),
         "CONDA_SHLVL": "1",
         "CONDA_PROMPT_MODIFIER": f"({location.name}) ",
     }
-    for name, value in variables_of_conda(location).items():
-        if value == _UNSET:
-            variables.pop(name, None)
-        else:
-            variables[name] = value
+    variables |= variables_of_conda(location)
+    variables = {name: value for name, value in variables.items() if value != _UNSET}
     scripts += _files(location / "etc/conda/activate.d", ".sh")
     return _after_scripts(variables, scripts, location, report, stop) if scripts else variables
 
@@ -146,9 +140,7 @@ def _after_scripts(
 ) -> dict[str, str]:
     bash = shutil.which("bash", path=variables["PATH"]) or shutil.which("bash")
     if bash is None:
-        message = (
-            f"The environment in {location} has activation scripts, and there is no bash to run them. Install bash."
-        )
+        message = f"The environment in {location} has activation scripts, which need bash. Install bash."
         raise EnvironmentBuildError(message, manager="conda")
     with tempfile.TemporaryDirectory(prefix="mlprojects-activate-") as folder:
         out = Path(folder, "variables")
@@ -159,7 +151,7 @@ def _after_scripts(
             raise stopped_error("conda", stop)
         data = out.read_bytes() if out.is_file() else b""
     if result.exit_code != 0 or not data:
-        tail = tuple(redact(line) for line in result.output_tail)
+        tail = tuple(map(redact, result.output_tail))
         names = ", ".join(script.name for script in scripts)
         message = (
             f"The conda environment in {location} can't be activated: its activation scripts ({names}) ended the shell "

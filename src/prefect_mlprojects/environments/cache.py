@@ -45,20 +45,16 @@ _REMOVED_PREFIX = ".removed-"
 
 @dataclass(frozen=True)
 class EnvironmentRecord:
-    """The cache's record of a complete environment: times in seconds since the epoch, size in bytes.
-
-    ``python_version`` is empty for a conda environment without Python; ``project`` is the project it was built for, and
-    others may use it too.
-    """
+    """The cache's record of a complete environment: times in seconds since the epoch, size in bytes."""
 
     key: str
     build: int
     manager: str
     description: str
-    python_version: str
+    python_version: str  # empty for a conda environment without Python
     created: float = field(default_factory=time.time)
     size: int = 0
-    project: str = ""
+    project: str = ""  # that it was built for; others may use it too
 
 
 class EnvironmentCache:
@@ -80,9 +76,7 @@ class EnvironmentCache:
         """Returns the record of a key, whether or not its Python still exists."""
         try:
             data = json.loads((self.folder / key / _RECORD).read_text(encoding="utf-8"))
-            if data.pop("format") != FORMAT or data.get("key") != key:
-                return None
-            return EnvironmentRecord(**data)
+            return EnvironmentRecord(**data) if data.pop("format") == FORMAT and data.get("key") == key else None
         except (OSError, ValueError, TypeError, AttributeError, KeyError):
             return None
 
@@ -100,8 +94,7 @@ class EnvironmentCache:
         while record is not None:
             _pins.add(self._use_file(key, record.build), token)
             # Another process may have removed or replaced it before this one held the lock.
-            again = self.find(key)
-            if again == record:
+            if (again := self.find(key)) == record:
                 with contextlib.suppress(OSError):
                     os.utime(self.folder / key / _USED)
                 return record
@@ -136,14 +129,11 @@ class EnvironmentCache:
             yield
 
     def begin(self, key: str, *, private: bool = False) -> Path:
-        """Removes partial builds and returns the folder for a new one, which does not exist; needs the key's lock.
-
-        `private` closes the key's folder to other users, since installers may write passwords of URLs into it.
-        """
+        """Removes partial builds and returns the folder for a new one, which does not exist; needs the key's lock."""
         folder = self.folder / key
         folder.mkdir(parents=True, exist_ok=True)
         if private:
-            folder.chmod(0o700)
+            folder.chmod(0o700)  # installers may write passwords of URLs into it
         location = self.next_location(key)
         self._remove_stale_builds(key, self.read(key))
         return location
@@ -193,9 +183,9 @@ class EnvironmentCache:
 
     def remove_partial_removals(self) -> None:
         """Deletes the folders that interrupted removals left."""
-        with contextlib.suppress(OSError):
-            for folder in list(self.folder.glob(f"{_REMOVED_PREFIX}*")):
-                remove_tree(folder)
+        for entry in list_directory(self.folder):
+            if entry.name.startswith(_REMOVED_PREFIX):
+                remove_tree(Path(entry.path))
 
     def _use_file(self, key: str, build: int) -> Path:
         return self._locks / f"{key}.{build}.use"
@@ -210,8 +200,7 @@ class EnvironmentCache:
         with contextlib.ExitStack() as locks:
             for build in builds:
                 with contextlib.suppress(OSError):
-                    lock = try_lock(self._use_file(key, build))
-                    if lock is not None:
+                    if (lock := try_lock(self._use_file(key, build))) is not None:
                         locks.callback(lock.release)
                         unused.append(build)
             yield tuple(unused)
@@ -248,37 +237,28 @@ class _Pins:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._holders: dict[Path, set[str]] = {}
-        self._locks: dict[Path, Lock] = {}
+        self._uses: dict[Path, tuple[Lock, set[str]]] = {}  # the tokens of each lock's users
 
     def add(self, file: Path, token: str) -> None:
-        with self._lock:
-            if file not in self._locks:
-                lock = None
-                with contextlib.suppress(
-                    OSError
-                ):  # a read-only cache without this file, or a file system without locks
-                    lock = try_lock(file, shared=True, wait=True)
-                if lock is None:
-                    return
-                self._locks[file] = lock
-            self._holders.setdefault(file, set()).add(token)
+        # A read-only cache may lack the file, and a file system may have no locks.
+        with self._lock, contextlib.suppress(OSError):
+            if file not in self._uses and (lock := try_lock(file, shared=True, wait=True)) is not None:
+                self._uses[file] = (lock, set())
+            if file in self._uses:
+                self._uses[file][1].add(token)
 
     def remove(self, token: str) -> None:
+        """Ends the use of an environment. Idempotent; unknown tokens are ignored."""
         with self._lock:
-            for file, holders in list(self._holders.items()):
-                holders.discard(token)
-                if not holders:
-                    del self._holders[file]
-                    self._locks.pop(file).release()
+            for file, (lock, tokens) in list(self._uses.items()):
+                tokens.discard(token)
+                if not tokens:
+                    del self._uses[file]
+                    lock.release()
 
 
 _pins = _Pins()
-
-
-def release_pin(token: str) -> None:
-    """Ends the use of an environment. Idempotent; unknown tokens are ignored."""
-    _pins.remove(token)
+release_pin = _pins.remove
 
 
 def stopped_error(manager: str, stop: StopSignal) -> EnvironmentBuildError:

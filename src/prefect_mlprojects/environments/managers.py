@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import get_args
 
-from typing_extensions import TypedDict, Unpack, assert_never
+from typing_extensions import TypedDict, Unpack
 
 from prefect_mlprojects._support.files import disk_usage
 from prefect_mlprojects._support.text import nearest
@@ -34,14 +35,10 @@ def choose_manager(project: Project, requested: str | None = None) -> Environmen
     """Selects the environment manager as ``mlflow run`` does, except that uv builds Python environments.
 
     A project without an environment file gets an empty environment of the running Python (or, with ``pyproject.toml``
-    and ``uv.lock``, the locked one): MLflow, too, treats it as a Python project. A Docker project gets ``local``, whatever
-    was `requested` by ``env_manager``: the container is its environment.
-
-    The default one, which a nested run inherits from the run that it is part of, counts where it fits the project.
-
-    Raises:
-        EnvironmentBuildError: The requested manager is unknown or can't build this kind of environment.
+    and ``uv.lock``, the locked one): MLflow, too, treats it as a Python project. Raises an ``EnvironmentBuildError`` if
+    the requested manager is unknown or can't build this kind of environment.
     """
+    # A nested run inherits the manager of the run that it is part of, where that fits the project.
     inherited = default_env_manager() if requested is None else None
     if inherited != "conda" or isinstance(project.environment, CondaEnvironment):
         requested = requested if inherited is None else inherited
@@ -52,7 +49,7 @@ def choose_manager(project: Project, requested: str | None = None) -> Environmen
         raise InvalidEnvironmentError(message + (f" Did you mean {near!r}?" if near else ""), manager=requested)
     environment = project.environment
     if isinstance(environment, DockerEnvironment):
-        return "local"
+        return "local"  # whatever was requested: the container is its environment
     if name == "conda" and not isinstance(environment, CondaEnvironment):
         what = environment.file.name if isinstance(environment, PythonEnvironment) else "no conda environment file"
         message = (
@@ -75,22 +72,13 @@ def check_environment(project: Project) -> tuple[Problem, ...]:
 
 def environment_manager(name: EnvironmentManagerName) -> EnvironmentManager:
     """Returns the environment manager with a name."""
-    match name:
-        case "local":
-            return LocalManager()
-        case "uv" | "virtualenv":
-            return VirtualEnvironmentManager(name)
-        case "conda":
-            return CondaManager()
-        case _:
-            assert_never(name)
+    if name == "local":
+        return LocalManager()
+    return CondaManager() if name == "conda" else VirtualEnvironmentManager(name)
 
 
 def missing_module_advice(project: Project, kind: str, output_tail: Iterable[str]) -> str:
-    """Returns what to do if a Python program's last output says that a module is missing; empty if it does not.
-
-    `kind` is the environment manager's name, or that of the backend that provides the environment.
-    """
+    """Returns advice on a module that a program's last output names as missing, or ""; `kind`: manager or backend."""
     names = [match[1] for line in output_tail if (match := _MISSING_MODULE.search(line)) is not None]
     if not names:
         return ""
@@ -134,20 +122,15 @@ def _omitted_requirement(project: Project, kind: str, module: str) -> str:
 
 
 def release_environment(environment: PreparedEnvironment) -> None:
-    """Ends a run's use of its environment, so that ``mlprojects env prune`` may remove it. Idempotent.
-
-    Only the process that prepared it can release it; otherwise it is in use until that process exits.
-    """
-    if environment.token is not None:
-        release_pin(environment.token)
+    """Ends this process's use of an environment that it prepared, so that it may be pruned. Idempotent."""
+    release_pin(environment.token or "")
 
 
 @dataclass(frozen=True)
 class LocalManager:
     """Uses the caller's environment unchanged, like ``mlflow run --env-manager local``; an ``EnvironmentManager``.
 
-    ``python`` is the one on PATH, not necessarily the one that runs this package: mlprojects may be installed as a tool
-    in another environment. Without any ``python`` on PATH, the folder of our own interpreter is appended to it.
+    ``python`` is the one on PATH: mlprojects may be installed as a tool in another environment.
     """
 
     def plan(self, project: Project) -> EnvironmentPlan:  # noqa: ARG002 - the contract's signature
@@ -156,10 +139,10 @@ class LocalManager:
         if python is None:
             return EnvironmentPlan("local", "local, no python on PATH")
         own = own_environment()
+        found, ours = (python, sys.executable) if own is None else (Path(python).parent, own / "bin")
+        is_running = os.path.realpath(found) == os.path.realpath(ours)
         warnings: tuple[str, ...] = ()
-        if own is None:
-            is_running = os.path.realpath(python) == os.path.realpath(sys.executable)
-        elif not (is_running := os.path.realpath(Path(python).parent) == os.path.realpath(own / "bin")):
+        if own is not None and not is_running:
             warnings = (
                 f"local: the project runs with {python}, the first python on PATH, not with {sys.executable}, which runs "
                 f"mlprojects; activate {own} to change that",
@@ -177,6 +160,7 @@ class LocalManager:
 
 
 def _local_variables() -> dict[str, str]:
+    """Returns the caller's variables; without any ``python``, PATH gets the folder of our own at its end."""
     variables = local_variables(os.environ)
     path = variables.get("PATH") or os.defpath
     if shutil.which("python", path=path) is None and sys.executable:
@@ -186,22 +170,19 @@ def _local_variables() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CachedEnvironment:
-    """An environment in the cache; that of an interrupted build is not `complete` and has no manager, project and times.
-
-    Times are seconds since the epoch, the size is in bytes; other projects than ``project`` may use it too.
-    """
+    """An environment in the cache: times in seconds since the epoch, size in bytes."""
 
     key: str
     manager: str
     description: str
-    project: str
+    project: str  # that it was built for; others may use it too
     python_version: str
     location: Path
     created: float
     last_used: float
     size: int
     in_use: bool
-    complete: bool
+    complete: bool  # False after an interrupted build, which has no manager, project and times
 
 
 @dataclass(frozen=True)
@@ -229,7 +210,7 @@ class Selection(TypedDict, total=False):
 def list_environments() -> tuple[CachedEnvironment, ...]:
     """Returns the environments in the cache, interrupted builds included, the most recently used first."""
     cache = user_cache()
-    found = [_describe(cache, key) for key in cache.list_keys()]
+    found = (_describe(cache, key) for key in cache.list_keys())
     return tuple(sorted(found, key=lambda environment: environment.last_used, reverse=True))
 
 
@@ -246,20 +227,14 @@ def find_environment(prefix: str) -> CachedEnvironment:
 
 
 def prune_environments(*, dry_run: bool = False, **selection: Unpack[Selection]) -> PruneResult:
-    """Removes the selected environments, except those in use or being built, and what interrupted builds left.
-
-    `dry_run` removes nothing.
-    """
+    """Removes (unless `dry_run`) the selected environments, but none in use or being built, and partial builds."""
     cache = user_cache()
     selected = select_environments(list_environments(), time.time(), **selection)
-    removed: list[CachedEnvironment] = []
-    kept: list[CachedEnvironment] = []
-    for environment in selected:
-        gone = not environment.in_use if dry_run else cache.remove(environment.key)
-        (removed if gone else kept).append(environment)
+    gone = [not environment.in_use if dry_run else cache.remove(environment.key) for environment in selected]
     if not dry_run:
         cache.remove_partial_removals()
-    return PruneResult(tuple(removed), tuple(kept))
+    removed = tuple(itertools.compress(selected, gone))
+    return PruneResult(removed, tuple(environment for environment in selected if environment not in removed))
 
 
 def select_environments(

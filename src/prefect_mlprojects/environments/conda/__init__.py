@@ -11,24 +11,10 @@ from pathlib import Path
 from prefect_mlprojects.environments import Build, CachingManager, Specification, problems_error
 from prefect_mlprojects.environments.activation import conda_variables, own_environment, write_state
 from prefect_mlprojects.environments.cache import Report, cache_errors
-from prefect_mlprojects.environments.conda.configuration import (
-    CondaConfiguration,
-    channel_urls,
-    check_allowed,
-    environment_channels,
-    expand_variables,
-    public_url,
-    read_configuration,
-    split_channel,
-)
-from prefect_mlprojects.environments.python import libc_family
-from prefect_mlprojects.environments.python.files import (
-    FileReader,
-    RequirementEntry,
-    digest_text,
-    open_environment_file,
-    redact_urls,
-)
+from prefect_mlprojects.environments.conda import configuration as settings
+from prefect_mlprojects.environments.conda.configuration import expand_variables, public_url, split_channel
+from prefect_mlprojects.environments.python import files, libc_family
+from prefect_mlprojects.environments.python.files import RequirementEntry, redact_urls
 from prefect_mlprojects.environments.python.installers import install_with_uv, key_settings
 from prefect_mlprojects.environments.python.requirements import RequirementSet, expand_requirements
 from prefect_mlprojects.exceptions import Problem
@@ -53,34 +39,32 @@ class CondaFile:
 
 def read_conda_file(path: Path) -> CondaFile | tuple[Problem, ...]:
     """Reads a ``conda.yaml``."""
-    reader = open_environment_file(path)
+    reader = files.open_environment_file(path)
     if isinstance(reader, tuple):
         return reader
     content = reader.document.content
     warnings = tuple(
         f"{path.name}: the key {str(key)!r} is not conda's and is passed over" for key in content if key not in _KEYS
     )
-    channels = []
-    for position, item in reader.entries("channels").items():
-        if isinstance(item, str) and item.strip():
-            channels.append(item.strip())
-        else:
-            message = "an entry of channels must be a text, such as 'conda-forge' or a URL"
-            reader.problem(message, "channels", position)
+    channels = reader.entries("channels")
+    for position, item in channels.items():
+        if not isinstance(item, str) or not item.strip():
+            reader.problem("an entry of channels must be a text, such as 'conda-forge' or a URL", "channels", position)
     packages, pip = reader.conda_dependencies()
     for position, entry in packages.items():
         rest = split_channel(entry.text)[1]
         if _NAME.match(rest) is None and "://" not in rest and not rest.startswith(("/", ".")):
-            message = f"{entry.text!r} is not a conda dependency"
-            reader.problem(message, "dependencies", position, fix="write numpy=1.26")
+            fix = "write numpy=1.26"
+            reader.problem(f"{entry.text!r} is not a conda dependency", "dependencies", position, fix=fix)
     variables = _variables(reader)
     if reader.problems:
         return tuple(reader.problems)
     name = None if content.get("name") is None else str(content["name"])
-    return CondaFile(path, name, tuple(channels), tuple(packages.values()), pip, variables, warnings)
+    urls = tuple(channel.strip() for channel in channels.values())
+    return CondaFile(path, name, urls, tuple(packages.values()), pip, variables, warnings)
 
 
-def _variables(reader: FileReader) -> dict[str, str]:
+def _variables(reader: files.FileReader) -> dict[str, str]:
     value = reader.document.content.get("variables")
     if value is None:
         return {}
@@ -120,7 +104,7 @@ class CondaSpecification(Specification):
     specs: tuple[CondaSpec, ...]
     channels: tuple[str, ...] = field(repr=False)
     pip: RequirementSet
-    configuration: CondaConfiguration
+    configuration: settings.CondaConfiguration
 
     def describe(self, python_version: str | None) -> str:
         """Describes the environment in a few words."""
@@ -139,17 +123,17 @@ def read_specification(project: Project, environ: Mapping[str, str]) -> CondaSpe
     pip = expand_requirements(file.pip, file.file, project, "uv")
     if isinstance(pip, tuple):
         raise problems_error(project, pip, "conda")
-    configuration = read_configuration(environ)
+    configuration = settings.read_configuration(environ)
     base = file.file.parent
     named = [expand_variables(channel, environ) for channel in file.channels]
-    channels = list(environment_channels(named, configuration, base))
+    channels = list(settings.environment_channels(named, configuration, base))
     specs = []
     for entry in _with_python(file):
         name, match = split_channel(entry.text)
         if name is not None:
             # Of several channels with one name, such as defaults, the first counts.
-            url = channel_urls(expand_variables(name, environ), configuration, base)[0]
-            check_allowed(url, configuration, base)
+            url = settings.channel_urls(expand_variables(name, environ), configuration, base)[0]
+            settings.check_allowed(url, configuration, base)
             if url not in channels:
                 channels.append(url)
             match = f"{url}::{match}"
@@ -163,21 +147,12 @@ def read_specification(project: Project, environ: Mapping[str, str]) -> CondaSpe
         *(f"{name}={environ[name]}" for name in sorted(environ) if name.startswith("CONDA_OVERRIDE_")),
         *(key_settings(environ, "uv", project.directory) if pip.key_inputs else ()),
     ]
-    private = pip.private or any(redact_urls(url) != url for url in channels)
     matches = (_EXACT_PYTHON.match(split_channel(spec.text)[1]) for spec in specs)
-    return CondaSpecification(
-        project=project,
-        key=digest_text(texts),
-        sources=(specs, channels, pip.text_inputs),
-        private=private,
-        python_version=next((match[1] for match in matches if match is not None), None),
-        warnings=file.warnings,
-        file=file,
-        specs=tuple(specs),
-        channels=tuple(channels),
-        pip=pip,
-        configuration=configuration,
-    )
+    python = next((match[1] for match in matches if match is not None), None)
+    key, sources = files.digest_text(texts), (specs, channels, pip.text_inputs)
+    private = pip.private or any(redact_urls(url) != url for url in channels)
+    common = (project, key, sources, private, python, file.warnings)
+    return CondaSpecification(*common, file, tuple(specs), tuple(channels), pip, configuration)
 
 
 def _with_python(file: CondaFile) -> tuple[RequirementEntry, ...]:
@@ -232,8 +207,7 @@ class CondaManager(CachingManager[CondaSpecification]):
 
     def check(self, specification: CondaSpecification) -> None:
         """Implements ``CachingManager.check``; loads the solver."""
-        problems = _spec_problems(specification.specs, specification.file.file)
-        if problems:
+        if problems := _spec_problems(specification.specs, specification.file.file):
             raise problems_error(specification.project, problems, "conda")
 
     def activate(self, location: Path, report: Report, stop: StopSignal) -> Mapping[str, str]:
@@ -242,25 +216,19 @@ class CondaManager(CachingManager[CondaSpecification]):
 
     def build(self, build: Build, specification: CondaSpecification) -> str:
         """Implements ``CachingManager.build``."""
-        # Only a build needs the solver.
-        from prefect_mlprojects.environments.conda.solving import (
-            install_conda_packages,
-            installed_by_pip,
-            write_lock,
-            write_pip_lock,
-        )
+        from prefect_mlprojects.environments.conda import solving  # only a build needs the solver
 
         self.check(specification)
-        records = install_conda_packages(build, specification)
+        records = solving.install_conda_packages(build, specification)
         lock = build.location.with_name(f"{build.location.name}.lock.yml")
         with cache_errors(build.cache, "conda"):
             write_state(build.location, specification.file.variables)
-            write_lock(lock, specification, records)
+            solving.write_lock(lock, specification, records)
         if specification.pip.key_inputs:
-            before = installed_by_pip(build.location)
+            before = solving.installed_by_pip(build.location)
             activated = self.activate(build.location, build.report, build.stop)
             install_with_uv(build, "pip_section", specification.pip, activated)
             with cache_errors(build.cache, "conda"):
-                write_pip_lock(build.location, installed_by_pip(build.location) - before)
+                solving.write_pip_lock(build.location, solving.installed_by_pip(build.location) - before)
         build.report(f"The solution is in {lock}")
         return next((str(record.version) for record in records if record.name.normalized == "python"), "")

@@ -9,9 +9,9 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from prefect_mlprojects._support.files import list_directory
 from prefect_mlprojects._support.redaction import strip_user_info
@@ -21,33 +21,28 @@ from prefect_mlprojects.spec.yaml_lines import read_yaml
 
 ChannelPriority: TypeAlias = Literal["strict", "flexible", "disabled"]
 
-DEFAULT_CHANNELS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
-"""The channels that conda calls ``defaults``."""
-
+DEFAULT_CHANNELS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")  # conda's `defaults`
 CHANNEL_ALIAS = "https://conda.anaconda.org"  # the base URL of a channel that is only a name
 
 _LISTS = ("channels", "default_channels", "allowlist_channels", "denylist_channels")
 _MAPPINGS = ("custom_channels", "custom_multichannels", "proxy_servers")
-_VALUES = (
-    *("channel_alias", "channel_priority", "ssl_verify", "offline", "subdir", "add_pip_as_python_dependency"),
-    *("remote_max_retries", "remote_read_timeout_secs"),
-)
 _OLD_NAMES = {"whitelist_channels": "allowlist_channels", "add_pip": "add_pip_as_python_dependency"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
-_BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "y"), True) | dict.fromkeys(
-    ("false", "no", "off", "0", "n", ""), False
-)
+_TRUE, _FALSE = ("true", "yes", "on", "1", "y"), ("false", "no", "off", "0", "n", "")
+_BOOLEANS = dict.fromkeys(_TRUE, True) | dict.fromkeys(_FALSE, False)
+_PRIORITIES: dict[str, ChannelPriority] = {
+    **{"strict": "strict", "flexible": "flexible", "disabled": "disabled"},
+    **dict.fromkeys(_TRUE, "flexible"),
+    **dict.fromkeys(_FALSE, "disabled"),
+}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class CondaConfiguration:
-    """Conda's settings, with conda's names and defaults; `channels` are those besides an environment file's.
+    """Conda's settings, with conda's names and defaults. URLs, proxies included, may hold passwords."""
 
-    URLs, proxies included, may hold passwords. An `ssl_verify` text is a file of trusted certificates, and a `timeout`
-    is in seconds, None for no limit.
-    """
-
-    channels: tuple[str, ...] = field(default=(), repr=False)
+    channels: tuple[str, ...] = field(default=(), repr=False)  # besides those of an environment file
     default_channels: tuple[str, ...] = field(default=DEFAULT_CHANNELS, repr=False)
     channel_alias: str = field(default=CHANNEL_ALIAS, repr=False)
     custom_channels: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -55,13 +50,16 @@ class CondaConfiguration:
     allowlist_channels: tuple[str, ...] = field(default=(), repr=False)
     denylist_channels: tuple[str, ...] = field(default=(), repr=False)
     channel_priority: ChannelPriority = "flexible"
-    ssl_verify: bool | str = True
+    ssl_verify: bool | str = True  # a text is a file of trusted certificates
     proxy_servers: Mapping[str, str] = field(default_factory=dict, repr=False)
     offline: bool = False
     subdir: str = ""
     add_pip_as_python_dependency: bool = True
-    max_retries: int = 3
-    timeout: int | None = None
+    remote_max_retries: int = 3
+    remote_read_timeout_secs: int | None = None  # None for no limit
+
+
+_NAMES = frozenset(item.name for item in fields(CondaConfiguration))
 
 
 def current_subdir() -> str:
@@ -79,13 +77,10 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
 def _configuration_files(environ: Mapping[str, str]) -> Iterator[Path]:
     """Yields the files that conda reads, if they exist; later ones have precedence."""
     home = Path(environ.get("HOME") or "~").expanduser()
-    folders = [Path("/etc/conda"), Path("/var/lib/conda")]
-    if root := environ.get("CONDA_ROOT"):
-        folders.append(Path(root))
-    if base := environ.get("XDG_CONFIG_HOME"):
-        folders.append(Path(base).expanduser() / "conda")
-    folders += [home / ".config" / "conda", home / ".conda"]
-    for folder in folders:
+    root, base = environ.get("CONDA_ROOT"), environ.get("XDG_CONFIG_HOME")
+    named_folders = (*([Path(root)] if root else ()), *([Path(base).expanduser() / "conda"] if base else ()))
+    shared = (Path("/etc/conda"), Path("/var/lib/conda"))
+    for folder in (*shared, *named_folders, home / ".config" / "conda", home / ".conda"):
         yield from _files_in(folder)
     yield home / ".condarc"
     if prefix := environ.get("CONDA_PREFIX"):
@@ -113,9 +108,8 @@ def read_configuration(environ: Mapping[str, str]) -> CondaConfiguration:
             if name in _LISTS:
                 items = [item.strip() for item in re.split(r"[,&]", text) if item.strip()]
                 found.add(name, items, f"the environment variable {variable}")
-            elif name in _VALUES:
+            elif name in _NAMES and name not in _MAPPINGS:
                 found.add(name, text, f"the environment variable {variable}")
-    timeout = found.number("remote_read_timeout_secs", 0)
     return CondaConfiguration(
         channels=found.texts("channels"),
         default_channels=found.texts("default_channels", DEFAULT_CHANNELS),
@@ -124,14 +118,14 @@ def read_configuration(environ: Mapping[str, str]) -> CondaConfiguration:
         custom_multichannels=found.multichannels(),
         allowlist_channels=found.texts("allowlist_channels"),
         denylist_channels=found.texts("denylist_channels"),
-        channel_priority=found.priority(),
+        channel_priority=found.choice("channel_priority", _PRIORITIES, "flexible", "strict, flexible or disabled"),
         ssl_verify=_BOOLEANS.get(found.text("ssl_verify", "true").lower(), found.text("ssl_verify", "")),
         proxy_servers={scheme: url for scheme, url in found.mapping("proxy_servers").items() if url},
-        offline=found.flag("offline", default=False),
+        offline=found.choice("offline", _BOOLEANS, "false"),
         subdir=found.text("subdir", "") or current_subdir(),
-        add_pip_as_python_dependency=found.flag("add_pip_as_python_dependency", default=True),
-        max_retries=max(found.number("remote_max_retries", 3), 0),
-        timeout=timeout if timeout > 0 else None,
+        add_pip_as_python_dependency=found.choice("add_pip_as_python_dependency", _BOOLEANS, "true"),
+        remote_max_retries=max(found.number("remote_max_retries", 3), 0),
+        remote_read_timeout_secs=max(found.number("remote_read_timeout_secs", 0), 0) or None,
     )
 
 
@@ -145,7 +139,7 @@ def _read_file(file: Path) -> dict[str, Any]:
     if problem:
         raise InvalidEnvironmentError(f"Conda's settings can't be read: {problem}", manager="conda")
     named = {_OLD_NAMES.get(name, name): value for name, value in content.items() if value is not None}
-    return {name: value for name, value in named.items() if name in (*_LISTS, *_MAPPINGS, *_VALUES)}
+    return {name: value for name, value in named.items() if name in _NAMES}
 
 
 class _Settings:
@@ -199,19 +193,11 @@ class _Settings:
         except (ValueError, OverflowError):
             raise self.error(name, "a number") from None
 
-    def flag(self, name: str, *, default: bool) -> bool:
-        flag = _BOOLEANS.get(str(self._values.get(name, default)).strip().lower())
-        if flag is None:
-            raise self.error(name, "true or false")
-        return flag
-
-    def priority(self) -> ChannelPriority:
-        text = str(self._values.get("channel_priority", "flexible")).strip().lower()
-        by_name: dict[str, ChannelPriority] = {name: name for name in get_args(ChannelPriority)}
-        flag = _BOOLEANS.get(text)
-        if text not in by_name and flag is None:
-            raise self.error("channel_priority", "strict, flexible or disabled")
-        return by_name.get(text) or ("flexible" if flag else "disabled")
+    def choice(self, name: str, choices: Mapping[str, _T], default: str, expected: str = "true or false") -> _T:
+        text = str(self._values.get(name, default)).strip().lower()
+        if text not in choices:
+            raise self.error(name, expected)
+        return choices[text]
 
 
 NO_DEFAULTS = "nodefaults"  # in a file's list of channels: the user's own channels are not added
@@ -223,11 +209,7 @@ _SUBDIR = re.compile(r"/(noarch|(linux|osx|win|freebsd|emscripten|wasi|zos)-\w+)
 
 
 def channel_urls(name: str, configuration: CondaConfiguration, base: Path) -> tuple[str, ...]:
-    """Returns the URLs of a channel, as conda finds them, without a trailing slash.
-
-    `name` is a channel's name, URL or folder (relative to `base`), or the name of several channels, such as
-    ``defaults``.
-    """
+    """Returns the URLs of a channel's name, URL or folder (relative to `base`), or of several channels' name."""
     name = name.strip().rstrip("/") or "/"
     if "://" in name:
         return (_SUBDIR.sub("", name),)
@@ -239,8 +221,7 @@ def channel_urls(name: str, configuration: CondaConfiguration, base: Path) -> tu
     # The longest prefix of the name that has a URL of its own counts.
     segments = name.split("/")
     for length in range(len(segments), 0, -1):
-        custom = configuration.custom_channels.get("/".join(segments[:length]))
-        if custom is not None:
+        if (custom := configuration.custom_channels.get("/".join(segments[:length]))) is not None:
             url = custom if "://" in custom else _folder_url(custom, base)
             return (f"{url.rstrip('/')}/{name}",)
     return (f"{_ANACONDA if name in _ANACONDA_NAMES else configuration.channel_alias}/{name}",)
@@ -251,17 +232,12 @@ def _folder_url(folder: str, base: Path) -> str:
 
 
 def environment_channels(names: Iterable[str], configuration: CondaConfiguration, base: Path) -> tuple[str, ...]:
-    """Returns the URLs of an environment's channels: the file's, the user's, or without any those of ``defaults``.
-
-    Conda used to append ``defaults`` to every list, and now warns of that.
-
-    Raises:
-        EnvironmentBuildError: The settings forbid one of them.
-    """
+    """Returns the URLs of an environment's channels: the file's, the user's, or without any those of ``defaults``."""
+    # Conda used to append ``defaults`` to every list, and now warns of that.
     wanted = [name for name in names if name != NO_DEFAULTS]
     if NO_DEFAULTS not in names:
         wanted += configuration.channels
-    found = [url for name in wanted or ["defaults"] for url in channel_urls(name, configuration, base)]
+    found = (url for name in wanted or ["defaults"] for url in channel_urls(name, configuration, base))
     unique = tuple(dict.fromkeys(found))
     for url in unique:
         check_allowed(url, configuration, base)

@@ -23,6 +23,7 @@ from rattler.lock import LockChannel, LockPlatform
 
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects.environments import Build
+from prefect_mlprojects.environments.activation import read_json
 from prefect_mlprojects.environments.cache import Report, stopped_error
 from prefect_mlprojects.environments.conda import CondaSpecification
 from prefect_mlprojects.environments.conda.configuration import CondaConfiguration, public_url, split_channel
@@ -35,10 +36,7 @@ _URL = re.compile(r"(?:https?|s3|gcs|oci|file)://[^\s'\"]+")
 
 
 def install_conda_packages(build: Build, specification: CondaSpecification) -> tuple[rattler.RepoDataRecord, ...]:
-    """Solves and installs; returns the installed packages.
-
-    The ``EnvironmentBuildError`` of a failure names a channel that can't be reached, or has the solver's explanation.
-    """
+    """Solves and installs; an error names the channel that can't be reached, or has the solver's explanation."""
     access = take_credentials(specification.channels)
     with credentials_file(access, os.environ) as credentials:
         return _run_until_stopped(lambda: _Solving(build, specification, access).run(credentials), build.stop)
@@ -96,7 +94,7 @@ class _Solving:
         file = self.specification.configuration.ssl_verify
         if isinstance(file, str) and os.environ.get("SSL_CERT_FILE") != file:
             advice = (
-                "set the environment variable SSL_CERT_FILE to it as well, else the machine's own certificates are used"
+                "set the environment variable SSL_CERT_FILE to it too, else the machine's own certificates are used"
             )
             self.build.report(f"Warning: conda's setting ssl_verify names {file}; {advice}")
 
@@ -114,9 +112,8 @@ class _Solving:
                     if self.specification.configuration.offline
                     else "Is its address right, and can this machine reach it?"
                 )
-                raise self.build.failure(
-                    f"the channel {public_url(url)} can't be reached. {advice}\nIt said: {_error_text(error)}"
-                ) from None
+                cause = f"the channel {public_url(url)} can't be reached. {advice}\nIt said: {_error_text(error)}"
+                raise self.build.failure(cause) from None
             found = found or any(packages)
         return found
 
@@ -200,15 +197,15 @@ def _make_client(configuration: CondaConfiguration, credentials: str | None) -> 
         lines.append("[proxy-config]")
         lines += [f"{scheme} = {json.dumps(proxies[scheme])}" for scheme in ("http", "https") if scheme in proxies]
     settings = rattler.Config.from_toml("\n".join(lines))
-    return rattler.Client.from_config(settings, max_retries=configuration.max_retries, timeout=configuration.timeout)
+    retries, timeout = configuration.remote_max_retries, configuration.remote_read_timeout_secs
+    return rattler.Client.from_config(settings, max_retries=retries, timeout=timeout)
 
 
 class _Progress(InstallerReporter):
     """Reports downloads and the progress of the installation; called from the library's threads."""
 
     def __init__(self, report: Report, total: int) -> None:
-        self._report = report
-        self._total = total
+        self._report, self._total = report, total
         self._installed = 0
         self._names: list[str] = []
         self._last = time.monotonic()
@@ -254,11 +251,7 @@ class ChannelAccess:
 
 
 def take_credentials(urls: Iterable[str]) -> ChannelAccess:
-    """Removes user names, passwords and tokens from URLs.
-
-    A host has one credential only: a URL with another one, and one whose token is not first in its path, stay as they
-    are.
-    """
+    """Removes user names, passwords and tokens from URLs, except a host's second one and tokens further in the path."""
     clean: dict[str, str] = {}
     credentials: dict[str, Mapping[str, Any]] = {}
     for url in urls:
@@ -266,11 +259,8 @@ def take_credentials(urls: Iterable[str]) -> ChannelAccess:
         token = _TOKEN_PATH.match(split.path)
         if split.scheme not in ("http", "https") or not split.hostname or bool(split.username) == bool(token):
             continue
-        found: Mapping[str, Any] = (
-            {"CondaToken": token["token"]}
-            if token is not None
-            else {"BasicHTTP": {"username": unquote(split.username or ""), "password": unquote(split.password or "")}}
-        )
+        login = {"username": unquote(split.username or ""), "password": unquote(split.password or "")}
+        found = {"BasicHTTP": login} if token is None else {"CondaToken": token["token"]}
         if credentials.setdefault(split.hostname, found) == found:
             path = split.path if token is None else token["rest"] or ""
             clean[url] = urlunsplit(split._replace(netloc=split.netloc.rpartition("@")[2], path=path))
@@ -279,18 +269,12 @@ def take_credentials(urls: Iterable[str]) -> ChannelAccess:
 
 @contextlib.contextmanager
 def credentials_file(access: ChannelAccess, environ: Mapping[str, str]) -> Iterator[str | None]:
-    """Writes credentials to a temporary file for rattler that only this user can read, and yields its path.
-
-    It includes the content of the user's own file (``RATTLER_AUTH_FILE``), whose path is yielded if nothing is added.
-    """
+    """Yields a temporary, private file of credentials for rattler, with those of the user's own, or that one's path."""
     named = environ.get("RATTLER_AUTH_FILE") or None
     if not access.credentials:
         yield named
         return
-    known: dict[str, Any] = {}
-    if named is not None:
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads(Path(named).read_text(encoding="utf-8"))
+    known = read_json(Path(named)) if named is not None else {}
     with tempfile.TemporaryDirectory(prefix="mlprojects-conda-") as folder:
         file = Path(folder, "credentials.json")
         write_private(file, json.dumps({**known, **access.credentials}))
@@ -298,10 +282,7 @@ def credentials_file(access: ChannelAccess, environ: Mapping[str, str]) -> Itera
 
 
 def write_lock(file: Path, specification: CondaSpecification, records: tuple[rattler.RepoDataRecord, ...]) -> None:
-    """Writes the installed conda packages, their URLs and hashes, without passwords and tokens.
-
-    Pixi and ``rattler`` read the format (https://docs.rs/rattler_lock).
-    """
+    """Writes packages, URLs without credentials, and hashes for Pixi and rattler (https://docs.rs/rattler_lock)."""
     platform = LockPlatform(specification.configuration.subdir)
     lock = rattler.LockFile([platform])
     lock.set_channels("default", [LockChannel(public_url(url)) for url in specification.channels])

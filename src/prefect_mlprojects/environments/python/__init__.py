@@ -23,27 +23,20 @@ from prefect_mlprojects.types import StopSignal
 VenvManagerName: TypeAlias = Literal["uv", "virtualenv"]
 
 KEY_VERSION = "1"  # part of every cache key; raised when the same specification is built differently than before
+_PROBES = "interpreters.json"  # in the cache directory
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The content of a project's environment files; the requirements of `build` are installed before those of `run`.
+    """The content of a project's environment files; the requirements of `build` are installed before those of `run`."""
 
-    Attributes:
-        python: The requested Python, as ``find_interpreter`` takes it.
-        python_range: A range of Pythons, for a machine that can't have that one.
-        python_source: The file and line that request it, for messages.
-        locked: The local packages of a ``uv.lock``, which replaces the requirements; None without one.
-        source: The file, for people to read; None without one.
-    """
-
-    python: str | None
-    python_range: str | None
-    python_source: str
+    python: str | None  # the requested Python, as ``find_interpreter`` takes it
+    python_range: str | None  # acceptable versions on a machine that can't have that one
+    python_source: str  # the file and line that request it, for messages
     build: RequirementSet = field(default_factory=RequirementSet)
     run: RequirementSet = field(default_factory=RequirementSet)
-    locked: tuple[files.LockedPackage, ...] | None = None
-    source: Path | None = None
+    locked: tuple[files.LockedPackage, ...] | None = None  # the local packages of a ``uv.lock``, if it is installed
+    source: Path | None = None  # the file, for people to read
     warnings: tuple[str, ...] = ()
 
 
@@ -86,7 +79,7 @@ def read_contents(project: Project, manager: VenvManagerName) -> Contents | tupl
     build = expand_requirements(spec.build_dependencies, spec.source, project, installer)
     run = expand_requirements(spec.dependencies, spec.source, project, installer)
     if isinstance(build, tuple) or isinstance(run, tuple):
-        return (*(build if isinstance(build, tuple) else ()), *(run if isinstance(run, tuple) else ()))
+        return tuple(problem for found in (build, run) if isinstance(found, tuple) for problem in found)
     source = f"{spec.source}:{spec.python_line}" if spec.source is not None and spec.python_line else "the project"
     return Contents(spec.python, spec.python_range, source, build, run, source=spec.source, warnings=spec.warnings)
 
@@ -106,10 +99,10 @@ def _locked_contents(project: Project, lock: Path) -> Contents | tuple[Problem, 
 def pinned_python(project: Project) -> str | None:
     """Returns the Python that a project's ``.python-version`` requests; None without one."""
     try:
-        words = (project.directory / ".python-version").read_text(encoding="utf-8").split()
+        requests = (project.directory / ".python-version").read_text(encoding="utf-8").split()[:1]
     except (OSError, UnicodeDecodeError):
         return None
-    return words[0] if words and files.is_python_request(words[0]) else None
+    return next(filter(files.is_python_request, requests), None)
 
 
 def read_specification(
@@ -120,20 +113,16 @@ def read_specification(
     if isinstance(contents, tuple):
         raise problems_error(project, contents, manager)
     for request in _python_requests(contents):
-        interpreter = interpreters.find_interpreter(request, environ, _probes(cache))
-        version = (
-            interpreter.version if interpreter is not None else installers.downloadable_version(request or "", environ)
-        )
+        interpreter = interpreters.find_interpreter(request, environ, cache / _PROBES)
+        version = interpreter.version if interpreter else installers.downloadable_version(request or "", environ)
         if version is not None:
             break
     else:
         raise EnvironmentBuildError(_no_python_message(contents, environ, cache), manager=manager)
-    key = _key(manager, project, contents, version, environ)
+    key, warnings = _key(manager, project, contents, version, environ), contents.warnings
     sources = contents.build.text_inputs, contents.run.text_inputs
     private = contents.build.private or contents.run.private
-    return PythonSpecification(
-        project, key, sources, private, version, contents.warnings, manager, contents, interpreter
-    )
+    return PythonSpecification(project, key, sources, private, version, warnings, manager, contents, interpreter)
 
 
 def _python_requests(contents: Contents) -> Iterator[str | None]:
@@ -142,10 +131,6 @@ def _python_requests(contents: Contents) -> Iterator[str | None]:
     if contents.python is not None and contents.python_range is not None:
         yield f"{contents.python_range},=={'.'.join(contents.python.split('.')[:2])}.*"
         yield contents.python_range
-
-
-def _probes(cache: Path) -> Path:
-    return cache / "interpreters.json"
 
 
 def _key(
@@ -172,7 +157,7 @@ def libc_family() -> str:
 
 
 def _no_python_message(contents: Contents, environ: Mapping[str, str], cache: Path) -> str:
-    found = ", ".join(str(interpreter) for interpreter in interpreters.list_interpreters(environ, _probes(cache)))
+    found = ", ".join(map(str, interpreters.list_interpreters(environ, cache / _PROBES)))
     wanted = contents.python or ""
     install = wanted if wanted[:1].isdigit() else f"'{wanted}'"
     return (
@@ -189,14 +174,12 @@ def _nearest_python(wanted: str, environ: Mapping[str, str], cache: Path) -> str
     if match is None:
         return ""
     major, minor = int(match[1]), int(match[2])
-    known = interpreters.list_interpreters(environ, _probes(cache))
+    known = interpreters.list_interpreters(environ, cache / _PROBES)
     found = min(known, key=lambda each: (abs(each.parts[0] - major), abs(each.parts[1] - minor)))
-    found = interpreters.find_interpreter(match[0], environ, _probes(cache)) or found
+    found = interpreters.find_interpreter(match[0], environ, cache / _PROBES) or found
     version, nearest = found.version, str(found)
-    if (
-        found.parts[:2] != (major, minor)
-        and (download := installers.downloadable_version(match[0], environ)) is not None
-    ):
+    is_other = found.parts[:2] != (major, minor)
+    if is_other and (download := installers.downloadable_version(match[0], environ)) is not None:
         version, nearest = download, f"{download}, which uv downloads"
     return f"The nearest that can be had is {nearest}: write {version} or {version.rpartition('.')[0]} instead. "
 
@@ -228,7 +211,7 @@ def _download(build: Build, specification: PythonSpecification) -> interpreters.
     build.report(f"Python {version} is not on this machine; uv downloads it")
     result = installers.download_python(version, os.environ, build.report, build.stop)
     build.check_stop()
-    interpreter = interpreters.find_interpreter(version, os.environ, _probes(build.cache))
+    interpreter = interpreters.find_interpreter(version, os.environ, build.cache / _PROBES)
     if interpreter is None:
         message = _no_python_message(specification.contents, os.environ, build.cache)
         raise build.failure(f"{message}\nuv could not download it (exit code {result.exit_code}).", result.output_tail)

@@ -57,15 +57,11 @@ class RequirementEntry:
 
 @dataclass(frozen=True)
 class PythonSpec:
-    """The content of an environment file: the Python and the requirements, `build_dependencies` first.
-
-    `python` is a version or a prefix of one ("3.10"), or a PEP 440 range; None is the running one. Where it can't be had,
-    any in `python_range` will do.
-    """
+    """The content of an environment file: the Python and the requirements, `build_dependencies` first."""
 
     source: Path | None = None
-    python: str | None = None
-    python_range: str | None = None
+    python: str | None = None  # a version or a prefix of one ("3.10"), or a PEP 440 range; None is the running one
+    python_range: str | None = None  # acceptable versions where `python` can't be had
     python_line: int | None = None
     build_dependencies: tuple[RequirementEntry, ...] = ()
     dependencies: tuple[RequirementEntry, ...] = ()
@@ -74,14 +70,11 @@ class PythonSpec:
 
 @dataclass(frozen=True)
 class LockedPackage:
-    """A package of a ``uv.lock`` whose source is a folder or file of the project; `path` is absolute.
-
-    A "virtual" project is not `installed`: its code does not get into the environment.
-    """
+    """A package of a ``uv.lock`` whose source is a folder or file of the project; `path` is absolute."""
 
     name: str
     path: Path
-    installed: bool
+    installed: bool  # False for a "virtual" project: its code does not get into the environment
 
 
 @dataclass
@@ -182,19 +175,13 @@ def read_python_env(path: Path) -> PythonSpec | tuple[Problem, ...]:
             near = nearest(str(name), PYTHON_ENV_KEYS)
             fix = f"did you mean {near!r}?" if near else f"the keys are {', '.join(PYTHON_ENV_KEYS)}"
             reader.problem(f"unknown key {str(name)!r}", str(name), fix=fix)
-    python = _python_version(reader)
-    build = tuple(reader.requirements("build_dependencies"))
-    run = tuple(reader.requirements("dependencies"))
-    if reader.problems:
-        return tuple(reader.problems)
-    return PythonSpec(path, python, None, reader.document.line("python"), build, run)
+    python, line = _python_version(reader), reader.document.line("python")
+    build, run = (tuple(reader.requirements(key)) for key in ("build_dependencies", "dependencies"))
+    return tuple(reader.problems) or PythonSpec(path, python, None, line, build, run)
 
 
 def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]:
-    """Reads Python and the pip section of a ``conda.yaml``, as MLflow does for ``virtualenv`` and ``uv``.
-
-    A warning with the name of the environment `manager` lists the conda packages that are skipped.
-    """
+    """Reads Python and the pip section of a ``conda.yaml``, as MLflow does; `manager` is named in a warning."""
     reader = open_environment_file(path)
     if isinstance(reader, tuple):
         return reader
@@ -257,12 +244,11 @@ def _python_version(reader: FileReader) -> str | None:
     value = reader.document.content.get("python")
     if value is None or (isinstance(value, str) and is_python_request(value.strip())):
         return value and value.strip()
-    fix: str | None = 'write python: "3.11", for example'
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float, str)):
         # Without quotes 3.10 is the number 3.1.
-        reader.problem("python is a number, since it has no quotes", "python", fix=fix)
-    elif isinstance(value, str):
-        reader.problem(f"python: {value!r} is not a version", "python", fix=fix)
+        unquoted = "python is a number, since it has no quotes"
+        message = f"python: {value!r} is not a version" if isinstance(value, str) else unquoted
+        reader.problem(message, "python", fix='write python: "3.11", for example')
     else:
         reader.problem('python must be a version such as "3.11"', "python")
     return None
@@ -282,16 +268,13 @@ def is_python_request(text: str) -> bool:
 
 def _conda_python(reader: FileReader, position: str, rest: str) -> tuple[str | None, str | None]:
     """Returns the Python of a conda dependency and, for a one-sided range, that range: MLflow takes its limit."""
-    path, fix = ("dependencies", position), "write python=3.11, for example"
     match, text = _SINGLE_VERSION.match(rest), rest.replace(" ", "")
-    if match is not None and match["operator"] in (None, "=", "=="):
-        return match["version"], None
-    if match is not None and match["operator"] in ("<=", ">=", "~="):
-        return match["version"], text
+    if match is not None and match["operator"] not in ("!=", "<", ">"):
+        return match["version"], text if match["operator"] in ("<=", ">=", "~=") else None
     if is_python_request(text):
         return text, None
     message = f"python: {rest!r} is not a version" if rest else "python must be pinned"
-    reader.problem(message, *path, fix=fix)
+    reader.problem(message, "dependencies", position, fix="write python=3.11, for example")
     return None, None
 
 
@@ -334,29 +317,23 @@ def digest_file(path: Path) -> str:
 
 def digest_listing(directory: Path) -> str:
     """Returns a digest of the names and contents of the files in a ``--find-links`` folder, which may be one file."""
-    if directory.is_file():
-        return digest_file(directory)
-    return digest_text(text for file in _files_in(directory) for text in (file.name, digest_file(file)))
+    return digest_file(directory) if directory.is_file() else _digest_files(directory, _files_in(directory))
 
 
 def digest_metadata(directory: Path) -> str:
     """Returns a digest of the files at the top of a package's folder that declare its name and requirements."""
-    return digest_text(
-        text
-        for file in _files_in(directory)
-        if _METADATA_FILE.fullmatch(file.name)
-        for text in (file.name, digest_file(file))
-    )
+    return _digest_files(directory, (file for file in _files_in(directory) if _METADATA_FILE.fullmatch(file.name)))
 
 
 def digest_package(directory: Path) -> str:
-    """Returns a digest of the files that declare a package, its sources, and all files below an ``__init__.py``.
+    """Returns a digest of the files that declare a package, its sources, and all files below an ``__init__.py``."""
+    # Others are excluded: a run may write its results beside the code.
+    return _digest_files(directory, sorted(_package_files(directory)), digest_metadata(directory))
 
-    Others are excluded: a run may write its results beside the code.
-    """
-    files = sorted(_package_files(directory))
-    texts = (text for file in files for text in (file.relative_to(directory).as_posix(), digest_file(file)))
-    return digest_text([digest_metadata(directory), *texts])
+
+def _digest_files(directory: Path, files: Iterable[Path], *texts: str) -> str:
+    names = (text for file in files for text in (file.relative_to(directory).as_posix(), digest_file(file)))
+    return digest_text([*texts, *names])
 
 
 def _files_in(directory: Path) -> list[Path]:
@@ -369,10 +346,8 @@ def _package_files(directory: Path) -> Iterator[Path]:
         if "pyvenv.cfg" in files:
             names.clear()
             continue
-        at_top = folder == str(directory)
-        names[:] = sorted(
-            name for name in names if not (_SKIPPED.fullmatch(name) or (at_top and name in ("build", "dist")))
-        )
+        skipped = ("build", "dist") if folder == str(directory) else ()
+        names[:] = sorted(name for name in names if not _SKIPPED.fullmatch(name) and name not in skipped)
         in_package = "__init__.py" in files or Path(folder).parent in packages
         if in_package:
             packages.add(Path(folder))

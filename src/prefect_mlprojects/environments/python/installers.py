@@ -66,11 +66,7 @@ def uv_arguments(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def uv_settings_from_pip(environ: Mapping[str, str], *, with_indexes: bool = True) -> dict[str, str]:
-    """Translates pip's settings, from its variables and files, to variables of uv.
-
-    With several indexes uv chooses versions as pip does, the best of all indexes instead of the first index that has
-    the package. Indexes are omitted if the user has configured some for uv.
-    """
+    """Translates pip's settings to variables of uv, without indexes if the user has configured some for uv."""
     # Lists have one item a line in a file.
     pip = {name: " ".join(value.split()) for name, value in _pip_settings(environ).items()}
     proxy = pip.get("proxy", "")
@@ -88,6 +84,7 @@ def uv_settings_from_pip(environ: Mapping[str, str], *, with_indexes: bool = Tru
         found["UV_FIND_LINKS"] = ",".join(filter(_is_usable_link, links))
         if with_indexes:
             found |= {"UV_DEFAULT_INDEX": pip.get("index-url"), "UV_EXTRA_INDEX_URL": pip.get("extra-index-url")}
+            # As pip does: the best version of all indexes, not that of the first index that has the package.
             found["UV_INDEX_STRATEGY"] = "unsafe-best-match" if pip.get("extra-index-url") else None
     return {name: value for name, value in found.items() if value}
 
@@ -103,10 +100,7 @@ def key_settings(environ: Mapping[str, str], manager: str, project: Path) -> tup
 
 
 def uv_configuration(directory: Path) -> Path | None:
-    """Returns the nearest ``uv.toml``, or ``pyproject.toml`` with a ``[tool.uv]`` table, in a folder or above it.
-
-    This is the file that uv reads: https://docs.astral.sh/uv/concepts/configuration-files/.
-    """
+    """Returns the file that uv reads: https://docs.astral.sh/uv/concepts/configuration-files/."""
     for folder in (directory, *directory.parents):
         if (folder / "uv.toml").is_file():
             return folder / "uv.toml"
@@ -142,8 +136,8 @@ def _pip_settings(environ: Mapping[str, str]) -> dict[str, str]:
         ]
         for file in files:
             found.update(_read_pip_file(file))
-    variables = {name: value for name, value in environ.items() if name.startswith("PIP_") and value}
-    return found | {name[4:].lower().replace("_", "-"): value for name, value in variables.items()}
+    variables = ((name, value) for name, value in environ.items() if name.startswith("PIP_") and value)
+    return found | {name[4:].lower().replace("_", "-"): value for name, value in variables}
 
 
 def _read_pip_file(file: Path) -> dict[str, str]:
@@ -180,10 +174,7 @@ def uv_executable() -> str:
 
 
 def downloadable_version(request: str, environ: Mapping[str, str]) -> str | None:
-    """Returns the newest version of a Python that uv can download, from uv's built-in list; needs no network.
-
-    None if uv has no match or the user has forbidden downloads (``UV_PYTHON_DOWNLOADS=never``).
-    """
+    """Returns the newest matching Python on uv's built-in list of downloads, unless the user has forbidden them."""
     if environ.get("UV_PYTHON_DOWNLOADS") == "never" or environ.get("UV_NO_PYTHON_DOWNLOADS"):
         return None
     lines: list[str] = []
@@ -207,30 +198,29 @@ def download_python(version: str, environ: Mapping[str, str], report: Report, st
     # By default uv would put a link to it into ~/.local/bin.
     variables = build_variables(environ, environ) | {"UV_PYTHON_INSTALL_BIN": "0"}
     command = [uv_executable(), "python", "install", "--color", "never", version]
-    result = run_tool(command, cwd=None, env=variables, report=lambda line: report(redact_urls(line)), stop=stop)
+    return _run_redacted(command, None, variables, report, stop)
+
+
+def _run_redacted(
+    command: Sequence[str], cwd: Path | None, env: Mapping[str, str], report: Report, stop: StopSignal
+) -> ToolResult:
+    result = run_tool(command, cwd=cwd, env=env, report=lambda line: report(redact_urls(line)), stop=stop)
     return ToolResult(result.exit_code, tuple(map(redact_urls, result.output_tail)))
 
 
 def run_step(build: Build, step: str, command: Sequence[str], variables: Mapping[str, str]) -> None:
-    """Runs an installer in the project's folder, where it finds the project's settings and packages.
-
-    Raises an ``EnvironmentBuildError`` if it fails at the `step` ("installing the dependencies") or is stopped.
-    """
+    """Runs an installer in the project's folder, with the project's settings; `step` is what it does, for an error."""
     build.check_stop()
     folder = build.project.directory
-
-    def report(line: str) -> None:
-        build.report(redact_urls(line))
-
     try:
-        result = run_tool(command, cwd=folder, env=variables, report=report, stop=build.stop)
+        result = _run_redacted(command, folder, variables, build.report, build.stop)
     except OSError as error:
         cause = f"{command[0]} could not be started in {folder}: {error.strerror or error}"
         raise build.failure(cause) from error
     build.check_stop()
     if result.exit_code != 0:
         cause = f"{build.manager} failed {step} (exit code {result.exit_code})."
-        raise build.failure(cause, tuple(map(redact_urls, result.output_tail)))
+        raise build.failure(cause, result.output_tail)
 
 
 def build_with_uv(
@@ -247,11 +237,11 @@ def build_with_uv(
         sync_variables = {**variables, "UV_PROJECT_ENVIRONMENT": str(build.location)}
         del sync_variables["VIRTUAL_ENV"]  # uv would warn that it is not the project's .venv
         run_step(build, "installing what uv.lock says", command, sync_variables)
-        _seed(build, interpreter.version, variables)
-        return
-    command = [uv_executable(), "venv", "--quiet", "--color", "never", "--no-project", "--no-python-downloads"]
-    run_step(build, "creating it", [*command, "--python", python, str(build.location)], variables)
+    else:
+        command = [uv_executable(), "venv", "--quiet", "--color", "never", "--no-project", "--no-python-downloads"]
+        run_step(build, "creating it", [*command, "--python", python, str(build.location)], variables)
     _seed(build, interpreter.version, variables)
+    # With a lock both are empty.
     install_with_uv(build, "build_dependencies", contents.build, activated)
     install_with_uv(build, "dependencies", contents.run, activated)
 
@@ -321,16 +311,12 @@ def _install(
 
 
 def _seed(build: Build, python_version: str, variables: Mapping[str, str]) -> None:
-    """Installs pip (and for old Pythons setuptools), as MLflow's environments have it, from virtualenv's wheels.
-
-    Without a pip of its own, ``pip install`` in a project's command would find another environment's.
-    """
+    """Installs virtualenv's pip (and setuptools for old Pythons); else ``pip`` would be another environment's."""
     from virtualenv.seed.wheels.embed import get_embed_wheel
 
-    minor = tuple(int(number) for number in python_version.split(".")[:2])
-    names = ("pip",) if minor >= (3, 12) else ("pip", "setuptools")
-    wheels = [get_embed_wheel(name, f"{minor[0]}.{minor[1]}") for name in names]
-    paths = [str(wheel.path) for wheel in wheels if wheel is not None]
-    if paths:
+    minor = python_version.rpartition(".")[0]
+    names = ("pip",) if int(minor.partition(".")[2]) >= 12 else ("pip", "setuptools")
+    wheels = [get_embed_wheel(name, minor) for name in names]
+    if paths := [str(wheel.path) for wheel in wheels if wheel is not None]:
         command = [uv_executable(), "pip", "install", "--quiet", "--color", "never", "--no-index", "--no-deps"]
         run_step(build, "installing pip", [*command, "--python", _python(build), *paths], variables)

@@ -17,16 +17,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from prefect_mlprojects._support.files import list_directory, write_atomically
+from prefect_mlprojects.environments.activation import read_json
 
 InterpreterSource: TypeAlias = Literal["current", "PATH", "pyenv", "uv"]
 
 # The most specific name first, so that messages say python3.11 rather than python.
 _EXECUTABLE_NAMES = (*(f"python3.{minor}" for minor in range(6, 25)), "python3", "python")
 _EXACT_VERSION = re.compile(r"^\d+\.\d+\.\d+$")
-_PREFIX_REQUEST = re.compile(r"^\d+(\.\d+)?$")
+_VERSION_REQUEST = re.compile(r"^\d+(\.\d+){0,2}$")
 _UV_NAME = re.compile(r"^cpython-(?P<version>\d+\.\d+\.\d+)-(?P<system>[^-]+)-(?P<machine>[^-]+)-")
 _PROBE = (
     "import json, platform, sys; print(json.dumps([platform.python_implementation(), '%d.%d.%d' % sys.version_info[:3],"
@@ -60,21 +61,16 @@ def current_interpreter() -> Interpreter:
 
 
 def find_interpreter(request: str | None, environ: Mapping[str, str], probes: Path) -> Interpreter | None:
-    """Finds the newest interpreter that a request allows; of equal versions the first in `list_interpreters`.
-
-    `request` is "3.11.7" for exactly that, "3.11" for the newest 3.11, a PEP 440 range, or None for the running one.
-    `probes` caches the versions of interpreters on PATH; it is written if possible.
-    """
+    """Finds the newest interpreter that "3.11.7", "3.11" or a PEP 440 range allows; for None, the running one."""
     current = current_interpreter()
-    if request in (None, current.version):
+    if request is None or request == current.version:
         return current
-    assert request is not None
     allowed = [each for each in list_interpreters(environ, probes) if interpreter_allowed(request, each.version)]
     return max(allowed, key=lambda each: each.parts, default=None)
 
 
 def list_interpreters(environ: Mapping[str, str], probes: Path) -> tuple[Interpreter, ...]:
-    """Returns each interpreter of this machine once: the running one, those on PATH, pyenv's, uv's."""
+    """Returns each interpreter once: the running one, those on PATH, pyenv's, uv's; `probes` caches PATH's versions."""
     found: dict[str, Interpreter] = {}
     on_path = _on_path(environ, _Probes(probes))
     for interpreter in (current_interpreter(), *on_path, *_of_pyenv(environ), *_of_uv(environ)):
@@ -84,10 +80,8 @@ def list_interpreters(environ: Mapping[str, str], probes: Path) -> tuple[Interpr
 
 def interpreter_allowed(request: str, version: str) -> bool:
     """Returns whether a request allows a Python version."""
-    if _EXACT_VERSION.match(request):
-        return version == request
-    if _PREFIX_REQUEST.match(request):
-        return version.startswith(request + ".")
+    if _VERSION_REQUEST.match(request):
+        return f"{version}.".startswith(f"{request}.")
     from packaging.specifiers import SpecifierSet
 
     return SpecifierSet(request).contains(version)
@@ -153,11 +147,7 @@ class _Probes:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._changed = False
-        try:
-            answers = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            answers = {}
-        self._answers: dict[str, Any] = answers if isinstance(answers, dict) else {}
+        self._answers = read_json(file)
 
     def version(self, path: Path, resolved: str) -> str | None:
         """Returns the version of a CPython that environments can be made from; None for anything else."""

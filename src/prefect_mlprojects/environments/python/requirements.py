@@ -76,26 +76,15 @@ class LocalPackage:
 
 @dataclass
 class RequirementSet:
-    """Requirement lines with everything that they refer to; files that they name are included in place.
+    """Requirement lines, which may hold passwords, with all that they refer to; named files are included in place."""
 
-    Attributes:
-        lines: The lines for the installer, which runs in the project's folder. They may hold passwords.
-        constraints: The lines of constraints files.
-        links: The folders and files of ``--find-links``, absolute.
-        variables: The options that uv takes as variables only.
-        key_inputs: The texts of the cache key: normalised lines, digests of local packages.
-        text_inputs: Those of ``key_inputs`` that come from the text of files.
-        count: The number of requirements, without constraints.
-        local_packages: The packages that are built from folders.
-    """
-
-    lines: list[str] = field(default_factory=list, repr=False)
+    lines: list[str] = field(default_factory=list, repr=False)  # for the installer, which runs in the project's folder
     constraints: list[str] = field(default_factory=list, repr=False)
-    links: list[Path] = field(default_factory=list)
-    variables: dict[str, str] = field(default_factory=dict)
-    key_inputs: list[str] = field(default_factory=list, repr=False)
-    text_inputs: list[str] = field(default_factory=list, repr=False)
-    count: int = 0
+    links: list[Path] = field(default_factory=list)  # the folders and files of ``--find-links``, absolute
+    variables: dict[str, str] = field(default_factory=dict)  # the options that uv takes as variables only
+    key_inputs: list[str] = field(default_factory=list, repr=False)  # normalised lines, digests of local packages
+    text_inputs: list[str] = field(default_factory=list, repr=False)  # those of key_inputs that come from files' text
+    count: int = 0  # of requirements, without constraints
     local_packages: list[LocalPackage] = field(default_factory=list)
 
     @property
@@ -236,9 +225,8 @@ class _Expansion:
 
     def _check_options(self, text: str, line: _Line) -> None:
         """Checks the options of one requirement: with any hash, pip requires hashes of all."""
-        match = _PER_REQUIREMENT_OPTIONS.search(text)
-        names = re.findall(r"\s(--?[\w-]+)", match.group()) if match is not None else []
-        for name in names:
+        _, options = _split_options(text)
+        for name in re.findall(r"\s(--?[\w-]+)", options):
             if name == "--hash":
                 self._set("UV_REQUIRE_HASHES", "1")
             else:
@@ -248,13 +236,10 @@ class _Expansion:
 def expand_requirements(
     entries: Iterable[files.RequirementEntry], source: Path | None, project: Project, installer: Installer
 ) -> RequirementSet | tuple[Problem, ...]:
-    """Reads the files that requirement lines of the file `source` name, and the state of their local packages.
-
-    Files that the entries name are relative to the project's folder, where MLflow looks, or else to ``source``; files
-    named in a requirements file, to that file; local packages, to the project's folder, as pip and uv do it. An option
-    that `installer` can't have the effect of is a problem.
-    """
+    """Reads the files and local packages that requirement lines name; an option without effect is a problem."""
     expansion = _Expansion(project, installer)
+    # MLflow looks in the project's folder. Files named in a requirements file are relative to that file, and local
+    # packages to the project's folder, as for pip and uv.
     folders = (project.directory,) if source is None else (project.directory, source.parent)
     for number, text in _logical_lines((entry.line, entry.text) for entry in entries):
         expansion.add(_Line(text, number, source, folders))
@@ -304,15 +289,20 @@ def _normalised(text: str, line: _Line) -> str | Problem:
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
-    options = _PER_REQUIREMENT_OPTIONS.search(text)
-    bare = text[: options.start()] if options else text
+    bare, options = _split_options(text)
     try:
-        requirement = Requirement(bare.strip())
+        requirement = Requirement(bare)
     except InvalidRequirement as error:
         fix = "write == for an exact version" if re.search(r"[\w\]]\s*=\s*[\w]", bare) else None
-        return line.problem(f"{bare.strip()!r} is not a requirement: {str(error).splitlines()[0]}", fix)
+        return line.problem(f"{bare!r} is not a requirement: {str(error).splitlines()[0]}", fix)
     requirement.name = canonicalize_name(requirement.name)
-    return str(requirement) + (" " + options.group().strip() if options else "")
+    return f"{requirement} {options.strip()}".rstrip()
+
+
+def _split_options(text: str) -> tuple[str, str]:
+    """Splits off the options of one requirement, which start with white space."""
+    start = match.start() if (match := _PER_REQUIREMENT_OPTIONS.search(text)) is not None else len(text)
+    return text[:start].strip(), text[start:].rstrip()
 
 
 def _local_path(text: str, project: Path) -> Path | None:

@@ -54,7 +54,7 @@ def test_files_and_variables_outdo_each_other_in_condas_order(environ: dict[str,
     assert found.channel_alias == "https://host"
     assert found.custom_channels == {"x": "https://x", "y": "https://z"}
     assert (found.channel_priority, found.offline, found.subdir) == ("strict", False, "osx-arm64")
-    assert (found.ssl_verify, found.max_retries, found.timeout) == ("/ca.pem", 7, 60)
+    assert (found.ssl_verify, found.remote_max_retries, found.remote_read_timeout_secs) == ("/ca.pem", 7, 60)
     assert found.proxy_servers == {"https": "http://u:p@proxy"}
     assert found.allowlist_channels == ("a",)
     assert not found.add_pip_as_python_dependency
