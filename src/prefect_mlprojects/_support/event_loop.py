@@ -17,6 +17,9 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
+SIGNAL_SECONDS = 1.0
+"""How long the main thread may wait at a time: it handles signals between two waits, if another thread received them."""
+
 
 class BackgroundLoop:
     """An event loop in a daemon thread."""
@@ -47,6 +50,8 @@ class BackgroundLoop:
             )
         future = self.submit(coroutine)
         try:
+            while not concurrent.futures.wait([future], SIGNAL_SECONDS).done:
+                pass
             return future.result()
         except BaseException:
             future.cancel()

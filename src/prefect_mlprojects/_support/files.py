@@ -70,6 +70,11 @@ def remove_tree(path: Path) -> bool:
     return not os.path.lexists(path)
 
 
+def may_access(path: Path, mode: int) -> bool:
+    """As ``os.access``, but for the effective user, which may be another than the real one."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
 def disk_usage(path: Path) -> int:
     """Returns the bytes of all blocks in a folder; files hard-linked from uv's cache count in full."""
     total = 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from prefect_mlprojects._support.files import may_access
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.sources.base import (
@@ -54,7 +55,7 @@ class LocalSource:
         if not self.folder.is_dir():
             raise FetchError(f"The project folder {str(self.folder)!r} does not exist any more.", uri=self.uri)
         directory = apply_subdirectory(self.folder, self.subdirectory, self.uri)
-        if not os.access(directory, os.R_OK | os.X_OK):
+        if not may_access(directory, os.R_OK | os.X_OK):
             raise SourceUnavailableError(
                 f"The project folder {str(directory)!r} can't be read: permission denied. Check its owner and mode.",
                 uri=self.uri,

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from prefect_mlprojects._support.event_loop import SIGNAL_SECONDS
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.tracking import TrackedRun, Tracker
@@ -213,7 +214,12 @@ class RunSession:
     def wait_until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
         """Waits until `condition` is true, re-evaluated on every change of this session, or for `timeout` seconds."""
         with self._changed:
-            return self._changed.wait_for(condition, timeout)
+            if timeout is not None:
+                return self._changed.wait_for(condition, timeout)
+            # The system may deliver Ctrl-C to another thread, which does not wake this one.
+            while not self._changed.wait_for(condition, SIGNAL_SECONDS):
+                pass
+            return True
 
     def wake(self) -> None:
         """Wakes the waiters, so that they re-evaluate their conditions."""

@@ -330,7 +330,7 @@ def test_logs_follow_a_run_in_order_to_its_end(mlprojects: Run, workspace: Path)
     (workspace / "MLproject").write_text(
         """
 entry_points:
-  main: {command: "for i in 1 2 3 4 5 6 7 8; do echo out $i; echo err $i >&2; sleep 1; done; echo last"}
+  main: {command: "for i in 1 2 3 4 5 6 7 8; do echo out $i; echo err $i >&2; sleep 1; done; until test -e go; do sleep 0.1; done; echo last"}
 """
     )
     run = mlprojects("run", ".", "--detach", *LOCAL).stdout.strip()
@@ -345,6 +345,7 @@ entry_points:
         lines.append(line.rstrip("\n"))
         if lines[-1] == "out 4":
             early = mlprojects("status", run).stdout == "RUNNING\n"
+            (workspace / "go").touch()
     assert process.wait() == 0
     assert early
     program = [line for line in lines if line.startswith(("out", "err", "last"))]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
+from prefect_mlprojects._support.files import may_access
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources.base import WorkingCopy
 
@@ -162,7 +163,7 @@ def _clone(copy: WorkingCopy) -> Path:
 
 
 def _is_readable(path: Path) -> bool:
-    return os.access(path, os.R_OK) and (path.is_dir() or path.is_file())
+    return may_access(path, os.R_OK) and (path.is_dir() or path.is_file())
 
 
 def _own_patterns(directory: Path) -> list[str]:

@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from prefect_mlprojects._support.files import may_access
 from prefect_mlprojects._support.locks import hold_lock, try_lock
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.exceptions import FetchError
@@ -181,7 +182,7 @@ class DownloadCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError:
             return False
-        return os.access(self.folder, os.W_OK | os.X_OK)
+        return may_access(self.folder, os.W_OK | os.X_OK)
 
     def hand_out(
         self,
