@@ -88,9 +88,11 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
         if session.stop.requested:
             session.observer.step(StepEvent(name, "cancelled", detail))
             raise
-        for line in held:
+        # The error's message has the last lines.
+        output = tuple(line for line in held if line not in getattr(error, "output_tail", ()))
+        for line in output:
             logger.info("%s", line, extra={"send_to_api": False})
-        session.observer.step(StepEvent(name, "failed", detail, output=tuple(held)))
+        session.observer.step(StepEvent(name, "failed", detail, output=output))
         raise
     finally:
         await artifacts.finish()

@@ -330,7 +330,9 @@ def test_logs_follow_a_run_in_order_to_its_end(mlprojects: Run, workspace: Path)
     (workspace / "MLproject").write_text(
         """
 entry_points:
-  main: {command: "for i in 1 2 3 4 5 6 7 8; do echo out $i; echo err $i >&2; sleep 1; done; until test -e go; do sleep 0.1; done; echo last"}
+  main:
+    command: >-
+      for i in 1 2 3 4 5 6 7 8; do echo out $i; echo err $i >&2; sleep 1; done; until test -e go; do sleep 0.1; done; echo last
 """
     )
     run = mlprojects("run", ".", "--detach", *LOCAL).stdout.strip()
