@@ -2,7 +2,7 @@
 
 pyenv and uv name a Python's folder after its version. An interpreter on PATH is run once to get its version, which is
 cached with the file's size and modification time. Scripts, such as the shims of pyenv and asdf, are skipped: they may
-run anything.
+run anything. The package python-discovery does not find pyenv's versions outside of PATH, and takes 0.3 s to say so.
 """
 
 from __future__ import annotations
