@@ -104,7 +104,7 @@ def through_us(folder: Path, entry_point: str, values: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(("difference", "text", "entry_point", "values"), CASES)
-def test_the_same_or_listed(
+def test_command_equals_mlflow_or_is_listed_difference(
     difference: str,
     text: str,
     entry_point: str,

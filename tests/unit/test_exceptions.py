@@ -65,7 +65,7 @@ def test_errors_keep_their_attributes_when_pickled(error: ExecutionException, ex
     assert copy.__dict__ == error.__dict__
 
 
-def test_the_message_lists_all_problems_with_their_locations() -> None:
+def test_message_lists_all_problems_with_their_locations() -> None:
     assert str(ProjectSpecError("It fails", PROBLEMS)) == "It fails:\n  - MLproject:3: bad (fix it)\n  - worse"
     assert str(ParameterError("It fails", PROBLEMS[:1])) == "It fails: MLproject:3: bad (fix it)"
 

@@ -19,6 +19,6 @@ def test_docker_auth_for_a_work_pool_is_refused(where: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_an_unknown_key_names_the_nearest() -> None:
+def test_unknown_backend_option_suggests_nearest_name() -> None:
     with pytest.raises(ExecutionException, match=r"unknown key 'retrys'.*did you mean 'retries'"):
         PrefectProjectBackend().run("p", "main", {}, None, {"retrys": 1}, "", None)

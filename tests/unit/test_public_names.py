@@ -8,10 +8,10 @@ import prefect_mlprojects
 
 
 @pytest.mark.parametrize("name", prefect_mlprojects.__all__)
-def test_every_public_name_can_be_imported(name: str) -> None:
+def test_public_name_is_importable(name: str) -> None:
     assert getattr(prefect_mlprojects, name) is not None
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'nothing'"):
         prefect_mlprojects.nothing  # noqa: B018 - looking it up is the test

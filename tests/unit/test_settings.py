@@ -33,7 +33,7 @@ def test_settings_have_defaults_and_values(monkeypatch: pytest.MonkeyPatch, tmp_
         ("SERVER_START_TIMEOUT", "inf", settings.server_start_timeout),
     ],
 )
-def test_an_invalid_value_names_its_variable(
+def test_invalid_value_error_names_variable(
     name: str, value: str, read: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"PREFECT_MLPROJECTS_{name}", value)

@@ -65,7 +65,7 @@ def test_missing_program_is_explained(harness: BackendHarness) -> None:
     assert "not found" in outcome.advice
 
 
-def test_output_arrives_whole_and_in_order(harness: BackendHarness) -> None:
+def test_output_is_complete_and_in_order(harness: BackendHarness) -> None:
     command = "i=0; while [ $i -lt 2000 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done; sleep 1; printf end"
 
     assert harness.run(command).succeeded

@@ -31,7 +31,7 @@ SHOW = (
         {"environment": {"environment_version": "3"}},
     ],
 )
-def test_each_kind_of_compute_runs_a_project(bench: Bench, compute: dict[str, Any]) -> None:
+def test_project_on_each_kind_of_compute_succeeds(bench: Bench, compute: dict[str, Any]) -> None:
     bench.program(SHOW)
 
     outcome = bench.run(compute)
@@ -56,7 +56,7 @@ def test_secrets_are_read_on_the_driver(bench: Bench, runtime: str) -> None:
     assert "s3cr3t" not in json.dumps(bench.last.body)
 
 
-def test_a_secret_that_can_not_be_read_is_told(bench: Bench) -> None:
+def test_unreadable_secret_is_reported(bench: Bench) -> None:
     bench.workspace.secrets.values = {"mlflow": {"token": "s3cr3t"}}
     bench.workspace.secrets.readers = {"mlflow": {"bob@example.com"}}
     bench.program(SHOW)
@@ -68,7 +68,7 @@ def test_a_secret_that_can_not_be_read_is_told(bench: Bench) -> None:
     assert "READ" in outcome.cause
 
 
-def test_a_git_project_is_checked_out_by_databricks(bench: Bench, tmp_path: Path) -> None:
+def test_git_project_with_git_source_is_checked_out_by_databricks(bench: Bench, tmp_path: Path) -> None:
     bench.workspace.secrets.values = {"mlflow": {"token": "s3cr3t"}}
     bench.program(SHOW + "print(sys.argv[1:])\n", "python main.py --rate 'a b'")
     git(bench.folder, "init", "-q")
@@ -93,7 +93,7 @@ def test_a_git_project_is_checked_out_by_databricks(bench: Bench, tmp_path: Path
     assert "s3cr3t" not in json.dumps(bench.last.body)
 
 
-def test_a_commit_that_databricks_can_not_check_out_is_told(bench: Bench) -> None:
+def test_unavailable_git_commit_is_reported(bench: Bench) -> None:
     bench.program(SHOW)
     url = "https://github.com/ada/elsewhere.git"
     copy = WorkingCopy(bench.folder, url, "git", url, commit="0" * 40, repository_url=url)
@@ -127,7 +127,7 @@ SPARK_FILE = "import os, sys, six\nprint(sys.argv[1:], six.__version__, os.envir
     ],
 )
 @pytest.mark.parametrize("compute", [{}, {"environment": {"environment_version": "3"}}])
-def test_a_spark_job_runs_to_its_end(bench: Bench, text: str, expected: str, compute: dict[str, Any]) -> None:
+def test_spark_job_with_parameters_succeeds(bench: Bench, text: str, expected: str, compute: dict[str, Any]) -> None:
     bench.write(MLproject=f"name: j\ndatabricks_spark_job:\n{text}", job__py=SPARK_FILE)
 
     outcome = bench.run(compute)
@@ -136,7 +136,7 @@ def test_a_spark_job_runs_to_its_end(bench: Bench, text: str, expected: str, com
     assert bench.recorder.streams["stdout"].decode() == f"{expected} 1.16.0 run-1 __main__\n"
 
 
-def test_a_spark_jobs_error_is_passed_on(bench: Bench) -> None:
+def test_spark_job_error_is_reported(bench: Bench) -> None:
     bench.write(MLproject="databricks_spark_job: {python_file: job.py}\n", job__py="raise RuntimeError('no data')\n")
 
     outcome = bench.run(entry_point="other")
@@ -174,7 +174,7 @@ def test_output_may_come_at_the_end_only(bench: Bench) -> None:
     assert bench.run({"live-output": False}).exit_code == 3
 
 
-def test_a_policy_rules_the_job_cluster(bench: Bench) -> None:
+def test_cluster_policy_applies_to_job_cluster(bench: Bench) -> None:
     bench.workspace.clusters.policies = {"p-1": {"node_type_id": "i3.xlarge"}}
     bench.program(SHOW)
 
@@ -200,7 +200,7 @@ def test_access_is_given_to_others(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("place", ["/Volumes/main/ml/code/projects", "dbfs:/projects", "/Workspace/Shared/projects"])
-def test_the_code_goes_to_any_place_and_only_once(bench: Bench, place: str) -> None:
+def test_code_upload_to_each_storage_happens_once(bench: Bench, place: str) -> None:
     bench.program(SHOW)
     assert bench.run({"code-path": place}).succeeded
     assert bench.recorder.streams["stdout"] == b"None run-1 https://tracking.invalid\n"
@@ -230,7 +230,7 @@ def test_half_an_upload_is_uploaded_again(bench: Bench) -> None:
         ("dbfs:/projects", "Public DBFS root is disabled"),
     ],
 )
-def test_a_place_that_can_not_be_written_is_told(bench: Bench, place: str, message: str) -> None:
+def test_unwritable_code_path_is_reported(bench: Bench, place: str, message: str) -> None:
     bench.workspace.dbfs.enabled = False
     bench.program(SHOW)
 
@@ -240,7 +240,7 @@ def test_a_place_that_can_not_be_written_is_told(bench: Bench, place: str, messa
     assert bench.workspace.runs == {}
 
 
-def test_the_clusters_libraries_are_there_for_the_command(bench: Bench) -> None:
+def test_cluster_libraries_are_importable_by_command(bench: Bench) -> None:
     bench.program("import six; print(six.__version__)")
 
     assert bench.run({"libraries": [{"pypi": {"package": "six==1.16.0"}}]}).succeeded
@@ -253,7 +253,7 @@ def requirements(bench: Bench, text: str, program: str = "import six; print(six.
     bench.write(MLproject=mlproject + "python_env: python_env.yaml\n", python_env__yaml=text)
 
 
-def test_an_environment_is_built_once_for_each_content(bench: Bench) -> None:
+def test_environment_with_unchanged_requirements_is_reused(bench: Bench) -> None:
     bench.write(more__txt="six==1.16.0\n")
     requirements(bench, "build_dependencies: []\ndependencies: [-r more.txt]\n")
     assert bench.run({"existing-cluster-id": "c-1"}).succeeded
@@ -280,7 +280,7 @@ def test_without_uv_pip_builds_the_environment(bench: Bench, how: dict[str, Any]
     assert "with pip" in bench.last.logs
 
 
-def test_a_package_that_does_not_exist_fails_before_the_command(bench: Bench) -> None:
+def test_nonexistent_package_fails_before_command_starts(bench: Bench) -> None:
     requirements(bench, "dependencies: [six==99.99]\n")
 
     outcome = bench.run()
@@ -290,7 +290,7 @@ def test_a_package_that_does_not_exist_fails_before_the_command(bench: Bench) ->
     assert any("six==99.99" in line for line in outcome.output_tail)
 
 
-def test_an_editable_package_of_the_project_can_be_imported(bench: Bench) -> None:
+def test_editable_package_of_project_is_importable(bench: Bench) -> None:
     package = bench.folder / "own"
     package.mkdir()
     (package / "own_package.py").write_text("value = 41 + 1\n")
@@ -306,7 +306,7 @@ def test_an_editable_package_of_the_project_can_be_imported(bench: Bench) -> Non
     assert bench.recorder.streams["stdout"] == b"42\n42\n"
 
 
-def test_what_is_not_in_the_project_is_not_asked_for_on_the_driver(bench: Bench, tmp_path: Path) -> None:
+def test_requirement_outside_project_is_rejected_before_submission(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/pyproject.toml").write_text("[project]\nname = 'outside'\nversion = '1'\n")
     (tmp_path / "outside.txt").write_text(f"{tmp_path}/outside\n")
@@ -342,7 +342,7 @@ def test_options_and_files_of_requirements_reach_the_driver(
     assert bench.recorder.streams["stdout"] == b"2.0rc1\n"
 
 
-def test_a_locked_project_is_installed_from_its_lock(bench: Bench) -> None:
+def test_locked_project_is_installed_from_uv_lock(bench: Bench) -> None:
     bench.program("import six, sys; print(six.__version__, sys.prefix)")
     bench.write(
         pyproject__toml='[project]\nname = "locked"\nversion = "1"\nrequires-python = ">=3.10"\ndependencies = ["six<1.17"]\n'
@@ -381,7 +381,7 @@ def test_dbfs_paths_are_the_drivers(bench: Bench) -> None:
     assert bench.recorder.streams["stdout"] == b"content\n"
 
 
-def test_only_plain_variables_are_submitted(bench: Bench) -> None:
+def test_secret_variables_are_not_submitted(bench: Bench) -> None:
     bench.program(SHOW)
 
     assert bench.run(variables={"DATABRICKS_TOKEN": "geheim", "MLFLOW_TRACKING_PASSWORD": "geheim"}).succeeded
@@ -389,7 +389,7 @@ def test_only_plain_variables_are_submitted(bench: Bench) -> None:
     assert "geheim" not in json.dumps(bench.last.body)
 
 
-def test_a_profile_of_the_tracking_uri_is_used(
+def test_profile_in_tracking_uri_selects_workspace(
     bench: Bench, workspace: FakeWorkspace, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.delenv("DATABRICKS_HOST")
@@ -417,7 +417,7 @@ def test_oauth_tokens_are_renewed_while_the_run_goes_on(bench: Bench, monkeypatc
     assert "robot-secret" not in json.dumps(bench.last.body)
 
 
-def test_a_wrong_client_secret_is_told(bench: Bench) -> None:
+def test_wrong_client_secret_is_reported_and_redacted(bench: Bench) -> None:
     bench.program(SHOW)
     credentials = {"host": bench.workspace.host, "client_id": "robot", "client_secret": "guessed"}
 

@@ -27,7 +27,7 @@ def age(folder: Path, days: float) -> None:
 
 
 @pytest.mark.parametrize("place", [None, SHARED, "dbfs:/projects"])
-def test_what_ended_runs_left_goes(bench: Bench, place: str | None) -> None:
+def test_files_of_terminated_runs_are_removed(bench: Bench, place: str | None) -> None:
     config = {"code-path": place} if place else {}
     bench.program("raise SystemExit(3)")
     bench.run(config)
@@ -39,7 +39,7 @@ def test_what_ended_runs_left_goes(bench: Bench, place: str | None) -> None:
     assert clean(place=place) == []
 
 
-def test_what_is_young_stays(bench: Bench) -> None:
+def test_files_younger_than_limit_are_kept(bench: Bench) -> None:
     bench.program("print()")
     bench.run()
 
@@ -49,7 +49,7 @@ def test_what_is_young_stays(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("state", ["QUEUED", "PENDING", None])
-def test_the_code_of_a_run_that_has_not_ended_stays(bench: Bench, state: str | None) -> None:
+def test_code_of_active_run_is_kept(bench: Bench, state: str | None) -> None:
     bench.workspace.drivers.hold = state
     bench.program("import time; print('started', flush=True); time.sleep(3)")
     thread, found, _ = bench.start()
@@ -67,7 +67,7 @@ def test_the_code_of_a_run_that_has_not_ended_stays(bench: Bench, state: str | N
     assert len(clean()) == 2
 
 
-def test_the_code_of_somebody_elses_run_stays(bench: Bench, workspace: FakeWorkspace, monkeypatch: Any) -> None:
+def test_code_of_another_users_run_is_kept(bench: Bench, workspace: FakeWorkspace, monkeypatch: Any) -> None:
     workspace.drivers.hold = "QUEUED"
     bench.program("print('done')")
     thread, found, _ = bench.start({"code-path": SHARED})
@@ -99,7 +99,7 @@ def test_code_that_went_between_preparation_and_submission_is_uploaded_again(ben
     assert bench.run().succeeded
 
 
-def test_a_run_whose_code_went_says_so(bench: Bench) -> None:
+def test_run_with_deleted_code_reports_unreadable_code(bench: Bench) -> None:
     bench.workspace.drivers.hold = "QUEUED"
     bench.program("print('done')")
     thread, found, _ = bench.start()

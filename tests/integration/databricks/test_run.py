@@ -36,7 +36,7 @@ def call(config: dict[str, Any] | None = None, **options: Any) -> Any:
     )
 
 
-def test_a_project_runs_through_the_whole_path(
+def test_project_run_records_tags_output_and_link(
     tracked: FakeWorkspace, capfd: Any, prefect_server: ServerAddress
 ) -> None:
     submitted = call(parameters={"name": "Ada; exit 9"})
@@ -61,7 +61,7 @@ def test_a_project_runs_through_the_whole_path(
 
 
 @pytest.mark.parametrize("name", ["new-cluster", "existing-cluster", "serverless"])
-def test_the_example_trains_and_logs_to_a_real_mlflow_server(tracked: FakeWorkspace, tmp_path: Path, name: str) -> None:
+def test_example_project_logs_to_mlflow_server(tracked: FakeWorkspace, tmp_path: Path, name: str) -> None:
     config = yaml.safe_load((EXAMPLE / f"{name}.yaml").read_text())
     tracked.clusters.all["1023-120000-abcdefgh"] = tracked.clusters.all["c-1"]
     tracked.secrets.values = {"mlflow": {"user": "ada", "password": "geheim"}}
@@ -82,7 +82,7 @@ def test_the_example_trains_and_logs_to_a_real_mlflow_server(tracked: FakeWorksp
     assert len(mlflow.MlflowClient().get_metric_history(submitted.run_id, "loss")) == 200
 
 
-def test_a_profile_keeps_its_runs_in_the_workspace_itself(
+def test_profile_tracking_uri_stores_runs_in_workspace(
     tracked: FakeWorkspace, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.delenv("DATABRICKS_HOST")
@@ -112,7 +112,7 @@ def test_a_profile_keeps_its_runs_in_the_workspace_itself(
     ] == ("databricks")
 
 
-def test_a_failed_command_reports_its_exit_code_and_output(tracked: FakeWorkspace) -> None:
+def test_failed_command_reports_exit_code_and_output(tracked: FakeWorkspace) -> None:
     with pytest.raises(RunFailed) as caught:
         call(parameters={"code": 3})
 
@@ -121,14 +121,14 @@ def test_a_failed_command_reports_its_exit_code_and_output(tracked: FakeWorkspac
     assert any("to stderr" in line for line in caught.value.output_tail)
 
 
-def test_a_retried_command_is_a_new_run(tracked: FakeWorkspace) -> None:
+def test_retried_command_submits_new_run(tracked: FakeWorkspace) -> None:
     with pytest.raises(RunFailed):
         call(parameters={"code": 4}, retries=1)
 
     assert len(tracked.runs) == 2
 
 
-def test_a_cancelled_run_is_cancelled_in_the_workspace(tracked: FakeWorkspace) -> None:
+def test_cancel_cancels_workspace_run(tracked: FakeWorkspace) -> None:
     submitted = call(parameters={"seconds": 600}, synchronous=False)
     wait_for(lambda: any(each.life_cycle == "RUNNING" for each in tracked.runs.values()), "the run")
 
@@ -181,7 +181,7 @@ async def start_again(client: Any, flow_run_id: uuid.UUID) -> None:
     await client.set_flow_run_state(flow_run_id, Pending(), force=True)
 
 
-def test_a_killed_worker_that_starts_its_flow_run_again_pays_once(
+def test_flow_run_restarted_after_worker_kill_reuses_run(
     tracked: FakeWorkspace, prefect_server: ServerAddress, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -214,9 +214,7 @@ def test_a_killed_worker_that_starts_its_flow_run_again_pays_once(
     assert [each.info.status for each in own] == ["FINISHED"]
 
 
-def test_a_cancellation_in_prefect_cancels_the_run_of_a_worker(
-    tracked: FakeWorkspace, prefect_server: ServerAddress
-) -> None:
+def test_cancel_command_cancels_run_of_worker(tracked: FakeWorkspace, prefect_server: ServerAddress) -> None:
     parameters = {
         "uri": str(PROJECT),
         "parameters": {"seconds": 600},
@@ -264,9 +262,7 @@ def test_blocks_hold_the_workspace_and_the_cluster(
         assert "robot-secret" not in kept
 
 
-def test_a_local_store_is_refused_before_anything_is_uploaded(
-    tracked: FakeWorkspace, monkeypatch: Any, tmp_path: Path
-) -> None:
+def test_local_tracking_uri_is_rejected_before_upload(tracked: FakeWorkspace, monkeypatch: Any, tmp_path: Path) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/local.db")
@@ -278,7 +274,7 @@ def test_a_local_store_is_refused_before_anything_is_uploaded(
     assert tracked.requests == []
 
 
-def test_an_expired_token_is_told_with_advice(tracked: FakeWorkspace) -> None:
+def test_expired_token_raises_authentication_error(tracked: FakeWorkspace) -> None:
     tracked.people.tokens.clear()
 
     with pytest.raises(ExecutionException, match="wrong or has expired") as caught:
@@ -309,7 +305,7 @@ def test_plan_shows_the_submission_and_asks_no_network(workspace: FakeWorkspace,
     assert workspace.requests == []
 
 
-def test_the_command_line_cleans(workspace: FakeWorkspace, capsys: Any) -> None:
+def test_clean_command_removes_old_code(workspace: FakeWorkspace, capsys: Any) -> None:
     old = workspace.root / "Workspace/Users/ada@example.com/.prefect-mlprojects/code/old.tar.gz"
     old.parent.mkdir(parents=True)
     old.touch()

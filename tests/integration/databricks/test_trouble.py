@@ -31,7 +31,7 @@ SLEEP = "import time, sys\nprint('started', flush=True)\ntime.sleep(600)\n"
         ("BUDGET_POLICY_LIMIT_EXCEEDED", "CLIENT_ERROR", "The budget is spent", "budget policy"),
     ],
 )
-def test_what_keeps_a_run_from_starting_is_told_in_the_clouds_words(
+def test_start_failure_reports_databricks_message_and_advice(
     bench: Bench, code: str, kind: str, message: str, advice: str
 ) -> None:
     bench.program(SLEEP)
@@ -44,14 +44,14 @@ def test_what_keeps_a_run_from_starting_is_told_in_the_clouds_words(
     assert advice in outcome.advice
 
 
-def test_a_skipped_run_has_not_started(bench: Bench) -> None:
+def test_skipped_run_ends_as_not_started(bench: Bench) -> None:
     bench.program(SLEEP)
     bench.workspace.fail("SKIPPED", "CLIENT_ERROR", "The run was skipped.", life_cycle="SKIPPED", result=None)
 
     assert bench.run().ending == "not-started"
 
 
-def test_a_library_that_can_not_be_installed_is_told(bench: Bench) -> None:
+def test_uninstallable_library_is_reported(bench: Bench) -> None:
     bench.program(SLEEP)
 
     outcome = bench.run({"libraries": [{"pypi": {"package": "six==99.99"}}]})
@@ -81,7 +81,7 @@ def test_our_timeout_cancels_the_run(bench: Bench) -> None:
     assert bench.last.result == "CANCELED"
 
 
-def test_a_run_that_somebody_else_cancelled_says_who(bench: Bench) -> None:
+def test_run_cancelled_by_another_user_names_the_user(bench: Bench) -> None:
     bench.program(SLEEP)
     thread, found, _ = bench.start()
     wait_for(lambda: b"started" in bench.recorder.streams["stdout"], "the command")
@@ -94,7 +94,7 @@ def test_a_run_that_somebody_else_cancelled_says_who(bench: Bench) -> None:
     assert "cancelled by bob@example.com" in found[0].cause
 
 
-def test_a_queued_run_is_cancelled_before_it_starts(bench: Bench) -> None:
+def test_queued_run_is_cancelled_before_it_starts(bench: Bench) -> None:
     bench.workspace.drivers.hold = "QUEUED"
     bench.program(SLEEP)
     thread, found, stop = bench.start()
@@ -108,7 +108,7 @@ def test_a_queued_run_is_cancelled_before_it_starts(bench: Bench) -> None:
     assert bench.last.process is None
 
 
-def test_a_stopped_command_may_end_by_itself_and_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
+def test_stopped_command_can_exit_gracefully_and_leaves_no_child(bench: Bench, tmp_path: Path) -> None:
     bench.program(
         "import os, signal, subprocess, sys, time\n"
         "child = subprocess.Popen(['sleep', '600'])\n"
@@ -153,7 +153,7 @@ def test_rate_limits_and_errors_and_lost_answers_do_not_lose_the_run(bench: Benc
     assert len(bench.workspace.runs) == 1
 
 
-def test_a_workspace_that_limits_every_request_is_still_used(bench: Bench) -> None:
+def test_workspace_with_rate_limit_completes_run(bench: Bench) -> None:
     bench.program("print('done')")
     bench.workspace.rate_limit = 4
 
@@ -161,7 +161,7 @@ def test_a_workspace_that_limits_every_request_is_still_used(bench: Bench) -> No
     assert b"done" in bench.recorder.streams["stdout"]
 
 
-def test_a_lost_network_is_waited_for(bench: Bench) -> None:
+def test_lost_network_is_retried_until_it_returns(bench: Bench) -> None:
     bench.program("import time; print('started', flush=True); time.sleep(2)")
     thread, found, _ = bench.start()
     wait_for(lambda: b"started" in bench.recorder.streams["stdout"], "the command")
@@ -175,7 +175,7 @@ def test_a_lost_network_is_waited_for(bench: Bench) -> None:
     assert found[0].succeeded
 
 
-def test_a_network_that_stays_lost_is_given_up_with_the_run_named(bench: Bench) -> None:
+def test_lost_network_beyond_timeout_raises_and_names_run(bench: Bench) -> None:
     bench.program(SLEEP)
     told = []
     stop_watching = bench.recorder.report
@@ -192,7 +192,7 @@ def test_a_network_that_stays_lost_is_given_up_with_the_run_named(bench: Bench) 
         bench.run({"network-timeout": 2})
 
 
-def test_a_stop_during_a_lost_network_still_cancels_the_run(bench: Bench) -> None:
+def test_stop_during_lost_network_cancels_run(bench: Bench) -> None:
     bench.program(SLEEP)
     thread, found, stop = bench.start()
     wait_for(lambda: b"started" in bench.recorder.streams["stdout"], "the command")
@@ -208,7 +208,7 @@ def test_a_stop_during_a_lost_network_still_cancels_the_run(bench: Bench) -> Non
     assert bench.last.result == "CANCELED"
 
 
-def test_a_killed_watcher_finds_its_run_again(bench: Bench, tmp_path: Path) -> None:
+def test_killed_watcher_reattaches_to_its_run(bench: Bench, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     bench.program(
         f"import os, time\nprint('started', flush=True)\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.05)\n"
@@ -235,7 +235,7 @@ def test_a_killed_watcher_finds_its_run_again(bench: Bench, tmp_path: Path) -> N
     assert list(bench.workspace.runs) == [1000]
 
 
-def test_a_failure_that_was_told_gives_way_to_a_new_run(bench: Bench) -> None:
+def test_reported_failure_is_followed_by_new_run(bench: Bench) -> None:
     bench.program("raise SystemExit(3)")
     flow_run_id = str(uuid.uuid4())
 
@@ -246,7 +246,7 @@ def test_a_failure_that_was_told_gives_way_to_a_new_run(bench: Bench) -> None:
     assert tokens == [f"mlp-{flow_run_id}-0", f"mlp-{flow_run_id}-1"]
 
 
-def test_a_killed_command_is_told_by_its_signal(bench: Bench) -> None:
+def test_killed_command_reports_its_signal(bench: Bench) -> None:
     bench.program("import os; os.kill(os.getpid(), 9)")
 
     outcome = bench.run()
@@ -256,7 +256,7 @@ def test_a_killed_command_is_told_by_its_signal(bench: Bench) -> None:
     assert "memory" in outcome.advice
 
 
-def test_a_driver_that_dies_is_told_with_its_last_words(bench: Bench) -> None:
+def test_dead_driver_is_reported_with_its_last_output(bench: Bench) -> None:
     bench.program(
         "import os, signal, time\n"
         "print('first', flush=True); time.sleep(2.5); print('last words', flush=True); time.sleep(0.2)\n"
@@ -273,7 +273,7 @@ def test_a_driver_that_dies_is_told_with_its_last_words(bench: Bench) -> None:
     )
 
 
-def test_a_cluster_that_is_not_there_is_told(bench: Bench) -> None:
+def test_unknown_cluster_is_reported(bench: Bench) -> None:
     bench.program(SLEEP)
 
     with pytest.raises(BackendError, match="Cluster c-2 does not exist"):
@@ -291,7 +291,7 @@ def test_a_cluster_that_is_not_there_is_told(bench: Bench) -> None:
         ({"new_cluster": {"spark_version": "15.4.x-scala2.12", "num_workers": "many"}}, "num_workers to be int"),
     ],
 )
-def test_what_databricks_refuses_is_told_in_its_words(bench: Bench, config: dict[str, Any], message: str) -> None:
+def test_config_rejected_by_databricks_reports_its_message(bench: Bench, config: dict[str, Any], message: str) -> None:
     bench.program(SLEEP)
 
     with pytest.raises(BackendError, match=message):
@@ -300,7 +300,7 @@ def test_what_databricks_refuses_is_told_in_its_words(bench: Bench, config: dict
     assert bench.workspace.runs == {}
 
 
-def test_an_idle_look_costs_two_requests(bench: Bench) -> None:
+def test_poll_of_idle_run_sends_two_requests(bench: Bench) -> None:
     bench.program(SLEEP)
     thread, _, stop = bench.start({"new_cluster": CLUSTER, **FAST, "max-poll-interval": 0.3})
     wait_for(lambda: b"started" in bench.recorder.streams["stdout"], "the command")

@@ -40,7 +40,7 @@ def upload(client: WorkspaceClient, text: str) -> None:
     )
 
 
-def test_a_submitted_task_runs_and_is_shown(client: WorkspaceClient) -> None:
+def test_submitted_task_runs_and_returns_output(client: WorkspaceClient) -> None:
     upload(client, "print('hello')")
 
     run = client.jobs.submit(tasks=[a_task()], run_name="n").result()
@@ -57,7 +57,7 @@ def test_a_submitted_task_runs_and_is_shown(client: WorkspaceClient) -> None:
         client.jobs.get_run(1)
 
 
-def test_a_token_is_submitted_once(client: WorkspaceClient) -> None:
+def test_idempotency_token_is_submitted_once(client: WorkspaceClient) -> None:
     upload(client, "")
 
     assert submitted(client, idempotency_token="x") == submitted(client, idempotency_token="x")
@@ -141,7 +141,7 @@ def test_files_are_refused_as_they_should(client: WorkspaceClient, workspace: Fa
         client.dbfs.read("/a", length=2 << 20)
 
 
-def test_a_volume_is_listed_in_pages(client: WorkspaceClient) -> None:
+def test_volume_listing_is_paginated(client: WorkspaceClient) -> None:
     for number in range(5):
         client.files.upload(f"/Volumes/main/ml/code/{number}", io.BytesIO(b"x"))
 
@@ -156,7 +156,7 @@ def test_clusters_are_known_or_not(client: WorkspaceClient) -> None:
         client.clusters.get("c-2")
 
 
-def test_a_limit_of_requests_is_kept(client: WorkspaceClient, workspace: FakeWorkspace) -> None:
+def test_rate_limit_raises_too_many_requests(client: WorkspaceClient, workspace: FakeWorkspace) -> None:
     workspace.rate_limit = 0
 
     with pytest.raises(TimeoutError) as caught:

@@ -156,7 +156,7 @@ def test_deployments_commands_list_pause_resume_delete(project: Path, call: Call
     assert "no deployment of that name exists" in missing.stderr
 
 
-def test_a_worker_without_a_tracking_uri_keeps_results_in_its_folder(
+def test_worker_without_tracking_uri_stores_results_in_folder(
     project: Path, pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.tracking import MlflowClient
@@ -242,7 +242,7 @@ def test_scheduled_run_starts(project: Path, pool: str, call: Call, tmp_path: Pa
     assert first.auto_scheduled
 
 
-def test_two_workers_share_the_runs_of_a_pool(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
+def test_pool_with_two_workers_distributes_runs(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
     made = deploy(project, work_pool=pool, env_manager="local")
     runs = [made.run({"needed": 1, "count": number}) for number in range(20)]
     with (

@@ -434,7 +434,7 @@ def test_artifacts_in_another_local_folder_are_kept(
     assert [each.path for each in client.list_artifacts(done.run_id)] == ["weights.txt"]
 
 
-def test_an_artifact_folder_that_the_caller_mounts_is_mounted_once(
+def test_artifact_folder_mounted_by_caller_is_not_mounted_twice(
     training: dict[str, Any], project: Path, tmp_path: Path
 ) -> None:
     from mlflow import MlflowClient

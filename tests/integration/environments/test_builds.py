@@ -25,7 +25,7 @@ def offline_project(kit: Any, workshop: Any, **files: str) -> Any:
 
 
 @pytest.mark.parametrize("manager", MANAGERS)
-def test_all_kinds_of_requirements(workshop: Any, kit: Any, manager: EnvironmentManagerName) -> None:
+def test_requirements_of_every_kind_are_installed(workshop: Any, kit: Any, manager: EnvironmentManagerName) -> None:
     project = workshop.project(
         {
             **kit.package("helper"),
@@ -60,7 +60,9 @@ def test_all_kinds_of_requirements(workshop: Any, kit: Any, manager: Environment
 
 
 @pytest.mark.parametrize("manager", MANAGERS)
-def test_the_second_time_nothing_is_run(workshop: Any, kit: Any, manager: EnvironmentManagerName) -> None:
+def test_second_prepare_reuses_environment_and_runs_nothing(
+    workshop: Any, kit: Any, manager: EnvironmentManagerName
+) -> None:
     project = offline_project(kit, workshop)
     first = workshop.prepare(project, manager)
     workshop.lines.clear()
@@ -84,7 +86,7 @@ def test_changed_code_of_a_local_package_is_installed(workshop: Any, kit: Any, m
     assert [workshop.run(each, "tiny-hello") for each in (first, second)] == ["hello from one", "hello from two"]
 
 
-def test_the_same_files_elsewhere_share_the_environment(workshop: Any, kit: Any) -> None:
+def test_identical_files_in_another_directory_share_environment(workshop: Any, kit: Any) -> None:
     files = {**kit.package("tiny"), **OFFLINE}
     first = workshop.prepare(workshop.project(files, "one"))
     second = workshop.prepare(workshop.project(files, "two"))
@@ -98,7 +100,9 @@ def test_managers_do_not_share(workshop: Any) -> None:
 
 
 @pytest.mark.parametrize("manager", MANAGERS)
-def test_a_project_without_environment_files_gets_an_empty_one(workshop: Any, manager: EnvironmentManagerName) -> None:
+def test_project_without_environment_files_gets_empty_environment(
+    workshop: Any, manager: EnvironmentManagerName
+) -> None:
     environment = workshop.prepare(workshop.project({}), manager)
     assert environment.plan.python_version == "{}.{}.{}".format(*sys.version_info[:3])
     listed = workshop.run(environment, "python -m pip list --format freeze --disable-pip-version-check").split()
@@ -108,7 +112,7 @@ def test_a_project_without_environment_files_gets_an_empty_one(workshop: Any, ma
     )
 
 
-def test_a_conda_file_gives_its_pip_part_and_names_the_rest(workshop: Any, kit: Any) -> None:
+def test_conda_file_under_uv_installs_pip_section_and_warns(workshop: Any, kit: Any) -> None:
     conda = "dependencies:\n  - numpy=1.26\n  - pip\n  - pip:\n    - --no-index\n    - ./tiny\n"
     project = workshop.project({**kit.package("tiny"), "conda.yaml": conda.replace("  - pip\n", "")})
     environment = workshop.prepare(project)
@@ -117,7 +121,7 @@ def test_a_conda_file_gives_its_pip_part_and_names_the_rest(workshop: Any, kit: 
 
 
 @pytest.mark.parametrize("manager", MANAGERS)
-def test_a_requirement_that_cannot_be_had_gives_the_resolvers_words_and_leaves_nothing(
+def test_unavailable_requirement_reports_resolver_error_and_leaves_nothing(
     workshop: Any, manager: EnvironmentManagerName
 ) -> None:
     project = workshop.project({"python_env.yaml": "dependencies: [--no-index, nosuchpackage==9.9]\n"})
@@ -132,14 +136,14 @@ def test_a_requirement_that_cannot_be_had_gives_the_resolvers_words_and_leaves_n
 
 
 @pytest.mark.parametrize("manager", MANAGERS)
-def test_a_full_disk_is_called_so(workshop: Any, kit: Any, manager: EnvironmentManagerName) -> None:
+def test_build_on_full_disk_reports_full_disk(workshop: Any, kit: Any, manager: EnvironmentManagerName) -> None:
     project = offline_project(kit, workshop, **{"tiny/fail": "[Errno 28] No space left on device"})
     with pytest.raises(EnvironmentBuildError, match="The disk is full"):
         workshop.prepare(project, manager)
     assert workshop.leftovers() == []
 
 
-def test_a_failed_build_is_done_anew(workshop: Any, kit: Any) -> None:
+def test_failed_build_is_retried_on_next_prepare(workshop: Any, kit: Any) -> None:
     project = offline_project(kit, workshop, **{"tiny/fail": "not today"})
     with pytest.raises(EnvironmentBuildError, match="not today"):
         workshop.prepare(project)
@@ -147,7 +151,7 @@ def test_a_failed_build_is_done_anew(workshop: Any, kit: Any) -> None:
     assert workshop.run(workshop.prepare(project), "tiny-hello") == "hello from one"
 
 
-def test_rebuilding_replaces_an_environment_and_spares_those_who_use_it(workshop: Any, kit: Any) -> None:
+def test_rebuild_replaces_environment_and_keeps_one_in_use(workshop: Any, kit: Any) -> None:
     project = offline_project(kit, workshop)
     first = workshop.prepare(project)
     again = workshop.prepare(project, rebuild=True)
@@ -158,7 +162,7 @@ def test_rebuilding_replaces_an_environment_and_spares_those_who_use_it(workshop
     assert workshop.prepare(project).plan.location == again.plan.location
 
 
-def test_a_damaged_environment_is_built_anew(workshop: Any, kit: Any) -> None:
+def test_damaged_environment_is_rebuilt(workshop: Any, kit: Any) -> None:
     project = offline_project(kit, workshop)
     first = workshop.prepare(project)
     (first.plan.location / "bin" / "python").unlink()
@@ -181,7 +185,7 @@ def test_stopping_ends_the_build_and_leaves_nothing(workshop: Any, kit: Any) -> 
         workshop.prepare(project, stop=stop)
 
 
-def test_one_in_use_survives_a_prune_and_the_released_goes(workshop: Any, kit: Any) -> None:
+def test_prune_keeps_environment_in_use_and_removes_released_one(workshop: Any, kit: Any) -> None:
     environment = workshop.prepare(offline_project(kit, workshop))
     assert [kept.key for kept in prune_environments(everything=True).kept] == [environment.plan.key]
     (listed,) = list_environments()
@@ -193,13 +197,13 @@ def test_one_in_use_survives_a_prune_and_the_released_goes(workshop: Any, kit: A
     assert list_environments() == ()
 
 
-def test_a_package_of_the_index(workshop: Any) -> None:
+def test_package_from_index_is_installed(workshop: Any) -> None:
     environment = workshop.prepare(workshop.project({"python_env.yaml": "dependencies: [iniconfig]\n"}))
     assert workshop.run(environment, "python -c 'import iniconfig; print(iniconfig.__name__)'") == "iniconfig"
 
 
 @pytest.mark.parametrize("manager", MANAGERS)
-def test_the_callers_settings_of_pip_count_with_both(
+def test_pip_variables_of_caller_apply_to_both_managers(
     workshop: Any, kit: Any, manager: EnvironmentManagerName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in (
@@ -254,7 +258,7 @@ helper = { path = "helper" }
 """
 
 
-def test_a_locked_project_is_installed_from_its_lock(workshop: Any, kit: Any) -> None:
+def test_locked_project_is_installed_from_uv_lock(workshop: Any, kit: Any) -> None:
     files = {**kit.package("tiny"), **kit.package("helper"), "pyproject.toml": LOCKED}
     project = workshop.project(files)
     kit.lock(project.directory)
@@ -276,7 +280,7 @@ def test_a_locked_project_is_installed_from_its_lock(workshop: Any, kit: Any) ->
     assert workshop.run(environment, "tiny-hello") == "hello from one"
 
 
-def test_a_lock_that_does_not_fit_its_project_gives_uvs_words(workshop: Any) -> None:
+def test_invalid_lock_reports_uv_error(workshop: Any) -> None:
     project = workshop.project({"pyproject.toml": "[project]\nname = 'demo'\n", "uv.lock": "version = 1\n"})
     with pytest.raises(EnvironmentBuildError, match=r"uv failed installing what uv.lock says"):
         workshop.prepare(project)
@@ -293,7 +297,7 @@ def no_pythons(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_pythons")
 @pytest.mark.parametrize("manager", MANAGERS)
-def test_a_python_that_nobody_has_lists_what_was_found(workshop: Any, manager: EnvironmentManagerName) -> None:
+def test_unavailable_python_version_lists_found_interpreters(workshop: Any, manager: EnvironmentManagerName) -> None:
     project = workshop.project({"python_env.yaml": "# a comment\npython: '3.99'\n"})
     with pytest.raises(EnvironmentBuildError) as caught:
         environment_manager(manager).plan(project)
@@ -304,7 +308,7 @@ def test_a_python_that_nobody_has_lists_what_was_found(workshop: Any, manager: E
 
 
 @pytest.mark.usefixtures("no_pythons")
-def test_a_python_that_uv_cannot_download_says_why(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_python_download_reports_uv_error(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_PYTHON_INSTALL_MIRROR", f"file://{workshop.root}/no-mirror")
     project = workshop.project({"python_env.yaml": "python: '3.8'\n"})
     plan = environment_manager("uv").plan(project)
@@ -321,7 +325,7 @@ def test_a_python_that_uv_cannot_download_says_why(workshop: Any, monkeypatch: p
 
 
 @pytest.mark.usefixtures("no_pythons")
-def test_a_patch_version_that_nobody_has_offers_what_uv_can_download(workshop: Any) -> None:
+def test_unavailable_python_patch_suggests_downloadable_version(workshop: Any) -> None:
     nearest = downloadable_version("3.8", os.environ)
     project = workshop.project({"python_env.yaml": "python: '3.8.99'\n"})
     with pytest.raises(EnvironmentBuildError) as caught:
@@ -330,14 +334,16 @@ def test_a_patch_version_that_nobody_has_offers_what_uv_can_download(workshop: A
 
 
 @pytest.mark.parametrize("manager", MANAGERS)
-def test_a_one_sided_range_of_a_conda_file_is_built(workshop: Any, manager: EnvironmentManagerName) -> None:
+def test_one_sided_python_range_in_conda_file_is_built(workshop: Any, manager: EnvironmentManagerName) -> None:
     minor = "{}.{}".format(*sys.version_info[:2])
     project = workshop.project({"conda.yaml": f"dependencies: ['python>={minor}.0', pip]\n"})
     environment = workshop.prepare(project, manager)
     assert workshop.run(environment, "python --version").startswith(f"Python {minor}.")
 
 
-def test_the_tools_of_our_own_environment_are_out_of_sight(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepared_environment_hides_tools_of_calling_environment(
+    workshop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scripts = sysconfig.get_path("scripts")
     monkeypatch.setenv("PATH", os.pathsep.join((scripts, os.environ["PATH"])))
     monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
@@ -351,7 +357,7 @@ def test_the_tools_of_our_own_environment_are_out_of_sight(workshop: Any, monkey
     )
 
 
-def test_a_project_that_is_gone(workshop: Any, kit: Any) -> None:
+def test_missing_project_directory_raises_build_error(workshop: Any, kit: Any) -> None:
     project = workshop.project({})
     project.directory.rmdir()
     with pytest.raises(EnvironmentBuildError, match="could not be started in"):

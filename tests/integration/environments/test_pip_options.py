@@ -126,14 +126,16 @@ LINKS = "--no-index\n--find-links '{shelf}/the links'\n"
         ("--extra-index-url file://{shelf}/second\n--index-url file://{shelf}/first\nalpha\n", {"alpha==1.0"}),
     ],
 )
-def test_an_option_has_the_same_effect(workshop: Any, shelf: Path, text: str, expected: set[str]) -> None:
+def test_pip_option_has_same_effect_with_every_manager(
+    workshop: Any, shelf: Path, text: str, expected: set[str]
+) -> None:
     files = {"requirements.txt": text.format(shelf=shelf), "limits.txt": "beta<2\n", "more/pre.txt": "--pre\n"}
     for manager in MANAGERS:
         assert installed(workshop, manager, files) == expected, manager
 
 
 @pytest.mark.parametrize("manager", MANAGERS)
-def test_an_editable_repository_is_installed(workshop: Any, shelf: Path, manager: EnvironmentManagerName) -> None:
+def test_editable_git_repository_is_installed(workshop: Any, shelf: Path, manager: EnvironmentManagerName) -> None:
     text = f"--no-index\n-e git+file://{shelf}/repository#egg=delta\n"
     project = workshop.project({"python_env.yaml": "dependencies: [-r requirements.txt]\n", "requirements.txt": text})
     environment = workshop.prepare(project, manager)
@@ -141,7 +143,7 @@ def test_an_editable_repository_is_installed(workshop: Any, shelf: Path, manager
     assert workshop.run(environment, f'python -c "{script}"') == "1.0"
 
 
-def test_no_binary_builds_from_source(workshop: Any, shelf: Path) -> None:
+def test_no_binary_option_builds_from_source(workshop: Any, shelf: Path) -> None:
     text = LINKS.format(shelf=shelf) + "--no-binary gamma\ngamma\n"
     for manager in MANAGERS:
         workshop.lines.clear()
@@ -149,7 +151,7 @@ def test_no_binary_builds_from_source(workshop: Any, shelf: Path) -> None:
         assert any("Building" in line or "Preparing metadata" in line for line in workshop.lines), manager
 
 
-def test_an_index_in_a_file_replaces_the_configured_one(
+def test_index_in_requirements_overrides_configured_index(
     workshop: Any, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", f"file://{shelf}/second")
@@ -171,7 +173,7 @@ def test_configured_links_count_beside_those_of_a_file(
 
 
 @pytest.mark.parametrize("text", ["--require-hashes\nalpha==1.0 {good}\nbeta==1.0\n", "alpha==1.0 {good}\nbeta==1.0\n"])
-def test_one_hash_requires_hashes_of_all(workshop: Any, shelf: Path, text: str) -> None:
+def test_single_hash_requires_hashes_for_all_requirements(workshop: Any, shelf: Path, text: str) -> None:
     wheel = shelf / "the links/alpha-1.0-py3-none-any.whl"
     good = f"--hash=sha256:{'0' * 64} \\\n  --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
     for manager in MANAGERS:
@@ -202,7 +204,7 @@ def untrusted(shelf: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_trusted_host_needs_no_valid_certificate(
+def test_trusted_host_skips_certificate_verification(
     workshop: Any, untrusted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "localhost")
@@ -217,9 +219,7 @@ def test_a_trusted_host_needs_no_valid_certificate(
 
 
 @pytest.mark.parametrize("text", ["--prefer-binary\nbeta\n", "beta==2.0 --config-settings a=b\n"])
-def test_an_option_that_uv_does_not_have_is_an_error_that_names_virtualenv(
-    workshop: Any, shelf: Path, text: str
-) -> None:
+def test_option_unsupported_by_uv_error_suggests_virtualenv(workshop: Any, shelf: Path, text: str) -> None:
     files = {"requirements.txt": LINKS.format(shelf=shelf) + text}
     with pytest.raises(EnvironmentBuildError, match="--env-manager virtualenv") as caught:
         installed(workshop, "uv", files)
@@ -228,7 +228,7 @@ def test_an_option_that_uv_does_not_have_is_an_error_that_names_virtualenv(
     assert installed(workshop, "virtualenv", files) in ({"beta==1.0"}, {"beta==2.0"})
 
 
-def test_an_option_in_a_remote_file_that_uv_ignores_is_an_error(workshop: Any, shelf: Path) -> None:
+def test_unsupported_option_in_remote_file_is_rejected(workshop: Any, shelf: Path) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(shelf)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -118,7 +118,7 @@ def test_threads_of_one_process_build_once(workshop: Any, project: Any) -> None:
 
 
 @pytest.mark.parametrize("manager", ["uv", "virtualenv"])
-def test_a_build_that_was_killed_is_done_anew(workshop: Any, project: Any, manager: EnvironmentManagerName) -> None:
+def test_killed_build_is_repeated(workshop: Any, project: Any, manager: EnvironmentManagerName) -> None:
     (project.directory / "tiny/hang").touch()
     process = start(project, manager)
     go(process)
@@ -135,7 +135,7 @@ def test_a_build_that_was_killed_is_done_anew(workshop: Any, project: Any, manag
     assert workshop.run(environment, "tiny-hello") == "hello from one"
 
 
-def test_those_who_wait_for_a_builder_that_is_killed_build_it_themselves(workshop: Any, project: Any) -> None:
+def test_waiting_process_builds_after_builder_is_killed(workshop: Any, project: Any) -> None:
     (project.directory / "tiny/hang").touch()
     first = start(project)
     go(first)

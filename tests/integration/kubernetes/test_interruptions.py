@@ -86,7 +86,7 @@ def test_stop_on_overloaded_server_removes_the_job(cluster: Any, proxy: Any) -> 
     assert (cluster.pods, cluster.jobs) == ([], [])
 
 
-def test_two_callers_submit_one_job(cluster: Any, proxy: Any) -> None:
+def test_concurrent_callers_submit_one_job(cluster: Any, proxy: Any) -> None:
     flow_run_id = str(uuid.uuid4())
     proxy.add(Fault("dry-run create jobs", delay=1, times=2))
     outcomes: list[Any] = []

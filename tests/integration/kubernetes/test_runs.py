@@ -57,7 +57,7 @@ def test_unknown_image_is_not_started(cluster: Any) -> None:
     assert not cluster.core.list_namespaced_pod(cluster.namespace).items
 
 
-def test_no_fitting_node_is_not_started(cluster: Any) -> None:
+def test_run_without_fitting_node_is_not_started(cluster: Any) -> None:
     outcome = cluster.run("true", resources={"cpu": 5000}, **{"scheduling-grace": 1})
     assert outcome.ending == "not-started"
     assert "Insufficient cpu" in outcome.cause

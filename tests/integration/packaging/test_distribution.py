@@ -22,7 +22,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_wheel_and_the_sdist_hold_the_package_once(distributions: Path) -> None:
+def test_wheel_and_sdist_contain_package_once(distributions: Path) -> None:
     (wheel,) = distributions.glob("*.whl")
     (sdist,) = distributions.glob("*.tar.gz")
     in_wheel = set(zipfile.ZipFile(wheel).namelist())
@@ -58,7 +58,7 @@ def home(folder: Path) -> dict[str, str]:
     return {**kept, "HOME": str(folder), "PREFECT_MLPROJECTS_SERVER_PORT": "4291"}
 
 
-def test_an_unlocked_install_starts_the_server_and_runs_a_project(installed: Path, tmp_path: Path) -> None:
+def test_unlocked_install_starts_server_and_runs_project(installed: Path, tmp_path: Path) -> None:
     project = ROOT / "tests" / "projects" / "greet"
     done = subprocess.run(
         [installed.parent / "mlprojects", "run", project, "--env-manager", "local"],
@@ -72,7 +72,7 @@ def test_an_unlocked_install_starts_the_server_and_runs_a_project(installed: Pat
     assert "mlprojects server stop" in done.stderr
 
 
-def test_the_first_command_of_the_readme_in_a_clean_clone_with_an_empty_home(tmp_path: Path) -> None:
+def test_first_readme_command_in_clean_clone_succeeds(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     line = next(

@@ -54,7 +54,7 @@ def packaged(workspace: Path) -> Path:
     return project
 
 
-def test_a_build_is_quiet_unless_it_fails(mlprojects: Run, packaged: Path) -> None:
+def test_build_output_is_hidden_unless_build_fails(mlprojects: Run, packaged: Path) -> None:
     env = {"PREFECT_MLPROJECTS_CACHE_DIR": str(packaged.parent / "cache")}
     done = mlprojects("run", str(packaged), env=env)
     assert done.returncode == 0, done.stderr
@@ -70,7 +70,7 @@ def test_a_build_is_quiet_unless_it_fails(mlprojects: Run, packaged: Path) -> No
     assert sum("nosuchpackage was not found" in line for line in done.stderr.splitlines()) == 1
 
 
-def test_a_missing_module_names_the_file_to_add_it_to(mlprojects: Run, packaged: Path) -> None:
+def test_missing_module_error_names_environment_file(mlprojects: Run, packaged: Path) -> None:
     (packaged / "MLproject").write_text(
         "python_env: env.yaml\nentry_points: {main: {command: python -c 'import tiny.missing'}}\n"
     )
@@ -81,7 +81,7 @@ def test_a_missing_module_names_the_file_to_add_it_to(mlprojects: Run, packaged:
     assert "'tiny' is only required where python_version < \"3\"." in done.stderr
 
 
-def test_a_build_is_quiet_in_a_script(mlprojects: Run, packaged: Path) -> None:
+def test_build_output_in_script_is_hidden_unless_build_fails(mlprojects: Run, packaged: Path) -> None:
     env = {**os.environ, "PREFECT_MLPROJECTS_CACHE_DIR": str(packaged.parent / "cache")}
     code = f"import prefect_mlprojects; prefect_mlprojects.run({str(packaged)!r})"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)

@@ -35,7 +35,7 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_of_a_git_version(
+def test_run_of_git_version_records_commit_and_cleans_up(
     repository: Path, workspace: Path, tracked: Read, prefect_state: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OUT", str(workspace / "out"))
@@ -57,7 +57,7 @@ def test_a_run_of_a_git_version(
     assert prefect_state(done.flow_run_id).name == "fetched/main"
 
 
-def test_the_second_run_of_a_commit_reuses_the_environment_of_its_own_package(
+def test_second_run_of_commit_reuses_environment_with_package(
     repository: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, out = workspace / "cache", workspace / "out"
@@ -100,7 +100,7 @@ def test_the_second_run_of_a_commit_reuses_the_environment_of_its_own_package(
     assert len([folder for folder in (cache / "environments").iterdir() if folder.name != ".locks"]) == 2
 
 
-def test_a_run_of_a_changed_checkout_keeps_the_changes(
+def test_run_of_dirty_checkout_stores_patch(
     repository: Path, workspace: Path, tracked: Read, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OUT", str(workspace / "out"))
@@ -121,7 +121,7 @@ def test_a_run_of_a_changed_checkout_keeps_the_changes(
     assert (other / "sub" / "word").read_bytes().startswith(b"changed\r\n")
 
 
-def test_the_command_line_keeps_the_changes_too(
+def test_cli_run_of_dirty_checkout_stores_patch(
     repository: Path, workspace: Path, tracked: Read, mlprojects: Callable[..., Any]
 ) -> None:
     (repository / "sub" / "word").write_text("changed")
@@ -194,7 +194,9 @@ def test_downloads_are_removed_with_the_run_unless_a_storage_dir_is_given(
     assert kept.read_text() == "1,2\n"
 
 
-def test_a_run_of_a_zip_archive(workspace: Path, tracked: Read, tmp_path: Path, mlprojects: Callable[..., Any]) -> None:
+def test_run_of_zip_archive_succeeds(
+    workspace: Path, tracked: Read, tmp_path: Path, mlprojects: Callable[..., Any]
+) -> None:
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
         archive.writestr("MLproject", "name: zipped\nentry_points:\n  main: {command: 'echo from a zip'}\n")
     done = mlprojects("run", str(tmp_path / "p.zip"), "--env-manager", "local")
@@ -202,7 +204,9 @@ def test_a_run_of_a_zip_archive(workspace: Path, tracked: Read, tmp_path: Path, 
     assert (done.returncode, done.stdout) == (0, "from a zip\n"), done.stderr
 
 
-def test_a_failed_fetch_is_a_plain_error(workspace: Path, mlprojects: Callable[..., Any], repository: Path) -> None:
+def test_failed_fetch_exits_without_traceback(
+    workspace: Path, mlprojects: Callable[..., Any], repository: Path
+) -> None:
     done = mlprojects("run", repository.as_uri(), "--version", "no-such-branch", "--env-manager", "local")
 
     assert done.returncode == 2

@@ -85,7 +85,7 @@ def test_plugins_are_among_the_backends_and_our_own_plugin_is_not(orbit: Path) -
     assert "prefect" not in available_backends()
 
 
-def test_a_plugin_runs_a_project_and_keeps_the_mlflow_run(
+def test_plugin_run_keeps_mlflow_run(
     orbit: Path, greet: str, workspace: Path, tracked: Read, prefect_state: Read, flow_log: Read, capfd: Any
 ) -> None:
 
@@ -115,7 +115,7 @@ def test_a_plugin_runs_a_project_and_keeps_the_mlflow_run(
     assert "in orbit" in capfd.readouterr().out
 
 
-def test_a_failure_of_a_plugin_s_run_is_a_failed_run(orbit: Path, greet: str, workspace: Path, tracked: Read) -> None:
+def test_failed_plugin_run_raises_run_failed(orbit: Path, greet: str, workspace: Path, tracked: Read) -> None:
     with pytest.raises(RunFailed, match="the MLflow plugin 'orbit' reported FAILED") as error:
         run(greet, entry_point="fail", backend="orbit")
     assert error.value.category == FailureCategory.USER_CODE
@@ -123,13 +123,13 @@ def test_a_failure_of_a_plugin_s_run_is_a_failed_run(orbit: Path, greet: str, wo
     assert tracked(error.value.run_id).info.status == "FAILED"
 
 
-def test_an_error_of_a_plugin_is_an_error_of_the_backend(orbit: Path, greet: str, workspace: Path) -> None:
+def test_plugin_exception_raises_backend_error(orbit: Path, greet: str, workspace: Path) -> None:
     values = {"count": 1, "rate": 1, "place": "s3://a/b"}
     with pytest.raises(BackendError, match="The MLflow plugin 'orbit' failed: RuntimeError: no fuel"):
         run(greet, entry_point="needs", parameters=values, backend="orbit")
 
 
-def test_a_plugin_s_run_is_cancelled_by_its_own_cancel(
+def test_cancel_of_plugin_run_calls_plugin_cancel(
     orbit: Path, greet: str, workspace: Path, tracked: Read, prefect_state: Read
 ) -> None:
     submitted = run(greet, entry_point="sleep", backend="orbit", backend_config={"log": str(orbit)}, synchronous=False)
@@ -142,14 +142,14 @@ def test_a_plugin_s_run_is_cancelled_by_its_own_cancel(
     assert prefect_state(submitted.flow_run_id).state.type.value == "CANCELLED"
 
 
-def test_a_timeout_cancels_a_plugin_s_run(orbit: Path, greet: str, workspace: Path, tracked: Read) -> None:
+def test_timeout_cancels_plugin_run(orbit: Path, greet: str, workspace: Path, tracked: Read) -> None:
     with pytest.raises(RunTimedOut, match="longer than its timeout") as error:
         run(greet, entry_point="sleep", backend="orbit", backend_config={"log": str(orbit)}, timeout=20)
     assert error.value.category == FailureCategory.TIMEOUT
     assert orbit.read_text() == "cancelled"
 
 
-def test_a_plugin_s_project_is_validated_before_it_starts(orbit: Path, greet: str, workspace: Path) -> None:
+def test_plugin_project_is_validated_before_start(orbit: Path, greet: str, workspace: Path) -> None:
     with pytest.raises(ParameterError, match="count"):
         run(greet, entry_point="needs", backend="orbit", backend_config={"log": str(orbit)})
     assert not orbit.exists()

@@ -107,7 +107,7 @@ def outcome(function: Any, error: type[Exception], uri: str, out: Path, **call: 
     ],
     ids=str,
 )
-def test_the_same_comes_of_it(
+def test_run_gives_same_result_as_mlflow(
     call: dict[str, Any], project: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow

@@ -12,7 +12,7 @@ print(submitted.get_status())
 """
 
 
-def test_a_cell_runs_a_project_and_shows_its_output(greet: str, workspace: Path) -> None:
+def test_notebook_cell_runs_project_and_shows_output(greet: str, workspace: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
 

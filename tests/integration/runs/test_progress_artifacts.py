@@ -46,7 +46,9 @@ def slow_file() -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_long_download(slow_file: str, workspace: Path, prefect_server: ServerAddress) -> None:
+def test_long_download_updates_progress_artifact(
+    slow_file: str, workspace: Path, prefect_server: ServerAddress
+) -> None:
     project = workspace / "project"
     project.mkdir()
     (project / "MLproject").write_text(

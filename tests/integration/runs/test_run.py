@@ -33,7 +33,7 @@ from prefect_mlprojects.exceptions import (
 Read = Callable[[str], Any]
 
 
-def test_a_finished_run_is_finished_everywhere(
+def test_finished_run_is_recorded_in_mlflow_and_prefect(
     greet: str, workspace: Path, tracked: Read, prefect_state: Read, flow_log: Read, capfdbinary: Any
 ) -> None:
     submitted = run(greet, parameters={"name": "it's $(me)", "times": 2, "extra": "x y"}, env_manager="local")
@@ -64,7 +64,7 @@ def test_a_finished_run_is_finished_everywhere(
     assert submitted.flow_run_id in tags["prefect.flow_run_url"]
 
 
-def test_the_flow_run_has_the_four_tasks(greet: str, workspace: Path, prefect_server: Any) -> None:
+def test_flow_run_has_four_tasks(greet: str, workspace: Path, prefect_server: Any) -> None:
     submitted = run(greet, env_manager="local")
 
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -90,7 +90,9 @@ def test_the_flow_run_has_the_four_tasks(greet: str, workspace: Path, prefect_se
     wait_for(lambda: names() == {"fetch", "resolve-env", "validate-params", "execute"}, "the task runs")
 
 
-def test_a_failing_command_tells_why(greet: str, workspace: Path, tracked: Read, prefect_state: Read) -> None:
+def test_failing_command_reports_exit_code_and_output_tail(
+    greet: str, workspace: Path, tracked: Read, prefect_state: Read
+) -> None:
     with pytest.raises(RunFailed, match=r"Run \(ID '[0-9a-f]{32}'\) failed: exit code 3") as caught:
         run(greet, "fail", env_manager="local")
 
@@ -146,14 +148,14 @@ def test_invalid_parameters_are_reported_once(greet: str, workspace: Path, prefe
     assert "\n" not in caught.value.summary
 
 
-def test_a_killed_command_names_the_signal(greet: str, workspace: Path) -> None:
+def test_killed_command_reports_signal(greet: str, workspace: Path) -> None:
     (workspace / "MLproject").write_text("entry_points:\n  main:\n    command: 'kill -9 $$'\n")
     with pytest.raises(RunFailed, match="SIGKILL") as caught:
         run(str(workspace), env_manager="local")
     assert caught.value.signal == signal.SIGKILL or caught.value.exit_code == 137
 
 
-def test_a_timeout_ends_the_run(greet: str, workspace: Path, prefect_state: Read) -> None:
+def test_timeout_ends_run(greet: str, workspace: Path, prefect_state: Read) -> None:
     with pytest.raises(RunTimedOut) as caught:
         run(greet, "sleep", env_manager="local", timeout=0.5)
     assert caught.value.flow_run_id is not None
@@ -167,7 +169,7 @@ def test_retries_try_the_command_again(greet: str, workspace: Path, tracked: Rea
     assert tracked(submitted.run_id).info.status == "FINISHED"
 
 
-def test_all_mistakes_of_a_call_come_at_once_and_leave_no_run(greet: str, workspace: Path) -> None:
+def test_invalid_parameters_are_listed_together_and_leave_no_run(greet: str, workspace: Path) -> None:
     with pytest.raises(ParameterError) as caught:
         run(greet, "needs", parameters={"count": "3.7", "place": "nowhere"})
     assert {problem.parameter for problem in caught.value.problems} == {"count", "rate", "place"}
@@ -195,7 +197,7 @@ def test_mistakes_of_the_project_and_of_the_call_come_together(workspace: Path, 
         assert words in done.stderr
 
 
-def test_a_duplicate_key_is_only_warned_of(workspace: Path, mlprojects: Callable[..., Any]) -> None:
+def test_duplicate_key_warns_in_run_and_fails_validate(workspace: Path, mlprojects: Callable[..., Any]) -> None:
     (workspace / "MLproject").write_text("entry_points:\n  main: {command: echo first}\n  main: {command: echo last}\n")
     done = mlprojects("run", ".", "--env-manager", "local")
     assert (done.returncode, done.stdout) == (0, "last\n")
@@ -224,7 +226,7 @@ def test_bad_calls(
         run(**{"uri": greet, "env_manager": "local", **call})
 
 
-def test_a_deleted_experiment_and_an_unknown_run_are_named(greet: str, workspace: Path, tracked: Read) -> None:
+def test_deleted_experiment_and_unknown_run_id_are_reported(greet: str, workspace: Path, tracked: Read) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
@@ -260,7 +262,7 @@ def started_grandchild(submitted: SubmittedRun, flow_log: Read) -> int:
 
 
 @pytest.mark.parametrize("how", ["handle", "attach", "api"])
-def test_cancelling_ends_the_whole_tree(
+def test_cancel_kills_process_tree(
     how: str, greet: str, workspace: Path, tracked: Read, prefect_state: Read, flow_log: Read, prefect_server: Any
 ) -> None:
     submitted = run(greet, "tree", env_manager="local", synchronous=False)
@@ -305,7 +307,7 @@ run(sys.argv[1], "tree", env_manager="local", synchronous=sys.argv[2] == "sync")
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_cancels_the_run(
+def test_interrupt_cancels_run(
     number: signal.Signals, mode: str, greet: str, workspace: Path, prefect_server: Any
 ) -> None:
     owner = subprocess.Popen(
@@ -334,7 +336,7 @@ def test_kill_9_of_the_owner_leaves_no_process(greet: str, workspace: Path, pref
     wait_for(lambda: not is_alive(grandchild), "the guard to end the grandchild")
 
 
-def test_a_run_inside_a_flow_is_its_child(
+def test_run_inside_flow_becomes_child_flow_run(
     greet: str, workspace: Path, prefect_state: Read, prefect_server: Any
 ) -> None:
     import prefect
@@ -359,7 +361,7 @@ def test_a_run_inside_a_flow_is_its_child(
     assert [prefect_state(each).parent_task_run_id is not None for each in ids] == [True, True]
 
 
-def test_the_experiment_that_mlflow_has_chosen(greet: str, workspace: Path, tracked: Read) -> None:
+def test_run_uses_active_mlflow_experiment_by_default(greet: str, workspace: Path, tracked: Read) -> None:
     import mlflow
 
     chosen = mlflow.set_experiment("chosen")
@@ -370,7 +372,7 @@ def test_the_experiment_that_mlflow_has_chosen(greet: str, workspace: Path, trac
     assert tracked(str(named.run_id)).info.experiment_id != chosen.experiment_id
 
 
-def test_a_run_inside_an_mlflow_run_is_nested(greet: str, workspace: Path, tracked: Read) -> None:
+def test_run_inside_mlflow_run_is_nested(greet: str, workspace: Path, tracked: Read) -> None:
     import mlflow
 
     with mlflow.start_run() as parent:
@@ -404,14 +406,14 @@ def test_handles_are_thread_safe(greet: str, workspace: Path) -> None:
     assert submitted.get_status() == "KILLED"
 
 
-def test_many_lines_are_logged_whole_and_in_order(greet: str, workspace: Path, flow_log: Read, capfd: Any) -> None:
+def test_long_output_is_logged_completely_and_in_order(greet: str, workspace: Path, flow_log: Read, capfd: Any) -> None:
     submitted = run(greet, "lines", parameters={"count": 20_000}, env_manager="local")
     records = flow_log(submitted.flow_run_id)
     assert "\n".join(record.message for record in records).splitlines() == [f"line {n}" for n in range(20_000)]
     assert len(records) < 500
 
 
-def test_a_progress_bar_is_a_few_lines_of_the_log(workspace: Path, flow_log: Read, capfd: Any) -> None:
+def test_progress_bar_is_reduced_to_few_log_lines(workspace: Path, flow_log: Read, capfd: Any) -> None:
     (workspace / "bar.py").write_text(
         "import sys, time\n"
         "for step in range(101):\n"
@@ -426,7 +428,7 @@ def test_a_progress_bar_is_a_few_lines_of_the_log(workspace: Path, flow_log: Rea
     assert capfd.readouterr().err.count("\r") == 101
 
 
-def test_the_child_knows_its_runs(greet: str, workspace: Path, capfd: Any) -> None:
+def test_child_process_receives_run_ids(greet: str, workspace: Path, capfd: Any) -> None:
     submitted = run(greet, "variables", env_manager="local")
     variables = dict(line.split("=", 1) for line in capfd.readouterr().out.splitlines() if "=" in line)
     assert variables["MLFLOW_RUN_ID"] == submitted.run_id
@@ -464,7 +466,7 @@ print(first.get_status(), second.get_status(), second.flow_run_id)
     assert prefect_state(flow_run_id).state.type.value == "CANCELLED"
 
 
-def test_an_unknown_flow_run_is_named(workspace: Path) -> None:
+def test_attach_to_unknown_flow_run_reports_id(workspace: Path) -> None:
     with pytest.raises(ExecutionException, match="00000000-0000-0000-0000-000000000001"):
         SubmittedRun.attach("00000000-0000-0000-0000-000000000001")
     with pytest.raises(ExecutionException, match="not the ID"):

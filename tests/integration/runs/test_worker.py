@@ -60,7 +60,7 @@ async def start(client: Any, deployment: uuid.UUID, parameters: dict[str, Any]) 
     return str(flow_run.id)
 
 
-def test_a_worker_runs_projects_and_cancelling_ends_them(
+def test_worker_runs_project_and_cancel_kills_process_tree(
     greet: str,
     deployment: uuid.UUID,
     prefect_server: ServerAddress,

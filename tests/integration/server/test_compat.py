@@ -72,7 +72,7 @@ print(type(dependencies.provide_database_interface().database_config).__name__)
 """
 
 
-def test_the_application_uses_our_database_configuration(tmp_path: Path) -> None:
+def test_application_uses_custom_database_configuration(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", INSTALLED],
         env={
@@ -94,7 +94,7 @@ def test_the_application_uses_our_database_configuration(tmp_path: Path) -> None
     )
 
 
-def test_the_application_factory_takes_final() -> None:
+def test_application_factory_accepts_final_parameter() -> None:
     from prefect.server.api.server import create_app
 
     assert "final" in inspect.signature(create_app).parameters, (

@@ -18,7 +18,7 @@ from .conftest import TOKEN, USER, Remote
 
 
 @pytest.mark.parametrize("found", ["by host", "by name"])
-def test_a_private_repository_is_deployed_with_a_block(
+def test_private_repository_with_credentials_block_is_deployed(
     save_block: Callable[[Any, str], None],
     found: str,
     git_http: str,

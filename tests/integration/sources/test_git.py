@@ -42,7 +42,7 @@ def text_of(copy: WorkingCopy) -> str:
         ("refs/heads/trunk", "three", "trunk"),
     ],
 )
-def test_each_kind_of_version_is_checked_out(
+def test_version_of_each_kind_is_checked_out(
     version: str | None, expected: str, branch: str | None, remote: Remote, fetch: Fetch
 ) -> None:
     if version is not None and version.startswith(("FULL ", "SHORT ")):
@@ -58,7 +58,7 @@ def test_each_kind_of_version_is_checked_out(
     assert git(copy.directory, "status", "--porcelain") == ""
 
 
-def test_a_subdirectory_is_the_project(remote: Remote, fetch: Fetch) -> None:
+def test_subdirectory_in_fragment_is_the_project(remote: Remote, fetch: Fetch) -> None:
     copy = fetch(f"{remote.uri}#sub")
 
     assert (copy.directory / "MLproject").read_text() == "name: inner\n"
@@ -67,7 +67,7 @@ def test_a_subdirectory_is_the_project(remote: Remote, fetch: Fetch) -> None:
         fetch(f"{remote.uri}#../..")
 
 
-def test_an_address_reaches_git_as_it_is_written(remote: Remote, fetch: Fetch, cache: Path) -> None:
+def test_address_is_passed_to_git_unchanged(remote: Remote, fetch: Fetch, cache: Path) -> None:
     """``insteadOf`` is compared with what the user wrote."""
     settings = Path(os.environ["GIT_CONFIG_GLOBAL"])
     settings.write_text(f'[url "{remote.root.as_uri()}/"]\n\tinsteadOf = git@nowhere.invalid:team/\n')
@@ -78,7 +78,7 @@ def test_an_address_reaches_git_as_it_is_written(remote: Remote, fetch: Fetch, c
     assert fetch("work:project.git#/sub/").directory.name == "sub"
 
 
-def test_an_address_without_a_user_is_reached_by_ssh(
+def test_address_without_user_uses_ssh(
     remote: Remote, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In place of ssh, which gets the host and git's command for it, a script runs the command in the server's home."""
@@ -94,7 +94,7 @@ def test_an_address_without_a_user_is_reached_by_ssh(
     assert "example.org git-upload-pack 'project.git'" in (tmp_path / "calls").read_text()
 
 
-def test_a_repository_of_another_user_says_how_to_allow_it(
+def test_repository_of_another_user_suggests_safe_directory(
     remote: Remote, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Git's own way to be tested for this without being root.
@@ -115,7 +115,7 @@ def test_versions_over_the_git_protocol(git_daemon: str, remote: Remote, fetch: 
         assert text_of(fetch(git_daemon, version)) == expected
 
 
-def test_a_branch_follows_its_remote(remote: Remote, fetch: Fetch) -> None:
+def test_branch_after_push_follows_remote(remote: Remote, fetch: Fetch) -> None:
     assert text_of(fetch(remote.uri)) == "three"
     commit(remote.work, "four")
     remote.push()
@@ -127,7 +127,7 @@ def test_a_branch_follows_its_remote(remote: Remote, fetch: Fetch) -> None:
     assert text_of(fetch(remote.uri)) == "rewritten"
 
 
-def test_a_commit_in_the_cache_asks_no_network(remote: Remote, fetch: Fetch) -> None:
+def test_cached_commit_uses_no_network(remote: Remote, fetch: Fetch) -> None:
     sha = str(fetch(remote.uri, "light").commit)
     shutil.rmtree(remote.bare)
     (remote.bare / "objects").mkdir(parents=True)
@@ -157,7 +157,7 @@ def test_runs_do_not_see_each_others_files(remote: Remote, fetch: Fetch, cache: 
     assert text_of(second) == "three"
 
 
-def test_a_version_of_a_local_checkout_leaves_it_alone(remote: Remote, fetch: Fetch) -> None:
+def test_version_of_local_checkout_leaves_checkout_unchanged(remote: Remote, fetch: Fetch) -> None:
     (remote.work / "version.txt").write_text("not committed")
     before = sorted(path for path in remote.work.rglob("*"))
     copy = fetch(str(remote.work), "annotated")
@@ -182,18 +182,18 @@ def test_a_version_of_a_local_checkout_leaves_it_alone(remote: Remote, fetch: Fe
         ("refs/heads/*", "is no version"),
     ],
 )
-def test_an_unknown_version_is_refused(version: str, words: str, remote: Remote, fetch: Fetch) -> None:
+def test_unknown_version_raises(version: str, words: str, remote: Remote, fetch: Fetch) -> None:
     with pytest.raises(FetchError, match=words):
         fetch(remote.uri, version)
 
 
-def test_an_empty_repository_is_refused(tmp_path: Path, fetch: Fetch) -> None:
+def test_empty_repository_raises(tmp_path: Path, fetch: Fetch) -> None:
     git(tmp_path, "init", "-q", "--bare", "empty.git")
     with pytest.raises(FetchError, match="has no commit to run"):
         fetch(str(tmp_path / "empty.git"))
 
 
-def test_a_checkout_runs_in_place_unless_git_is_asked_for(remote: Remote, fetch: Fetch) -> None:
+def test_checkout_runs_in_place_unless_git_is_requested(remote: Remote, fetch: Fetch) -> None:
     (remote.work / "version.txt").write_text("not committed")
 
     assert text_of(fetch(remote.work.as_uri())) == "not committed"
@@ -218,7 +218,7 @@ def test_nested_submodules_are_checked_out(remote: Remote, tmp_path: Path, fetch
         assert (copy.directory / "lib/middle/deeper/version.txt").read_text() == "inner"
 
 
-def test_a_submodule_by_a_local_path_needs_git_s_own_permission(remote: Remote, tmp_path: Path, fetch: Fetch) -> None:
+def test_submodule_with_local_path_requires_git_permission(remote: Remote, tmp_path: Path, fetch: Fetch) -> None:
     git(tmp_path, "init", "-q", "-b", "trunk", "other")
     commit(tmp_path / "other", "other")
     git(remote.work, "submodule", "add", "-q", str(tmp_path / "other"), "lib/other")
@@ -231,7 +231,7 @@ def test_a_submodule_by_a_local_path_needs_git_s_own_permission(remote: Remote, 
     assert (fetch(remote.uri).directory / "lib/other/version.txt").read_text() == "other"
 
 
-def test_a_submodule_must_be_trusted_too(
+def test_submodule_from_untrusted_source_raises(
     remote: Remote, tmp_path: Path, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     git(tmp_path, "init", "-q", "-b", "trunk", "other")
@@ -245,7 +245,7 @@ def test_a_submodule_must_be_trusted_too(
         fetch(remote.uri)
 
 
-def test_a_submodule_by_a_transport_that_runs_programs_is_refused(remote: Remote, tmp_path: Path, fetch: Fetch) -> None:
+def test_submodule_with_ext_transport_raises(remote: Remote, tmp_path: Path, fetch: Fetch) -> None:
     (remote.work / ".gitmodules").write_text(
         f'[submodule "x"]\n\tpath = x\n\turl = "ext::sh -c touch% {tmp_path / "pwned"}"\n'
     )
@@ -274,7 +274,7 @@ def test_git_lfs_files_are_fetched(remote: Remote, fetch: Fetch, need_program: C
 # Credentials
 
 
-def test_a_missing_password_names_the_block_to_create(git_http: str, fetch: Fetch, cache: Path) -> None:
+def test_missing_password_names_credentials_block_to_create(git_http: str, fetch: Fetch, cache: Path) -> None:
     with pytest.raises(FetchError, match=r"git-credentials block for the host 127\.0\.0\.1:\d+") as caught:
         fetch(f"{git_http}/project.git")
 
@@ -282,7 +282,7 @@ def test_a_missing_password_names_the_block_to_create(git_http: str, fetch: Fetc
     assert not list((cache / "working-copies").glob("run-*")) if (cache / "working-copies").exists() else True
 
 
-def test_a_wrong_password_is_an_authentication_failure(git_http: str, fetch: Fetch) -> None:
+def test_wrong_password_raises_authentication_error(git_http: str, fetch: Fetch) -> None:
     wrong = git_http.replace("http://", f"http://{USER}:wrong-one@")
     with pytest.raises(FetchError, match="Authentication failed") as caught:
         fetch(f"{wrong}/project.git")
@@ -290,7 +290,7 @@ def test_a_wrong_password_is_an_authentication_failure(git_http: str, fetch: Fet
     assert "wrong-one" not in str(caught.value)
 
 
-def test_a_public_repository_needs_no_password(git_http: str, remote: Remote, fetch: Fetch) -> None:
+def test_public_repository_needs_no_password(git_http: str, remote: Remote, fetch: Fetch) -> None:
     assert text_of(fetch(f"{git_http}/open/project.git", "annotated")) == "two"
 
 
@@ -338,7 +338,7 @@ def test_credentials_for_another_host_are_not_sent(git_http: str, fetch: Fetch) 
         fetch(f"{git_http}/project.git", credentials=lambda url, host: other)
 
 
-def test_the_users_own_credential_helper_works(git_http: str, fetch: Fetch, tmp_path: Path) -> None:
+def test_credential_helper_of_user_is_used(git_http: str, fetch: Fetch, tmp_path: Path) -> None:
     (tmp_path / "gitconfig").write_text(
         f'[credential]\n\thelper = "!f() {{ echo username={USER}; echo password={TOKEN}; }}; f"\n'
     )
@@ -346,7 +346,7 @@ def test_the_users_own_credential_helper_works(git_http: str, fetch: Fetch, tmp_
     assert text_of(fetch(f"{git_http.replace('http://', f'http://{USER}@')}/project.git")) == "three"
 
 
-def test_an_unreachable_server_is_reported(fetch: Fetch) -> None:
+def test_unreachable_server_is_reported(fetch: Fetch) -> None:
     with pytest.raises(FetchError, match=r"Connection refused|Failed to connect|Couldn't connect"):
         fetch("http://127.0.0.1:9/project.git")
     with pytest.raises(FetchError, match=r"onnection refused"):
@@ -384,7 +384,7 @@ def test_eight_processes_at_once(git_http: str, remote: Remote, cache: Path) -> 
     assert list((cache / "working-copies").iterdir()) == []
 
 
-def test_a_killed_fetch_is_repaired_by_the_next(remote: Remote, cache: Path, fetch: Fetch) -> None:
+def test_killed_fetch_is_repaired_by_next_fetch(remote: Remote, cache: Path, fetch: Fetch) -> None:
     # A large file that can't be compressed makes the fetch long enough to be killed in the middle.
     (remote.work / "large.bin").write_bytes(os.urandom(60_000_000))
     commit(remote.work, "large")
@@ -405,7 +405,7 @@ def test_a_killed_fetch_is_repaired_by_the_next(remote: Remote, cache: Path, fet
     assert not list((repository / "objects" / "pack").glob("tmp_*"))
 
 
-def test_a_broken_cache_is_created_again(remote: Remote, cache: Path, fetch: Fetch) -> None:
+def test_broken_cache_is_recreated(remote: Remote, cache: Path, fetch: Fetch) -> None:
     fetch(remote.uri, "light")
     repository = next((cache / "repositories").glob("*.git"))
     (repository / "HEAD").write_text("nonsense\n")
@@ -415,7 +415,7 @@ def test_a_broken_cache_is_created_again(remote: Remote, cache: Path, fetch: Fet
     assert any("is broken and is created again" in line for line in lines)
 
 
-def test_a_fetch_can_be_stopped(remote: Remote, cache: Path) -> None:
+def test_fetch_after_stop_request_is_interrupted(remote: Remote, cache: Path) -> None:
     (remote.work / "large.bin").write_bytes(os.urandom(60_000_000))
     commit(remote.work, "large")
     remote.push()
@@ -440,7 +440,7 @@ def test_a_fetch_can_be_stopped(remote: Remote, cache: Path) -> None:
     assert not list((cache / "working-copies").glob("run-*")) if (cache / "working-copies").exists() else True
 
 
-def test_an_unwritable_cache_is_reported(
+def test_unwritable_cache_is_reported(
     remote: Remote, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -450,9 +450,7 @@ def test_an_unwritable_cache_is_reported(
         fetch(remote.uri)
 
 
-def test_a_missing_git_is_reported(
-    remote: Remote, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_git_is_reported(remote: Remote, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
     with pytest.raises(FetchError, match="The program git was not found"):

@@ -28,7 +28,7 @@ def site(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     server.server_close()
 
 
-def test_an_archive_over_http_is_unpacked(site: tuple[str, Path], cache: Path) -> None:
+def test_zip_archive_over_http_is_unpacked(site: tuple[str, Path], cache: Path) -> None:
     address, folder = site
     with zipfile.ZipFile(folder / "p.zip", "w") as archive:
         archive.writestr("sub/MLproject", "name: zipped")
@@ -43,7 +43,7 @@ def test_an_archive_over_http_is_unpacked(site: tuple[str, Path], cache: Path) -
 
 
 @pytest.mark.parametrize(("name", "words"), [("missing.zip", "no such file"), ("text.zip", "no zip archive")])
-def test_a_missing_or_invalid_archive_is_refused(name: str, words: str, site: tuple[str, Path], cache: Path) -> None:
+def test_missing_or_invalid_archive_is_rejected(name: str, words: str, site: tuple[str, Path], cache: Path) -> None:
     address, folder = site
     (folder / "text.zip").write_text("<html>Sign in</html>")
     with pytest.raises(FetchError, match=words):

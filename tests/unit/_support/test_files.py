@@ -14,7 +14,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_is_replaced_when_the_block_succeeds(tmp_path: Path) -> None:
+def test_replacing_on_success_replaces_file(tmp_path: Path) -> None:
     target = tmp_path / "a" / "file"
     write_atomically(target, "old")
     with replacing(target) as temporary:
@@ -26,7 +26,7 @@ def test_a_file_is_replaced_when_the_block_succeeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda path: path.write_text("new"), lambda path: path.mkdir(), lambda path: None])
-def test_an_error_keeps_the_old_file_and_removes_the_temporary_one(
+def test_replacing_on_error_keeps_old_file_and_removes_temporary(
     make: Callable[[Path], object], tmp_path: Path
 ) -> None:
     target = tmp_path / "file"
@@ -43,7 +43,7 @@ def test_an_error_keeps_the_old_file_and_removes_the_temporary_one(
     assert names(tmp_path) == ["file"]
 
 
-def test_a_folder_is_replaced_atomically(tmp_path: Path) -> None:
+def test_replacing_folder_is_atomic(tmp_path: Path) -> None:
     with replacing(tmp_path / "folder") as temporary:
         temporary.mkdir()
         (temporary / "file").touch()
@@ -64,7 +64,7 @@ def test_without_overwrite_a_file_created_meanwhile_is_kept(tmp_path: Path) -> N
     assert names(tmp_path) == ["file", "other"]
 
 
-def test_a_write_protected_folder_is_removed(tmp_path: Path) -> None:
+def test_remove_tree_removes_write_protected_folder(tmp_path: Path) -> None:
     inner = tmp_path / "outer" / "inner"
     inner.mkdir(parents=True)
     (inner / "file").touch()

@@ -18,7 +18,9 @@ from prefect_mlprojects.types import StopSignal
     ("first_shared", "second_shared", "free"),
     [(False, False, False), (False, True, False), (True, False, False), (True, True, True)],
 )
-def test_only_shared_locks_are_compatible(first_shared: bool, second_shared: bool, free: bool, tmp_path: Path) -> None:
+def test_lock_is_compatible_only_when_both_are_shared(
+    first_shared: bool, second_shared: bool, free: bool, tmp_path: Path
+) -> None:
     first = try_lock(tmp_path / "lock", shared=first_shared)
     assert first is not None
     second = try_lock(tmp_path / "lock", shared=second_shared)
@@ -38,7 +40,7 @@ def test_without_create_a_missing_file_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "lock").exists()
 
 
-def test_a_read_only_file_can_be_locked(tmp_path: Path) -> None:
+def test_read_only_file_is_lockable(tmp_path: Path) -> None:
     (tmp_path / "lock").touch(mode=0o444)
     lock = try_lock(tmp_path / "lock", shared=True)
     assert lock is not None
@@ -55,7 +57,7 @@ time.sleep(1000)
 """
 
 
-def test_a_lock_is_freed_when_its_process_is_killed(tmp_path: Path) -> None:
+def test_lock_of_killed_process_is_released(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None

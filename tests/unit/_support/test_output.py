@@ -23,7 +23,7 @@ def split(chunks: list[bytes], max_characters: int = 200_000) -> list[str]:
     return [line for chunk in chunks for line in splitter.feed(chunk)] + splitter.close()
 
 
-def test_all_line_endings_split_lines() -> None:
+def test_lines_are_split_at_all_line_endings() -> None:
     assert split([b"a\nb\r\nc\rd"]) == ["a", "b", "c", "d"]
     assert split([b"a\r", b"\nb"]) == ["a", "b"]
     assert split([b"a\r", b"b\n"]) == ["a", "b"]
@@ -42,7 +42,7 @@ def test_of_a_progress_bar_one_refresh_a_second_and_the_last_are_kept() -> None:
     assert splitter.close() == ["70 %"]
 
 
-def test_the_tail_of_an_output_has_a_progress_bar_once() -> None:
+def test_tail_keeps_progress_bar_once() -> None:
     class Sink:
         data = b""
 
@@ -69,7 +69,7 @@ def test_invalid_utf_8_and_split_characters_are_decoded() -> None:
     assert split([b"\xff\n\xc3"]) == ["\ufffd", "\ufffd"]
 
 
-def test_a_line_that_is_too_long_is_split() -> None:
+def test_overlong_line_is_split() -> None:
     lines = split([b"x" * 300, b"y" * 900_000, b"\nz\n"], max_characters=1000)
     assert "".join(lines[:-1]) == "x" * 300 + "y" * 900_000
     assert lines[-1] == "z"
@@ -93,7 +93,7 @@ def test_slow_lines_are_separate_records_and_fast_lines_are_joined() -> None:
     assert joiner.deadline() is None
 
 
-def test_a_record_of_both_streams_is_named_output() -> None:
+def test_record_of_both_streams_is_named_output() -> None:
     joiner = RecordJoiner()
     joiner.add("stdout", ["a", "b"], 1.0)
     joiner.add("stderr", ["c"], 1.01)
@@ -125,7 +125,7 @@ def test_records_stay_below_prefect_s_size_limit() -> None:
     assert max(len(record.text.encode()) for record in records) <= MAX_RECORD_BYTES
 
 
-def test_the_tail_keeps_the_last_lines() -> None:
+def test_tail_keeps_last_lines() -> None:
     tail = OutputTail(max_lines=2, max_characters=5)
     for line in ["one", "", "two", "threethree"]:
         tail.add(line)

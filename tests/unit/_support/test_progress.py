@@ -31,7 +31,7 @@ def test_progress_reaches_only_threads_of_its_context() -> None:
 
 
 @pytest.mark.parametrize(("done", "total", "received"), [(5, 4, [1.0]), (-1, 4, [0.0]), (1, 0, []), (0, 3, [0.0])])
-def test_the_fraction_is_between_0_and_1(done: float, total: float, received: list[float]) -> None:
+def test_fraction_is_clamped_between_0_and_1(done: float, total: float, received: list[float]) -> None:
     reported: list[float] = []
     with send_progress_to(lambda _, fraction: reported.append(fraction)):
         report_progress("work", done, total)
@@ -56,7 +56,7 @@ def big_file(tmp_path: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_download_reports_its_progress(big_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_reports_its_progress(big_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_MLPROJECTS_CACHE_DIR", str(tmp_path / "cache"))
     reported: list[tuple[str, float]] = []
     with send_progress_to(lambda what, fraction: reported.append((what, fraction))):

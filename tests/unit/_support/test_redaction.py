@@ -27,11 +27,11 @@ from prefect_mlprojects._support.secrets import Secret, reveal
         ("", ""),
     ],
 )
-def test_only_secrets_of_a_uri_are_redacted(uri: str, masked: str) -> None:
+def test_redact_uri_hides_secrets_only(uri: str, masked: str) -> None:
     assert redact(uri) == masked
 
 
-def test_every_uri_in_a_text_is_redacted() -> None:
+def test_redact_text_covers_every_uri() -> None:
     text = "could not reach 'http://a:one@h/x' nor \"https://b:two@h/y\"; see https://docs.example/page."
 
     masked = redact(text)
@@ -76,12 +76,12 @@ def test_credentials_are_stripped_from_a_repository_url_as_mlflow_strips_them(ur
         ("/plain/path", []),
     ],
 )
-def test_the_secrets_of_a_url_are_found(url: str, found: list[str]) -> None:
+def test_url_secrets_are_found(url: str, found: list[str]) -> None:
     assert [reveal(each) for each in url_secrets(url)] == found
     assert holds_secret(url) == bool(found)
 
 
-def test_a_known_secret_is_redacted_everywhere_in_a_text() -> None:
+def test_redact_known_secret_hides_every_occurrence() -> None:
     text = redact("login me:p@ssw0rd, quoted p%40ssw0rd, line-two", Secret("p@ssw0rd"), Secret("line-one\nline-two"))
     assert text == "login me:***, quoted ***, ***"
     assert redact("connect to h as u with hidden-pw", Secret("postgresql://u:hidden-pw@h/db")) == (

@@ -33,7 +33,7 @@ def test_retry_after_is_respected_up_to_a_minute() -> None:
     assert Backoff().next(retry_after=7000) == 60
 
 
-def test_a_transient_error_is_retried_and_reported() -> None:
+def test_transient_error_is_retried_and_reported() -> None:
     work, seen = Work(2, ConnectionError("away")), list[str]()
     result = retry(
         work,
@@ -45,7 +45,7 @@ def test_a_transient_error_is_retried_and_reported() -> None:
     assert (result, work.calls, seen) == ("done", 3, ["away", "away"])
 
 
-def test_the_last_error_and_a_permanent_error_are_raised() -> None:
+def test_last_error_and_permanent_error_are_raised() -> None:
     work = Work(9, ConnectionError("away"))
     with pytest.raises(ConnectionError):
         retry(work, is_transient=lambda _: True, attempts=2, backoff=Backoff(first=0.001))
@@ -56,7 +56,7 @@ def test_the_last_error_and_a_permanent_error_are_raised() -> None:
     assert work.calls == 1
 
 
-def test_a_stop_request_ends_the_retries() -> None:
+def test_stop_request_ends_retries() -> None:
     stop, work = StopSignal(), Work(9, ConnectionError("away"))
     threading.Timer(0.05, lambda: stop.request("test")).start()
     with pytest.raises(ConnectionError):

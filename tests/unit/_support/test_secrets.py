@@ -30,7 +30,7 @@ class Login(BaseModel):
     password: Secret | None = None
 
 
-def test_a_secret_is_not_shown_in_text() -> None:
+def test_secret_is_hidden_in_text() -> None:
     secret = Secret(MARKER)
     shown = [repr(secret), str(secret), f"{secret}", f"{[secret]}", f"{secret!r:>30}"]
     assert not any(MARKER in each for each in shown)
@@ -41,7 +41,7 @@ def test_a_secret_is_not_shown_in_text() -> None:
     assert not Secret("")
 
 
-def test_a_secret_can_not_be_pickled_or_serialised_as_json() -> None:
+def test_secret_refuses_pickle_and_json() -> None:
     with pytest.raises(TypeError, match="pickled"):
         pickle.dumps(Secret(MARKER))
     with pytest.raises(TypeError):
@@ -49,7 +49,7 @@ def test_a_secret_can_not_be_pickled_or_serialised_as_json() -> None:
 
 
 @pytest.mark.parametrize("given", [MARKER, SecretStr(MARKER), Secret(MARKER)])
-def test_a_model_accepts_a_secret_and_refuses_to_serialise_it(given: Any) -> None:
+def test_model_accepts_secret_and_refuses_to_serialise_it(given: Any) -> None:
     login = Login(user="me", password=given)
     assert login.password == Secret(MARKER)
     assert MARKER not in repr(login)
@@ -60,13 +60,13 @@ def test_a_model_accepts_a_secret_and_refuses_to_serialise_it(given: Any) -> Non
         login.model_dump(mode="json")
 
 
-def test_a_model_s_error_does_not_quote_the_secret() -> None:
+def test_model_error_does_not_quote_secret() -> None:
     with pytest.raises(ValidationError) as error:
         Login.model_validate({"user": "me", "password": [MARKER]})
     assert MARKER not in str(error.value)
 
 
-def test_a_model_without_its_secret_can_be_serialised() -> None:
+def test_model_without_secret_is_serialised() -> None:
     assert json.loads(Login(user="me").model_dump_json()) == {"user": "me", "password": None}
     assert Login.model_json_schema()["properties"]["password"]["anyOf"][0]["format"] == "password"
 

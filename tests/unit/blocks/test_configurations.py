@@ -19,12 +19,12 @@ def test_literal_secrets_of_a_databricks_configuration_are_kept_as_secrets() -> 
     assert "secrets.*" in block.model_json_schema()["secret_fields"]
 
 
-def test_a_databricks_configuration_without_secrets_stays_as_it_is() -> None:
+def test_databricks_config_without_secrets_is_unchanged() -> None:
     reference = {"spark_env_vars": {"API_KEY": "{{secrets/scope/key}}"}}
     block = DatabricksBackendBlock(config={"new_cluster": reference, "credentials": "prod"})
     assert (block.config, block.secrets) == ({"new_cluster": reference, "credentials": "prod"}, None)
 
 
-def test_the_credentials_of_a_block_leave_out_empty_fields() -> None:
+def test_block_credentials_omit_empty_fields() -> None:
     block = KubernetesCluster(host="https://x", token=SecretStr("hunter2"), context="")
     assert block.get_credentials() == {"host": "https://x", "token": "hunter2", "verify-tls": True}

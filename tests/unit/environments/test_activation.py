@@ -8,12 +8,12 @@ from prefect_mlprojects.environments.activation import activated_variables, loca
 LOCATION = Path("/cache/environments/abc/1")
 
 
-def test_the_environment_is_first_on_path_and_named() -> None:
+def test_activation_prepends_path_and_sets_virtual_env() -> None:
     variables = activated_variables({"PATH": "/usr/bin:/bin", "HOME": "/home/u"}, LOCATION)
     assert variables == {"PATH": f"{LOCATION}/bin:/usr/bin:/bin", "VIRTUAL_ENV": str(LOCATION), "HOME": "/home/u"}
 
 
-def test_nothing_of_our_own_environment_is_left(tmp_path: Path) -> None:
+def test_activation_removes_variables_of_own_environment(tmp_path: Path) -> None:
     own, active = tmp_path / "own", tmp_path / "active"
     for prefix in (own, active):
         (prefix / "bin").mkdir(parents=True)

@@ -49,7 +49,7 @@ def token() -> Iterator[str]:
     release_pin(name)
 
 
-def test_an_environment_is_there_only_when_it_is_complete(cache: EnvironmentCache) -> None:
+def test_environment_is_found_only_after_completion(cache: EnvironmentCache) -> None:
     assert cache.find(KEY) is None
     assert cache.next_location(KEY) == cache.folder / KEY / "1"
     with cache.lock(KEY, "uv", lambda line: None, StopSignal()):
@@ -63,7 +63,7 @@ def test_an_environment_is_there_only_when_it_is_complete(cache: EnvironmentCach
     assert written.size >= 10_000
 
 
-def test_an_environment_whose_python_is_gone_is_not_there(cache: EnvironmentCache, tmp_path: Path) -> None:
+def test_environment_with_missing_python_is_not_found(cache: EnvironmentCache, tmp_path: Path) -> None:
     python = cache.location(build(cache)) / "bin" / "python"
     python.unlink()
     python.symlink_to(tmp_path / "uninstalled")
@@ -74,33 +74,33 @@ def test_an_environment_whose_python_is_gone_is_not_there(cache: EnvironmentCach
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}', '{"format": 99, "key": "x"}'])
-def test_a_spoilt_record_means_no_environment(cache: EnvironmentCache, text: str) -> None:
+def test_corrupt_record_is_ignored(cache: EnvironmentCache, text: str) -> None:
     build(cache)
     (cache.folder / KEY / "environment.json").write_text(text)
     assert cache.find(KEY) is None
 
 
-def test_a_record_that_was_copied_to_another_key_is_not_believed(cache: EnvironmentCache) -> None:
+def test_record_under_another_key_is_ignored(cache: EnvironmentCache) -> None:
     build(cache)
     (cache.folder / KEY).rename(cache.folder / ("f" * 32))
     assert cache.find("f" * 32) is None
 
 
-def test_a_record_with_fields_of_a_later_version_is_not_an_error(cache: EnvironmentCache) -> None:
+def test_record_with_unknown_fields_is_ignored(cache: EnvironmentCache) -> None:
     build(cache)
     path = cache.folder / KEY / "environment.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "new": 1}))
     assert cache.find(KEY) is None
 
 
-def test_what_a_dead_build_left_is_removed_and_its_folder_not_used_again(cache: EnvironmentCache) -> None:
+def test_orphan_build_is_removed_and_its_number_not_reused(cache: EnvironmentCache) -> None:
     fill(cache.folder / KEY / "1")
     done = build(cache)
     assert done.build == 2
     assert [entry.name for entry in (cache.folder / KEY).iterdir() if entry.is_dir()] == ["2"]
 
 
-def test_a_failed_build_leaves_nothing(cache: EnvironmentCache) -> None:
+def test_abandoned_build_leaves_no_files(cache: EnvironmentCache) -> None:
     with cache.lock(KEY, "uv", lambda line: None, StopSignal()):
         location = cache.begin(KEY)
         fill(location)
@@ -108,7 +108,7 @@ def test_a_failed_build_leaves_nothing(cache: EnvironmentCache) -> None:
     assert cache.list_keys() == ()
 
 
-def test_a_new_build_leaves_the_old_one_to_those_who_use_it(cache: EnvironmentCache, token: str) -> None:
+def test_rebuild_keeps_old_build_while_in_use(cache: EnvironmentCache, token: str) -> None:
     old = build(cache)
     assert cache.use(KEY, token) == old
     new = build(cache)
@@ -121,7 +121,7 @@ def test_a_new_build_leaves_the_old_one_to_those_who_use_it(cache: EnvironmentCa
     assert not cache.location(new).exists()
 
 
-def test_one_in_use_is_not_removed_and_one_released_is(cache: EnvironmentCache, token: str) -> None:
+def test_environment_is_removed_only_after_last_release(cache: EnvironmentCache, token: str) -> None:
     build(cache)
     assert cache.use(KEY, token) is not None
     assert cache.use(KEY, token + "2") is not None
@@ -138,7 +138,7 @@ def test_one_in_use_is_not_removed_and_one_released_is(cache: EnvironmentCache, 
     assert cache.list_keys() == ()
 
 
-def test_one_that_is_removed_while_it_is_taken_is_not_there(cache: EnvironmentCache, token: str) -> None:
+def test_environment_removed_during_use_is_not_found(cache: EnvironmentCache, token: str) -> None:
     build(cache)
     found: list[EnvironmentRecord | None] = []
     thread = threading.Thread(target=lambda: found.append(cache.use(KEY, token)))
@@ -163,7 +163,7 @@ sys.stdin.read()
 """
 
 
-def test_a_process_that_is_killed_lets_go(cache: EnvironmentCache) -> None:
+def test_killed_process_releases_environment(cache: EnvironmentCache) -> None:
     build(cache)
     command = [sys.executable, "-c", USER, str(cache.root), KEY]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -187,7 +187,7 @@ def test_use_is_remembered(cache: EnvironmentCache, token: str) -> None:
     assert cache.last_used("f" * 32) is None
 
 
-def test_those_who_wait_are_told_and_take_their_turn(cache: EnvironmentCache) -> None:
+def test_lock_waiter_reports_and_acquires_after_release(cache: EnvironmentCache) -> None:
     order: list[str] = []
     told = threading.Event()
 
@@ -219,7 +219,7 @@ def test_waiting_ends_when_it_is_stopped(cache: EnvironmentCache) -> None:
 
 
 @pytest.mark.parametrize("where", ["file", "file/below"])
-def test_a_cache_that_cannot_be_written_is_named_with_its_setting(tmp_path: Path, where: str) -> None:
+def test_unwritable_cache_error_names_folder_and_setting(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").touch()
     cache = EnvironmentCache(tmp_path / where)
     with pytest.raises(EnvironmentBuildError) as caught, cache.lock(KEY, "uv", lambda line: None, StopSignal()):
@@ -231,7 +231,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_setting(tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_called_so(tmp_path: Path, number: int) -> None:
+def test_full_disk_error_suggests_env_prune(tmp_path: Path, number: int) -> None:
     with (
         pytest.raises(EnvironmentBuildError, match=r"The disk is full.*mlprojects env prune") as caught,
         cache_errors(tmp_path, "uv"),

@@ -47,7 +47,7 @@ def project(environment: ProjectEnvironment) -> Project:
         (DOCKER, "conda", "local"),
     ],
 )
-def test_the_manager_follows_from_the_environment_unless_one_is_asked_for(
+def test_manager_is_chosen_from_request_and_environment(
     environment: ProjectEnvironment, requested: str | None, expected: str
 ) -> None:
     assert choose_manager(project(environment), requested) == expected
@@ -76,7 +76,7 @@ def test_inherited_manager_counts_where_it_fits(
 
 @pytest.mark.parametrize("requested", ["UV", "poetry", "", "uv "])
 @pytest.mark.parametrize("environment", [PYTHON, DOCKER])
-def test_an_unknown_manager_lists_the_four(environment: ProjectEnvironment, requested: str) -> None:
+def test_unknown_manager_error_lists_known_managers(environment: ProjectEnvironment, requested: str) -> None:
     with pytest.raises(EnvironmentBuildError) as caught:
         choose_manager(project(environment), requested)
     assert "local, virtualenv, uv, conda" in str(caught.value)
@@ -84,12 +84,12 @@ def test_an_unknown_manager_lists_the_four(environment: ProjectEnvironment, requ
     assert pickle.loads(pickle.dumps(caught.value)).manager == requested
 
 
-def test_a_misspelt_manager_gets_the_nearest() -> None:
+def test_misspelt_manager_error_suggests_nearest_name() -> None:
     with pytest.raises(EnvironmentBuildError, match="Did you mean 'virtualenv'"):
         choose_manager(project(PYTHON), "virtual-env")
 
 
-def test_a_lock_counts_only_beside_a_pyproject_and_without_an_environment_file(tmp_path: Path) -> None:
+def test_uv_lock_requires_pyproject_and_no_environment_file(tmp_path: Path) -> None:
     bare = Project(tmp_path, None, None, {}, NONE)
     assert uv_lock_of(bare) is None
     (tmp_path / "uv.lock").touch()
@@ -135,7 +135,7 @@ CONDA_FILE = "dependencies:\n  - numpy=1.26\n  - pip:\n    - pywin32; sys_platfo
         ),
     ],
 )
-def test_a_missing_module_gets_advice(
+def test_missing_module_produces_advice(
     make_project: Callable[..., Project], files: dict[str, str], kind: str, module: str, advice: str
 ) -> None:
     project = make_project(files)
@@ -144,7 +144,7 @@ def test_a_missing_module_gets_advice(
     assert missing_module_advice(project, kind, ["ValueError: No module named 'x'", "the end"]) == ""
 
 
-def test_the_advice_for_a_temporary_working_copy_names_the_file_in_the_project(
+def test_missing_module_in_temporary_copy_names_relative_file(
     make_project: Callable[..., Project],
 ) -> None:
     project = replace(make_project({"python_env.yaml": "dependencies: [six]\n"}), temporary=True)

@@ -23,7 +23,7 @@ def prepare(project: Any) -> Any:
     return manager.prepare(project, manager.plan(project), print, StopSignal())
 
 
-def test_the_callers_environment_is_used_as_it_is(
+def test_caller_environment_is_used_unchanged(
     make_project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = executable(tmp_path / "bin")
@@ -39,7 +39,7 @@ def test_the_callers_environment_is_used_as_it_is(
     release_environment(environment)
 
 
-def test_another_python_than_ours_is_pointed_out(
+def test_python_outside_current_environment_warns(
     make_project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = executable(tmp_path / "bin")

@@ -54,12 +54,12 @@ ALL = (NEW, OLD, IDLE, BUSY)
         ({"unused": timedelta(days=3), "max_size": 85}, ["idle", "old"]),
     ],
 )
-def test_what_is_chosen(arguments: dict[str, object], expected: list[str]) -> None:
+def test_prune_criteria_select_matching_environments(arguments: dict[str, object], expected: list[str]) -> None:
     chosen = select_environments(ALL, 10 * DAY, **arguments)  # type: ignore[arg-type]  # a table of keyword arguments
     assert [found.key for found in chosen] == expected
 
 
-def test_an_incomplete_one_always_goes() -> None:
+def test_incomplete_environment_is_always_selected() -> None:
     assert select_environments([replace(NEW, complete=False)], 10 * DAY) == (replace(NEW, complete=False),)
 
 
@@ -80,7 +80,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     release_pin("here")
 
 
-def test_an_empty_cache_lists_nothing_and_is_not_made(root: Path) -> None:
+def test_empty_cache_lists_nothing_and_is_not_created(root: Path) -> None:
     assert list_environments() == ()
     assert prune_environments(everything=True).removed == ()
     assert not root.exists()
@@ -131,7 +131,7 @@ def test_write_protected_folders_go_too(root: Path) -> None:
     assert [entry.name for entry in (root / "environments").iterdir()] == [".locks"]
 
 
-def test_one_is_found_by_the_beginning_of_its_key(root: Path) -> None:
+def test_environment_is_found_by_unique_key_prefix(root: Path) -> None:
     make(root, "ab" * 16, 1000.0)
     make(root, "ac" * 16, 1000.0)
     assert find_environment("ab").key == "ab" * 16
@@ -140,7 +140,7 @@ def test_one_is_found_by_the_beginning_of_its_key(root: Path) -> None:
             find_environment(prefix)
 
 
-def test_a_record_is_plain_json(root: Path) -> None:
+def test_environment_record_is_plain_json(root: Path) -> None:
     make(root, "ab" * 16, 1000.0)
     data = json.loads((root / "environments" / ("ab" * 16) / "environment.json").read_text())
     assert (data["format"], data["build"], data["manager"]) == (1, 1, "uv")

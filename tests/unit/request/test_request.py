@@ -52,7 +52,7 @@ def test_deploy_has_every_option_with_its_default() -> None:
     assert {name: written[name] for name in OPTIONS} == {name: option.default for name, option in OPTIONS.items()}
 
 
-def test_the_flow_has_every_option_with_its_default_and_help() -> None:
+def test_flow_parameters_match_options() -> None:
     written = defaults(run_project.fn)
     described = {name: facts["description"] for name, facts in run_project.parameters.properties.items()}
 
@@ -62,7 +62,7 @@ def test_the_flow_has_every_option_with_its_default_and_help() -> None:
 
 
 @pytest.mark.parametrize("command", [run_command, deploy_command])
-def test_the_command_line_has_every_option(command: click.Command) -> None:
+def test_command_line_has_every_option(command: click.Command) -> None:
     found = {each.name: each for each in command.params}
 
     for name, option in OPTIONS.items():
@@ -71,7 +71,7 @@ def test_the_command_line_has_every_option(command: click.Command) -> None:
             assert (getattr(found[name], "help", "") or "").startswith(option.help)
 
 
-def test_the_command_line_has_the_names_of_mlflow_run() -> None:
+def test_command_line_accepts_mlflow_run_flags() -> None:
     from mlflow import cli
 
     ours = {flag for option in OPTIONS.values() for flag in option.flags}
@@ -79,7 +79,7 @@ def test_the_command_line_has_the_names_of_mlflow_run() -> None:
     assert theirs - ours <= {"--skip-image-build"}
 
 
-def test_a_form_has_a_field_for_each_option_and_lists_closed_sets_of_values(tmp_path: Path) -> None:
+def test_deployment_form_has_every_option_and_lists_choices(tmp_path: Path) -> None:
     (tmp_path / "MLproject").write_text("entry_points: {main: {command: 'true'}}\n")
     fields = deployment_schema("/p", find_entry_point(load_project(tmp_path), "main"))["properties"]
 
@@ -90,7 +90,7 @@ def test_a_form_has_a_field_for_each_option_and_lists_closed_sets_of_values(tmp_
         assert fields[option.name]["description"] == option.help
 
 
-def test_the_documentation_lists_every_option() -> None:
+def test_documentation_lists_every_option() -> None:
     page = (Path(__file__).parents[3] / "docs" / "running.md").read_text()
 
     for option in (*OPTIONS.values(), *CALL_OPTIONS.values()):
@@ -99,7 +99,7 @@ def test_the_documentation_lists_every_option() -> None:
         assert f"| `{option.name}` |{shown}| {option.help} |" in page
 
 
-def test_a_project_block_describes_its_options() -> None:
+def test_project_block_schema_describes_options() -> None:
     from prefect_mlprojects.blocks import MLflowProject
 
     fields = MLflowProject.model_json_schema()["properties"]["options"]["properties"]
@@ -108,7 +108,7 @@ def test_a_project_block_describes_its_options() -> None:
     assert fields["env_manager"]["enum"] == ["local", "virtualenv", "uv", "conda"]
 
 
-def test_the_options_of_a_project_block_are_defaults() -> None:
+def test_project_block_options_act_as_defaults() -> None:
     project = {"uri": "/p", "version": "v1", "options": {"timeout": 5.0, "retries": 2, "env_manager": "uv"}}
     request = RunRequest("block://p", env_manager="local", retries=1).with_project(project)
 
@@ -148,7 +148,7 @@ def test_values_out_of_bounds_are_refused(arguments: dict[str, Any], message: st
         (f"https://example.com/p.zip?token={SECRET}", "https://example.com/p.zip?token=***"),
     ],
 )
-def test_a_secret_in_the_uri_stays_out_of_the_request(uri: str, stored: str) -> None:
+def test_uri_secret_is_kept_out_of_request(uri: str, stored: str) -> None:
     request, secrets = make_request({"uri": uri})
 
     assert request.uri == stored
@@ -158,7 +158,7 @@ def test_a_secret_in_the_uri_stays_out_of_the_request(uri: str, stored: str) -> 
 
 
 @pytest.mark.parametrize("uri", ["git@example.com:o/r", "ssh://git@example.com/o/r", "https://example.com/o/r", "/p@q"])
-def test_a_uri_without_a_secret_is_stored_as_it_is(uri: str) -> None:
+def test_uri_without_secret_is_stored_unchanged(uri: str) -> None:
     request, secrets = make_request({"uri": uri})
 
     assert (request.uri, secrets.uri) == (uri, None)
@@ -175,13 +175,13 @@ def _serve(uri: str) -> object:
 
 
 @pytest.mark.parametrize("entrance", [_deploy, _serve])
-def test_a_secret_in_the_uri_of_a_deployment_is_refused(entrance: Callable[[str], object]) -> None:
+def test_deployment_uri_with_secret_is_rejected(entrance: Callable[[str], object]) -> None:
     with pytest.raises(ParameterError, match=r"git-credentials block.*'https://example.com/o/r'") as caught:
         entrance(f"https://ci:{SECRET}@example.com/o/r")
     assert SECRET not in str(caught.value)
 
 
-def test_a_secret_in_the_uri_of_a_project_block_is_refused() -> None:
+def test_project_block_uri_with_secret_is_rejected() -> None:
     from prefect_mlprojects.blocks import MLflowProject
 
     with pytest.raises(ValueError, match="git-credentials block") as caught:

@@ -34,10 +34,10 @@ from prefect_mlprojects.runs.handles import run_status
         (None, "RUNNING"),
     ],
 )
-def test_a_state_maps_to_a_run_status(state: Any, status: str) -> None:
+def test_state_maps_to_run_status(state: Any, status: str) -> None:
     assert run_status(state) == status
 
 
-def test_every_final_state_type_is_mapped() -> None:
+def test_final_state_types_are_all_mapped() -> None:
     final = {kind for kind in StateType if run_status(State(type=kind)) != "RUNNING"}
     assert final == {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED}

@@ -22,7 +22,7 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_absolute_folder_runs_in_place(project: Path) -> None:
+def test_absolute_folder_runs_in_place(project: Path) -> None:
     copy = fetched(str(project))
 
     assert copy == WorkingCopy(directory=project, uri=str(project), kind="local", source_name=str(project))
@@ -31,7 +31,7 @@ def test_an_absolute_folder_runs_in_place(project: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["project", "./project", "project/", "./sub/../project", "'project'", " project "])
-def test_a_relative_folder_is_relative_to_the_base(project: Path, uri: str) -> None:
+def test_relative_folder_resolves_against_base(project: Path, uri: str) -> None:
     assert fetched(uri, base=project.parent).directory == project
 
 
@@ -42,13 +42,13 @@ def test_without_a_base_the_working_directory_counts(project: Path, monkeypatch:
     assert fetched("sub").directory == project / "sub"
 
 
-def test_a_tilde_is_the_home_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_expands_to_home_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(project.parent))
 
     assert fetched("~/project").directory == project
 
 
-def test_a_file_uri_is_decoded(tmp_path: Path) -> None:
+def test_file_uri_is_percent_decoded(tmp_path: Path) -> None:
     folder = tmp_path / "with space#and?more"
     folder.mkdir()
 
@@ -56,7 +56,7 @@ def test_a_file_uri_is_decoded(tmp_path: Path) -> None:
     assert fetched(f"file://localhost{tmp_path}").directory == tmp_path
 
 
-def test_a_symbolic_link_keeps_its_name(project: Path) -> None:
+def test_symbolic_link_is_not_resolved(project: Path) -> None:
     link = project.parent / "link"
     link.symlink_to(project)
 
@@ -64,18 +64,18 @@ def test_a_symbolic_link_keeps_its_name(project: Path) -> None:
 
 
 @pytest.mark.parametrize("subdirectory", ["sub", "sub/deep", "sub/deep/", "./sub", "/sub", "/sub/deep/"])
-def test_a_subdirectory_is_applied(project: Path, subdirectory: str) -> None:
+def test_subdirectory_fragment_selects_subfolder(project: Path, subdirectory: str) -> None:
     expected = project / subdirectory.strip("/")
 
     assert fetched(f"{project}#{subdirectory}").directory == expected
     assert fetched(f"{project.as_uri()}#{subdirectory}").directory == expected
 
 
-def test_an_empty_subdirectory_is_the_folder_itself(project: Path) -> None:
+def test_empty_subdirectory_selects_project_folder(project: Path) -> None:
     assert fetched(f"{project}#").directory == project
 
 
-def test_a_folder_with_a_hash_in_its_name_is_found(tmp_path: Path) -> None:
+def test_folder_name_with_hash_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "c#sharp"
     (folder / "sub").mkdir(parents=True)
 
@@ -83,38 +83,38 @@ def test_a_folder_with_a_hash_in_its_name_is_found(tmp_path: Path) -> None:
     assert fetched(f"{folder}#sub").directory == folder / "sub"
 
 
-def test_a_subdirectory_wins_over_a_folder_with_a_hash_in_its_name(project: Path) -> None:
+def test_subdirectory_takes_precedence_over_hash_in_folder_name(project: Path) -> None:
     project.with_name("project#sub").mkdir()
 
     assert fetched(f"{project}#sub").directory == project / "sub"
 
 
 @pytest.mark.parametrize("subdirectory", ["..", "../..", "sub/../..", "../project"])
-def test_a_subdirectory_can_not_lead_out_of_the_project(project: Path, subdirectory: str) -> None:
+def test_subdirectory_outside_project_is_rejected(project: Path, subdirectory: str) -> None:
     with pytest.raises(FetchError, match="leads out of the project"):
         detect_source(f"{project}#{subdirectory}")
 
 
-def test_a_subdirectory_can_not_lead_out_through_a_link(project: Path) -> None:
+def test_subdirectory_symlink_outside_project_is_rejected(project: Path) -> None:
     (project / "link").symlink_to("/")
 
     with pytest.raises(FetchError, match="leads out of the project"):
         detect_source(f"{project}#link")
 
 
-def test_a_missing_subdirectory_names_the_nearest(project: Path) -> None:
+def test_missing_subdirectory_error_suggests_closest_name(project: Path) -> None:
     with pytest.raises(FetchError, match=r"'sbu'.*does not exist.*Did you mean '.*/project/sub'\?"):
         detect_source(f"{project}#sbu")
 
 
-def test_a_subdirectory_that_is_a_file_says_so(project: Path) -> None:
+def test_subdirectory_pointing_to_file_is_rejected(project: Path) -> None:
     (project / "main.py").touch()
 
     with pytest.raises(FetchError, match="is a file, not a folder"):
         detect_source(f"{project}#main.py")
 
 
-def test_a_missing_folder_names_the_nearest_sibling(project: Path) -> None:
+def test_missing_folder_error_suggests_closest_sibling(project: Path) -> None:
     wrong = project.with_name("projcet")
 
     with pytest.raises(FetchError) as caught:
@@ -124,12 +124,12 @@ def test_a_missing_folder_names_the_nearest_sibling(project: Path) -> None:
     assert str(caught.value) == f"The project folder '{wrong}' does not exist. Did you mean '{project}'?"
 
 
-def test_a_folder_whose_parents_are_missing_names_the_last_existing_one(tmp_path: Path) -> None:
+def test_missing_parents_error_names_deepest_existing_folder(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=rf"only '{tmp_path}' exists"):
         detect_source(str(tmp_path / "a" / "b" / "c"))
 
 
-def test_a_file_is_refused_as_a_project_folder(project: Path) -> None:
+def test_file_as_project_folder_is_rejected(project: Path) -> None:
     file = project / "MLproject"
     file.touch()
 
@@ -138,12 +138,12 @@ def test_a_file_is_refused_as_a_project_folder(project: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["", "  ", "''", "a\0b"])
-def test_an_empty_or_invalid_path_is_refused(uri: str) -> None:
+def test_empty_or_invalid_path_is_rejected(uri: str) -> None:
     with pytest.raises(FetchError, match="Give a local folder"):
         detect_source(uri)
 
 
-def test_a_very_long_name_is_refused_like_any_missing_folder() -> None:
+def test_overlong_folder_name_is_reported_as_missing() -> None:
     with pytest.raises(FetchError, match="does not exist"):
         detect_source("x" * 5000)
 
@@ -168,7 +168,7 @@ def test_a_very_long_name_is_refused_like_any_missing_folder() -> None:
         ("https://me:secret@example.com/o/r", "https://example.com/o/r", ""),
     ],
 )
-def test_a_remote_git_address_is_parsed(uri: str, url: str, subdirectory: str, tmp_path: Path) -> None:
+def test_remote_git_address_is_parsed(uri: str, url: str, subdirectory: str, tmp_path: Path) -> None:
     source = detect_source(uri, "v1", base=tmp_path)
 
     assert isinstance(source, GitSource)
@@ -178,7 +178,7 @@ def test_a_remote_git_address_is_parsed(uri: str, url: str, subdirectory: str, t
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/project.zip", "https://example.com/project.zip?x=1#sub"])
-def test_a_remote_zip_archive_is_detected(uri: str, tmp_path: Path) -> None:
+def test_remote_zip_archive_is_detected(uri: str, tmp_path: Path) -> None:
     source = detect_source(uri, base=tmp_path)
 
     assert isinstance(source, ZipSource)
@@ -204,7 +204,7 @@ def test_a_remote_zip_archive_is_detected(uri: str, tmp_path: Path) -> None:
         ("https://example.com:port/o/r", "is no URL"),
     ],
 )
-def test_an_unaccepted_uri_lists_the_accepted_forms(uri: str, words: str, tmp_path: Path) -> None:
+def test_unsupported_uri_is_rejected_with_reason(uri: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=words) as caught:
         detect_source(uri, base=tmp_path)
 
@@ -212,12 +212,12 @@ def test_an_unaccepted_uri_lists_the_accepted_forms(uri: str, words: str, tmp_pa
 
 
 @pytest.mark.parametrize("version", ["--upload-pack=touch", "-x", "a b", "a\nb"])
-def test_a_version_that_looks_like_an_option_is_refused(version: str, tmp_path: Path) -> None:
+def test_invalid_version_is_rejected(version: str, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="is no version"):
         detect_source("https://example.com/o/r", version, base=tmp_path)
 
 
-def test_a_password_in_a_uri_is_separated_and_redacted() -> None:
+def test_uri_password_is_extracted_and_redacted() -> None:
     source = detect_source("https://me:hunter2@example.com/o/r")
 
     assert isinstance(source, GitSource)
@@ -245,7 +245,7 @@ def test_a_password_in_a_uri_is_separated_and_redacted() -> None:
         ("file://PROJECT", "PROJECT/*", False),
     ],
 )
-def test_only_trusted_sources_run_if_the_setting_names_any(
+def test_trusted_sources_setting_rejects_other_sources(
     uri: str, patterns: str, trusted: bool, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, patterns = uri.replace("PROJECT", str(project)), patterns.replace("PROJECT", str(project))
@@ -258,7 +258,7 @@ def test_only_trusted_sources_run_if_the_setting_names_any(
             detect_source(uri)
 
 
-def test_a_local_folder_wins_over_a_git_address_of_the_same_text(tmp_path: Path) -> None:
+def test_local_folder_takes_precedence_over_git_address(tmp_path: Path) -> None:
     folder = tmp_path / "host:project"
     (folder / "sub").mkdir(parents=True)
 
@@ -266,23 +266,23 @@ def test_a_local_folder_wins_over_a_git_address_of_the_same_text(tmp_path: Path)
     assert fetched("host:project#sub", base=tmp_path).directory == folder / "sub"
 
 
-def test_a_leading_slash_of_a_subdirectory_is_not_the_root(project: Path) -> None:
+def test_subdirectory_leading_slash_is_relative_to_project(project: Path) -> None:
     with pytest.raises(FetchError, match=r"'etc'.*does not exist"):
         detect_source(f"{project}#/etc")
 
 
-def test_a_file_uri_of_another_machine_is_refused() -> None:
+def test_file_uri_with_remote_host_is_rejected() -> None:
     with pytest.raises(FetchError, match="names another machine"):
         detect_source("file://elsewhere/project")
 
 
-def test_a_version_of_a_folder_is_an_error(project: Path) -> None:
+def test_version_of_local_folder_is_rejected(project: Path) -> None:
     with pytest.raises(FetchError, match=r"A version \('v1'\) can only be asked of a git project"):
         detect_source(str(project), "v1")
     assert detect_source(str(project), "").kind == "local"
 
 
-def test_a_deleted_working_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleted_working_directory_raises_fetch_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -292,7 +292,7 @@ def test_a_deleted_working_directory_is_named(tmp_path: Path, monkeypatch: pytes
         detect_source(".")
 
 
-def test_a_folder_that_vanishes_before_the_fetch_is_an_error(project: Path) -> None:
+def test_folder_deleted_before_fetch_raises_fetch_error(project: Path) -> None:
     source = detect_source(f"{project}#sub/deep")
     (project / "sub" / "deep").rmdir()
 
@@ -300,7 +300,7 @@ def test_a_folder_that_vanishes_before_the_fetch_is_an_error(project: Path) -> N
         source.fetch(StopSignal(), lambda line: None)
 
 
-def test_a_stopped_fetch_does_nothing(project: Path) -> None:
+def test_fetch_after_stop_request_raises_fetch_error(project: Path) -> None:
     stop = StopSignal()
     stop.request("enough")
 

@@ -101,7 +101,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return folder / "downloads"
 
 
-def test_a_file_keeps_its_name_and_bytes(memory: Any, tmp_path: Path) -> None:
+def test_file_download_keeps_name_and_bytes(memory: Any, tmp_path: Path) -> None:
     memory.pipe("/bucket/data.csv", b"a,b\r\n\0\xff")
 
     file = fetch("memory://bucket/data.csv", tmp_path)
@@ -112,7 +112,7 @@ def test_a_file_keeps_its_name_and_bytes(memory: Any, tmp_path: Path) -> None:
     assert file.is_relative_to(tmp_path)
 
 
-def test_a_folder_keeps_its_tree(memory: Any, tmp_path: Path) -> None:
+def test_folder_download_keeps_tree(memory: Any, tmp_path: Path) -> None:
     memory.pipe({"/bucket/set/a.txt": b"1", "/bucket/set/deep/er/b.txt": b"2", "/bucket/settle": b"not this"})
 
     folder = fetch("memory://bucket/set", tmp_path)
@@ -122,7 +122,7 @@ def test_a_folder_keeps_its_tree(memory: Any, tmp_path: Path) -> None:
     assert files == {"a.txt": b"1", "deep/er/b.txt": b"2"}
 
 
-def test_two_downloads_of_the_same_name_get_separate_folders(memory: Any, tmp_path: Path) -> None:
+def test_downloads_with_same_name_get_separate_folders(memory: Any, tmp_path: Path) -> None:
     memory.pipe({"/one/data.csv": b"1", "/two/data.csv": b"2"})
 
     first, second = fetch("memory://one/data.csv", tmp_path), fetch("memory://two/data.csv", tmp_path)
@@ -130,7 +130,7 @@ def test_two_downloads_of_the_same_name_get_separate_folders(memory: Any, tmp_pa
     assert (first.read_bytes(), second.read_bytes()) == (b"1", b"2")
 
 
-def test_a_local_file_uri_is_copied(tmp_path: Path) -> None:
+def test_local_file_uri_is_copied(tmp_path: Path) -> None:
     source = tmp_path / "with space.txt"
     source.write_text("x")
 
@@ -140,7 +140,7 @@ def test_a_local_file_uri_is_copied(tmp_path: Path) -> None:
     assert file != source
 
 
-def test_a_file_over_http_is_downloaded(web: WebServer, tmp_path: Path) -> None:
+def test_http_file_is_downloaded(web: WebServer, tmp_path: Path) -> None:
     web.answers["/d/data.csv"] = [(200, b"x" * 100_000, None)]
 
     file = fetch(web.url("/d/data.csv?token=abc"), tmp_path)
@@ -149,7 +149,7 @@ def test_a_file_over_http_is_downloaded(web: WebServer, tmp_path: Path) -> None:
     assert file.read_bytes() == b"x" * 100_000
 
 
-def test_a_server_error_is_retried(web: WebServer, tmp_path: Path) -> None:
+def test_server_error_is_retried(web: WebServer, tmp_path: Path) -> None:
     web.answers["/data.csv"] = [(503, b"busy", None), (200, b"good", None)]
     lines: list[str] = []
 
@@ -159,7 +159,7 @@ def test_a_server_error_is_retried(web: WebServer, tmp_path: Path) -> None:
     assert any("trying again" in line for line in lines)
 
 
-def test_a_broken_transfer_is_retried_and_then_fails(web: WebServer, tmp_path: Path) -> None:
+def test_truncated_transfer_exhausts_retries_and_leaves_nothing(web: WebServer, tmp_path: Path) -> None:
     web.answers["/data.csv"] = [(200, b"half", 8)]
     web.go_on.set()
 
@@ -170,7 +170,7 @@ def test_a_broken_transfer_is_retried_and_then_fails(web: WebServer, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_refusal_is_an_error_at_once(web: WebServer, tmp_path: Path) -> None:
+def test_http_403_fails_without_retry(web: WebServer, tmp_path: Path) -> None:
     web.answers["/data.csv"] = [(403, b"no", None)]
 
     with pytest.raises(FetchError, match="403"):
@@ -179,7 +179,7 @@ def test_a_refusal_is_an_error_at_once(web: WebServer, tmp_path: Path) -> None:
     assert len(web.requests) == 1
 
 
-def test_a_server_that_is_down_is_an_error(web: WebServer, tmp_path: Path) -> None:
+def test_unreachable_server_raises_fetch_error(web: WebServer, tmp_path: Path) -> None:
     uri = web.url("/data.csv")
     web.shutdown()
     web.server_close()
@@ -188,7 +188,7 @@ def test_a_server_that_is_down_is_an_error(web: WebServer, tmp_path: Path) -> No
         fetch(uri, tmp_path)
 
 
-def test_a_missing_file_is_an_error_at_once(web: WebServer, tmp_path: Path) -> None:
+def test_missing_file_fails_without_retry(web: WebServer, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="no such file or folder"):
         fetch(web.url("/nothing"), tmp_path)
 
@@ -206,17 +206,17 @@ def test_secrets_in_the_uri_are_redacted(web: WebServer, tmp_path: Path) -> None
     assert "hunter" not in caught.value.uri
 
 
-def test_a_missing_driver_names_the_extra(tmp_path: Path) -> None:
+def test_missing_driver_error_names_extra(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=r'no driver for it is installed. pip install "prefect-mlprojects\[azure\]"'):
         fetch("abfs://container@account.dfs.core.windows.net/data.csv", tmp_path)
 
 
-def test_an_unknown_protocol_is_named(tmp_path: Path) -> None:
+def test_unknown_protocol_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="Protocol not known: nonsense"):
         fetch("nonsense://x/y", tmp_path)
 
 
-def test_a_file_name_can_not_leave_its_folder(memory: Any, tmp_path: Path) -> None:
+def test_path_traversal_in_file_name_is_rejected(memory: Any, tmp_path: Path) -> None:
     memory.store["/bucket/set/../../evil.txt"] = fsspec.implementations.memory.MemoryFile(
         memory, "/bucket/set/../../evil.txt", b"boo"
     )
@@ -227,7 +227,7 @@ def test_a_file_name_can_not_leave_its_folder(memory: Any, tmp_path: Path) -> No
     assert list(tmp_path.rglob("*.txt")) == []
 
 
-def test_a_folder_that_can_not_be_created_is_named(memory: Any, tmp_path: Path) -> None:
+def test_uncreatable_folder_error_suggests_storage_dir(memory: Any, tmp_path: Path) -> None:
     memory.pipe("/bucket/data.csv", b"1")
     (tmp_path / "file").touch()
 
@@ -235,7 +235,7 @@ def test_a_folder_that_can_not_be_created_is_named(memory: Any, tmp_path: Path) 
         fetch("memory://bucket/data.csv", tmp_path / "file")
 
 
-def test_a_download_is_stopped_in_the_middle(web: WebServer, tmp_path: Path) -> None:
+def test_download_on_stop_request_aborts_and_leaves_nothing(web: WebServer, tmp_path: Path) -> None:
     web.answers["/big"] = [(200, b"stall", 20_000_000)]
     stop = StopSignal()
     caught: list[BaseException] = []
@@ -270,7 +270,7 @@ def test_several_files_are_returned_by_parameter_name(memory: Any, tmp_path: Pat
     assert {name: path.read_text() for name, path in files.items()} == {str(n): str(n) for n in range(9)}
 
 
-def test_nothing_to_download_creates_no_folder(tmp_path: Path) -> None:
+def test_download_all_without_uris_creates_no_folder(tmp_path: Path) -> None:
     assert download_all({}, tmp_path / "new", report=lambda line: None, stop=StopSignal()) == {}
     assert not (tmp_path / "new").exists()
 
@@ -289,7 +289,7 @@ def test_when_one_fails_nothing_is_left(memory: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stop_before_the_start_downloads_nothing(memory: Any, tmp_path: Path) -> None:
+def test_download_all_after_stop_request_downloads_nothing(memory: Any, tmp_path: Path) -> None:
     memory.pipe("/bucket/data.csv", b"1")
     stop = StopSignal()
     stop.request("enough")
@@ -300,14 +300,14 @@ def test_a_stop_before_the_start_downloads_nothing(memory: Any, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_third_attempt_succeeds(web: WebServer, tmp_path: Path) -> None:
+def test_download_after_two_transient_errors_succeeds(web: WebServer, tmp_path: Path) -> None:
     web.answers["/data.csv"] = [(503, b"busy", None), (429, b"slow down", None), (200, b"good", None)]
 
     assert fetch(web.url("/data.csv"), tmp_path).read_bytes() == b"good"
     assert len(web.requests) == 3
 
 
-def test_a_file_with_a_tag_is_downloaded_once(web: WebServer, tmp_path: Path, cache: Path) -> None:
+def test_file_with_etag_is_downloaded_once(web: WebServer, tmp_path: Path, cache: Path) -> None:
     web.answers["/data.csv"] = [(200, b"a,b", None)]
     web.etags["/data.csv"] = '"one"'
     first = fetch(web.url("/data.csv"), tmp_path / "first")
@@ -326,7 +326,7 @@ def test_a_file_with_a_tag_is_downloaded_once(web: WebServer, tmp_path: Path, ca
     assert first.read_bytes() == b"a,b"
 
 
-def test_a_file_without_a_tag_is_downloaded_each_time(web: WebServer, tmp_path: Path, cache: Path) -> None:
+def test_file_without_etag_is_downloaded_each_time(web: WebServer, tmp_path: Path, cache: Path) -> None:
     web.answers["/data.csv"] = [(200, b"a,b", None)]
 
     files = [fetch(web.url("/data.csv"), tmp_path) for _ in range(2)]
@@ -337,7 +337,7 @@ def test_a_file_without_a_tag_is_downloaded_each_time(web: WebServer, tmp_path: 
     assert not cache.exists()
 
 
-def test_a_modified_shared_file_is_downloaded_again(web: WebServer, tmp_path: Path) -> None:
+def test_modified_cached_file_is_downloaded_again(web: WebServer, tmp_path: Path) -> None:
     web.answers["/data.csv"] = [(200, b"a,b", None)]
     web.etags["/data.csv"] = 'W/"weak"'
     first = fetch(web.url("/data.csv"), tmp_path)
@@ -348,7 +348,7 @@ def test_a_modified_shared_file_is_downloaded_again(web: WebServer, tmp_path: Pa
     assert first.read_bytes() == b"x,y,z"
 
 
-def test_a_broken_download_of_a_tagged_file_leaves_nothing(web: WebServer, tmp_path: Path, cache: Path) -> None:
+def test_truncated_transfer_with_etag_leaves_no_cache_entry(web: WebServer, tmp_path: Path, cache: Path) -> None:
     web.answers["/data.csv"] = [(200, b"half", 8)]
     web.etags["/data.csv"] = '"one"'
     web.go_on.set()
@@ -360,7 +360,7 @@ def test_a_broken_download_of_a_tagged_file_leaves_nothing(web: WebServer, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_changes_while_it_is_downloaded_is_fetched_again(web: WebServer, tmp_path: Path) -> None:
+def test_file_changed_during_download_is_fetched_again(web: WebServer, tmp_path: Path) -> None:
     """Its new content must not be taken for what the old tag names."""
 
     class Changing(list[tuple[int, bytes, int | None]]):
@@ -379,7 +379,7 @@ def test_a_file_that_changes_while_it_is_downloaded_is_fetched_again(web: WebSer
     assert fetch(web.url("/data.csv"), tmp_path).read_bytes() == b"old"
 
 
-def test_a_secret_in_the_uri_is_no_part_of_the_cache_key(web: WebServer, tmp_path: Path, cache: Path) -> None:
+def test_cache_key_excludes_secret_in_uri(web: WebServer, tmp_path: Path, cache: Path) -> None:
     web.answers["/data.csv"] = [(200, b"a,b", None)]
     web.etags["/data.csv?token=one"] = web.etags["/data.csv?token=two"] = '"one"'
     for token in ("one", "two"):
@@ -415,7 +415,7 @@ class TaggedFileSystem(fsspec.implementations.memory.MemoryFileSystem):  # type:
         super().get_file(rpath, lpath, **options)
 
 
-def test_a_folder_whose_files_have_tags_is_downloaded_once(tmp_path: Path) -> None:
+def test_folder_with_etags_is_downloaded_once(tmp_path: Path) -> None:
     fsspec.register_implementation("tagged", TaggedFileSystem, clobber=True)
     store = fsspec.filesystem("tagged")
     store.pipe({"/bucket/set/a.txt": b"1", "/bucket/set/deep/b.txt": b"22"})
@@ -465,7 +465,7 @@ def test_eight_processes_download_a_file_once(web: WebServer, tmp_path: Path) ->
     assert web.requests == ["/big"]
 
 
-def test_a_killed_download_is_repeated(web: WebServer, tmp_path: Path, cache: Path) -> None:
+def test_killed_download_is_repeated(web: WebServer, tmp_path: Path, cache: Path) -> None:
     web.answers["/big"] = [(200, b"stall", 2_000_000), (200, b"whole", None)]
     web.etags["/big"] = '"one"'
     process = start(web.url("/big"), tmp_path)
@@ -496,7 +496,7 @@ def test_unused_entries_are_removed_when_a_new_one_is_added(web: WebServer, tmp_
     assert kept.read_bytes() == b"old"
 
 
-def test_an_unwritable_cache_is_bypassed(web: WebServer, tmp_path: Path, cache: Path) -> None:
+def test_unwritable_cache_is_bypassed(web: WebServer, tmp_path: Path, cache: Path) -> None:
     cache.write_text("a file where the folder should be")
     web.answers["/data.csv"] = [(200, b"a,b", None)]
     web.etags["/data.csv"] = '"one"'

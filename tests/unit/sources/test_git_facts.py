@@ -27,15 +27,15 @@ def read(folder: Path) -> GitFacts | None:
     return facts
 
 
-def test_a_folder_outside_of_git_has_no_facts(tmp_path: Path) -> None:
+def test_folder_outside_git_has_no_facts(tmp_path: Path) -> None:
     assert read(tmp_path) is None
 
 
-def test_the_top_of_a_clean_repository(repository: Path) -> None:
+def test_root_of_clean_repository_has_url_commit_and_branch(repository: Path) -> None:
     assert read(repository) == GitFacts(f"file://{repository}", git(repository, "rev-parse", "HEAD"), "trunk")
 
 
-def test_a_folder_below_the_top(repository: Path) -> None:
+def test_subfolder_of_repository_has_url_with_fragment(repository: Path) -> None:
     facts = read(repository / "projects" / "one")
 
     assert facts == GitFacts(f"file://{repository}#projects/one", git(repository, "rev-parse", "HEAD"), "trunk")
@@ -58,7 +58,7 @@ def test_changed_and_staged_files_make_it_dirty_and_new_ones_do_not(repository: 
     assert staged.dirty
 
 
-def test_a_detached_head_has_a_commit_and_no_branch(repository: Path) -> None:
+def test_detached_head_has_commit_and_no_branch(repository: Path) -> None:
     commit = git(repository, "rev-parse", "HEAD")
     git(repository, "checkout", "-q", "--detach")
 
@@ -68,7 +68,7 @@ def test_a_detached_head_has_a_commit_and_no_branch(repository: Path) -> None:
     assert (facts.commit, facts.branch) == (commit, None)
 
 
-def test_a_branch_name_may_have_slashes(repository: Path) -> None:
+def test_branch_name_with_slash_is_read(repository: Path) -> None:
     git(repository, "checkout", "-q", "-b", "feature/a b".replace(" ", "-"))
 
     facts = read(repository)
@@ -77,7 +77,7 @@ def test_a_branch_name_may_have_slashes(repository: Path) -> None:
     assert facts.branch == "feature/a-b"
 
 
-def test_a_repository_without_commits_has_a_branch_only(tmp_path: Path) -> None:
+def test_repository_without_commits_has_branch_only(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q", "-b", "trunk")
 
     assert read(tmp_path) == GitFacts(f"file://{tmp_path}", None, "trunk")
@@ -93,7 +93,7 @@ def test_packed_refs_are_read(repository: Path) -> None:
     assert facts.commit == git(repository, "rev-parse", "HEAD")
 
 
-def test_a_worktree_has_its_own_commit_and_top(repository: Path, tmp_path: Path) -> None:
+def test_worktree_has_separate_commit_and_root(repository: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     git(repository, "worktree", "add", "-q", "-b", "other", str(tree))
     (tree / "new.txt").touch()
@@ -103,7 +103,7 @@ def test_a_worktree_has_its_own_commit_and_top(repository: Path, tmp_path: Path)
     assert read(tree / "projects") == GitFacts(f"file://{tree}#projects", git(tree, "rev-parse", "HEAD"), "other")
 
 
-def test_the_first_remote_s_url_is_given_without_credentials(repository: Path) -> None:
+def test_first_remote_url_is_read_without_credentials(repository: Path) -> None:
     git(repository, "remote", "add", "zeta", "https://me:hunter2@example.com/o/zeta.git")
     git(repository, "remote", "add", "alpha", "https://example.com/o/alpha.git")
 
@@ -113,7 +113,7 @@ def test_the_first_remote_s_url_is_given_without_credentials(repository: Path) -
     assert facts.repository_url == "https://example.com/o/zeta.git"
 
 
-def test_an_ignored_folder_is_not_part_of_the_commit(repository: Path) -> None:
+def test_ignored_folder_has_no_commit(repository: Path) -> None:
     (repository / ".gitignore").write_text("scratch/\n")
     (repository / "scratch").mkdir()
 
@@ -123,7 +123,7 @@ def test_an_ignored_folder_is_not_part_of_the_commit(repository: Path) -> None:
     assert facts.commit is None
 
 
-def test_another_repository_s_variables_do_not_count(
+def test_git_variables_of_another_repository_are_ignored(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     git(tmp_path, "init", "-q", "-b", "elsewhere")
@@ -147,13 +147,13 @@ def test_reading_leaves_the_index_alone(repository: Path) -> None:
     assert index.read_bytes() == before
 
 
-def test_a_folder_named_git_is_no_repository(tmp_path: Path) -> None:
+def test_empty_dot_git_folder_is_not_a_repository(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
 
     assert read(tmp_path) is None
 
 
-def test_a_missing_git_is_reported(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_git_executable_is_reported(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     lines: list[str] = []
 
@@ -164,7 +164,7 @@ def test_a_missing_git_is_reported(repository: Path, tmp_path: Path, monkeypatch
     assert "the program git was not found" in lines[0]
 
 
-def test_a_repository_of_another_user_is_reported_and_runs_without_a_commit(
+def test_repository_of_another_user_is_reported_and_has_no_commit(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
@@ -180,7 +180,7 @@ def test_a_repository_of_another_user_is_reported_and_runs_without_a_commit(
     assert lines[0].endswith(f"run `git config --global --add safe.directory {repository}`.")
 
 
-def test_a_broken_repository_is_reported(repository: Path) -> None:
+def test_broken_repository_has_no_commit_and_is_reported(repository: Path) -> None:
     (repository / ".git" / "HEAD").write_text("nonsense\n")
     lines: list[str] = []
 

@@ -35,7 +35,7 @@ from prefect_mlprojects.sources.git.program import explain_failure
         ("", "other", ""),
     ],
 )
-def test_a_failure_has_its_cause_and_advice(output: str, cause: str, words: str) -> None:
+def test_git_failure_is_classified_by_cause(output: str, cause: str, words: str) -> None:
     failure = explain_failure(output, scheme="https", host="h")
 
     assert failure.cause == cause
@@ -43,7 +43,7 @@ def test_a_failure_has_its_cause_and_advice(output: str, cause: str, words: str)
     assert failure.text
 
 
-def test_a_missing_key_over_ssh_advises_ssh_add() -> None:
+def test_missing_ssh_key_suggests_ssh_add() -> None:
     failure = explain_failure("git@h: Permission denied (publickey).", scheme="ssh", host="h")
 
     assert "ssh-add" in failure.advice

@@ -43,7 +43,7 @@ def refused(file: Path, words: str, tmp_path: Path) -> None:
     assert list(target.rglob("*")) == []
 
 
-def test_an_archive_is_unpacked_for_the_run_and_removed(tmp_path: Path, cache: Path) -> None:
+def test_archive_is_unpacked_on_fetch_and_deleted_on_remove(tmp_path: Path, cache: Path) -> None:
     file = make_zip(tmp_path / "p.zip", MLproject="name: x", sub__MLproject="name: y")
     source = detect_source(f"{file}#sub")
     copy = source.fetch(StopSignal(), lambda _: None)
@@ -55,7 +55,7 @@ def test_an_archive_is_unpacked_for_the_run_and_removed(tmp_path: Path, cache: P
     assert list((cache / "working-copies").iterdir()) == []
 
 
-def test_a_working_copy_is_kept_if_the_setting_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_working_copy_with_keep_setting_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_MLPROJECTS_KEEP_WORKING_COPIES", "yes")
     source = detect_source(str(make_zip(tmp_path / "p.zip", MLproject="name: x")))
     copy = source.fetch(StopSignal(), lambda _: None)
@@ -65,7 +65,7 @@ def test_a_working_copy_is_kept_if_the_setting_says_so(tmp_path: Path, monkeypat
     assert (copy.directory / "MLproject").is_file()
 
 
-def test_the_only_folder_of_an_archive_is_the_project(tmp_path: Path) -> None:
+def test_single_folder_of_archive_becomes_project(tmp_path: Path) -> None:
     file = make_zip(tmp_path / "p.zip", **{"repo-main__MLproject": "name: x", "repo-main__sub__a": ""})
     copy = detect_source(str(file)).fetch(StopSignal(), lambda _: None)
 
@@ -82,7 +82,7 @@ def test_executable_modes_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../out", "a/../../out", "a\\..\\out", "..\\out"])
-def test_a_member_outside_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+def test_member_outside_target_folder_is_rejected(name: str, tmp_path: Path) -> None:
     refused(with_member(tmp_path / "p.zip", zipfile.ZipInfo(name)), "would be written outside", tmp_path)
 
 
@@ -93,12 +93,12 @@ def test_links_and_special_files_are_refused(kind: int, tmp_path: Path) -> None:
     refused(with_member(tmp_path / "p.zip", info, "/etc/passwd"), "is a link or a special file", tmp_path)
 
 
-def test_a_zip_bomb_is_refused_before_unpacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zip_bomb_is_rejected_before_unpacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_MLPROJECTS_MAX_ZIP_BYTES", "100000")
     refused(make_zip(tmp_path / "p.zip", a="0" * 200_000), "200,000 bytes, and 100,000 are allowed", tmp_path)
 
 
-def test_an_archive_with_wrong_sizes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_with_wrong_sizes_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = make_zip(tmp_path / "p.zip", a="0" * 200_000)
     data = file.read_bytes()
     file.write_bytes(data.replace((200_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
@@ -109,13 +109,13 @@ def test_an_archive_with_wrong_sizes_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("size", [0, 10, 60, -30])
-def test_a_truncated_archive_is_refused(size: int, tmp_path: Path) -> None:
+def test_truncated_archive_is_rejected(size: int, tmp_path: Path) -> None:
     file = make_zip(tmp_path / "p.zip", MLproject="name: x" * 100)
     file.write_bytes(file.read_bytes()[:size])
     refused(file, "no zip archive", tmp_path)
 
 
-def test_a_refused_archive_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+def test_rejected_archive_leaves_no_files(tmp_path: Path, cache: Path) -> None:
     file = make_zip(tmp_path / "p.zip", MLproject="name: x")
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(FetchError):
@@ -124,7 +124,7 @@ def test_a_refused_archive_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     assert list((cache / "working-copies").iterdir()) == []
 
 
-def test_a_missing_subdirectory_is_named(tmp_path: Path) -> None:
+def test_missing_subdirectory_error_suggests_nearest_name(tmp_path: Path) -> None:
     file = make_zip(tmp_path / "p.zip", sub__MLproject="name: x", other="")
     with pytest.raises(FetchError, match=r"'sbu'.*does not exist.*Did you mean"):
         detect_source(f"{file}#sbu").fetch(StopSignal(), lambda _: None)

@@ -74,7 +74,7 @@ def test_bad_values_are_refused(kind: str, value: Any) -> None:
     assert caught.value.problems[0].parameter == "p"
 
 
-def test_all_problems_of_values_come_at_once() -> None:
+def test_invalid_values_are_reported_together() -> None:
     with pytest.raises(ParameterError) as caught:
         check_parameters(entry_point(a="int", b="float", c="uri"), {"a": "x", "c": "y", "bb": "1", "": "z"})
     assert [problem.parameter for problem in caught.value.problems] == ["a", "b", "c", ""]
@@ -138,7 +138,7 @@ def test_placeholders_that_can_not_be_filled_in(command: str, tmp_path: Path) ->
     assert find_entry_point(project, "b").command == "x"
 
 
-def test_a_misspelled_entry_points_key_is_part_of_the_error(tmp_path: Path) -> None:
+def test_misspelled_entry_points_key_is_reported(tmp_path: Path) -> None:
     (tmp_path / "MLproject").write_text("name: x\nentry_point:\n  main: {command: echo}\n")
     (tmp_path / "requirements.txt").touch()
     with pytest.raises(ProjectSpecError) as caught:
@@ -154,7 +154,7 @@ def no_project_file(folder: Path, name: str = "main", uri: str | None = None) ->
     return str(caught.value)
 
 
-def test_a_folder_without_a_project_file_says_what_to_do(tmp_path: Path) -> None:
+def test_folder_without_project_file_error_suggests_fix(tmp_path: Path) -> None:
     assert no_project_file(tmp_path) == (
         f"No MLproject file found in {tmp_path}: the folder has no scripts (.py, .sh, .R) either "
         "(create a file named MLproject, or give the URI of the folder that has one)"
@@ -172,7 +172,7 @@ def test_a_folder_without_a_project_file_says_what_to_do(tmp_path: Path) -> None
     )
 
 
-def test_a_project_in_a_sub_folder_is_named(tmp_path: Path) -> None:
+def test_missing_project_file_error_names_subfolder_project(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "MLproject").touch()
     (tmp_path / "setup.py").touch()
@@ -188,7 +188,7 @@ def test_a_project_in_a_sub_folder_is_named(tmp_path: Path) -> None:
     assert "the sub-folders more/b, src have one" in no_project_file(tmp_path)
 
 
-def test_the_mistakes_of_file_command_and_values_come_together(tmp_path: Path) -> None:
+def test_file_command_and_value_problems_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "MLproject").write_text(
         "python_env: missing.yaml\nentry_points:\n  main:\n    parameters: {epochs: int}\n    command: 'echo {epochs} }'\n"
     )
@@ -212,7 +212,7 @@ texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 @settings(max_examples=25, deadline=None)
 @given(texts, texts, texts.filter(bool), texts)
-def test_a_value_never_becomes_shell_syntax(first: str, second: str, name: str, extra: str) -> None:
+def test_value_is_never_parsed_as_shell_syntax(first: str, second: str, name: str, extra: str) -> None:
     program = shlex.join([sys.executable, "-I", "-S", "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"])
     template = program.replace("{", "{{").replace("}", "}}") + " {first} {second}"
     declared = entry_point(template, first="string", second="string")
@@ -226,7 +226,7 @@ def test_a_value_never_becomes_shell_syntax(first: str, second: str, name: str, 
 @pytest.mark.parametrize(
     ("kind", "default"), [("int", "None"), ("int", "auto"), ("int", "1.5"), ("float", "None"), ("float", "")]
 )
-def test_an_author_s_default_that_is_no_number_runs_with_a_warning(kind: str, default: str, tmp_path: Path) -> None:
+def test_non_numeric_default_is_accepted_with_warning(kind: str, default: str, tmp_path: Path) -> None:
     (tmp_path / "MLproject").write_text(
         f"entry_points:\n  main:\n    parameters: {{x: {{type: {kind}, default: {json.dumps(default)}}}}}\n    command: 'p {{x}}'\n"
     )
@@ -242,7 +242,7 @@ def test_an_author_s_default_that_is_no_number_runs_with_a_warning(kind: str, de
     assert parameters_schema(main, {})["properties"]["x"]["default"] == default
 
 
-def test_a_relative_path_default_means_the_project_s_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_path_default_resolves_against_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     for folder in (project / "data", elsewhere):
         folder.mkdir(parents=True)

@@ -49,7 +49,7 @@ entry_points:
 
 
 @pytest.mark.parametrize("name", ["MLproject", "mlproject", "MLPROJECT"])
-def test_a_valid_file_is_parsed(name: str, tmp_path: Path) -> None:
+def test_valid_file_is_parsed(name: str, tmp_path: Path) -> None:
     project = load_project(write(tmp_path, GOOD, name))
     assert (project.name, list(project.entry_points)) == ("demo", ["main", "other"])
     parameters = project.entry_points["main"].parameters
@@ -65,7 +65,7 @@ def test_a_valid_file_is_parsed(name: str, tmp_path: Path) -> None:
     assert (warning.line, warning.fix) == (10, "did you mean 'float'?")
 
 
-def test_a_folder_without_a_file_is_a_project(tmp_path: Path) -> None:
+def test_folder_without_project_file_is_loaded(tmp_path: Path) -> None:
     assert load_project(tmp_path) == Project(tmp_path, None, None, {}, NoEnvironment())
 
 
@@ -99,21 +99,19 @@ def test_a_folder_without_a_file_is_a_project(tmp_path: Path) -> None:
         ("x: " + "[" * 3000 + "]" * 3000, None, "nested too deeply"),
     ],
 )
-def test_an_invalid_file_has_one_problem_with_its_line(
-    text: str, line: int | None, message: str, tmp_path: Path
-) -> None:
+def test_invalid_file_reports_problem_with_line(text: str, line: int | None, message: str, tmp_path: Path) -> None:
     found = problems(write(tmp_path, text))
     assert len(found) == 1
     assert found[0][0] == line
     assert message in found[0][1]
 
 
-def test_all_problems_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_problems_are_reported_together_in_file_order(tmp_path: Path) -> None:
     text = "python_env: a.yaml\nconda_env: b.yaml\nentry_points:\n  main: {}\n  two: 3\n"
     assert [line for line, _ in problems(write(tmp_path, text))] == [1, 2, 2, 4, 5]
 
 
-def test_a_file_that_is_not_utf_8_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
+def test_non_utf8_file_and_missing_folder_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "MLproject").write_bytes("name: a\nentry_points: {caf\xe9: {command: x}}\n".encode("latin-1"))
     with pytest.raises(ProjectSpecError, match=r"MLproject:2: the file is not UTF-8 text \(save it as UTF-8\)"):
         load_project(tmp_path)
@@ -123,7 +121,7 @@ def test_a_file_that_is_not_utf_8_and_a_missing_folder_are_refused(tmp_path: Pat
         load_project(tmp_path / "MLproject")
 
 
-def test_each_kind_of_environment_is_parsed(tmp_path: Path) -> None:
+def test_environment_of_each_kind_is_parsed(tmp_path: Path) -> None:
     (tmp_path / "conda.yaml").write_text("")
     assert load_project(tmp_path).environment == CondaEnvironment(tmp_path / "conda.yaml")
     (tmp_path / "python_env.yaml").write_text("")
@@ -147,7 +145,7 @@ def test_lint_gives_errors_and_warnings_with_their_places(tmp_path: Path) -> Non
     assert lint(clean, "main", {"name": 3}) == []
 
 
-def test_an_unknown_key_of_docker_env_is_warned_of(tmp_path: Path) -> None:
+def test_docker_env_unknown_key_warns(tmp_path: Path) -> None:
     project = load_project(write(tmp_path, "docker_env: {image: a, imgae: b}\n"))
     (warning,) = project.warnings
     assert (warning.line, warning.fix) == (1, "did you mean 'image'?")
@@ -164,7 +162,7 @@ def test_an_unknown_key_of_docker_env_is_warned_of(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_duplicate_key_warns_in_a_run_and_fails_in_a_lint(text: str, line: int, message: str, tmp_path: Path) -> None:
+def test_duplicate_key_warns_on_load_and_fails_lint(text: str, line: int, message: str, tmp_path: Path) -> None:
     project = load_project(write(tmp_path, text))
     (warning,) = project.warnings
     assert (warning.line, warning.message) == (line, message)
@@ -193,7 +191,7 @@ def test_dependencies_that_nothing_installs_are_warned_of(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["MLproject.yaml", "MLproject.yml", "mlproject.txt"])
-def test_a_project_file_with_a_wrong_name_is_named(name: str, tmp_path: Path) -> None:
+def test_misnamed_project_file_warns(name: str, tmp_path: Path) -> None:
     (warning,) = load_project(write(tmp_path, "name: x\n", name)).warnings
     assert str(warning) == f"{tmp_path / name}: it is not read: a project file is named MLproject (rename it)"
     assert [str(each) for each in lint(tmp_path)] == [

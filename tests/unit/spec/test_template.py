@@ -54,7 +54,7 @@ def run(command: str, value: str, folder: Path) -> bytes:
         "if (( 1 < 2 )); then printf %s {x}; fi",
     ],
 )
-def test_between_words_every_value_arrives_as_it_is(command: str, value: str, tmp_path: Path) -> None:
+def test_unquoted_value_is_passed_unchanged(command: str, value: str, tmp_path: Path) -> None:
     assert run(command, value, tmp_path).rpartition(b"\0")[2] == value.encode()
     assert not list(tmp_path.iterdir())
 
@@ -72,7 +72,7 @@ def test_between_words_every_value_arrives_as_it_is(command: str, value: str, tm
         "printf %s {x}",
     ],
 )
-def test_a_value_arrives_as_it_is_in_quotes_too(command: str, value: str, tmp_path: Path) -> None:
+def test_quoted_value_is_passed_unchanged(command: str, value: str, tmp_path: Path) -> None:
     expected = value.rstrip("\n") if "$(" in command else value
     assert run(command, value, tmp_path) == expected.encode()
     assert not list(tmp_path.iterdir())

@@ -179,7 +179,7 @@ def test_start_experiment_name_and_id_raises(tracker: Tracker, uri: str, request
 
 
 @pytest.mark.parametrize("by", ["name", "id"])
-def test_start_deleted_experiment_says_how_to_restore_it(
+def test_start_deleted_experiment_suggests_restore_command(
     tracker: Tracker, any_uri: str, request_for: RequestMaker, by: str
 ) -> None:
     client = MlflowClient(any_uri)
@@ -258,7 +258,7 @@ def test_start_unknown_run_id_raises(tracker: Tracker, any_uri: str, request_for
         tracker.start(request_for(any_uri, run_id=run_id))
 
 
-def test_start_deleted_run_says_how_to_restore_it(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
+def test_start_deleted_run_suggests_restore_command(tracker: Tracker, any_uri: str, request_for: RequestMaker) -> None:
     run = tracker.start(request_for(any_uri))
     MlflowClient(any_uri).delete_run(run.run_id)
 
@@ -453,7 +453,7 @@ def test_start_folder_that_cannot_be_created_raises(
         tracker.start(request_for(sqlite_uri(tmp_path / "file" / "mlflow.db")))
 
 
-def test_start_database_of_newer_mlflow_says_what_to_do(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
+def test_start_database_of_newer_mlflow_suggests_upgrade(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
     path = sqlite_path(uri)
     with contextlib.closing(sqlite3.connect(str(path))) as database, database:
         database.execute("update alembic_version set version_num = 'ffffffffffff'")
@@ -520,7 +520,7 @@ tracker.start(TrackingRequest(tracking_uri=Secret(uri), working_copy=copy, entry
 """
 
 
-def test_start_full_disk_says_what_to_do(uri: str) -> None:
+def test_start_full_disk_suggests_freeing_space(uri: str) -> None:
     result = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(sqlite_path(uri)), uri], capture_output=True, text=True
     )

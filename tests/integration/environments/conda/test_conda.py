@@ -29,7 +29,7 @@ def failure(workshop: Any, project: Any) -> str:
     return caught.value.message
 
 
-def test_a_python_with_packages_is_installed_and_reused(workshop: Any, conda: Any, pythons: Any, channel: Any) -> None:
+def test_python_with_packages_is_installed_and_reused(workshop: Any, conda: Any, pythons: Any, channel: Any) -> None:
     tool = {"bin/tool": f"#!{conda.PLACEHOLDER}/bin/python\nimport sys; print('tool of', sys.prefix)\n"}
     channel.add("tool", "1.2", conda.Content.of(tool, ["bin/tool"]), depends=["python"], suffix=".tar.bz2")
     text = conda.yaml([channel, pythons], f"python={conda.MINOR}", "tool=1.*")
@@ -54,7 +54,7 @@ def test_a_python_with_packages_is_installed_and_reused(workshop: Any, conda: An
     assert manager.plan(project).ready
 
 
-def test_the_solution_is_written_beside_the_environment(workshop: Any, conda: Any, pythons: Any, channel: Any) -> None:
+def test_lock_file_is_written_next_to_environment(workshop: Any, conda: Any, pythons: Any, channel: Any) -> None:
     channel.add("data", "3.1", conda.Content.of({"share/data.txt": "42"}), noarch="generic")
     project = workshop.project({"conda.yaml": conda.yaml([channel, pythons], "python", "data")})
     environment = workshop.prepare(project, "conda")
@@ -117,7 +117,7 @@ def test_activation_is_honoured(
     assert workshop.prepare(project, "conda").reused
 
 
-def test_an_activation_script_that_ends_the_shell_is_named(workshop: Any, conda: Any, channel: Any) -> None:
+def test_failing_activation_script_is_named(workshop: Any, conda: Any, channel: Any) -> None:
     channel.add("bad", content=conda.Content.of({"etc/conda/activate.d/bad.sh": "echo no licence >&2\nexit 3\n"}))
     project = workshop.project({"conda.yaml": conda.yaml([channel], "bad")})
     with pytest.raises(EnvironmentBuildError, match=r"activation scripts \(bad.sh\).*exit code 3.*\n.*\n  no licence"):
@@ -125,7 +125,7 @@ def test_an_activation_script_that_ends_the_shell_is_named(workshop: Any, conda:
     assert prune_environments(everything=True).kept == ()
 
 
-def test_the_pip_section_is_installed_into_it(workshop: Any, kit: Any, conda: Any, pythons: Any) -> None:
+def test_pip_section_is_installed_into_environment(workshop: Any, kit: Any, conda: Any, pythons: Any) -> None:
     more = "  - pip:\n    - -r deps/requirements.txt\n    - -e ./live\n"
     text = conda.yaml([pythons], "python", more=more)
     files = {
@@ -147,7 +147,7 @@ def test_the_pip_section_is_installed_into_it(workshop: Any, kit: Any, conda: An
     assert other.plan.key != environment.plan.key
 
 
-def test_a_pip_section_that_fails_tells_its_last_lines(workshop: Any, kit: Any, conda: Any, pythons: Any) -> None:
+def test_failing_pip_section_reports_its_last_lines(workshop: Any, kit: Any, conda: Any, pythons: Any) -> None:
     text = conda.yaml([pythons], "python", more="  - pip:\n    - --no-index\n    - ./tiny\n")
     project = workshop.project({**kit.package("tiny"), "conda.yaml": text, "tiny/fail": "no compiler here"})
     message = failure(workshop, project)
@@ -155,7 +155,7 @@ def test_a_pip_section_that_fails_tells_its_last_lines(workshop: Any, kit: Any, 
     assert "no compiler here" in message
 
 
-def test_a_conflict_is_told_in_the_solvers_words(workshop: Any, conda: Any, channel: Any) -> None:
+def test_package_conflict_reports_solver_error(workshop: Any, conda: Any, channel: Any) -> None:
     channel.add("lib", "1.0")
     channel.add("lib", "2.0")
     channel.add("one", depends=["lib >=2"])
@@ -167,13 +167,13 @@ def test_a_conflict_is_told_in_the_solvers_words(workshop: Any, conda: Any, chan
     assert "lib <2" in message
 
 
-def test_a_package_that_no_channel_has_is_named(workshop: Any, conda: Any, channel: Any) -> None:
+def test_unknown_package_is_named(workshop: Any, conda: Any, channel: Any) -> None:
     project = workshop.project({"conda.yaml": conda.yaml([channel], "nope>=3")})
     assert "No candidates were found for nope >=3" in failure(workshop, project)
 
 
 @pytest.mark.parametrize("url", ["file:///nowhere/channel", "http://user:geheim@127.0.0.1:9/t/tk-1234/channel"])
-def test_a_channel_that_cannot_be_reached_is_named(
+def test_unreachable_channel_is_named_without_credentials(
     workshop: Any, conda: Any, channel: Any, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONDA_REMOTE_MAX_RETRIES", "0")
@@ -185,7 +185,7 @@ def test_a_channel_that_cannot_be_reached_is_named(
     assert "tk-1234" not in message + "".join(workshop.lines)
 
 
-def test_a_dependency_that_is_no_match_spec_has_file_and_line(workshop: Any, conda: Any, channel: Any) -> None:
+def test_invalid_match_spec_is_reported_with_file_and_line(workshop: Any, conda: Any, channel: Any) -> None:
     project = workshop.project({"conda.yaml": conda.yaml([channel], "empty", "lib>=1..*0")})
     with pytest.raises(EnvironmentBuildError, match=r"conda.yaml:6: 'lib>=1..\*0' is not a conda dependency"):
         environment_manager("conda").plan(project)
@@ -229,7 +229,7 @@ def test_virtual_packages_can_be_overridden(
     assert (workshop.prepare(project, "conda").plan.location / "conda-meta").is_dir()
 
 
-def test_a_stop_ends_the_installation(workshop: Any, conda: Any, channel: Any) -> None:
+def test_stop_request_interrupts_installation(workshop: Any, conda: Any, channel: Any) -> None:
     files = {f"share/many/{number}.txt": str(number) for number in range(5000)}
     channel.add("many", content=conda.Content.of(files))
     project = workshop.project({"conda.yaml": conda.yaml([channel], "many")})
@@ -245,7 +245,7 @@ def test_a_stop_ends_the_installation(workshop: Any, conda: Any, channel: Any) -
     assert len(list((workshop.prepare(project, "conda").plan.location / "share/many").iterdir())) == 5000
 
 
-def test_a_spoilt_package_is_named(workshop: Any, conda: Any, channel: Any) -> None:
+def test_corrupt_package_is_named(workshop: Any, conda: Any, channel: Any) -> None:
     channel.add("data", content=conda.Content.of({"share/data.txt": "42" * 1000}))
     (file,) = channel.folder.glob("*/data-1.0-0.conda")
     file.write_bytes(file.read_bytes().replace(b"4242", b"4343"))

@@ -86,7 +86,7 @@ def _no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONDA_REMOTE_MAX_RETRIES", "0")
 
 
-def test_a_channel_with_a_password_in_its_url(workshop: Any, conda: Any, server: ChannelServer) -> None:
+def test_channel_url_password_is_redacted(workshop: Any, conda: Any, server: ChannelServer) -> None:
     server.password = "user:geheim"
     project = workshop.project({"conda.yaml": conda.yaml([f"http://user:geheim@{server.place}/channel"], "data")})
     environment = workshop.prepare(project, "conda")
@@ -103,7 +103,7 @@ def test_a_channel_with_a_password_in_its_url(workshop: Any, conda: Any, server:
     assert "geheim" not in e.value.message
 
 
-def test_a_token_in_the_url(workshop: Any, conda: Any, server: ChannelServer) -> None:
+def test_channel_url_token_is_redacted(workshop: Any, conda: Any, server: ChannelServer) -> None:
     server.token = "tk-1234"
     project = workshop.project({"conda.yaml": conda.yaml([f"http://{server.place}/t/tk-1234/channel"], "data")})
     environment = workshop.prepare(project, "conda")
@@ -114,7 +114,7 @@ def test_a_token_in_the_url(workshop: Any, conda: Any, server: ChannelServer) ->
     assert kept == []
 
 
-def test_a_token_that_stays_in_the_url_is_private(
+def test_token_kept_in_channel_url_is_not_exposed(
     workshop: Any, conda: Any, server: ChannelServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -173,7 +173,7 @@ def test_offline_uses_what_was_fetched(
     assert server.requests == []
 
 
-def test_a_stop_does_not_wait_for_a_channel_that_hangs(workshop: Any, conda: Any, server: ChannelServer) -> None:
+def test_stop_request_interrupts_hanging_channel(workshop: Any, conda: Any, server: ChannelServer) -> None:
     server.hangs = True
     project = workshop.project({"conda.yaml": conda.yaml([f"http://{server.place}/channel"], "data")})
     stop = StopSignal()

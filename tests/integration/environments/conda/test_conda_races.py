@@ -77,7 +77,7 @@ def test_eight_processes_build_one_environment_once(workshop: Any, project: Any)
 
 
 @pytest.mark.parametrize("moment", ["Solving", "Installing python"])
-def test_a_build_that_was_killed_is_done_anew(workshop: Any, project: Any, moment: str) -> None:
+def test_killed_build_is_repeated(workshop: Any, project: Any, moment: str) -> None:
     process = start(project, moment)
     go(process)
     process.communicate(timeout=300)
@@ -90,7 +90,7 @@ def test_a_build_that_was_killed_is_done_anew(workshop: Any, project: Any, momen
     }
 
 
-def test_a_pip_section_whose_installation_was_killed_is_done_anew(workshop: Any, project: Any) -> None:
+def test_killed_pip_installation_is_repeated(workshop: Any, project: Any) -> None:
     (project.directory / "tiny/hang").touch()
     process = start(project)
     go(process)

@@ -20,7 +20,7 @@ entry_points:
 SHOW = "import os, sys; print(sys.argv[1], sys.prefix, os.environ['CONDA_PREFIX'], os.environ['ACTIVATED'])\n"
 
 
-def test_a_conda_project_is_run_and_its_environment_reused(
+def test_conda_project_runs_and_reuses_its_environment(
     workshop: Any, conda: Any, pythons: Any, channel: Any, prefect_server: Any, tmp_path: Path
 ) -> None:
     channel.add("act", content=conda.Content.of({"etc/conda/activate.d/act.sh": "export ACTIVATED=yes\n"}))

@@ -30,7 +30,7 @@ SEEN = "import json, os, sys; print(json.dumps([sys.prefix, sys.path, dict(os.en
 @pytest.mark.parametrize(
     ("outer", "inner"), [("conda", "uv"), ("uv", "conda"), ("conda", "conda"), ("uv", "virtualenv")]
 )
-def test_an_environment_inside_another(
+def test_environment_prepared_inside_another_is_isolated(
     workshop: Any,
     conda: Any,
     pythons: Any,

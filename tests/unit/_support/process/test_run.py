@@ -55,7 +55,7 @@ def test_output_and_exit_code_are_returned() -> None:
     assert (recorder.text("stdout"), recorder.text("stderr")) == (b"a\xff", b"b\n")
 
 
-def test_a_signal_is_a_negative_code() -> None:
+def test_signal_becomes_negative_exit_code() -> None:
     assert bash("kill -9 $$") == ProcessResult("exited", -9)
 
 
@@ -65,7 +65,7 @@ def test_stdin_is_empty() -> None:
     assert recorder.text("stdout") == b"done\n"
 
 
-def test_a_megabyte_without_a_newline_is_complete() -> None:
+def test_long_output_without_newline_is_complete() -> None:
     recorder = Recorder()
     bash("head -c 3000000 /dev/zero | tr '\\0' x", recorder)
     assert recorder.text("stdout") == b"x" * 3_000_000
@@ -90,7 +90,7 @@ def test_remaining_processes_can_finish_their_output(command: str, lines: int) -
     assert len(recorder.text("stdout").split()) == lines
 
 
-def test_the_child_process_keeps_its_pid_until_its_tree_has_ended() -> None:
+def test_child_process_keeps_pid_until_its_tree_has_exited() -> None:
     states: list[str] = []
     leader: list[str] = []
 
@@ -106,7 +106,7 @@ def test_the_child_process_keeps_its_pid_until_its_tree_has_ended() -> None:
     assert states == ["Z"]
 
 
-def test_a_process_that_can_not_be_found_does_not_block() -> None:
+def test_untraceable_process_does_not_block() -> None:
     recorder = Recorder()
 
     def write(stream: str, data: bytes) -> None:
@@ -126,7 +126,7 @@ def test_a_process_that_can_not_be_found_does_not_block() -> None:
     assert result == ProcessResult("exited", 5)
 
 
-def test_an_error_of_the_consumer_ends_the_tree() -> None:
+def test_consumer_error_kills_process_tree() -> None:
     pids: list[int] = []
 
     def write(stream: str, data: bytes) -> None:
@@ -148,7 +148,7 @@ def test_orphans_in_other_sessions_are_found() -> None:
     assert not is_alive(int(recorder.text("stdout")))
 
 
-def test_a_stop_request_sends_sigterm_and_kills_after_the_grace_period() -> None:
+def test_stop_request_sends_sigterm_then_sigkill_after_grace() -> None:
     for command, expected in (
         ("trap 'echo bye; exit 4' TERM; echo ready; while :; do sleep 0.05; done", 4),
         ("trap '' TERM; echo ready; while :; do sleep 0.05; done", -9),
@@ -165,14 +165,14 @@ def test_a_stop_request_sends_sigterm_and_kills_after_the_grace_period() -> None
         thread.join()
 
 
-def test_a_timeout_ends_the_tree() -> None:
+def test_timeout_kills_process_tree() -> None:
     recorder = Recorder()
     result = bash("sleep 1000 & echo $!; wait", recorder, timeout=0.3)
     assert result.ending == "timed-out"
     assert not is_alive(int(recorder.text("stdout")))
 
 
-def test_a_stop_request_works_while_the_consumer_blocks() -> None:
+def test_stop_request_while_consumer_blocks_stops_process() -> None:
     stop, blocked = StopSignal(), threading.Event()
 
     def write(stream: str, data: bytes) -> None:
@@ -186,12 +186,12 @@ def test_a_stop_request_works_while_the_consumer_blocks() -> None:
     assert result.ending == "stopped"
 
 
-def test_a_missing_program_is_an_os_error() -> None:
+def test_missing_program_raises_os_error() -> None:
     with pytest.raises(OSError, match="no-such-program"):
         run_tool(["no-such-program"], cwd=None, env={}, report=print, stop=None)
 
 
-def test_a_tool_reports_its_lines() -> None:
+def test_tool_reports_its_lines() -> None:
     lines: list[str] = []
     result = run_tool(["sh", "-c", "echo a; echo b >&2; exit 2"], cwd=None, env={}, report=lines.append, stop=None)
     assert (result.exit_code, sorted(lines), sorted(result.output_tail)) == (2, ["a", "b"], ["a", "b"])
@@ -281,7 +281,7 @@ except KeyboardInterrupt:
 """
 
 
-def test_an_interrupt_sends_sigterm_before_sigkill(tmp_path: Path) -> None:
+def test_interrupt_sends_sigterm_before_sigkill(tmp_path: Path) -> None:
     note = tmp_path / "note"
     owner = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED_OWNER],
@@ -322,7 +322,7 @@ def test_systems_without_pidfds_are_supported(change: str) -> None:
     assert done.stdout.splitlines() == ["exited 3", "exited 4", "timed-out -9"]
 
 
-def test_the_ps_listing_of_macos_is_parsed() -> None:
+def test_ps_listing_of_macos_is_parsed() -> None:
     listing = (
         "  100   100 Ss   bash -c x HOME=/x PREFECT_MLPROJECTS_EXECUTION_ID=aa/bb PATH=/bin\n"
         "  101   101 S    sleep 9 PREFECT_MLPROJECTS_EXECUTION_ID=aa/bb/cc\n"

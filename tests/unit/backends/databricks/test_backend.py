@@ -42,7 +42,7 @@ def planned(call: DatabricksRequest, command: str) -> dict[str, Any]:
     return body
 
 
-def test_a_spark_job_runs_its_python_file(tmp_path: Path) -> None:
+def test_spark_job_runs_its_python_file(tmp_path: Path) -> None:
     text = "name: j\ndatabricks_spark_job:\n  python_file: job.py\n  parameters: [a, b]\n  python_libraries: [six==1.16.0]\n"
 
     task = planned(*a_call(tmp_path, text))["tasks"][0]
@@ -53,7 +53,7 @@ def test_a_spark_job_runs_its_python_file(tmp_path: Path) -> None:
     assert task["libraries"] == [{"pypi": {"package": "six==1.16.0"}}]
 
 
-def test_a_spark_jobs_entry_point_must_be_a_python_command(tmp_path: Path) -> None:
+def test_spark_job_entry_point_without_python_command_raises(tmp_path: Path) -> None:
     text = "name: j\ndatabricks_spark_job:\n  python_libraries: []\nentry_points:\n  main: {command: bash run.sh}\n"
 
     with pytest.raises(BackendError, match="only supports 'python' command"):
@@ -70,7 +70,7 @@ def test_a_spark_jobs_entry_point_must_be_a_python_command(tmp_path: Path) -> No
         ("", {"config": {**CLUSTER, "git-source": True}}, "git-source can't be used"),
     ],
 )
-def test_what_can_not_work_is_refused(tmp_path: Path, text: str, fields: dict[str, Any], message: str) -> None:
+def test_unsupported_project_or_config_raises(tmp_path: Path, text: str, fields: dict[str, Any], message: str) -> None:
     call, command = a_call(tmp_path, text + "entry_points:\n  main: {command: python a.py}\n", **fields)
 
     with pytest.raises(BackendError, match=message) as caught:
@@ -96,7 +96,7 @@ def a_git_call(folder: Path, text: str, uri: str = URL, **fields: Any) -> tuple[
         ("databricks_spark_job: {python_file: job.py, parameters: [a, 'b c']}\n", URL, "job.py", ["a", "b c"]),
     ],
 )
-def test_a_git_project_names_its_commit(
+def test_git_project_includes_its_commit(
     tmp_path: Path, text: str, uri: str, python_file: str, parameters: list[str]
 ) -> None:
     body = planned(*a_git_call(tmp_path, text, uri))
@@ -118,21 +118,21 @@ def test_a_git_project_names_its_commit(
         ),
     ],
 )
-def test_what_databricks_can_not_check_out_is_refused(
+def test_git_project_that_databricks_cannot_check_out_raises(
     tmp_path: Path, command: str, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BackendError, match=message):
         planned(*a_git_call(tmp_path, f"entry_points:\n  main:\n    command: {json.dumps(command)}\n", **fields))
 
 
-def test_a_command_that_is_too_long_is_refused(tmp_path: Path) -> None:
+def test_command_above_length_limit_raises(tmp_path: Path) -> None:
     call, command = a_call(tmp_path, "entry_points:\n  main: {command: python a.py}\n")
 
     with pytest.raises(BackendError, match="Databricks accepts 9500"):
         planned(call, command + " x" * 5000)
 
 
-def test_an_archive_that_is_too_large_is_told_with_a_way_out() -> None:
+def test_archive_above_size_limit_suggests_volume() -> None:
     with pytest.raises(BackendError, match="set code-path to a volume"):
         check_size("/Workspace/Users/ada/x", (500 << 20) + 1)
 
@@ -154,7 +154,7 @@ def test_paths_are_placed_as_the_driver_sees_them(tmp_path: Path) -> None:
             backend.map_paths(call, {"a": value})
 
 
-def test_no_secret_is_among_the_variables() -> None:
+def test_remote_variables_contain_no_secret() -> None:
     found = remote_variables(
         {"MLFLOW_RUN_ID": "r", "DATABRICKS_TOKEN": "geheim", "PREFECT_API_URL": "http://u:geheim@h"},
         "https://ada:geheim@mlflow.example.com",

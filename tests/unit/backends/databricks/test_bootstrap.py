@@ -80,7 +80,7 @@ def test_it_passes_both_streams_on_in_order(tmp_path: Path) -> None:
     assert b"".join(data for stream, data in pieces if stream == "stderr") == "ß\n".encode()
 
 
-def test_the_commands_python_is_the_drivers_with_its_libraries(tmp_path: Path) -> None:
+def test_command_runs_in_driver_python_with_cluster_libraries(tmp_path: Path) -> None:
     libraries = tmp_path / "libraries"
     libraries.mkdir()
     (libraries / "cluster_library.py").write_text("")
@@ -99,7 +99,7 @@ def test_the_commands_python_is_the_drivers_with_its_libraries(tmp_path: Path) -
     assert done.stdout.strip() == sys.executable, done.stderr
 
 
-def test_nothing_that_the_command_started_goes_on(tmp_path: Path) -> None:
+def test_background_process_of_command_is_killed_at_exit(tmp_path: Path) -> None:
     command = "(trap '' TERM; exec sleep 600) & echo $! > \"$HOME/pid\"; sleep 0.2"
 
     done = run(tmp_path, job(tmp_path, {"a": ""}, command=command), HOME=str(tmp_path))
@@ -113,7 +113,7 @@ def test_nothing_that_the_command_started_goes_on(tmp_path: Path) -> None:
     ("change", "message"),
     [({"sha256": "0" * 64}, "is damaged"), ({"archive": "/nowhere.tar.gz"}, "can't be read on the driver")],
 )
-def test_what_keeps_the_command_from_running_is_told(tmp_path: Path, change: dict[str, str], message: str) -> None:
+def test_unusable_archive_is_reported_without_traceback(tmp_path: Path, change: dict[str, str], message: str) -> None:
     done = run(tmp_path, {**job(tmp_path, {"a": ""}, command="true"), **change})
 
     assert done.returncode == 1
@@ -143,7 +143,7 @@ def test_output_that_can_not_be_written_does_not_end_the_run(tmp_path: Path) -> 
         ("3.11.7", ">=3.12", False),
     ],
 )
-def test_a_python_fits_or_does_not(own: str, wanted: str, expected: bool) -> None:
+def test_python_version_request_accepts_matching_versions_only(own: str, wanted: str, expected: bool) -> None:
     assert bootstrap.fits(own, wanted) is expected
 
 

@@ -45,7 +45,7 @@ def test_mlflows_forms_mean_the_same(config: dict[str, Any]) -> None:
         ({"timeout": 0}, "greater than 0"),
     ],
 )
-def test_what_does_not_fit_is_told(config: dict[str, Any], message: str) -> None:
+def test_invalid_config_is_rejected_with_reason(config: dict[str, Any], message: str) -> None:
     with pytest.raises(BackendError, match=message):
         parse_databricks_config(config)
 

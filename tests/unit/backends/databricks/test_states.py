@@ -55,7 +55,7 @@ TYPES = {"SUCCESS", "CLIENT_ERROR", "CLOUD_FAILURE", "INTERNAL_ERROR"}
 NEEDS_NO_ADVICE = {"SUCCESS", "SUCCESS_WITH_FAILURES", "RUN_EXECUTION_ERROR", "DISABLED"}
 
 
-def test_each_word_of_the_sdk_is_known() -> None:
+def test_state_tables_cover_all_sdk_values() -> None:
     life_cycles = {each.value for each in jobs.RunLifeCycleState} | {
         each.value for each in jobs.RunLifecycleStateV2State
     }
@@ -67,13 +67,13 @@ def test_each_word_of_the_sdk_is_known() -> None:
 
 
 @pytest.mark.parametrize("life_cycle", sorted(RUNNING))
-def test_each_life_cycle_before_the_end_is_waited_out(life_cycle: str) -> None:
+def test_active_life_cycle_is_not_final(life_cycle: str) -> None:
     for result, code in product(["", *RESULTS], ["", *CODES]):
         assert not states.explain(life_cycle, result, code).ended
 
 
 @pytest.mark.parametrize("life_cycle", sorted(ENDED))
-def test_each_life_cycle_at_the_end_has_a_diagnosis(life_cycle: str) -> None:
+def test_final_life_cycle_has_diagnosis(life_cycle: str) -> None:
     for result, code, kind in product(["", *RESULTS], ["", *CODES], ["", *TYPES]):
         found = states.explain(life_cycle, result, code, kind, "its own words")
         assert found.ended
@@ -82,12 +82,12 @@ def test_each_life_cycle_at_the_end_has_a_diagnosis(life_cycle: str) -> None:
 
 
 @pytest.mark.parametrize(("result", "status"), RESULTS.items())
-def test_each_result_has_its_meaning(result: str, status: str) -> None:
+def test_result_maps_to_status(result: str, status: str) -> None:
     assert states.explain("TERMINATED", result).status == status
 
 
 @pytest.mark.parametrize(("code", "expected"), CODES.items())
-def test_each_termination_code_has_its_diagnosis(code: str, expected: tuple[str, str]) -> None:
+def test_termination_code_maps_to_diagnosis(code: str, expected: tuple[str, str]) -> None:
     status, words = expected
     result = {"succeeded": "SUCCESS", "cancelled": "CANCELED"}.get(status, "FAILED")
 
@@ -98,7 +98,7 @@ def test_each_termination_code_has_its_diagnosis(code: str, expected: tuple[str,
 
 
 @pytest.mark.parametrize("kind", sorted(TYPES - {"SUCCESS"}))
-def test_each_termination_type_says_whose_fault_it_is(kind: str) -> None:
+def test_termination_type_names_responsible_party(kind: str) -> None:
     assert f"({states.TYPES[kind]})" in states.explain("TERMINATED", "FAILED", "CLUSTER_ERROR", kind).cause
 
 
@@ -117,18 +117,18 @@ def test_each_termination_type_says_whose_fault_it_is(kind: str) -> None:
         (("TERMINATED", "NEW_RESULT", "NEW_CODE", "NEW_TYPE"), "failed"),
     ],
 )
-def test_words_together_mean_an_ending(words: tuple[str, ...], status: str) -> None:
+def test_state_combination_maps_to_status(words: tuple[str, ...], status: str) -> None:
     assert states.explain(*words).status == status
 
 
-def test_the_clouds_words_are_passed_on() -> None:
+def test_cloud_provider_message_is_included_in_cause() -> None:
     found = states.explain("INTERNAL_ERROR", "FAILED", "CLOUD_FAILURE", "CLOUD_FAILURE", "AWS: no capacity.")
 
     assert found.cause == "the cloud provider failed (caused by the cloud provider): AWS: no capacity"
     assert "another node type" in found.advice
 
 
-def test_an_answer_of_either_version_is_read() -> None:
+def test_diagnose_accepts_both_api_versions() -> None:
     old = jobs.Run.from_dict({"state": {"life_cycle_state": "TERMINATED", "result_state": "SUCCESS"}})
     new = jobs.Run.from_dict({"status": {"state": "TERMINATED", "termination_details": {"code": "SUCCESS"}}})
 
@@ -147,5 +147,5 @@ def test_an_answer_of_either_version_is_read() -> None:
         ({"state": {"life_cycle_state": "RUNNING"}}, ""),
     ],
 )
-def test_what_a_run_waits_for_is_said(answer: dict[str, object], said: str) -> None:
+def test_waiting_for_returns_reason_of_pending_run(answer: dict[str, object], said: str) -> None:
     assert states.waiting_for(jobs.Run.from_dict(answer)) == said

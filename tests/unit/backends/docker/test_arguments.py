@@ -133,7 +133,7 @@ def test_invalid_argument_is_refused(arguments: dict[str, Any], words: str) -> N
         parse_arguments(arguments, {})
 
 
-def test_all_problems_are_reported_at_once() -> None:
+def test_argument_problems_are_reported_together() -> None:
     with pytest.raises(ParameterError) as caught:
         parse_arguments({"memroy": "1g", "cpus": "many"}, {})
     assert len(caught.value.problems) == 2

@@ -74,7 +74,9 @@ def test_files_and_variables_outdo_each_other_in_condas_order(environ: dict[str,
         ("channels: [\n", "condarc:"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_file(environ: dict[str, str], tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_condarc_error_names_file_and_key(
+    environ: dict[str, str], tmp_path: Path, text: str, words: str
+) -> None:
     (tmp_path / "home/.condarc").write_text(text)
     with pytest.raises(EnvironmentBuildError, match=words) as caught:
         read_configuration(environ)
@@ -112,11 +114,11 @@ SETTINGS = CondaConfiguration(
         ("pkgs/main", DEFAULT_CHANNELS[:1]),
     ],
 )
-def test_where_a_channel_lies(name: str, urls: tuple[str, ...]) -> None:
+def test_channel_name_resolves_to_urls(name: str, urls: tuple[str, ...]) -> None:
     assert channel_urls(name, SETTINGS, Path("/base")) == urls
 
 
-def test_the_files_channels_come_before_the_users_and_defaults_only_without_any() -> None:
+def test_file_channels_precede_user_channels_and_defaults() -> None:
     base = Path("/base")
     assert environment_channels(["a", "mine"], SETTINGS, base) == ("https://alias/a", "https://alias/mine")
     assert environment_channels(["a", "nodefaults"], SETTINGS, base) == ("https://alias/a",)
@@ -142,7 +144,7 @@ def test_channels_can_be_forbidden(settings: CondaConfiguration) -> None:
         ("numpy[channel='a::b']", (None, "numpy[channel='a::b']")),
     ],
 )
-def test_the_channel_of_a_dependency(spec: str, parts: tuple[str | None, str]) -> None:
+def test_dependency_channel_is_split_from_spec(spec: str, parts: tuple[str | None, str]) -> None:
     assert split_channel(spec) == parts
 
 

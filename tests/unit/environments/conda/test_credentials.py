@@ -20,7 +20,7 @@ from prefect_mlprojects.environments.conda.solving import credentials_file, take
         ("file:///a/t/b", "file:///a/t/b", None),
     ],
 )
-def test_what_is_taken_out(url: str, clean: str, found: object) -> None:
+def test_credentials_are_removed_from_channel_url(url: str, clean: str, found: object) -> None:
     access = take_credentials([url])
     assert access.url(url) == clean
     assert access.credentials == ({} if found is None else {"host": found})
@@ -28,13 +28,13 @@ def test_what_is_taken_out(url: str, clean: str, found: object) -> None:
     assert "tk-1" not in repr(access)
 
 
-def test_a_host_has_one_credential() -> None:
+def test_host_with_two_credentials_uses_the_first() -> None:
     one, other = "https://a:1@host/x", "https://b:2@host/y"
     access = take_credentials([one, other])
     assert (access.url(one), access.url(other)) == ("https://host/x", other)
 
 
-def test_the_file_joins_the_users_own_and_is_gone_afterwards(tmp_path: Path) -> None:
+def test_credentials_file_merges_with_user_file_and_is_deleted(tmp_path: Path) -> None:
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"elsewhere": {"BearerToken": "x"}}))
     environ = {"RATTLER_AUTH_FILE": str(own)}

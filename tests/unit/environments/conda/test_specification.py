@@ -43,7 +43,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
     return {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin"}
 
 
-def test_a_full_file_is_read(project: Project) -> None:
+def test_complete_conda_file_is_read(project: Project) -> None:
     file = project.directory / "conda.yaml"
     assert read_conda_file(file) == CondaFile(
         file,
@@ -70,7 +70,9 @@ def test_a_full_file_is_read(project: Project) -> None:
         ("dependencies:\n  - pip: [-r no.txt]\n", ":2: it names the requirements file"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(project: Project, environ: dict[str, str], text: str, words: str) -> None:
+def test_invalid_conda_file_is_reported_with_line(
+    project: Project, environ: dict[str, str], text: str, words: str
+) -> None:
     file = project.directory / "conda.yaml"
     file.write_text(text)
     with pytest.raises(EnvironmentBuildError) as caught:
@@ -80,7 +82,7 @@ def test_what_is_wrong_is_named_with_its_line(project: Project, environ: dict[st
     assert [words in str(problem) for problem in check_conda_environment(project)] == [True]
 
 
-def test_a_version_that_the_solver_does_not_understand_is_a_problem(project: Project) -> None:
+def test_version_unknown_to_solver_is_a_problem(project: Project) -> None:
     (project.directory / "conda.yaml").write_text("dependencies:\n  - a\n  - b>=1..*0\n")
     (problem,) = check_conda_environment(project)
     assert problem.line == 3
@@ -94,12 +96,12 @@ def test_unknown_keys_are_warned_of(project: Project) -> None:
     assert found.warnings == ("conda.yaml: the key 'dependency' is not conda's and is passed over",)
 
 
-def test_a_file_with_a_pip_section_gets_a_python(project: Project, environ: dict[str, str]) -> None:
+def test_pip_section_without_python_adds_python(project: Project, environ: dict[str, str]) -> None:
     (project.directory / "conda.yaml").write_text("dependencies:\n  - pip: [six]\n")
     assert [spec.text for spec in read_specification(project, environ).specs] == ["python"]
 
 
-def test_what_a_reader_would_not_notice_makes_the_same_key(project: Project, environ: dict[str, str]) -> None:
+def test_cache_key_ignores_formatting_and_name(project: Project, environ: dict[str, str]) -> None:
     key = read_specification(project, environ).key
     text = FULL.replace("numpy=1.26.*", "numpy = 1.26.*").replace("name: demo", "name: other  # comment")
     (project.directory / "conda.yaml").write_text(text)
@@ -144,7 +146,7 @@ def test_passwords_are_no_part_of_the_key(project: Project, environ: dict[str, s
     assert key("https://a:b@host") == key("https://host") == key("https://host/t/tk-1")
 
 
-def test_a_channel_of_a_dependency_is_searched_too(project: Project, environ: dict[str, str]) -> None:
+def test_channel_of_dependency_is_searched_too(project: Project, environ: dict[str, str]) -> None:
     text = "channels: [one]\ndependencies: [two::a=1, file:///three::b]\n"
     (project.directory / "conda.yaml").write_text(text)
     specification = read_specification(project, {**environ, "CONDA_CHANNEL_ALIAS": "https://x"})

@@ -30,7 +30,7 @@ def test_where_a_text_ends_counts() -> None:
         "pkg/build/x.json",
     ],
 )
-def test_what_is_built_from_counts(tmp_path: Path, path: str) -> None:
+def test_source_file_changes_package_digest(tmp_path: Path, path: str) -> None:
     write(tmp_path / "pkg/__init__.py")
     before = digest_package(tmp_path)
     file = write(tmp_path / path, "first")
@@ -54,7 +54,7 @@ def test_what_is_built_from_counts(tmp_path: Path, path: str) -> None:
         "myenv/lib/code.py",
     ],
 )
-def test_what_runs_and_tools_leave_does_not(tmp_path: Path, path: str) -> None:
+def test_generated_file_does_not_change_package_digest(tmp_path: Path, path: str) -> None:
     write(tmp_path / "pkg/__init__.py")
     write(tmp_path / "myenv/pyvenv.cfg")
     before = digest_package(tmp_path)
@@ -62,7 +62,7 @@ def test_what_runs_and_tools_leave_does_not(tmp_path: Path, path: str) -> None:
     assert digest_package(tmp_path) == before
 
 
-def test_a_large_file_counts_by_size_and_time(tmp_path: Path) -> None:
+def test_large_file_digest_uses_size_and_mtime(tmp_path: Path) -> None:
     large = tmp_path / "large.whl"
     with large.open("wb") as file:
         file.truncate(17 * 1024 * 1024)

@@ -36,7 +36,7 @@ def texts(spec: PythonSpec | tuple[Problem, ...]) -> tuple[str | None, list[str]
     return spec.python, [e.text for e in spec.build_dependencies], [e.text for e in spec.dependencies]
 
 
-def test_a_full_file_is_read_with_its_lines(tmp_path: Path) -> None:
+def test_complete_python_env_is_read_with_line_numbers(tmp_path: Path) -> None:
     spec = read_python_env(write(tmp_path, FULL))
     assert texts(spec) == ("3.10", ["pip==24.0", "setuptools"], ["-r requirements.txt", "scikit-learn==1.5.2"])
     assert isinstance(spec, PythonSpec)
@@ -60,7 +60,9 @@ def test_a_full_file_is_read_with_its_lines(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_may_be_left_out(tmp_path: Path, text: str, python: str | None, dependencies: list[str]) -> None:
+def test_python_env_with_omitted_fields_is_read(
+    tmp_path: Path, text: str, python: str | None, dependencies: list[str]
+) -> None:
     spec = read_python_env(write(tmp_path, text))
     assert (texts(spec)[0], texts(spec)[2]) == (python, dependencies)
 
@@ -104,7 +106,7 @@ def test_everything_wrong_is_named_with_its_line(
         assert words in str(problem)
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+def test_missing_file_and_folder_are_reported(tmp_path: Path) -> None:
     (missing,) = read_python_env(tmp_path / "none.yaml")  # type: ignore[misc]  # a problem is expected
     assert "No such file" in str(missing)
     (folder,) = read_python_env(tmp_path)  # type: ignore[misc]  # a problem is expected
@@ -126,7 +128,7 @@ dependencies:
 """
 
 
-def test_the_pip_part_of_a_conda_file_agrees_with_mlflow(tmp_path: Path) -> None:
+def test_pip_section_of_conda_file_is_read_as_mlflow_reads_it(tmp_path: Path) -> None:
     path = write(tmp_path, CONDA, "conda.yaml")
     spec = read_conda_env(path, "uv")
     theirs = _PythonEnv.from_conda_yaml(path)  # type: ignore[no-untyped-call]  # MLflow has no types here
@@ -154,7 +156,7 @@ def test_the_pip_part_of_a_conda_file_agrees_with_mlflow(tmp_path: Path) -> None
         ("python!=3.12", "!=3.12"),
     ],
 )
-def test_a_conda_python(tmp_path: Path, dependency: str, python: str) -> None:
+def test_conda_python_version_or_range_is_read(tmp_path: Path, dependency: str, python: str) -> None:
     spec = read_conda_env(write(tmp_path, f"dependencies: ['{dependency}']\n", "conda.yaml"), "uv")
     assert texts(spec) == (python, [], [])
 
@@ -169,7 +171,7 @@ def test_a_conda_python(tmp_path: Path, dependency: str, python: str) -> None:
         ("python==3.10.2", "3.10.2", None),
     ],
 )
-def test_a_one_sided_conda_python_keeps_its_range(
+def test_one_sided_conda_python_keeps_its_range(
     tmp_path: Path, dependency: str, python: str, python_range: str | None
 ) -> None:
     spec = read_conda_env(write(tmp_path, f"dependencies: ['{dependency}']\n", "conda.yaml"), "uv")
@@ -201,7 +203,7 @@ def test_packages_whose_names_begin_with_python_are_left_out(tmp_path: Path) -> 
         ("", None, "empty"),
     ],
 )
-def test_a_malformed_conda_file(tmp_path: Path, text: str, line: int | None, words: str) -> None:
+def test_malformed_conda_file_is_reported_with_line(tmp_path: Path, text: str, line: int | None, words: str) -> None:
     problems = read_conda_env(write(tmp_path, text, "conda.yaml"), "uv")
     assert isinstance(problems, tuple)
     (problem,) = problems
@@ -238,7 +240,7 @@ source = { registry = "https://pypi.org/simple" }
 """
 
 
-def test_a_lock_tells_its_pythons_and_local_packages(tmp_path: Path) -> None:
+def test_lock_python_range_and_local_packages_are_read(tmp_path: Path) -> None:
     assert read_lock(write(tmp_path, LOCK, "uv.lock")) == (
         ">=3.10,<3.13",
         (
@@ -252,6 +254,6 @@ def test_a_lock_tells_its_pythons_and_local_packages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "hello", "version = 1\nnonsense\n", b"\xff\xfe"])
-def test_what_is_not_a_lock_is_refused(tmp_path: Path, text: str | bytes) -> None:
+def test_invalid_lock_is_reported(tmp_path: Path, text: str | bytes) -> None:
     problem = read_lock(write(tmp_path, text, "uv.lock"))
     assert isinstance(problem, Problem)

@@ -20,7 +20,7 @@ def home(tmp_path: Path) -> dict[str, str]:
     return {"HOME": str(tmp_path), "XDG_CONFIG_DIRS": str(tmp_path / "none"), "PIP_CONFIG_FILE": os.devnull}
 
 
-def test_pips_variables_reach_uv_in_its_own_words(home: dict[str, str], tmp_path: Path) -> None:
+def test_pip_variables_are_translated_to_uv_settings(home: dict[str, str], tmp_path: Path) -> None:
     links = tmp_path / "links"
     links.mkdir()
     environ = {
@@ -76,7 +76,7 @@ def test_indexes_that_the_user_names_to_uv_win(home: dict[str, str], variable: s
     assert uv_arguments(environ) == ()
 
 
-def test_a_configuration_file_of_uv_wins_too(home: dict[str, str], tmp_path: Path) -> None:
+def test_uv_configuration_file_takes_precedence_over_pip_index(home: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / ".config/uv").mkdir(parents=True)
     (tmp_path / ".config/uv/uv.toml").touch()
     assert uv_settings_from_pip({**home, "PIP_INDEX_URL": "https://pip.example", "PIP_TRUSTED_HOST": "a"}) == {
@@ -87,11 +87,11 @@ def test_a_configuration_file_of_uv_wins_too(home: dict[str, str], tmp_path: Pat
 @pytest.mark.parametrize(
     ("value", "arguments"), [("1", ("--no-index",)), ("true", ("--no-index",)), ("0", ()), ("", ())]
 )
-def test_no_index(home: dict[str, str], value: str, arguments: tuple[str, ...]) -> None:
+def test_pip_no_index_sets_uv_no_index_flag(home: dict[str, str], value: str, arguments: tuple[str, ...]) -> None:
     assert uv_arguments({**home, "PIP_NO_INDEX": value}) == arguments
 
 
-def test_what_would_lead_an_installation_elsewhere_is_taken_out(home: dict[str, str]) -> None:
+def test_build_variables_omit_install_target_overrides(home: dict[str, str]) -> None:
     environ = {
         **home,
         "PIP_TARGET": "/t",

@@ -62,18 +62,18 @@ def probes(tmp_path: Path) -> Path:
         ("==3.11.*", "3.11.7", True),
     ],
 )
-def test_what_a_request_allows(request_: str, version: str, allowed: bool) -> None:
+def test_version_request_allows_matching_interpreters_only(request_: str, version: str, allowed: bool) -> None:
     assert interpreter_allowed(request_, version) is allowed
 
 
-def test_no_request_and_its_own_version_mean_the_running_one(machine: dict[str, str], probes: Path) -> None:
+def test_missing_request_and_current_version_select_running_python(machine: dict[str, str], probes: Path) -> None:
     assert find_interpreter(None, machine, probes) == current_interpreter()
     assert find_interpreter(CURRENT, machine, probes) == current_interpreter()
     assert current_interpreter().version == CURRENT
     assert not (current_interpreter().path.parent.parent / "pyvenv.cfg").exists()
 
 
-def test_the_newest_fitting_one_of_pyenv_and_uv_is_found_without_running_any(
+def test_newest_pyenv_or_uv_match_is_found_without_being_run(
     machine: dict[str, str], probes: Path, tmp_path: Path
 ) -> None:
     for version in ("3.7.9", "3.7.16", "3.7.16t", "3.7-dev", "pypy3.7-7.3", "my-env"):
@@ -100,7 +100,7 @@ def test_the_newest_fitting_one_of_pyenv_and_uv_is_found_without_running_any(
     assert [found.version for found in list_interpreters(machine, probes)] == [CURRENT, "3.7.16", "3.7.9", "3.7.20"]
 
 
-def test_the_folder_of_uv(tmp_path: Path) -> None:
+def test_uv_python_directory_follows_environment_variables(tmp_path: Path) -> None:
     assert uv_python_directory({"UV_PYTHON_INSTALL_DIR": "/u"}) == Path("/u")
     assert uv_python_directory({"XDG_DATA_HOME": "/data"}) == Path("/data/uv/python")
     assert uv_python_directory({}) == Path.home() / ".local/share/uv/python"
@@ -116,7 +116,9 @@ def installed_python(root: Path) -> Path:
     return executable
 
 
-def test_a_python_on_path_is_asked_once(machine: dict[str, str], probes: Path, tmp_path: Path) -> None:
+def test_interpreter_on_path_is_probed_once_until_changed(
+    machine: dict[str, str], probes: Path, tmp_path: Path
+) -> None:
     executable = installed_python(tmp_path / "opt")
     (executable.parent / "python").symlink_to(executable)
     machine["PATH"] = os.pathsep.join((str(tmp_path / "nowhere"), "", str(executable.parent)))
@@ -134,7 +136,7 @@ def test_a_python_on_path_is_asked_once(machine: dict[str, str], probes: Path, t
 
 
 @pytest.mark.parametrize("garbage", ["", "[]", "{", '{"x": 1}', "null"])
-def test_a_spoilt_memory_is_forgotten(machine: dict[str, str], probes: Path, tmp_path: Path, garbage: str) -> None:
+def test_corrupt_probe_cache_is_ignored(machine: dict[str, str], probes: Path, tmp_path: Path, garbage: str) -> None:
     executable = installed_python(tmp_path / "opt")
     machine["PATH"] = str(executable.parent)
     probes.parent.mkdir()
@@ -142,16 +144,14 @@ def test_a_spoilt_memory_is_forgotten(machine: dict[str, str], probes: Path, tmp
     assert [found.version for found in list_interpreters(machine, probes)] == [CURRENT, CURRENT]
 
 
-def test_a_memory_that_cannot_be_written_only_means_asking_again(machine: dict[str, str], tmp_path: Path) -> None:
+def test_unwritable_probe_cache_does_not_prevent_listing(machine: dict[str, str], tmp_path: Path) -> None:
     executable = installed_python(tmp_path / "opt")
     machine["PATH"] = str(executable.parent)
     (tmp_path / "file").touch()
     assert len(list_interpreters(machine, tmp_path / "file" / "interpreters.json")) == 2
 
 
-def test_the_python_of_a_virtual_environment_stands_for_its_base(
-    machine: dict[str, str], probes: Path, tmp_path: Path
-) -> None:
+def test_virtual_environment_python_resolves_to_base(machine: dict[str, str], probes: Path, tmp_path: Path) -> None:
     executable = installed_python(tmp_path / "opt")
     subprocess.run([executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     machine["PATH"] = str(tmp_path / "venv" / "bin")

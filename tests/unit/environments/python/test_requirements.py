@@ -64,19 +64,19 @@ def test_files_are_included_in_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["-rr.txt", "-r r.txt", "-r  'r.txt'", "--requirement r.txt", "--requirement=r.txt"])
-def test_every_spelling_of_the_option(tmp_path: Path, line: str) -> None:
+def test_requirement_option_in_every_spelling_is_parsed(tmp_path: Path, line: str) -> None:
     write(tmp_path / "r.txt", "six\n")
     assert good(tmp_path, line).lines == ["six"]
 
 
-def test_a_file_is_looked_for_in_the_project_and_then_beside_the_environment_file(tmp_path: Path) -> None:
+def test_requirements_file_in_project_precedes_environment_folder(tmp_path: Path) -> None:
     write(tmp_path / "envs/requirements.txt", "six\n")
     assert good(tmp_path, "-r requirements.txt", source="envs/python_env.yaml").lines == ["six"]
     write(tmp_path / "requirements.txt", "attrs\n")
     assert good(tmp_path, "-r requirements.txt", source="envs/python_env.yaml").lines == ["attrs"]
 
 
-def test_what_a_reader_would_not_notice_makes_the_same_environment(tmp_path: Path) -> None:
+def test_equivalent_requirements_files_share_cache_key(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "Scikit_Learn ==1.5.2 # why\n\n# nothing\nsix \\\n  >=1\n")
     write(tmp_path / "b.txt", "scikit-learn==1.5.2\r\nsix>=1\n")
     assert good(tmp_path, "-r a.txt").key_inputs == good(tmp_path, "-r b.txt").key_inputs
@@ -85,7 +85,7 @@ def test_what_a_reader_would_not_notice_makes_the_same_environment(tmp_path: Pat
 @pytest.mark.parametrize(
     "changed", ["six==1.17\n", "six==1.16\nattrs\n", "six==1.16 ; python_version > '3'\n", "--pre\nsix==1.16\n", ""]
 )
-def test_a_changed_file_makes_another_environment(tmp_path: Path, changed: str) -> None:
+def test_changed_requirements_file_changes_cache_key(tmp_path: Path, changed: str) -> None:
     write(tmp_path / "r.txt", "six==1.16\n")
     before = good(tmp_path, "-r r.txt")
     write(tmp_path / "r.txt", changed)
@@ -94,7 +94,7 @@ def test_a_changed_file_makes_another_environment(tmp_path: Path, changed: str) 
     assert before.text_inputs != after.text_inputs
 
 
-def test_a_requirement_and_a_constraint_are_not_the_same(tmp_path: Path) -> None:
+def test_constraint_and_requirement_have_different_cache_keys(tmp_path: Path) -> None:
     write(tmp_path / "r.txt", "six\n")
     assert good(tmp_path, "-r r.txt").key_inputs != good(tmp_path, "-c r.txt").key_inputs
     assert good(tmp_path, "-c r.txt").count == 0
@@ -174,7 +174,7 @@ def test_options_get_uvs_form(
         "six==1.16 --hash=sha256:aa --global-option=build",
     ],
 )
-def test_an_option_that_uv_does_not_have_names_the_other_manager(tmp_path: Path, line: str) -> None:
+def test_option_unsupported_by_uv_suggests_virtualenv(tmp_path: Path, line: str) -> None:
     (problem,) = bad(tmp_path, line, installer="uv")
     assert problem.startswith(f"{tmp_path}/python_env.yaml:2: ")
     assert "--env-manager virtualenv" in problem
@@ -214,7 +214,7 @@ def test_code_of_a_copied_package_counts_and_of_an_editable_one_does_not(tmp_pat
     assert good(tmp_path, "-e ./pkg").key_inputs != editable.key_inputs
 
 
-def test_a_copied_package_is_the_same_in_another_working_copy_but_an_editable_one_is_not(tmp_path: Path) -> None:
+def test_only_editable_package_key_depends_on_working_copy(tmp_path: Path) -> None:
     for copy in ("one", "two"):
         write(tmp_path / copy / "pkg/pyproject.toml", "[project]\nname = 'pkg'\n")
     one, two = tmp_path / "one", tmp_path / "two"
@@ -223,7 +223,7 @@ def test_a_copied_package_is_the_same_in_another_working_copy_but_an_editable_on
 
 
 @pytest.mark.parametrize("installer", ["pip", "uv"])
-def test_an_editable_package_of_a_temporary_working_copy_is_copied(tmp_path: Path, installer: Installer) -> None:
+def test_editable_package_in_temporary_working_copy_is_copied(tmp_path: Path, installer: Installer) -> None:
     for copy in ("one", "two"):
         write(tmp_path / copy / "pyproject.toml", "[project]\nname = 'pkg'\n")
         write(tmp_path / copy / "sub/pyproject.toml", "[project]\nname = 'pkg'\n")
@@ -243,7 +243,7 @@ def test_pip_clones_an_editable_repository_beside_the_environment(tmp_path: Path
     assert good(tmp_path, line, temporary=True).lines == [line]
 
 
-def test_a_wheel_file_and_a_folder_of_links_count_by_content(tmp_path: Path) -> None:
+def test_wheel_and_links_folder_content_changes_cache_key(tmp_path: Path) -> None:
     wheel = write(tmp_path / "wheels/demo-1.0-py3-none-any.whl", "one")
     lines = ("--find-links wheels", "demo")
     by_link, by_file = good(tmp_path, *lines), good(tmp_path, "wheels/demo-1.0-py3-none-any.whl")
@@ -270,7 +270,7 @@ def test_a_wheel_file_and_a_folder_of_links_count_by_content(tmp_path: Path) -> 
         ("six==1.16; python_version", "is not a requirement"),
     ],
 )
-def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, line: str, words: str) -> None:
+def test_invalid_requirement_is_reported_with_file_and_line(tmp_path: Path, line: str, words: str) -> None:
     (problem,) = bad(tmp_path, line)
     assert problem.startswith(f"{tmp_path}/python_env.yaml:2: ")
     assert words.format(project=tmp_path) in problem
@@ -286,7 +286,7 @@ def test_problems_of_nested_files_name_those_files_and_all_come_at_once(tmp_path
     assert "not UTF-8" in third
 
 
-def test_a_file_that_includes_itself_ends(tmp_path: Path) -> None:
+def test_requirements_file_including_itself_is_reported(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "-r b.txt\n")
     write(tmp_path / "b.txt", "-r a.txt\n")
     (problem,) = bad(tmp_path, "-r a.txt")

@@ -44,7 +44,7 @@ def specify(make_project: Any, tmp_path: Path, environ: dict[str, str]) -> Any:
     return make
 
 
-def test_the_same_content_makes_the_same_key(specify: Any) -> None:
+def test_key_for_same_content_is_equal(specify: Any) -> None:
     first = specify(f"python: '{MINOR}'\ndependencies: [six==1.16, attrs]\n", folder="one")
     same = specify(f"# a comment\ndependencies:\n  - six == 1.16\n  - Attrs\npython: '{CURRENT}'\n", folder="two")
     assert first.key == same.key
@@ -71,7 +71,7 @@ def test_other_content_makes_another_key(specify: Any, changed: str) -> None:
     assert specify("dependencies: [six==1.16]\n").key != specify(changed, **{"c.txt": "attrs<99\n"}).key
 
 
-def test_the_manager_and_the_users_settings_are_part_of_the_key(specify: Any, environ: dict[str, str]) -> None:
+def test_key_includes_manager_and_user_settings(specify: Any, environ: dict[str, str]) -> None:
     text = "dependencies: [six]\n"
     keys = {specify(text).key, specify(text, "virtualenv").key}
     environ["UV_PRERELEASE"] = "allow"
@@ -81,7 +81,7 @@ def test_the_manager_and_the_users_settings_are_part_of_the_key(specify: Any, en
     assert len(keys) == 3
 
 
-def test_another_python_makes_another_key(specify: Any, environ: dict[str, str], tmp_path: Path) -> None:
+def test_key_depends_on_python_version(specify: Any, environ: dict[str, str], tmp_path: Path) -> None:
     python = tmp_path / "pyenv/versions/3.7.16/bin/python"
     python.parent.mkdir(parents=True)
     python.touch()
@@ -99,13 +99,13 @@ def test_another_python_makes_another_key(specify: Any, environ: dict[str, str],
         ("dependencies: []\n", "nothing installed (python_env.yaml)"),
     ],
 )
-def test_the_description(specify: Any, text: str, description: str) -> None:
+def test_description_counts_requirements(specify: Any, text: str, description: str) -> None:
     assert specify(text, **{"r.txt": "attrs\nh11\n-c c.txt\n", "c.txt": "idna<99\n"}).describe(None) == (
         f"uv, Python {CURRENT}, {description}"
     )
 
 
-def test_all_problems_come_at_once(specify: Any, make_project: Any) -> None:
+def test_environment_problems_are_reported_together(specify: Any, make_project: Any) -> None:
     text = "build_dependencies: ['six=1']\ndependencies: [-r none.txt]\n"
     with pytest.raises(EnvironmentBuildError) as caught:
         specify(text)
@@ -116,11 +116,11 @@ def test_all_problems_come_at_once(specify: Any, make_project: Any) -> None:
     assert check_environment(make_project({"python_env.yaml": "dependencies: [six]\n"})) == ()
 
 
-def test_a_docker_project_has_nothing_to_check(tmp_path: Path) -> None:
+def test_check_environment_for_docker_project_finds_nothing(tmp_path: Path) -> None:
     assert check_environment(Project(tmp_path, None, None, {}, DockerEnvironment("image"))) == ()
 
 
-def test_a_python_that_is_not_there_is_named_with_those_that_are(specify: Any) -> None:
+def test_unavailable_python_error_lists_found_interpreters(specify: Any) -> None:
     with pytest.raises(EnvironmentBuildError) as caught:
         specify("dependencies: []\npython: '>=3.99'\n")
     message = str(caught.value)
@@ -142,7 +142,7 @@ def test_a_python_that_is_not_there_is_named_with_those_that_are(specify: Any) -
         ("python<3.8", "3.7.16"),
     ],
 )
-def test_a_one_sided_range_takes_its_limit_or_the_nearest_that_there_is(
+def test_one_sided_range_selects_limit_or_nearest_python(
     make_project: Any, environ: dict[str, str], tmp_path: Path, wanted: str, python: str
 ) -> None:
     executable = tmp_path / "pyenv/versions/3.7.16/bin/python"
@@ -154,7 +154,7 @@ def test_a_one_sided_range_takes_its_limit_or_the_nearest_that_there_is(
 
 
 @pytest.mark.parametrize("wanted", [f"{MINOR}.99", f"{MINOR}.98", "3.99"])
-def test_a_python_that_cannot_be_had_offers_the_nearest(specify: Any, wanted: str) -> None:
+def test_unavailable_python_error_suggests_nearest(specify: Any, wanted: str) -> None:
     with pytest.raises(EnvironmentBuildError) as caught:
         specify(f"python: '{wanted}'\n")
     offered = f"The nearest that can be had is {current_interpreter()}: write {CURRENT} or {MINOR} instead."
@@ -176,7 +176,7 @@ LOCK = (
         (">=3.7", "", None),
     ],
 )
-def test_the_python_of_a_locked_project(
+def test_locked_project_selects_pinned_or_required_python(
     make_project: Any, requires: str, named: str | None, python: str | None
 ) -> None:
     files = {"uv.lock": LOCK.format(requires), "pyproject.toml": "[project]\nname = 'demo'\n"}
@@ -188,7 +188,7 @@ def test_the_python_of_a_locked_project(
     assert contents.locked is not None
 
 
-def test_virtualenv_says_that_it_does_not_install_locks(make_project: Any) -> None:
+def test_virtualenv_with_uv_lock_warns_and_ignores_lock(make_project: Any) -> None:
     project = make_project({"uv.lock": LOCK.format(">=3.7"), "pyproject.toml": "[project]\nname = 'demo'\n"})
     contents = read_contents(project, "virtualenv")
     assert isinstance(contents, Contents)
@@ -196,7 +196,7 @@ def test_virtualenv_says_that_it_does_not_install_locks(make_project: Any) -> No
     assert "does not install from uv.lock" in contents.warnings[0]
 
 
-def test_a_changed_lock_makes_another_key(make_project: Any, environ: dict[str, str], tmp_path: Path) -> None:
+def test_key_depends_on_lock_and_pyproject(make_project: Any, environ: dict[str, str], tmp_path: Path) -> None:
     def key(**files: str) -> str:
         return read_specification(make_project(files), "uv", environ, tmp_path / "cache").key
 
