@@ -106,7 +106,7 @@ def test_project_without_environment_files_gets_empty_environment(
     environment = workshop.prepare(workshop.project({}), manager)
     assert environment.plan.python_version == "{}.{}.{}".format(*sys.version_info[:3])
     listed = workshop.run(environment, "python -m pip list --format freeze --disable-pip-version-check").split()
-    assert {line.split("==")[0] for line in listed} <= {"pip", "setuptools"}
+    assert {line.split("==")[0] for line in listed} <= {"pip", "setuptools", "wheel"}
     assert workshop.run(environment, "python -c 'import prefect_mlprojects' 2>&1 || true").endswith(
         "'prefect_mlprojects'"
     )

@@ -89,7 +89,9 @@ def test_start_tags_are_those_of_mlflow_and_our_own(project: Path, tracking_uri:
         commit = theirs.data.tags.get("mlflow.source.git.commit")
         added |= {"mlflow.source.git.branch"} if commit else set()
     assert ours.data.tags.keys() - theirs.data.tags.keys() == added
-    assert without(ours.data.tags, *added) == theirs.data.tags
+    # Old versions of MLflow keep the password of a remote.
+    expected = {name: value.replace("me:hunter2@", "") for name, value in theirs.data.tags.items()}
+    assert without(ours.data.tags, *added) == expected
     assert ours.data.params == theirs.data.params
     assert ours.info.run_name == theirs.info.run_name
     assert ours.info.user_id == theirs.info.user_id
