@@ -110,7 +110,7 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
 
     request, secrets = request_from_options(context, options)
     with _working_copy(reveal(secrets.uri) if secrets.uri else request.uri, request.version) as copy:
-        known = context_before_run(request, resolve_tracking_uri(), secrets.backend_config, secrets.docker_args)
+        known = context_before_run(request, resolve_tracking_uri(), secrets)
         checked = check_request(request, copy, known)
         parameters = checked.parameters.with_downloads(dict(checked.parameters.downloads.items()))
         if known.config is not None:

@@ -11,7 +11,7 @@ import click
 from prefect_mlprojects.request import Entrance, RunOption, RunRequest, options_of
 
 if TYPE_CHECKING:
-    from prefect_mlprojects.tasks.session import RunSecrets
+    from prefect_mlprojects.request.check import RunSecrets
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

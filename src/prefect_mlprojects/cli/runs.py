@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from prefect_mlprojects.request import RunRequest
+    from prefect_mlprojects.request.check import RunSecrets
     from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
-    from prefect_mlprojects.tasks.session import RunResult, RunSecrets
+    from prefect_mlprojects.tasks.session import RunResult
 
 
 _RUN = click.argument("run", metavar="RUN")

@@ -199,8 +199,7 @@ class _ProjectRun:
         context = RunContext(
             config,
             tracking_uri or session.tracking_uri or self._default_tracking_uri(),
-            session.secrets.docker_auth,
-            session.secrets.docker_args,
+            session.secrets,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
         )

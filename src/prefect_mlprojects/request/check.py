@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
@@ -27,26 +26,33 @@ _PASSED_ON = ("experiment_name", "experiment_id", "run_name", "storage_dir")
 
 
 @dataclass(frozen=True)
-class RunContext:
-    """Data of a run that is never stored with the flow run.
+class RunSecrets:
+    """The secret arguments of a run, which stay in memory.
 
-    `config` is None until its block is read; `docker_args` has those with secrets, in place of the request's.
+    Attributes:
+        uri: The project's URI if it holds a secret, which the flow run's parameters have without.
+        backend_config: The secret keys of the backend's configuration.
+        docker_args: The container arguments that hold secrets, in place of the request's.
     """
+
+    uri: Secret | None = None
+    backend_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Data of a run that is never stored with the flow run; `config` is None until its block is read."""
 
     config: BaseModel | None = field(default=None, repr=False)
     tracking_uri: Secret = field(default=Secret(""), repr=False)
-    docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
-    docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    secrets: RunSecrets = field(default_factory=RunSecrets, repr=False)
     git_credentials: GitCredentialsLookup | None = field(default=None, repr=False, compare=False)
     rebuild_environment: bool = False
 
 
-def context_before_run(
-    request: RunRequest,
-    tracking_uri: Secret,
-    config_secrets: Mapping[str, Any] | None = None,
-    docker_args: Mapping[str, Any] = MappingProxyType({}),
-) -> RunContext:
+def context_before_run(request: RunRequest, tracking_uri: Secret, secrets: RunSecrets) -> RunContext:
     """Returns the context of a run without a flow run: blocks are not read.
 
     Raises:
@@ -54,9 +60,9 @@ def context_before_run(
     """
     config = request.backend_config
     if isinstance(config, str):
-        return RunContext(None, tracking_uri, docker_args=docker_args)
-    parsed = get_backend(request.backend).parse_config({**(config or {}), **(config_secrets or {})})
-    return RunContext(parsed, tracking_uri, docker_args=docker_args)
+        return RunContext(None, tracking_uri, secrets)
+    parsed = get_backend(request.backend).parse_config({**(config or {}), **secrets.backend_config})
+    return RunContext(parsed, tracking_uri, secrets)
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
         spark_job=request.backend == "databricks",
     )
     project = replace(project, temporary=working_copy.temporary)
-    docker_args = {**(request.docker_args or {}), **context.docker_args} or None
+    docker_args = {**(request.docker_args or {}), **context.secrets.docker_args} or None
     backend = select_backend(request.backend, project, docker_args)
     config = context.config
     backend_request: AnyRequest = BackendRequest(
@@ -108,7 +114,7 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
         config=config if config is not None else backend.config_model.model_construct(),
         tracking_uri=context.tracking_uri,
         docker_args=docker_args,
-        docker_auth=context.docker_auth,
+        docker_auth=context.secrets.docker_auth,
         build_image=request.build_image,
         env_manager=request.env_manager,
         rebuild_environment=context.rebuild_environment,

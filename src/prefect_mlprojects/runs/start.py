@@ -35,12 +35,12 @@ from prefect_mlprojects.exceptions import (
     RunCancelled,
 )
 from prefect_mlprojects.request import OPTIONS, PROJECT_SCHEME, RunRequest, holds_secret_url
-from prefect_mlprojects.request.check import check_request, context_before_run
+from prefect_mlprojects.request.check import RunSecrets, check_request, context_before_run
 from prefect_mlprojects.runs.handles import LocalSubmittedRun, run_status
 from prefect_mlprojects.server.api import use_api
 from prefect_mlprojects.settings import OWN_VARIABLES, max_concurrent_runs
 from prefect_mlprojects.sources import detect_source
-from prefect_mlprojects.tasks.session import RunResult, RunSecrets, RunSession, use_session
+from prefect_mlprojects.tasks.session import RunResult, RunSession, use_session
 from prefect_mlprojects.types import RunStatus, StopSignal
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def preflight(request: RunRequest, secrets: RunSecrets) -> str | None:
     copy = source.fetch(StopSignal(), lambda _: None)
     from prefect_mlprojects.tracking import resolve_tracking_uri
 
-    context = context_before_run(request, resolve_tracking_uri(), secrets.backend_config, secrets.docker_args)
+    context = context_before_run(request, resolve_tracking_uri(), secrets)
     return check_request(request, copy, context).name
 
 

@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from prefect_mlprojects._support.event_loop import SIGNAL_SECONDS
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import ExecutionException
+from prefect_mlprojects.request.check import RunSecrets
 from prefect_mlprojects.tracking import TrackedRun, Tracker
 from prefect_mlprojects.types import FailureCategory, OutputSink, RunStatus, StopSignal, StreamName
 
@@ -139,22 +140,6 @@ class RunResult:
     error: ExecutionException | None = None
     category: FailureCategory | None = None
     cause: str = ""
-
-
-@dataclass(frozen=True)
-class RunSecrets:
-    """The secret arguments of a run, which stay in memory.
-
-    Attributes:
-        uri: The project's URI if it holds a secret, which the flow run's parameters have without.
-        backend_config: The secret keys of the backend's configuration.
-        docker_args: The container arguments that hold secrets.
-    """
-
-    uri: Secret | None = None
-    backend_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
-    docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass
