@@ -232,12 +232,16 @@ def command_problems(project: Project, entry_point: EntryPoint) -> tuple[Problem
 def _unquotable_warnings(project: Project, entry_point: EntryPoint) -> list[Problem]:
     line = entry_point.command_line or entry_point.line
     where = f"in the command of entry point {entry_point.name!r}"
-    message = "values can't be quoted at {{{}}}; values with other than plain characters are refused"
+    messages = {
+        "unquotable": "values can't be quoted at {{{}}}; values with other than plain characters are refused",
+        "number": "the shell calculates at {{{}}}; values other than numbers are refused",
+    }
     fix = "values are quoted already: write placeholders as words of their own"
     placeholders = parse_template(entry_point.command).placeholders
     return [
-        Problem(f"{where}, {message.format(name)}", project.file, line, fix, name)
-        for name in dict.fromkeys(each.name for each in placeholders if each.place == "unquotable")
+        Problem(f"{where}, {messages[place].format(name)}", project.file, line, fix, name)
+        for name, place in dict.fromkeys((each.name, each.place) for each in placeholders)
+        if place in messages
         if name in entry_point.parameters and entry_point.parameters[name].type not in {"int", "float"}
     ]
 
