@@ -39,11 +39,12 @@ class ShellScanner:
     """Scans a shell script character by character.
 
     The stack contains the open constructs: ``"``, ``'``, ``(`` for a subshell or ``$(``, ``=(`` for an array's values, ``((`` for
-    each parenthesis of arithmetic and ``$[`` for each bracket, a backquote, ``$'``, ``"${`` for ``${`` within double quotes and ``${`` outside of them, ``[``
-    for the subscript of a variable, ``[*`` for brackets in other words, ``>&`` for a word after ``>&`` or ``<&``, ``#`` for a
-    comment, and ``?`` for constructs that are not scanned any further: here-documents, and those in which a closing sign could be
-    mistaken. The shell may evaluate the content of ``${`` and ``[``, and runs ``$(`` in it whatever its quotes. It expands the word
-    after ``>&`` twice. Arithmetic takes a name for a variable, whose content it evaluates, so that only numbers are safe there.
+    each parenthesis of arithmetic and ``$[`` for each of its brackets, a backquote, ``$'``, ``"${`` for ``${`` within double quotes
+    and ``${`` outside of them, ``[`` for the subscript of a variable, ``[*`` for brackets in other words, ``>&`` for a word after
+    ``>&`` or ``<&``, ``#`` for a comment, and ``?`` for constructs that are not scanned any further: here-documents, and those in
+    which a closing sign could be mistaken. The shell may evaluate the content of ``${`` and ``[``, and runs ``$(`` in it whatever
+    its quotes. It expands the word after ``>&`` twice. Arithmetic takes a name for a variable, whose content it evaluates, so that
+    only numbers are safe there.
     """
 
     def __init__(self) -> None:
