@@ -78,17 +78,23 @@ def find_entry_point(project: Project, name: str, uri: str | None = None) -> Ent
 
 
 def check_call(
-    directory: Path, name: str, values: Mapping[str, Any] | None, uri: str | None = None, *, spark_job: bool = False
+    directory: Path,
+    name: str,
+    values: Mapping[str, Any] | None,
+    uri: str | None = None,
+    *,
+    spark_job: bool = False,
+    root: Path | None = None,
 ) -> tuple[Project, EntryPoint, CheckedParameters]:
     """Parses the project in a folder and checks a call of it; reports the problems of file, command and values together.
 
-    With `spark_job`, the ``python_file`` of a Databricks Spark job is the entry point, whatever `name` is.
+    `root` is that of the project. With `spark_job`, the entry point is the ``python_file`` of a Databricks Spark job.
 
     Raises:
         ProjectSpecError: The file is malformed, or the entry point does not exist or can't be used.
         ParameterError: Only the values are wrong.
     """
-    project, problems = parse_project(directory)
+    project, problems = parse_project(directory, root=root)
     entry_point, checked, error = _check_values(project, problems, name, values, uri, spark_job=spark_job)
     problems += command_problems(project, entry_point) if entry_point else ()
     if problems:
@@ -262,11 +268,15 @@ class Finding:
 
 
 def lint(
-    path: str | Path, entry_point: str | None = None, parameters: Mapping[str, Any] | None = None
+    path: str | Path,
+    entry_point: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    root: Path | None = None,
 ) -> list[Finding]:
     """Returns the findings in a project's MLproject file, all entry points included, in the order of the file.
 
-    With `entry_point`, a call of it with these parameters is checked, too.
+    With `entry_point`, a call of it with these parameters is checked, too. `root` is that of the project.
 
     Raises:
         ProjectSpecError: The folder does not exist.
@@ -274,7 +284,7 @@ def lint(
     directory = Path(path).expanduser().absolute()
     if not directory.is_dir():
         load_project(path)
-    project, problems = parse_project(directory, strict=True)
+    project, problems = parse_project(directory, strict=True, root=root)
     errors, warnings = list(problems), list(project.warnings)
     warnings += (
         Problem(f"no {PROJECT_FILE_NAME} file found in {path}: {each.message}", fix=each.fix)

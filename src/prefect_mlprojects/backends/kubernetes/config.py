@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from prefect_mlprojects._support.files import is_within
 from prefect_mlprojects._support.redaction import holds_secret, redact
 from prefect_mlprojects._support.secrets import Secret, reveal, reveal_all
 from prefect_mlprojects.backends.configuration import parse_config
@@ -146,6 +147,10 @@ def load_template(config: KubernetesConfig, directory: Path) -> dict[str, Any] |
     path = Path(config.kube_job_template_path).expanduser()
     if not path.is_absolute() and not path.exists() and (directory / path).exists():
         path = directory / path
+        if not is_within(path, directory):
+            raise backend_error(
+                f"The job template {path} ('kube-job-template-path') leads out of the project's folder."
+            )
     try:
         documents = [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each is not None]
     except OSError as error:
