@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from prefect_mlprojects._support.documents import read_limited
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import Problem, ProjectSpecError
 from prefect_mlprojects.spec.parameters import type_expectation
@@ -128,7 +129,7 @@ def _unused_files(project: Project) -> Iterator[Problem]:
         yield Problem(message, requirements, fix=fix)
     if package.is_file() and not (directory / "uv.lock").is_file() and project.allows(package):
         try:
-            text = package.read_text(encoding="utf-8", errors="replace")
+            text = read_limited(package).decode("utf-8", errors="replace")
         except OSError:
             return
         if _DEPENDENCIES.search(text):

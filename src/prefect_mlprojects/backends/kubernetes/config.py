@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from prefect_mlprojects._support.documents import decode, load_yaml, read_limited
 from prefect_mlprojects._support.files import is_within
 from prefect_mlprojects._support.redaction import holds_secret, redact
 from prefect_mlprojects._support.secrets import Secret, reveal, reveal_all
@@ -152,7 +153,7 @@ def load_template(config: KubernetesConfig, directory: Path) -> dict[str, Any] |
                 f"The job template {path} ('kube-job-template-path') leads out of the project's folder."
             )
     try:
-        documents = [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each is not None]
+        documents = [each for each in load_yaml(decode(read_limited(path))) if each is not None]
     except OSError as error:
         reason = error.strerror or error
         raise backend_error(f"The job template {path} ('kube-job-template-path') can't be read: {reason}.") from None
@@ -261,7 +262,7 @@ def _parse_kubeconfig(text: str) -> dict[str, Any]:
     import yaml
 
     try:
-        loaded = yaml.safe_load(text)
+        loaded = next(iter(load_yaml(text)), None)
     except yaml.YAMLError:
         loaded = None
     if not isinstance(loaded, dict):

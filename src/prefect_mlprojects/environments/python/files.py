@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from prefect_mlprojects._support.documents import read_limited
 from prefect_mlprojects._support.files import list_directory
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.text import nearest
@@ -131,10 +132,14 @@ def _redacted(problem: Problem) -> Problem:
     return replace(problem, message=redact(problem.message), fix=problem.fix and redact(problem.fix))
 
 
+# A uv.lock of some hundred packages has 1 MB, and takes 0.2 s to parse.
+_MAX_TEXT = 4 << 20
+
+
 def read_text(path: Path) -> str | Problem:
     """Reads a small text file without its byte order mark."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_limited(path, _MAX_TEXT).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return Problem(f"it is not UTF-8 text (byte {error.start})", file=path, fix="save it as UTF-8")
     except OSError as error:
@@ -149,7 +154,9 @@ def read_toml(path: Path) -> dict[str, Any] | Problem:
         return text
     try:
         return _parse_toml(text.replace("\r\n", "\n"))
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        return Problem("it is not valid TOML: it is nested too deeply", file=path)
+    except ValueError as error:  # also for a number of thousands of digits
         return Problem(f"it is not valid TOML: {error}", file=path)
 
 
