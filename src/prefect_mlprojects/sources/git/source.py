@@ -20,7 +20,7 @@ from prefect_mlprojects.sources.base import (
     create_run_folder,
     remove_run_folder,
 )
-from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl, resolve_submodule_url
+from prefect_mlprojects.sources.git import GitCredentialsLookup, GitUrl, find_credentials, resolve_submodule_url
 from prefect_mlprojects.sources.git.program import (
     GitAnswer,
     GitProgram,
@@ -59,7 +59,7 @@ class GitSource:
         """Creates a working copy of the version; see ``Source``."""
         if stop.requested:
             raise SourceUnavailableError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
-        with use_git(self.url, self._credentials_for(self.url), stop, self.uri) as git:
+        with use_git(self.url, find_credentials(self.credentials, self.url, self.url), stop, self.uri) as git:
             repository = CachedRepository(self.url, self.uri, git, report)
             resolved = repository.fetch_version(self.version)
             folder = create_run_folder(self.uri)
@@ -85,12 +85,6 @@ class GitSource:
     def remove(self, copy: WorkingCopy) -> None:
         """Removes the working copy, unless it is to be kept; see ``Source``."""
         remove_run_folder(copy.directory)
-
-    def _credentials_for(self, url: GitUrl) -> GitCredentials | None:
-        if url.credentials is not None and url.credentials.token is not None:
-            return url.credentials
-        found = self.credentials(strip_user_info(url.url), url.host) if self.credentials is not None else None
-        return found if found is not None and found.fits(url.host) else url.credentials
 
     def _check_out(self, cache: Path, commit: str, url: GitUrl, folder: Path, git: GitProgram, report: _Report) -> None:
         """Checks a commit out in a separate repository, which borrows the cache's objects."""
@@ -137,7 +131,8 @@ class GitSource:
             submodule_commit = listed.text.split()[2]
             target = folder / PurePosixPath(path)
             url = self._submodule_url(parent, path, address, folder, git)
-            with use_git(url, self._credentials_for(url), git.stop, self.uri) as submodule_git:
+            credentials = find_credentials(self.credentials, url, self.url)
+            with use_git(url, credentials, git.stop, self.uri) as submodule_git:
                 repository = CachedRepository(url, strip_user_info(url.url), submodule_git, report)
                 repository.fetch_commit(submodule_commit)
                 target.mkdir(parents=True, exist_ok=True)
