@@ -226,15 +226,16 @@ def with_url_credentials(lookup: GitCredentialsLookup, uri: str) -> GitCredentia
 def resolve_submodule_url(parent: GitUrl, text: str, *, local_paths: bool) -> GitUrl | None:
     """Parses a submodule's URL, which may be relative to its parent's (gitmodules(5)); None if it is not allowed.
 
-    Absolute paths of this machine are allowed if `local_paths`.
+    A remote repository can't have one on this machine; absolute paths are allowed if `local_paths`.
 
     Raises:
         FetchError: A part is missing or could be taken for an option.
     """
     if text.startswith("/"):
-        return GitUrl(Path(text).as_uri()) if local_paths else None
+        return GitUrl(Path(text).as_uri()) if local_paths and parent.scheme == "file" else None
     if not text.startswith(("./", "../")):
-        return parse_git_url(text)
+        url = parse_git_url(text)
+        return url if url is None or url.scheme != "file" or parent.scheme == "file" else None
     if scp := _SCP_ADDRESS.match(parent.scp or ""):
         return parse_git_url(f"{scp['login']}:{posixpath.normpath(posixpath.join(scp['path'], text))}")
     parts = urlsplit(parent.url)
