@@ -16,8 +16,10 @@ from typing_extensions import assert_never
 
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import ParameterError, Problem
+from prefect_mlprojects.spec.arguments import adapt_template, command_values
 from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
 from prefect_mlprojects.spec.template import CommandTemplate, is_plain, parse_template
+from prefect_mlprojects.spec.values import BOOLEANS, constraint, list_items, normalised, parse_bool, value_text
 
 _INT = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
@@ -59,7 +61,11 @@ def check_parameters(
     Raises:
         ParameterError: Values are missing, not of their type, or impossible in a command line; all of them at once.
     """
-    given = {str(name): str(value) for name, value in (values or {}).items() if value is not None}
+    given = {
+        str(name): value_text(entry_point.parameters.get(str(name)), value)
+        for name, value in (values or {}).items()
+        if value is not None
+    }
     problems: list[Problem] = []
     declared: dict[str, str] = {}
     downloads: dict[str, str] = {}
@@ -67,23 +73,25 @@ def check_parameters(
         text = given.get(parameter.name, parameter.default)
         if project is not None and text == parameter.default and is_relative_default(parameter):
             text = in_project(project, parameter) or text
+        if parameter.optional and not text:
+            continue
         if text is None:
             problems.append(_missing(parameter, given, entry_point))
             continue
-        expected = _expectation(parameter.type, text)
-        is_numeric_default = text == parameter.default and parameter.type in {"int", "float"}
-        if expected is not None and not (is_numeric_default and not _unusable(parameter.name, text)):
+        expected = _expectation(parameter.type, text) or constraint(parameter, text)
+        is_lenient_default = text == parameter.default and parameter.type not in {"path", "uri"}
+        if expected is not None and not (is_lenient_default and not _unusable(parameter.name, text)):
             problems.append(_ill_typed(parameter, text, expected, is_default=parameter.name not in given))
             continue
-        local = _local_path(text) if parameter.type == "path" else text
-        declared[parameter.name] = local or text
+        local = _local_path(text) if parameter.type == "path" else normalised(parameter, text)
+        declared[parameter.name] = text if local is None else local
         if local is None:
             downloads[parameter.name] = text
     extra = {name: text for name, text in given.items() if name not in entry_point.parameters}
     problems += [problem for name, text in extra.items() if (problem := _unusable(name, text)) is not None]
-    template = parse_template(entry_point.command)
     known = {name: text for name, text in declared.items() if name not in downloads}
-    problems += place_problems(template, known, extra)
+    template = adapt_template(parse_template(entry_point.command), entry_point, known)
+    problems += place_problems(template, command_values(entry_point, known), extra)
     if problems:
         raise ParameterError(f"Parameters of entry point '{entry_point.name}' do not fit", problems)
     return CheckedParameters(declared, extra, downloads, _typo_warnings(entry_point, given))
@@ -124,8 +132,12 @@ def type_expectation(kind: ParameterType, text: str) -> str | None:
     if not _can_be_passed(text):
         return "text that can be encoded in UTF-8"
     match kind:
-        case "string":
+        case "string" | "choice":
             return None
+        case "bool":
+            return None if parse_bool(text) is not None else BOOLEANS
+        case "list":
+            return None if all(map(_can_be_passed, list_items(text))) else "a list of texts"
         case "int":
             return None if _INT.fullmatch(text) else "a whole number"
         case "float":
@@ -244,14 +256,30 @@ def parameters_schema(entry_point: EntryPoint, values: Mapping[str, Any]) -> dic
 
 
 def _property(parameter: ProjectParameter, position: int, value: Any) -> dict[str, Any]:
-    text = parameter.default if value is None else str(value)
-    default = None if text is None else typed_value(parameter.type, text)
-    schema = _TYPE_SCHEMAS[parameter.type]
-    if isinstance(default, str) and schema["type"] != "string":
+    text = parameter.default if value is None else value_text(parameter, value)
+    default = None if text is None or (parameter.optional and not text) else typed_value(parameter.type, text)
+    schema = {**_TYPE_SCHEMAS[parameter.type], **_limits(parameter)}
+    if isinstance(default, str) and schema["type"] not in ("string", "array"):
         # "inf", or a number with more digits than JSON's readers keep: only as text it is kept.
         schema = {"anyOf": [schema, {"type": "string"}], "description": schema["description"]}
     shown = {"title": parameter.name, "position": position, **schema}
     return shown if default is None else {**shown, "default": default}
+
+
+def _limits(parameter: ProjectParameter) -> dict[str, Any]:
+    """Returns the part of a parameter's JSON schema that its own keys add to its type's."""
+    found: dict[str, Any] = {"minimum": parameter.minimum, "maximum": parameter.maximum}
+    if parameter.choices:
+        choices = [typed_value(parameter.type, each) for each in parameter.choices]
+        found |= (
+            {"items": {"type": "string", "enum": list(parameter.choices)}}
+            if parameter.type == "list"
+            else {"enum": choices}
+        )
+    if parameter.description:
+        kind = _TYPE_SCHEMAS[parameter.type]["description"]
+        found["description"] = f"{parameter.description.rstrip('.')}. {kind}" if ":" in kind else parameter.description
+    return {key: value for key, value in found.items() if value is not None}
 
 
 _PATH_DESCRIPTION = "path: a file or folder where it runs, or a remote URI"
@@ -262,13 +290,20 @@ _TYPE_SCHEMAS: Mapping[ParameterType, dict[str, Any]] = {
     "string": {"type": "string", "description": "string"},
     "path": {"type": "string", "format": "path", "description": _PATH_DESCRIPTION},
     "uri": {"type": "string", "format": "uri", "pattern": _URI_PATTERN, "description": "uri: with a scheme"},
+    "bool": {"type": "boolean", "description": "bool"},
+    "choice": {"type": "string", "description": "choice"},
+    "list": {"type": "array", "items": {"type": "string"}, "description": "list: of texts"},
 }
 
 
-def typed_value(kind: ParameterType, text: str) -> int | float | str:
+def typed_value(kind: ParameterType, text: str) -> int | float | str | list[str]:
     """Returns a value as its JSON type, or as text if that would change it (``inf``, very long numbers)."""
     if type_expectation(kind, text) is not None:
         return text
+    if kind == "bool":
+        return bool(parse_bool(text))
+    if kind == "list":
+        return list(list_items(text))
     if kind == "int" and abs(integer := int(text)) <= 2**53:
         return integer
     if kind == "float":
@@ -301,6 +336,6 @@ def schema_changes(old: Mapping[str, Any], entry_point: EntryPoint) -> tuple[str
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
-    kinds = {"integer": "int", "number": "float"}
+    kinds = {"integer": "int", "number": "float", "boolean": "bool", "array": "list"}
     first = schema.get("anyOf", (schema,))[0]
     return str(schema.get("format") or kinds.get(str(first.get("type")), first.get("type")))
