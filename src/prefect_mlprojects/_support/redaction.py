@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from prefect_mlprojects._support.known_secrets import known_secrets, replace_values, spellings
 from prefect_mlprojects._support.secrets import MASK, Secret, Withheld, reveal
+from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.settings import public_variables
 
 # Names of environment variables, Spark properties and fields of a specification: PASSWORD, api-key, account.key, primary_key …
@@ -18,6 +21,7 @@ SECRET_NAME = re.compile(
     r"|(^|(api|access|account|primary|secondary|private|shared|encryption|signing)?[._-])key($|[._-])|apikey",
     re.IGNORECASE,
 )
+_SHORTEST_VARIABLE = 8
 _SWITCH = re.compile(r"(true|false|yes|no|on|off|none|null|auto)?", re.IGNORECASE)
 _QUANTITY = re.compile(r"[+-]?\d{0,9}(\.\d{1,9})?(e[+-]?\d{1,3}|[kmgtp]?i?b?|%|ms|s|h|d)?", re.IGNORECASE)
 # A long text of letters and digits, as tokens are: dapi…, base64, or the three parts of a JSON Web Token.
@@ -170,6 +174,39 @@ def _with_parts(secrets: tuple[Secret, ...]) -> Iterator[str]:
     for secret in secrets:
         yield reveal(secret)
         yield from map(reveal, url_secrets(reveal(secret)))
+
+
+def redact_error(error: BaseException) -> None:
+    """Redacts the message and the attributes of an error, and of those that it was raised from, in place."""
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        current.args = tuple(map(_redacted, current.args))
+        for name, value in vars(current).items():
+            setattr(current, name, _redacted(value))
+        current = current.__cause__ or current.__context__
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, tuple):
+        return tuple(map(_redacted, value))
+    if isinstance(value, Problem):
+        return replace(value, message=redact(value.message), fix=_redacted(value.fix), value=_redacted(value.value))
+    return value
+
+
+def environment_secrets(environ: Mapping[str, str]) -> list[Secret]:
+    """Returns the secrets in variables: long values under a secret's name, and those within URLs; no existing paths."""
+    found: list[Secret] = []
+    for name, value in environ.items():
+        if SECRET_NAME.search(name) and len(value) >= _SHORTEST_VARIABLE:
+            found += [Secret(value)] if is_secret(name, value) and not os.path.exists(value) else []  # noqa: PTH110 - any text
+        else:
+            found += url_secrets(value)
+    return found
 
 
 def url_secrets(url: str) -> list[Secret]:

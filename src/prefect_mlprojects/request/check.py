@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects._support.redaction import SECRET_NAME
+from prefect_mlprojects._support.secrets import Secret, secrets_in
 from prefect_mlprojects.backends import get_backend, select_backend
 from prefect_mlprojects.backends.contract import AnyBackend, AnyRequest, BackendRequest
 from prefect_mlprojects.request import RunRequest
@@ -39,6 +40,11 @@ class RunSecrets:
     backend_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
     docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def known(self) -> list[Secret]:
+        """Returns those that are redacted in texts: not the user's name in `docker_auth`."""
+        auth = {name: each for name, each in (self.docker_auth or {}).items() if SECRET_NAME.search(name)}
+        return secrets_in([self.uri, self.backend_config, self.docker_args, auth])
 
 
 @dataclass(frozen=True)
