@@ -26,6 +26,7 @@ _SWITCH = re.compile(r"(true|false|yes|no|on|off|none|null|auto)?", re.IGNORECAS
 _QUANTITY = re.compile(r"[+-]?\d{0,9}(\.\d{1,9})?(e[+-]?\d{1,3}|[kmgtp]?i?b?|%|ms|s|h|d)?", re.IGNORECASE)
 # A long text of letters and digits, as tokens are: dapi…, base64, or the three parts of a JSON Web Token.
 _OPAQUE = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])(?!/)[\w+/=~-]{20,}|eyJ[\w-]+\.[\w-]+\.[\w-]*")
+_PATH = re.compile(r"(/[\w.\-]+){2,}/?")
 # {{secrets/scope/key}} of Databricks, {{ prefect.blocks.secret.name }} and {{ $NAME }} of Prefect.
 _REFERENCE = re.compile(r"\{\{\s*(secrets/[^/}]+/[^}]+|prefect\.blocks\.[^}]+|\$\w+)\s*\}\}")
 
@@ -259,12 +260,12 @@ def is_secret(name: str, value: str) -> bool:
 def mark_variable(name: str, value: str) -> str | Secret:
     """Returns an environment variable's value as what it is: public, a `Secret`, or `Withheld`.
 
-    Public are switches, quantities, references to secrets, and what ``PREFECT_MLPROJECTS_PUBLIC_VARIABLES`` names. A `Secret` is
-    what looks like one. Anything else may be a short password under a plain name, so it is `Withheld`.
+    Public are switches, quantities, absolute paths, references to secrets, and what ``PREFECT_MLPROJECTS_PUBLIC_VARIABLES``
+    names. A `Secret` is what looks like one. Anything else may be a short password under a plain name, so it is `Withheld`.
     """
     if is_secret(name, value) or (name not in public_variables() and _OPAQUE.fullmatch(value)):
         return Secret(value)
-    public = _SWITCH.fullmatch(value) or _QUANTITY.fullmatch(value) or _REFERENCE.fullmatch(value)
+    public = any(pattern.fullmatch(value) for pattern in (_SWITCH, _QUANTITY, _REFERENCE, _PATH))
     return value if public or name in public_variables() else Withheld(value)
 
 

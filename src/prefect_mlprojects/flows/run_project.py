@@ -40,7 +40,7 @@ from prefect_mlprojects.exceptions import (
 )
 from prefect_mlprojects.flows.announcement import RunAnnouncement
 from prefect_mlprojects.flows.cancellation import watch_cancellation
-from prefect_mlprojects.flows.secrets import remembering
+from prefect_mlprojects.flows.secrets import refuse_missing, remembering, secret_resolver, store_public_parameters
 from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RUN_ID_LABEL, RunRequest, document_options
 from prefect_mlprojects.request.check import CheckedRun, RunContext
 from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
@@ -197,6 +197,7 @@ class _ProjectRun:
         if self._request.uri.startswith(PROJECT_SCHEME):
             self._request = self._request.with_project(await read_project(self._client, self._request.uri))
         request, session = self._request, self._session
+        refuse_missing(request, session.secrets)
         resolved = await resolve_backend_config(self._client, request.backend_config, request.backend)
         config = get_backend(request.backend).parse_config({**resolved, **session.secrets.backend_config})
         session.known_secrets.add(*secrets_in(config))
@@ -212,6 +213,7 @@ class _ProjectRun:
             session.secrets,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
+            secret_resolver(self._client, asyncio.get_running_loop(), session.known_secrets),
         )
         self._source = detect_source(uri, request.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)
@@ -279,6 +281,7 @@ class _ProjectRun:
             if not checked.done():
                 await validation
             result = self._checked = await checked
+            await store_public_parameters(self._client, self._flow_run.id, self._request, self._session.secrets, result)
             resolution, tracking = self._resolve_environment(result, stop), self._start_tracking(result, working_copy)
             invocation, *_ = await _all_or_stop(stop, validation, resolution, tracking)
         finally:
@@ -303,9 +306,7 @@ class _ProjectRun:
             working_copy=working_copy,
             environment=checked.environment_kind,
             backend=options.backend,
-            parameters={
-                name: redact(text) for name, text in {**checked.parameters.declared, **checked.parameters.extra}.items()
-            },
+            parameters=checked.parameters.recorded,
             flow_run_id=str(self._flow_run.id),
             flow_run_url=url_for("flow-run", obj_id=self._flow_run.id),
         )

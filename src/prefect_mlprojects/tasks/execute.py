@@ -124,10 +124,10 @@ async def execute(
         tracked = step.session.tracked_run
         command = Command(
             line=invocation.command,
-            child_env=target.child_env,
+            child_env={**target.child_env, **invocation.parameters.child_variables},
             identity=target.identity,
             timeout=target.timeout,
-            parameters={**invocation.parameters.declared, **invocation.parameters.extra},
+            parameters=invocation.parameters.values,
             paths=invocation.paths,
             artifact_uri=tracked.artifact_uri if tracked is not None else "",
         )
