@@ -14,7 +14,7 @@ from prefect_mlprojects.blocks.resolution import load_block
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.request import RunRequest
 from prefect_mlprojects.request.check import CheckedRun, RunSecrets
-from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup
+from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl
 from prefect_mlprojects.spec.secrets import BLOCK_SCHEME, VARIABLE_SCHEME
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def remembering(lookup: GitCredentialsLookup, known: KnownSecrets) -> GitCredentialsLookup:
     """Returns a look-up whose credentials are redacted in the run's output and messages."""
 
-    def find(url: str, host: str) -> GitCredentials | None:
-        if found := lookup(url, host):
+    def find(url: GitUrl) -> GitCredentials | None:
+        if found := lookup(url):
             known.add(*(Secret(each) for each in (found.token, found.ssh_private_key) if each))
         return found
 
