@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from prefect_mlprojects.exceptions import ParameterError, ProjectSpecError
 from prefect_mlprojects.spec import build_command, check_parameters, find_entry_point, load_project
-from prefect_mlprojects.spec.parameters import parameters_schema, typed_value
 from prefect_mlprojects.spec.project import EntryPoint, ProjectParameter
+from prefect_mlprojects.spec.schema import parameters_schema, typed_value
 from prefect_mlprojects.spec.values import list_items, list_text
 
 
