@@ -18,6 +18,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+RUN = click.argument("run", metavar="RUN")
+"""A run: an ID or its beginning, a link, a name, an MLflow run's ID, or ``last``."""
+
 
 def connect() -> str:
     """Returns the Prefect API's address, made that of this process; call it before Prefect is imported."""
@@ -84,11 +87,13 @@ def _project_of(context: click.Context) -> Any:
         return None
 
 
-def run_options(entrance: Entrance, *, read_environment: bool = False) -> Callable[[_F], _F]:
+def run_options(
+    entrance: Entrance, *, read_environment: bool = False, without: tuple[str, ...] = ()
+) -> Callable[[_F], _F]:
     """Returns a decorator that adds an entrance's run options; `read_environment` honours `mlflow run`'s variables."""
 
     def decorate(command: _F) -> _F:
-        for option in reversed(options_of(entrance)):
+        for option in reversed([each for each in options_of(entrance) if each.name not in without]):
             command = click_option(option, read_environment=read_environment)(command)
         return command
 
@@ -114,6 +119,12 @@ def click_option(option: RunOption, *, read_environment: bool = False, **overrid
         settings["help"] += " May be repeated."
     decorate: Callable[[_F], _F] = click.option(*option.flags, option.name, **{**settings, **overrides})
     return decorate
+
+
+def given_options(context: click.Context, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that are on the command line."""
+    commandline = click.core.ParameterSource.COMMANDLINE
+    return {name: value for name, value in options.items() if context.get_parameter_source(name) is commandline}
 
 
 def _complete_values(values: Callable[[], tuple[str, ...]]) -> Callable[..., list[str]]:

@@ -40,6 +40,15 @@ class RunSecrets:
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
     docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def names(self) -> list[str]:
+        """Returns the run options that hold them, with the keys."""
+        return [
+            *(["uri"] if self.uri is not None else []),
+            *(f"backend_config {key}" for key in self.backend_config),
+            *(f"docker_args {key}" for key in self.docker_args),
+            *(["docker_auth"] if self.docker_auth else []),
+        ]
+
 
 @dataclass(frozen=True)
 class RunContext:

@@ -17,10 +17,18 @@ from uuid import UUID
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.exceptions import ExecutionException, InvalidInputError, PrefectServerError
-from prefect_mlprojects.request import EXPERIMENT_ID_LABEL, RUN_ID_LABEL, TRACKING_URI_LABEL
+from prefect_mlprojects.request import (
+    CATEGORY_LABEL,
+    CAUSE_LABEL,
+    EXIT_CODE_LABEL,
+    EXPERIMENT_ID_LABEL,
+    RUN_ID_LABEL,
+    TRACKING_URI_LABEL,
+)
+from prefect_mlprojects.runs.records import STATUS_BY_STATE_TYPE
 from prefect_mlprojects.server.api import call_api, flow_run_url
 from prefect_mlprojects.settings import grace_period
-from prefect_mlprojects.types import RunStatus
+from prefect_mlprojects.types import FailureCategory, RunStatus
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -35,18 +43,6 @@ _logger = logging.getLogger(__name__)
 _SERVER_CHECK_SECONDS = 3.0
 """How long a stopped run may take before its server is checked, and between two checks."""
 
-_STATUS_BY_STATE_TYPE: dict[str, RunStatus] = {
-    "SCHEDULED": "RUNNING",
-    "PENDING": "RUNNING",
-    "RUNNING": "RUNNING",
-    "PAUSED": "RUNNING",
-    "CANCELLING": "RUNNING",
-    "COMPLETED": "FINISHED",
-    "FAILED": "FAILED",
-    "CRASHED": "FAILED",
-    "CANCELLED": "KILLED",
-}
-
 
 def run_status(state: State[Any] | None) -> RunStatus:
     """Maps a Prefect state to MLflow's run status by its type, whatever its name (Late, AwaitingRetry, TimedOut …).
@@ -55,7 +51,7 @@ def run_status(state: State[Any] | None) -> RunStatus:
     """
     if state is None:
         return "RUNNING"
-    return _STATUS_BY_STATE_TYPE.get(str(getattr(state.type, "value", state.type)), "RUNNING")
+    return STATUS_BY_STATE_TYPE.get(str(getattr(state.type, "value", state.type)), "RUNNING")
 
 
 class SubmittedRun(ABC):
@@ -69,14 +65,18 @@ class SubmittedRun(ABC):
         self._url = url
 
     @classmethod
-    def attach(cls, flow_run_id: str | UUID) -> SubmittedRun:
-        """Returns a handle on a flow run that any process started.
+    def attach(cls, run: str | UUID) -> SubmittedRun:
+        """Returns a handle on a run that any process started.
+
+        Args:
+            run: The flow run's ID or the beginning of it, the address of its page in Prefect's UI, its name, the MLflow
+                run's ID, or ``last`` for the run that was started last.
 
         Raises:
-            ExecutionException: No flow run has this ID.
+            InvalidInputError: No run, or more than one, is named so.
             PrefectServerError: The Prefect server can't be reached.
         """
-        return AttachedSubmittedRun(flow_run_id)
+        return AttachedSubmittedRun(run)
 
     @property
     @abstractmethod
@@ -207,21 +207,22 @@ class LocalSubmittedRun(SubmittedRun):
 class AttachedSubmittedRun(SubmittedRun):
     """A handle on a flow run of any process; it uses Prefect's API only.
 
+    Args:
+        run: A reference, as `SubmittedRun.attach` takes it.
+
     Raises:
-        ExecutionException: No flow run has this ID.
+        InvalidInputError: No run, or more than one, is named so.
         PrefectServerError: The Prefect server can't be reached.
     """
 
-    def __init__(self, flow_run_id: str | UUID) -> None:
+    def __init__(self, run: str | UUID) -> None:
+        from prefect_mlprojects.runs.references import find_run
         from prefect_mlprojects.server.process import resolve_api
+        from prefect_mlprojects.server.rest import RestApi
 
-        try:
-            self._id = UUID(str(flow_run_id))
-        except ValueError:
-            raise InvalidInputError(f"{flow_run_id!r} is not the ID of a flow run (a UUID).") from None
         self._api = resolve_api()
+        self._id = UUID(find_run(str(run), RestApi(self._api.api_url)).id)
         super().__init__(str(self._id), flow_run_url(self._api.ui_url, str(self._id)))
-        self._call(self._read)
 
     def _call(self, method: Any, *arguments: Any) -> Any:
         return call_api(self._api.api_url, method, *arguments)
@@ -259,6 +260,7 @@ class AttachedSubmittedRun(SubmittedRun):
 
         flow_run: FlowRun = self._call(self._wait, None)
         labels = flow_run.labels
+        category, exit_code = labels.get(CATEGORY_LABEL), labels.get(EXIT_CODE_LABEL)
         return RunResult(
             status=run_status(flow_run.state),
             run_id=_text(labels.get(RUN_ID_LABEL)),
@@ -266,6 +268,9 @@ class AttachedSubmittedRun(SubmittedRun):
             message=(flow_run.state.message if flow_run.state else None) or "",
             experiment_id=_text(labels.get(EXPERIMENT_ID_LABEL)),
             tracking_uri=_text(labels.get(TRACKING_URI_LABEL)),
+            exit_code=exit_code if isinstance(exit_code, int) else None,
+            category=FailureCategory(category) if category else None,
+            cause=str(labels.get(CAUSE_LABEL, "")),
         )
 
     async def _wait(self, client: PrefectClient, timeout: float | None) -> FlowRun:

@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -128,6 +128,7 @@ class RunResult:
         error: The error of a run that failed in this process.
         category: The stable category of a failure; None for a finished run.
         cause: Why the command ended, in a few words ("exit code 3"); may be empty.
+        metrics: The last values of a finished run's metrics, if this process knows them.
     """
 
     status: RunStatus
@@ -140,6 +141,7 @@ class RunResult:
     error: ExecutionException | None = None
     category: FailureCategory | None = None
     cause: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
