@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -99,7 +100,10 @@ def _row(record: RunRecord, short_id: str) -> tuple[str, ...]:
 
 
 def _values(record: RunRecord) -> str:
-    return " ".join(f"{name}={value}" for name, value in record.parameters.items())
+    from prefect_mlprojects._support.redaction import redact
+
+    texts = {name: redact(str(value)) for name, value in record.parameters.items()}
+    return " ".join(f"{name}={shlex.quote(text) if re.search(r'\s', text) else text}" for name, text in texts.items())
 
 
 def _age(time: datetime) -> str:
