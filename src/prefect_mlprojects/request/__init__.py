@@ -343,10 +343,10 @@ def unknown_options(names: Iterable[str], entrance: Entrance) -> list[Problem]:
 
 def secret_uri_problem(uri: str) -> Problem:
     """Returns the problem with a project URI that holds a secret, which would be stored on the Prefect server."""
-    from prefect_mlprojects._support.redaction import redact, strip_user_info
+    from prefect_mlprojects._support.redaction import redact_url, strip_user_info
 
     return Problem(
-        f"the project's URI {redact(uri)!r} holds a password or token, which would be stored on the Prefect server",
+        f"the project's URI {redact_url(uri)!r} holds a password or token, which would be stored on the Prefect server",
         parameter="uri",
         fix=f"keep it in a git-credentials block for the host, and give the URI without it: {strip_user_info(uri)!r}",
     )

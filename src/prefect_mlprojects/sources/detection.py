@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from prefect_mlprojects._support.files import may_access
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.redaction import redact_url
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.sources.base import (
     Source,
@@ -87,7 +87,7 @@ def detect_source(
             was given for a plain folder or zip archive, or the source is not trusted.
     """
     text = uri.strip().strip("'\"")
-    shown = redact(text)
+    shown = redact_url(text)
     try:
         base = base or Path.cwd()
     except FileNotFoundError:

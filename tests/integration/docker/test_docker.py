@@ -107,6 +107,24 @@ def test_timeout_and_cancel_remove_the_container(project: Path, containers_of: C
     assert containers_of(handle.flow_run_id) == []
 
 
+@pytest.mark.parametrize("init", [True, False])
+def test_cancel_lets_a_program_of_a_sequence_handle_sigterm(
+    project: Path, init: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handle = run(str(project), "checkpoint", docker_args={"init": init}, synchronous=False)
+    output: list[str] = []
+
+    def begun() -> bool:
+        output.append(capfd.readouterr().out)
+        return "begun" in "".join(output)
+
+    wait_for(begun, "the command's output", 60)
+    handle.cancel()
+
+    assert handle.get_status() == "KILLED"
+    assert ("".join(output) + capfd.readouterr().out).splitlines() == ["begun", "checkpoint"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_process_removes_the_container(
     number: signal.Signals, project: Path, tmp_path: Path, engine: Any

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.redaction import redact, redact_url
 from prefect_mlprojects._support.secrets import reveal, without_secrets
 from prefect_mlprojects.backends.contract import Backend, BackendPlan, Command, ExecutionEvents, Prepared, Report
 from prefect_mlprojects.backends.databricks import NAME, failure, storage, unavailable
@@ -129,12 +129,12 @@ def _check_tracking(uri: str, config: DatabricksConfig) -> None:
         raise failure(
             "When running on Databricks, the MLflow tracking URI must be of the form 'databricks' or 'databricks://profile', or a "
             "remote HTTP URI accessible to both the current client and code running on Databricks. Got local tracking URI "
-            f"{redact(uri)}. Please specify a valid tracking URI via mlflow.set_tracking_uri or by setting the "
+            f"{redact_url(uri)}. Please specify a valid tracking URI via mlflow.set_tracking_uri or by setting the "
             "MLFLOW_TRACKING_URI environment variable."
         )
     if urlsplit(uri).username and not {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"} & set(config.secrets):
         raise failure(
-            f"The tracking URI {redact(uri)} holds a password, which must not be in the submitted task. Put user and password "
+            f"The tracking URI {redact_url(uri)} holds a password, which must not be in the submitted task. Put user and password "
             "into a Databricks secret scope and name them in the backend configuration: secrets: {MLFLOW_TRACKING_USERNAME: "
             "scope/key, MLFLOW_TRACKING_PASSWORD: scope/key}."
         )

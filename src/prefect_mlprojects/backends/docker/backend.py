@@ -13,7 +13,8 @@ from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.secrets import reveal_all, reveal_values
 from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
 from prefect_mlprojects.backends.containers.engine import LocalConfig, RegistryCredentials, connect, find_engine
-from prefect_mlprojects.backends.containers.image import CODE_FOLDER, EngineImages, shell_command
+from prefect_mlprojects.backends.containers.image import CODE_FOLDER, EngineImages
+from prefect_mlprojects.backends.containers.prelude import shell_command
 from prefect_mlprojects.backends.contract import (
     Backend,
     BackendPlan,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from prefect_mlprojects import settings
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.redaction import redact, redact_url
 from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
 from prefect_mlprojects.backends import contract
 from prefect_mlprojects.backends.containers.archive import project_files
@@ -90,7 +90,7 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         uri = reveal(request.tracking_uri)
         if _pod_tracking_uri(request.config) is None and uri and is_on_this_machine(uri):
             raise backend_error(
-                f"The tracking URI {redact(uri)} is of this machine alone: a pod can't reach it. Track with a server "
+                f"The tracking URI {redact_url(uri)} is of this machine alone: a pod can't reach it. Track with a server "
                 "(MLFLOW_TRACKING_URI), or set the URI for pods: 'tracking-uri' in the backend configuration, or the variable "
                 f"{KUBE_TRACKING_URI_VARIABLE}."
             )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.redaction import redact_url
 from prefect_mlprojects.exceptions import FetchError
 
 GIT_SCHEMES = ("https", "http", "ssh", "git", "file")
@@ -151,7 +151,7 @@ def parse_git_url(text: str) -> GitUrl | None:
     scheme = scheme.lower().removeprefix("git+")
     if not separator or scheme not in GIT_SCHEMES:
         return None
-    shown = redact(text)
+    shown = redact_url(text)
     try:
         parts = urlsplit(f"{scheme}://{rest}")
         host, port = parts.hostname or "", parts.port
@@ -213,5 +213,5 @@ def resolve_submodule_url(parent: GitUrl, text: str, *, local_paths: bool) -> Gi
 def _refuse_option(text: str, *parts: str) -> None:
     # ssh and git would take "-oProxyCommand=…" for an option of theirs.
     if any(part.startswith("-") for part in parts):
-        shown = redact(text)
+        shown = redact_url(text)
         raise FetchError(f"{shown!r} can't be fetched: a user, host or path in it begins with '-'.", uri=shown)
