@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -103,7 +102,7 @@ def _values(record: RunRecord) -> str:
     from prefect_mlprojects._support.redaction import redact
 
     texts = {name: redact(str(value)) for name, value in record.parameters.items()}
-    return " ".join(f"{name}={shlex.quote(text) if re.search(r'\s', text) else text}" for name, text in texts.items())
+    return " ".join(f"{name}={text if len(text.split()) == 1 else shlex.quote(text)}" for name, text in texts.items())
 
 
 def _age(time: datetime) -> str:

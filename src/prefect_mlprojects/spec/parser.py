@@ -236,7 +236,9 @@ class _Parser:
         declared: Any = content
         default: Any = None
         if isinstance(content, dict):
-            self._warn_of_unknown(content, ("type", "default", "description", "secret"), f" in parameter {name!r}", *path)
+            self._warn_of_unknown(
+                content, ("type", "default", "description", "secret"), f" in parameter {name!r}", *path
+            )
             declared, default = content.get("type", "string"), content.get("default")
         kind = self._parameter_type(path, declared)
         text = self._default_text(path, default)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.services.git import commit_all, init_repository
+from tests.services.git import git
 
 from prefect_mlprojects import SubmittedRun
 from prefect_mlprojects.exceptions import InvalidInputError
 from prefect_mlprojects.request import RUN_ID_LABEL
 from prefect_mlprojects.runs import references
-from prefect_mlprojects.runs.records import RunRecord
 from prefect_mlprojects.runs.references import find_run
 from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.server.rest import RestApi
@@ -39,7 +38,7 @@ def stored(prefect_server: Any, project: str) -> list[str]:
 
     from prefect_mlprojects.flows.run_project import run_project
 
-    made = [
+    made: list[tuple[str, Any, dict[str, Any]]] = [
         ("a", states.Completed(), {"parameters": {"alpha": 0.5}}),
         ("a", states.Failed(name="TimedOut", message="It took too long."), {}),
         ("b", states.Crashed(message="It died."), {}),
@@ -103,7 +102,9 @@ def test_ambiguous_reference_lists_the_candidates(stored: list[str], project: st
         [find_run(f"{digit}", api) for digit in "0123456789abcdef"]
 
 
-@pytest.mark.parametrize("reference", ["nothing", "f" * 32, "00000000-0000-4000-8000-000000000000", "https://x.y/z", ""])
+@pytest.mark.parametrize(
+    "reference", ["nothing", "f" * 32, "00000000-0000-4000-8000-000000000000", "https://x.y/z", ""]
+)
 def test_unknown_reference_is_refused(reference: str, stored: list[str], api: RestApi) -> None:
     with pytest.raises(InvalidInputError, match="No run"):
         find_run(reference, api)
@@ -182,13 +183,21 @@ def test_status_says_why_and_rerun_repeats_a_run(mlprojects: Run, workspace: Pat
     folder = workspace / "repository"
     first = json.loads(mlprojects("run", git_url, "-P", "alpha=0.25", "--json", *LOCAL).stdout)
     (folder / "MLproject").write_text(PROJECT.replace("'alpha'", "'changed'"))
-    commit_all(folder, "two")
+    git(folder, "commit", "-qam", "two")
+    git(folder, "push", "-q", "origin", "main")
 
     failed = mlprojects("run", git_url, "-e", "fail", *LOCAL)
     assert failed.returncode == 1
     status = mlprojects("status", "last")
     assert status.stdout.startswith("FAILED\n")
-    for words in ("exit code 7", "user-code", "again/fail", "mlprojects rerun", "Prefect page  http", "MLflow page   http"):
+    for words in (
+        "exit code 7",
+        "user-code",
+        "again/fail",
+        "mlprojects rerun",
+        "Prefect page  http",
+        "MLflow page   http",
+    ):
         assert words in status.stdout
 
     facts = json.loads(mlprojects("status", first["flow_run_id"][:13], "--json").stdout)
@@ -220,9 +229,12 @@ def git_url(workspace: Path) -> str:
     folder = workspace / "repository"
     folder.mkdir()
     (folder / "MLproject").write_text(PROJECT)
-    init_repository(folder)
-    commit_all(folder, "one")
-    return f"git+file://{folder}"
+    git(folder, "init", "-qb", "main")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "one")
+    git(workspace, "clone", "-q", "--bare", str(folder), "origin.git")
+    git(folder, "remote", "add", "origin", str(workspace / "origin.git"))
+    return f"file://{workspace / 'origin.git'}"
 
 
 def test_detached_rerun_repeats_the_run_that_was_last(mlprojects: Run, greet: str) -> None:

@@ -57,10 +57,7 @@ def test_control_characters_are_escaped() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text", "whole"),
-    [(0.04, "0.0s", "0s"), (9.94, "9.9s", "10s"), (59.4, "59s", "59s"), (185, "3m05s", "3m"), (7500, "2h05m", "2h")]
-    + [(277200, "3d05h", "3d")],
+    [(277200, "3d05h", "3d"), (9.94, "9.9s", "10s"), (59.4, "59s", "59s"), (185, "3m05s", "3m"), (7500, "2h05m", "2h")],
 )
 def test_span_has_two_units_at_most(seconds: float, text: str, whole: str) -> None:
     assert (span(seconds), span(seconds, whole=True)) == (text, whole)
-
-

@@ -43,7 +43,9 @@ def git_run(**others: Any) -> RunRecord:
 
 
 def test_record_has_status_times_and_metric() -> None:
-    read = record({"parameters": {"a": 1}, "extra_parameters": {"z": 2}}, **{METRIC_LABEL: "rmse", METRIC_VALUE_LABEL: "nan"})
+    read = record(
+        {"parameters": {"a": 1}, "extra_parameters": {"z": 2}}, **{METRIC_LABEL: "rmse", METRIC_VALUE_LABEL: "nan"}
+    )
     assert (read.status, read.state_detail, read.message) == ("FAILED", "TimedOut", "why")
     assert read.parameters == {"a": 1, "z": 2}
     assert read.duration == 2.5
@@ -91,7 +93,11 @@ def test_undeclared_parameters_of_a_deployments_run_are_kept() -> None:
     ("secret", "given", "words"),
     [
         ("uri", {"git_credentials": "host"}, "--git-credentials"),
-        ("backend_config credentials", {"backend_config": "kubernetes-job/x"}, "'credentials' in the backend's configuration"),
+        (
+            "backend_config credentials",
+            {"backend_config": "kubernetes-job/x"},
+            "'credentials' in the backend's configuration",
+        ),
         ("docker_args e", {"docker_args": {"e": "TOKEN=x"}}, "-A"),
         ("docker_auth", {"backend_config": "docker/x"}, "docker-registry block"),
     ],
