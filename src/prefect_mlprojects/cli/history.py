@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prefect_mlprojects.cli.options import RUN, json_option
-from prefect_mlprojects.cli.tables import print_table, shown, styled_status
+from prefect_mlprojects.cli.tables import print_table, shown, styled_status, write_line
 
 if TYPE_CHECKING:
     from prefect_mlprojects.runs.records import RunRecord
@@ -142,15 +142,15 @@ def status_command(run: str, as_json: bool) -> None:
         page = dict(zip(("run_url", "run_url_served_by"), _mlflow_page(record), strict=True))
         click.echo(json.dumps({**record.as_json(flow_run_url(address.ui_url, record.id)), **page}))
         return
-    click.echo(styled_status(record.status))
+    write_line(styled_status(record.status))
     rows = dict(_facts(record, address))
     width = max(map(len, rows))
     for name, value in rows.items():
         first, *others = shown(value, lines=True).splitlines() or [""]
-        click.echo("\n".join([f"  {name:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in others)]))
-    click.echo()
+        write_line("\n".join([f"  {name:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in others)]))
+    write_line("")
     for command, what in _next_commands(record):
-        click.echo(f"  {command:<{max(len(each) for each, _ in _next_commands(record))}}  {what}")
+        write_line(f"  {command:<{max(len(each) for each, _ in _next_commands(record))}}  {what}")
 
 
 def _facts(record: RunRecord, address: ServerAddress) -> Iterator[tuple[str, str]]:

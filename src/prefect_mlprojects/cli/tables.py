@@ -33,7 +33,12 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, flexible
                 excess -= cut
     for row in [list(heads), *texts]:
         cells = [_fit(row[index], widths[index]) for index in kept]
-        click.echo((" " * _GAP).join(map(styled_status, cells)).rstrip(), color=None)
+        write_line((" " * _GAP).join(map(styled_status, cells)).rstrip())
+
+
+def write_line(text: str) -> None:
+    """Prints a line in the encoding of stdout; click would print UTF-8 to a terminal that wants ASCII."""
+    sys.stdout.write(f"{text}\n")
 
 
 def _fit(text: str, width: int) -> str:
@@ -62,6 +67,6 @@ def shown(value: str, *, lines: bool = False) -> str:
 
 
 def styled_status(text: str) -> str:
-    """Returns a text that begins with a status in the status's colour; click removes it where there is no terminal."""
+    """Returns a text that begins with a status in the status's colour, if stdout is a terminal."""
     color = _COLORS.get(text.split(" ", 1)[0])
-    return click.style(text, fg=color) if color and not os.environ.get("NO_COLOR") else text
+    return click.style(text, fg=color) if color and sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text

@@ -97,9 +97,25 @@ def test_ambiguous_reference_lists_the_candidates(stored: list[str], project: st
     with pytest.raises(InvalidInputError, match="names several runs") as caught:
         find_run(f"{project}/a", api)
     assert [line.split()[0] for line in caught.value.message.splitlines()[1:]] == stored[-2:]
-    with pytest.raises(InvalidInputError, match="names several runs"):
-        # One digit: with 17 runs two begin with the same one.
-        [find_run(f"{digit}", api) for digit in "0123456789abcdef"]
+
+
+def test_ambiguous_beginning_of_an_id_lists_the_candidates(
+    prefect_server: Any, stored: list[str], api: RestApi
+) -> None:
+    from prefect.states import Completed
+
+    from prefect_mlprojects.flows.run_project import run_project
+
+    async def create(client: Any) -> str:
+        return str((await client.create_flow_run(run_project, state=Completed())).id)
+
+    ids = list(stored)
+    while len({each[0] for each in ids}) == len(ids):
+        ids.append(call_api(prefect_server.api_url, create))
+    digit = next(each[0] for each in ids if [other[0] for other in ids].count(each[0]) > 1)
+    with pytest.raises(InvalidInputError, match="names several runs") as caught:
+        find_run(digit, api)
+    assert sum(line.startswith(f"  {digit}") for line in caught.value.message.splitlines()) > 1
 
 
 @pytest.mark.parametrize(
