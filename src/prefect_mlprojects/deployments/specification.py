@@ -24,7 +24,7 @@ from prefect_mlprojects.request import (
 from prefect_mlprojects.runs.start import make_request, refuse_secret_arguments, stored_secrets
 from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
-from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup
+from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import in_project, is_relative_default, parameters_schema, typed_value
 from prefect_mlprojects.types import StopSignal
@@ -109,10 +109,10 @@ class _Blocks:
     def git_credentials(self, name: str | None) -> GitCredentialsLookup:
         """Returns a look-up for fetching a git project: the named block, or one by the repository's host."""
 
-        def lookup(url: str, host: str) -> GitCredentials | None:  # noqa: ARG001 - the contract's signature
+        def lookup(url: GitUrl) -> GitCredentials | None:
             from prefect_mlprojects.blocks.resolution import find_git_credentials
 
-            return call_api(self._api_url, find_git_credentials, host, name) if host else None
+            return call_api(self._api_url, find_git_credentials, url, name)
 
         return lookup
 

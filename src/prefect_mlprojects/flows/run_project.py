@@ -44,7 +44,7 @@ from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.base import remove_run_folder
 from prefect_mlprojects.sources.git import with_url_credentials
-from prefect_mlprojects.sources.git.source import read_uncommitted_changes
+from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
 from prefect_mlprojects.spec import find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import schema_changes
 from prefect_mlprojects.tasks.execute import Target, execute

@@ -213,7 +213,7 @@ def _add_run(job_request: JobRequest, request: KubernetesRequest, command: Comma
         annotations={f"{manifest.PREFIX}/{key}": value for key, value in annotations.items()},
         child_env=_pod_env(request, child_env, report),
         command=command.line,
-        checkout=with_credentials(checkout, request.git_credentials) if checkout else None,
+        checkout=with_credentials(checkout, request.git_credentials, request.working_copy) if checkout else None,
         deadline=None if command.timeout is None else math.ceil(command.timeout) + _DEADLINE_SLACK_SECONDS,
     )
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from prefect_mlprojects._support.files import write_private
+from prefect_mlprojects._support.process_folders import create_private_folder, remove_private_folder
 from prefect_mlprojects._support.redaction import holds_secret, redact
 from prefect_mlprojects._support.secrets import Secret, reveal, reveal_all
 from prefect_mlprojects.backends.configuration import parse_config
@@ -234,6 +237,8 @@ def _load_kubeconfig(kubeconfig: str | None, context: str | None, settings: Any)
     from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
 
     options = {"context": context, "client_configuration": settings, "persist_config": False}
+    # The library writes certificates and keys of a kubeconfig to files.
+    options["temp_file_path"] = str(_key_folder())
     if kubeconfig is not None and _is_content(kubeconfig):
         mapping = _parse_kubeconfig(kubeconfig)
         config.load_kube_config_from_dict(mapping, **options)
@@ -271,9 +276,15 @@ def _load_token(secrets: Credentials, host: str, settings: Any) -> tuple[None, s
     if secrets.token is not None:
         settings.api_key = {"authorization": f"Bearer {reveal(secrets.token)}"}
     if secrets.certificate_authority:
-        with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False) as file:
-            file.write(secrets.certificate_authority)
-        settings.ssl_ca_cert = file.name
-        # The connection pool opens the file on each connect, so it is kept until the process exits, as the library keeps its own.
-        atexit.register(Path(file.name).unlink, missing_ok=True)
+        file = _key_folder() / f"{uuid.uuid4().hex}.pem"
+        write_private(file, secrets.certificate_authority)
+        settings.ssl_ca_cert = str(file)
     return None, f"the cluster at {redact(settings.host)}"
+
+
+@functools.cache
+def _key_folder() -> Path:
+    """Returns this process's folder for certificates and keys, which connection pools read on each connect."""
+    folder = create_private_folder()
+    atexit.register(remove_private_folder, folder)
+    return folder

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from rattler.install import InstallerReporter
 from rattler.lock import LockChannel, LockPlatform
 
 from prefect_mlprojects._support.files import write_private
+from prefect_mlprojects._support.process_folders import private_folder
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.environments import Build
 from prefect_mlprojects.environments.activation import read_json
@@ -275,8 +275,8 @@ def credentials_file(access: ChannelAccess, environ: Mapping[str, str]) -> Itera
         yield named
         return
     known = read_json(Path(named)) if named is not None else {}
-    with tempfile.TemporaryDirectory(prefix="mlprojects-conda-") as folder:
-        file = Path(folder, "credentials.json")
+    with private_folder() as folder:
+        file = folder / "credentials.json"
         write_private(file, json.dumps({**known, **access.credentials}))
         yield str(file)
 
