@@ -93,9 +93,16 @@ def runs_command(
 
 def _row(record: RunRecord, short_id: str) -> tuple[str, ...]:
     metric = f"{record.metric[0]}={record.metric[1]:.4g}" if record.metric else ""
-    status = f"{record.status} ({record.state_detail})" if record.state_detail else record.status
     duration = "" if record.duration is None else span(record.duration)
-    return short_id, record.name, status, _age(record.started or record.created), duration, metric, _values(record)
+    return (
+        short_id,
+        record.name,
+        record.shown_status,
+        _age(record.started or record.created),
+        duration,
+        metric,
+        _values(record),
+    )
 
 
 def _values(record: RunRecord) -> str:
@@ -139,7 +146,7 @@ def status_command(run: str, as_json: bool) -> None:
     address = resolve_api()
     record = find_run(run, RestApi(address.api_url))
     if as_json:
-        page = dict(zip(("run_url", "run_url_served_by"), _mlflow_page(record), strict=True))
+        page = dict(zip(("run_url", "run_url_served_by"), record.mlflow_page(), strict=True))
         click.echo(json.dumps({**record.as_json(flow_run_url(address.ui_url, record.id)), **page}))
         return
     write_line(styled_status(record.status))
@@ -184,7 +191,7 @@ def _facts(record: RunRecord, address: ServerAddress) -> Iterator[tuple[str, str
     if record.metric:
         yield "metric", f"{record.metric[0]} = {record.metric[1]:.6g}"
     yield "Prefect page", flow_run_url(address.ui_url, record.id) or "unknown"
-    url, hint = _mlflow_page(record)
+    url, hint = record.mlflow_page()
     if url:
         yield "MLflow page", f"{url}  (served by `{hint}`)" if hint else url
     elif run_id := labels.get(RUN_ID_LABEL):
@@ -204,20 +211,6 @@ def _times(record: RunRecord) -> Iterator[tuple[str, str]]:
             yield name, f"{time:%Y-%m-%d %H:%M:%S} UTC ({ago if ago.startswith('in ') else f'{ago} ago'})"
     if record.ended is not None and record.duration is not None:
         yield "ended", f"{record.ended:%Y-%m-%d %H:%M:%S} UTC, after {span(record.duration)}"
-
-
-def _mlflow_page(record: RunRecord) -> tuple[str | None, str | None]:
-    """Returns the link of the MLflow run's page, and the command that serves it if no MLflow server does."""
-    from prefect_mlprojects._support.secrets import Secret
-    from prefect_mlprojects.request import EXPERIMENT_ID_LABEL, RUN_ID_LABEL, TRACKING_URI_LABEL
-    from prefect_mlprojects.tracking.uris import run_page
-
-    uri, experiment, run_id = (
-        record.labels.get(each) for each in (TRACKING_URI_LABEL, EXPERIMENT_ID_LABEL, RUN_ID_LABEL)
-    )
-    if not uri or not run_id:
-        return None, None
-    return run_page(Secret(str(uri)), str(experiment or "0"), str(run_id))
 
 
 def _next_commands(record: RunRecord) -> list[tuple[str, str]]:

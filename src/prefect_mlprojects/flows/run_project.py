@@ -258,6 +258,7 @@ class _ProjectRun:
         forget = self._session.stop.on_request(lambda: stop.request("the run was stopped"))
 
         def on_checked(result: CheckedRun) -> None:
+            self._session.name = result.name
             if not checked.done():
                 checked.set_result(result)
 

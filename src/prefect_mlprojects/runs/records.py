@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.request import (
     BRANCH_LABEL,
     CATEGORY_LABEL,
@@ -21,6 +22,7 @@ from prefect_mlprojects.request import (
     RUN_ID_LABEL,
     TRACKING_URI_LABEL,
 )
+from prefect_mlprojects.tracking.uris import run_page
 from prefect_mlprojects.types import RunStatus
 
 STATUS_BY_STATE_TYPE: Mapping[str, RunStatus] = {
@@ -94,9 +96,16 @@ class RunRecord:
         return "" if self.state in _PLAIN_STATES else self.state
 
     @property
-    def begun(self) -> bool:
-        """Whether its flow has begun, so that its name is that of project and entry point."""
-        return self.started is not None and "/" in self.name
+    def shown_status(self) -> str:
+        """Its status, with Prefect's state in parentheses where that says more."""
+        return f"{self.status} ({self.state_detail})" if self.state_detail else self.status
+
+    def mlflow_page(self) -> tuple[str | None, str | None]:
+        """Returns the link of the MLflow run's page, and the command that serves it if no MLflow server does."""
+        uri, run_id = self.labels.get(TRACKING_URI_LABEL), self.labels.get(RUN_ID_LABEL)
+        if not uri or not run_id:
+            return None, None
+        return run_page(Secret(str(uri)), str(self.labels.get(EXPERIMENT_ID_LABEL) or "0"), str(run_id))
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -188,6 +188,7 @@ def start(
     session.tracking_uri = resolve_tracking_uri()
     session.parent_run_id = None if request.run_id else active_run_id()
     session.secrets = secrets
+    session.name = name or ""
     api_url, ui_url = _find_api(announce)
     if own_process:
         configure_prefect(api_url)
@@ -197,7 +198,7 @@ def start(
     session.wait_until(lambda: session.flow_run_id is not None or future.done())
     if session.flow_run_id is None:
         future.result()
-    run = LocalSubmittedRun(session, future, api_url, ui_url)
+    run = LocalSubmittedRun(session, future, api_url, ui_url, request.parameters)
     _register(run, future)
     return run
 

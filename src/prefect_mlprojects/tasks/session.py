@@ -150,6 +150,7 @@ class RunSession:
 
     Attributes:
         tracking_uri: The tracking URI; None for the one that this process resolves.
+        name: ``project/entry_point``; empty until it is known.
         parent_run_id: The MLflow run that this one is nested in.
         begun: True once the first step has started.
         downloads: The folder of downloaded parameters to remove with the run.
@@ -164,6 +165,7 @@ class RunSession:
     output: OutputSink = field(default_factory=TerminalOutput)
     observer: RunObserver = field(default_factory=RunObserver)
     rebuild_environment: bool = False
+    name: str = ""
 
     flow_run_id: str | None = field(default=None, init=False)
     tracked_run: TrackedRun | None = field(default=None, init=False)
