@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefect_mlprojects.cli.options import RUN, json_option
+from prefect_mlprojects.cli.options import RUN, json_option, print_json
 from prefect_mlprojects.cli.tables import print_table, shown, styled_status, write_line
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def runs_command(
         scheduled="Scheduled" in statuses,
     )
     if as_json:
-        click.echo(json.dumps([record.as_json(flow_run_url(address.ui_url, record.id)) for record in records]))
+        print_json([record.as_json(flow_run_url(address.ui_url, record.id)) for record in records])
         return
     if not records:
         click.echo("No runs found.", err=True)
@@ -147,7 +146,7 @@ def status_command(run: str, as_json: bool) -> None:
     record = find_run(run, RestApi(address.api_url))
     if as_json:
         page = dict(zip(("run_url", "run_url_served_by"), record.mlflow_page(), strict=True))
-        click.echo(json.dumps({**record.as_json(flow_run_url(address.ui_url, record.id)), **page}))
+        print_json({**record.as_json(flow_run_url(address.ui_url, record.id)), **page})
         return
     write_line(styled_status(record.status))
     rows = dict(_facts(record, address))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefect_mlprojects.cli.options import RUN, connect, given_options, run_options
+from prefect_mlprojects.cli.options import RUN, connect, given_options, print_json, run_options
 from prefect_mlprojects.cli.runs import (
     DETACH,
     JSON_RESULT,
@@ -151,7 +150,7 @@ def _follow(run: SubmittedRun, *, as_json: bool) -> int:
             "cause",
             "message",
         )
-        click.echo(json.dumps({**{name: getattr(result, name) for name in fields}, "flow_run_url": run.url}))
+        print_json({**{name: getattr(result, name) for name in fields}, "flow_run_url": run.url})
     else:
         click.echo(result.message or result.status, err=True)
     return exit_code_of(result)

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import click
 
-from prefect_mlprojects.cli.options import RUN, connect, json_option, request_from_options, run_options
+from prefect_mlprojects.cli.options import RUN, connect, json_option, print_json, request_from_options, run_options
 from prefect_mlprojects.server.api import read_all
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run_request(
         metrics = tracker.metrics(tracked) if tracked is not None and result.status == "FINISHED" else {}
         display.summary(result, tracked, handle.url, metrics)
         if as_json:
-            click.echo(json.dumps(_as_json(result, handle.url, tracked, metrics)))
+            print_json(_as_json(result, handle.url, tracked, metrics))
     finally:
         tracker.close()
     return exit_code_of(result)
@@ -172,7 +172,7 @@ def run_detached(*added: str, as_json: bool) -> int:
 def print_started(started: Mapping[str, Any], *, as_json: bool) -> None:
     """Prints the ID of a run that continues without this process, and how to follow it."""
     if as_json:
-        click.echo(json.dumps(started))
+        print_json(started)
         return
     click.echo(started["flow_run_id"])
     click.echo(f"Flow run: {started['flow_run_url'] or started['flow_run_id']}", err=True)
@@ -205,7 +205,7 @@ def wait_command(context: click.Context, run: str, as_json: bool) -> None:
     result = handle.result()
     if as_json:
         shown = {"flow_run_id": result.flow_run_id, "run_id": result.run_id, "status": result.status}
-        click.echo(json.dumps({**shown, "message": result.message}))
+        print_json({**shown, "message": result.message})
     else:
         click.echo(result.status)
         if result.message and result.status != "FINISHED":
@@ -215,11 +215,15 @@ def wait_command(context: click.Context, run: str, as_json: bool) -> None:
 
 @click.command("cancel")
 @RUN
-def cancel_command(run: str) -> None:
+@json_option
+def cancel_command(run: str, as_json: bool) -> None:
     """Cancel RUN and wait until it has ended."""
     handle = _attach(run)
     handle.cancel()
-    click.echo(handle.get_status())
+    if as_json:
+        print_json({"flow_run_id": handle.flow_run_id, "status": handle.get_status()})
+    else:
+        click.echo(handle.get_status())
 
 
 @click.command("logs")

@@ -185,6 +185,20 @@ def test_reading_commands_do_not_import_prefect(stored: list[str], workspace: Pa
         assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_completion_knows_runs(stored: list[str], project: str, mlprojects: Run) -> None:
+    def completed(word: str) -> list[str]:
+        variables = {
+            "_MLPROJECTS_COMPLETE": "bash_complete",
+            "COMP_WORDS": f"mlprojects status {word}",
+            "COMP_CWORD": "2",
+        }
+        return [line.partition(",")[2] for line in mlprojects(env=variables).stdout.splitlines()]
+
+    assert completed(stored[0][:4]) == [stored[0][:8]]
+    assert completed("las") == ["last"]
+    assert completed(f"{project}/b") == [f"{project}/b"]
+
+
 PROJECT = """\
 name: again
 entry_points:
@@ -206,6 +220,7 @@ def test_status_says_why_and_rerun_repeats_a_run(mlprojects: Run, workspace: Pat
     assert failed.returncode == 1
     status = mlprojects("status", "last")
     assert status.stdout.startswith("FAILED\n")
+    assert mlprojects("rerun", "last").returncode == 1
     for words in (
         "exit code 7",
         "user-code",
@@ -230,10 +245,11 @@ def test_status_says_why_and_rerun_repeats_a_run(mlprojects: Run, workspace: Pat
     assert result["tracking_uri"] == first["tracking_uri"]
     assert json.loads(mlprojects("status", "last", "--json").stdout)["commit"] == facts["commit"]
 
-    changed = mlprojects("rerun", "last", "-v", "main")
-    assert (changed.returncode, changed.stdout) == (0, "changed 0.25 y z\n"), changed.stderr
+    started = mlprojects("rerun", "last", "-v", "main", "--detach")
+    changed = started.stdout.strip()
+    assert mlprojects("wait", changed).returncode == 0, started.stderr
+    assert "changed 0.25 y z" in mlprojects("logs", changed).stdout
 
-    assert mlprojects("rerun", "again/fail").returncode == 1
     wrong = mlprojects("rerun", "last", "-e", "main", "-P", "alpha=no")
     assert wrong.returncode == 2
     assert "alpha" in wrong.stderr
@@ -251,12 +267,3 @@ def git_url(workspace: Path) -> str:
     git(workspace, "clone", "-q", "--bare", str(folder), "origin.git")
     git(folder, "remote", "add", "origin", str(workspace / "origin.git"))
     return f"file://{workspace / 'origin.git'}"
-
-
-def test_detached_rerun_repeats_the_run_that_was_last(mlprojects: Run, greet: str) -> None:
-    mlprojects("run", greet, "-P", "name=first", *LOCAL)
-    started = mlprojects("rerun", "last", "--detach")
-    assert started.returncode == 0, started.stderr
-    waited = mlprojects("wait", started.stdout.strip())
-    assert waited.returncode == 0
-    assert "hello first" in mlprojects("logs", started.stdout.strip()).stdout

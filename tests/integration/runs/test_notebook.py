@@ -58,7 +58,7 @@ def test_notebook_display_follows_the_run(workspace: Path) -> None:
         notebook.cells.append(nbformat.v4.new_code_cell(cell))  # type: ignore[no-untyped-call]
     seen: list[str] = []
 
-    class Client(NotebookClient):  # type: ignore[misc]
+    class Client(NotebookClient):
         def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
             if msg["msg_type"] in ("display_data", "update_display_data"):
                 seen.append(msg["content"]["data"].get("text/html", ""))
