@@ -5,10 +5,12 @@ A server is never started for a completion, and whatever fails completes nothing
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import split_arg_string
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -82,14 +84,15 @@ def _entry_points(context: click.Context, incomplete: str) -> Iterator[tuple[str
 
 
 def _parameters(context: click.Context, incomplete: str) -> Iterator[tuple[str, str]]:  # noqa: ARG001 - the signature of finders
-    if deployment := context.params.get("deployment"):
+    words = _words_before(context)
+    if deployment := words.get("deployment"):
         from prefect_mlprojects.request import FLOW_NAME
 
         found = _running_api().get(f"/deployments/name/{FLOW_NAME}/{deployment}")
         fields = found["parameter_openapi_schema"]["properties"]["parameters"]["properties"]
         yield from ((f"{name}=", str(field.get("type", ""))) for name, field in fields.items())
         return
-    entry_point = _project_of(context).entry_points[str(context.params.get("entry_point") or "main")]
+    entry_point = _project_of(context).entry_points[str(words.get("entry_point") or "main")]
     for name, parameter in entry_point.parameters.items():
         yield f"{name}=", str(parameter.type)
 
@@ -97,8 +100,17 @@ def _parameters(context: click.Context, incomplete: str) -> Iterator[tuple[str, 
 def _project_of(context: click.Context) -> Any:
     from prefect_mlprojects.spec import load_project
 
-    uris = context.params.get("uris") or [context.params["uri"] or "."]
+    words = _words_before(context)
+    uris = words.get("uris") or [words["uri"] or "."]
     return load_project(str(uris[0]).split("#", 1)[0])
+
+
+def _words_before(context: click.Context) -> dict[str, Any]:
+    """Returns the parameters in the words before the option that is completed; click gives up at one without a value."""
+    words = split_arg_string(os.environ.get("COMP_WORDS", ""))
+    words = words[words.index(str(context.info_name)) + 1 :]
+    last = max((index for index, word in enumerate(words) if word.startswith("-")), default=len(words))
+    return context.command.make_context(context.info_name, words[:last], resilient_parsing=True).params
 
 
 complete_runs = _completer(_runs)

@@ -20,7 +20,6 @@ from prefect_mlprojects.cli.runs import (
 )
 
 if TYPE_CHECKING:
-    from prefect_mlprojects.request import RunRequest
     from prefect_mlprojects.runs.handles import SubmittedRun
     from prefect_mlprojects.runs.records import RunRecord
 
@@ -52,7 +51,7 @@ def rerun_command(
     """
     given = given_options(context, options)
     from prefect_mlprojects.runs.references import find_run
-    from prefect_mlprojects.runs.repeat import repeated_arguments
+    from prefect_mlprojects.runs.repeat import repeated_arguments, unlike
     from prefect_mlprojects.server.process import resolve_api
     from prefect_mlprojects.server.rest import RestApi
 
@@ -68,11 +67,14 @@ def rerun_command(
     from prefect_mlprojects.runs.start import make_request, preflight
 
     request, secrets = make_request(arguments)
-    name = preflight(request, secrets)
-    _warn_if_changed(record, request)
+    checked = preflight(request, secrets)
+    if checked is not None and (difference := unlike(record, request, checked.backend_request.working_copy.commit)):
+        click.echo(f"Warning: {difference}", err=True)
     if detach:
         context.exit(run_detached(f"--found={record.id}", as_json=as_json))
-    context.exit(run_request(request, secrets, name, rebuild_env=rebuild_env, as_json=as_json, report=detached_report))
+    context.exit(
+        run_request(request, secrets, checked, rebuild_env=rebuild_env, as_json=as_json, report=detached_report)
+    )
 
 
 def _use_its_store(record: RunRecord) -> None:
@@ -87,19 +89,6 @@ def _use_its_store(record: RunRecord) -> None:
     path = sqlite_path(uri)
     if path.is_file() if path is not None else scheme_of(uri) in ("http", "https", "databricks"):
         os.environ[TRACKING_URI_VARIABLE] = uri
-
-
-def _warn_if_changed(record: RunRecord, request: RunRequest) -> None:
-    from prefect_mlprojects.request import SOURCE_LABEL
-    from prefect_mlprojects.runs.repeat import unlike
-    from prefect_mlprojects.sources import detect_source
-    from prefect_mlprojects.types import StopSignal
-
-    if record.labels.get(SOURCE_LABEL) != "local" or request.version:
-        return
-    copy = detect_source(request.uri, None).fetch(StopSignal(), lambda _: None)
-    if difference := unlike(record, request, copy.commit):
-        click.echo(f"Warning: {difference}", err=True)
 
 
 def _rerun_deployment(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from prefect_mlprojects._support.known_secrets import redact_known
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.exceptions import TrackingError
@@ -131,7 +132,7 @@ class RunAnnouncement:
 
     def _log_patch(self, patch: str) -> None:
         try:
-            self._session.tracker.log_text(self._tracked, PATCH_ARTIFACT, patch)
+            self._session.tracker.log_text(self._tracked, PATCH_ARTIFACT, redact_known(patch))
         except TrackingError as error:
             _logger.warning("The uncommitted changes could not be stored with the MLflow run: %s", error)
 
@@ -159,9 +160,9 @@ def end_labels(
     """Returns the labels that say how a run ended, and what of its request was kept in memory; no category: it finished."""
     labels = {
         CATEGORY_LABEL: str(category) if category is not None else None,
-        CAUSE_LABEL: redact(cause) if category is not None else None,
+        CAUSE_LABEL: redact_known(cause) if category is not None else None,
         EXIT_CODE_LABEL: exit_code,
-        SECRETS_LABEL: ", ".join(secrets.names()),
+        SECRETS_LABEL: ", ".join(name for name in ("uri", "docker_auth") if getattr(secrets, name)),
     }
     return {name: value for name, value in labels.items() if value not in (None, "")}
 
@@ -220,7 +221,7 @@ def render(
     if metrics:
         shown = {code(name): f"{value:g}" for name, value in list(metrics.items())[:_MAX_METRICS]}
         sections.append("## Metrics\n\n" + _table(("Metric", "Value"), shown))
-    return "\n\n".join(sections) + "\n"
+    return redact("\n\n".join(sections) + "\n")
 
 
 def _run_link(tracked: TrackedRun) -> str:

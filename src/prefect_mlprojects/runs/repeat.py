@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefect_mlprojects._support.secrets import MASK
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.request import COMMIT_LABEL, OPTIONS, SECRETS_LABEL, SOURCE_LABEL, RunRequest
+from prefect_mlprojects.request.check import RunSecrets
 from prefect_mlprojects.runs.records import RunRecord
 
 _MERGED = ("parameters", "docker_args")
@@ -17,23 +17,17 @@ _EXCLUDES = {
     "experiment_id": ("experiment_name",),
     "backend": ("backend_config",),
 }
+# By run option: the secret, options that can bring another one, and how.
 _ADVICE = {
     "uri": (
-        "the URI's password or token",
+        "its password or token",
         ("git_credentials",),
-        "keep it in a git-credentials block and give --git-credentials NAME",
+        "give the name of a git-credentials block: --git-credentials NAME",
     ),
-    "backend_config": (
-        "{} in the backend's configuration",
-        ("backend_config",),
-        "keep it in a block and give -c TYPE/NAME",
-    ),
-    "docker_args": ("the container argument {}", (), "give it again with -A"),
-    "docker_auth": (
-        "docker_auth",
-        ("backend_config",),
-        "keep it in a docker-registry block and name that in the backend's configuration (credentials)",
-    ),
+    "parameters": ("the value of the parameter {!r}", (), "give it again: -P {}=VALUE"),
+    "docker_args": ("the container argument {!r}", (), "give it again: -A {}=VALUE"),
+    "backend_config": ("{!r} in the backend's configuration", (), "give a configuration block: -c TYPE/NAME"),
+    "docker_auth": ("docker_auth", ("backend_config",), "give a configuration block with `credentials`: -c TYPE/NAME"),
 }
 
 
@@ -66,23 +60,14 @@ def commit_of(record: RunRecord) -> str | None:
 
 
 def _missing(record: RunRecord, arguments: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
-    problems = [
-        Problem(
-            f"the value of the parameter {name!r} is a secret and was not stored",
-            parameter=name,
-            fix=f"give -P {name}=VALUE",
-        )
-        for name, value in (arguments["parameters"] or {}).items()
-        if isinstance(value, str) and MASK in value
-    ]
-    for entry in filter(None, str(record.labels.get(SECRETS_LABEL, "")).split(", ")):
-        option, _, key = entry.partition(" ")
-        what, instead, fix = _ADVICE.get(option, (entry, (), "start it anew with `mlprojects run`"))
-        if any(name in given for name in instead) or key in (given.get(option) or {}):
-            continue
-        problems.append(
-            Problem(f"{what.format(repr(key))} was kept in memory and not stored", parameter=option, fix=fix)
-        )
+    asked = RunRequest.from_arguments(arguments)
+    names = [*RunSecrets().missing(asked), *str(record.labels.get(SECRETS_LABEL, "")).split(", ")]
+    problems = []
+    for option, _, key in (name.partition(": ") for name in dict.fromkeys(filter(None, names))):
+        what, instead, fix = _ADVICE[option]
+        if not any(name in given for name in instead):
+            problem = f"{what.format(key)} was kept in memory and not stored"
+            problems.append(Problem(problem, parameter=key or option, fix=fix.format(key)))
     return problems
 
 

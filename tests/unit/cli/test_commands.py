@@ -104,6 +104,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "MLproject").write_text(
         "entry_points:\n  main: {parameters: {alpha: float, beta: int}, command: 'x {alpha} {beta}'}\n  test: {command: y}\n"
     )
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "MLproject").write_text("entry_points: {only: {command: z}}\n")
     return tmp_path
 
 
@@ -112,6 +114,8 @@ def folder(tmp_path: Path) -> Path:
     [
         ("run . -e", "t", ["test"]),
         ("run . -P", "", ["alpha=", "beta="]),
+        ("run . -e test -P", "", []),
+        ("plan sub -v main -e", "", ["only"]),
         ("deploy . -P", "b", ["beta="]),
         ("run --backend", "k", ["kubernetes"]),
         ("run --env-manager", "v", ["virtualenv"]),

@@ -90,31 +90,30 @@ def test_undeclared_parameters_of_a_deployments_run_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("secret", "given", "words"),
+    ("stored", "secret", "given", "words"),
     [
-        ("uri", {"git_credentials": "host"}, "--git-credentials"),
+        ({}, "uri", {"git_credentials": "host"}, "--git-credentials NAME"),
+        ({}, "docker_auth", {"backend_config": "docker/x"}, "-c TYPE/NAME"),
+        ({"uri": "https://h/x.zip?token=***"}, "", None, "its password or token"),
+        ({"parameters": {"token": "***", "a": 1}}, "", {"parameters": {"token": "x"}}, "-P token=VALUE"),
+        ({"docker_args": {"e": ["TOKEN=***"]}}, "", {"docker_args": {"e": "TOKEN=x"}}, "-A e=VALUE"),
         (
-            "backend_config credentials",
+            {"backend_config": {"credentials": "***"}},
+            "",
             {"backend_config": "kubernetes-job/x"},
-            "'credentials' in the backend's configuration",
+            "'credentials' in the backend's",
         ),
-        ("docker_args e", {"docker_args": {"e": "TOKEN=x"}}, "-A"),
-        ("docker_auth", {"backend_config": "docker/x"}, "docker-registry block"),
     ],
 )
-def test_what_was_in_memory_must_be_given_again(secret: str, given: dict[str, Any], words: str) -> None:
-    run = git_run(**{SECRETS_LABEL: secret})
+def test_what_was_in_memory_must_be_given_again(
+    stored: dict[str, Any], secret: str, given: dict[str, Any] | None, words: str
+) -> None:
+    run = record({"uri": "u", **stored}, **{SECRETS_LABEL: secret})
     with pytest.raises(ParameterError, match="was kept in memory") as caught:
         repeated_arguments(run, {})
     assert words in caught.value.message
-    repeated_arguments(run, given)
-
-
-def test_masked_parameter_must_be_given_again() -> None:
-    run = record({"uri": "u", "parameters": {"token": "***", "a": 1}})
-    with pytest.raises(ParameterError, match="give -P token=VALUE"):
-        repeated_arguments(run, {})
-    assert repeated_arguments(run, {"parameters": {"token": "x"}})["parameters"] == {"token": "x", "a": 1}
+    if given is not None:
+        repeated_arguments(run, given)
 
 
 def test_short_ids_tell_runs_of_the_same_minute_apart() -> None:
