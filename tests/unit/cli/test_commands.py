@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 
 from prefect_mlprojects import deploy
 from prefect_mlprojects.cli import group
@@ -81,22 +80,21 @@ def test_start_and_rerun_have_every_option_of_a_run() -> None:
     assert set(OPTIONS) - {"uri"} <= names_of(found["rerun"])
 
 
-def complete(words: str, incomplete: str, folder: Path, **variables: str) -> list[str]:
-    line = f"mlprojects {words} {incomplete}"
-    environment = {
-        **os.environ,
-        "HOME": str(folder),
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_MLPROJECTS_SERVER_DIR": str(folder / "server"),
-        "_MLPROJECTS_COMPLETE": "bash_complete",
-        "COMP_WORDS": line,
-        "COMP_CWORD": str(len(line.split()) - (1 if incomplete else 0)),
-        **variables,
-    }
-    command = [sys.executable, "-m", "prefect_mlprojects"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
-    assert done.stderr == ""
-    return [each.partition(",")[2] for each in done.stdout.splitlines() if each]
+@pytest.fixture
+def complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], list[str]]:
+    """Completes a command line as a shell would ask for it, where no Prefect server runs."""
+    monkeypatch.chdir(folder)
+    for name in ("HOME", "PREFECT_HOME", "PREFECT_MLPROJECTS_SERVER_DIR"):
+        monkeypatch.setenv(name, str(folder / "home"))
+    # Pretends that Prefect is not imported, as in a shell's completion.
+    monkeypatch.delitem(sys.modules, "prefect.settings", raising=False)
+
+    def completed(words: str, incomplete: str) -> list[str]:
+        monkeypatch.setenv("COMP_WORDS", f"mlprojects {words} {incomplete}")
+        found = ShellComplete(group, {}, "mlprojects", "_X").get_completions(words.split(), incomplete)
+        return [each.value for each in found]
+
+    return completed
 
 
 @pytest.fixture
@@ -126,11 +124,16 @@ def folder(tmp_path: Path) -> Path:
         ("run --tracking", "", []),
     ],
 )
-def test_completion_without_server(words: str, incomplete: str, expected: list[str], folder: Path) -> None:
-    assert complete(words, incomplete, folder) == expected
+def test_completion_without_server(
+    words: str, incomplete: str, expected: list[str], folder: Path, complete: Callable[[str, str], list[str]]
+) -> None:
+    assert complete(words, incomplete) == expected
     # None was started.
-    assert not (folder / "server").exists()
+    assert not (folder / "home").exists()
 
 
-def test_completion_with_unreachable_server_is_quiet(folder: Path, unused_port: int) -> None:
-    assert complete("status", "", folder, PREFECT_API_URL=f"http://127.0.0.1:{unused_port}/api") == []
+def test_completion_with_unreachable_server_is_quiet(
+    complete: Callable[[str, str], list[str]], unused_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{unused_port}/api")
+    assert complete("status", "") == []
