@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -114,20 +113,45 @@ def click_option(option: RunOption, *, read_environment: bool = False, **overrid
     if settings.get("multiple"):
         settings["help"] += " May be repeated."
     decorate: Callable[[_F], _F] = click.option(*option.flags, option.name, **{**settings, **overrides})
-    return decorate
+    return (lambda command: decorate(_params_file(command))) if option.name == "parameters" else decorate
+
+
+def _read_params_file(context: click.Context, _option: click.Parameter, file: str | None) -> None:
+    from prefect_mlprojects.spec.values_file import read_values
+
+    context.meta[_PARAMS_FILE] = {} if file is None else read_values(file)
+
+
+def _parse_parameters(context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    return {**context.meta.get(_PARAMS_FILE, {}), **parse_values("-P", "Parameter", texts)}
+
+
+_PARAMS_FILE = f"{__name__}.params_file"
+# Eager: it is read before -P, whose values take precedence, is parsed.
+_params_file = click.option(
+    "--params-file",
+    metavar="FILE",
+    type=click.Path(),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_params_file,
+    help="YAML or JSON file with parameter values by name; those of -P take precedence.",
+)
 
 
 def given_options(context: click.Context, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options that are on the command line."""
+    """Returns the run options that are on the command line."""
     commandline = click.core.ParameterSource.COMMANDLINE
-    return {name: value for name, value in options.items() if context.get_parameter_source(name) is commandline}
+    given = {name: value for name, value in options.items() if context.get_parameter_source(name) is commandline}
+    # They may come from a file.
+    return {**given, **({"parameters": options["parameters"]} if options.get("parameters") else {})}
 
 
 _SPECIAL: dict[str, dict[str, Any]] = {
     "entry_point": {"shell_complete": complete_entry_points},
     "parameters": {
         "multiple": True,
-        "callback": parse_with(partial(parse_values, "-P", "Parameter")),
+        "callback": _parse_parameters,
         "shell_complete": complete_parameters,
     },
     "tracking": {"shell_complete": complete_blocks("mlflow-tracking-server")},

@@ -30,8 +30,8 @@ from prefect_mlprojects.runs.attached import AttachedSubmittedRun
 from prefect_mlprojects.runs.handles import SubmittedRun
 from prefect_mlprojects.runs.records import RunRecord
 from prefect_mlprojects.server.api import call_api, read_all, use_api
-from prefect_mlprojects.spec.parameters import typed_value
 from prefect_mlprojects.spec.project import ParameterType
+from prefect_mlprojects.spec.schema import typed_value
 from prefect_mlprojects.tracking import resolve_tracking_uri
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _with_values(
     declared = form.get("properties", {})
     # A deployment that was made from the flow's signature, by prefect.yaml for example, declares no parameters.
     open_form = form.get("additionalProperties") is not False
-    kinds: dict[str, ParameterType] = {"integer": "int", "number": "float"}
+    kinds: dict[str, ParameterType] = {"integer": "int", "number": "float", "boolean": "bool", "array": "list"}
     result = {name: dict(value) if isinstance(value, Mapping) else value for name, value in stored.items()}
     for name, value in values.items():
         field_name = "parameters" if name in declared or open_form else "extra_parameters"
