@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefect_mlprojects.exceptions import ExecutionException, RunFailed
+from prefect_mlprojects.request.tags import checked_tags
 from prefect_mlprojects.runs.handles import SubmittedRun
 from prefect_mlprojects.runs.start import make_request, preflight, start, wait_interruptibly
 from prefect_mlprojects.tasks.session import RunResult, RunSession
@@ -34,6 +35,7 @@ def run(
     retries: int = 0,
     git_credentials: str | None = None,
     tracking: str | None = None,
+    tags: Sequence[str] = (),
 ) -> SubmittedRun:
     """Runs an MLflow-Projects project as a Prefect flow; a drop-in for ``mlflow.projects.run``.
 
@@ -61,6 +63,7 @@ def run(
         retries: How often a failed command is retried.
         git_credentials: Name of a git-credentials block. Default: the one for the repository's host, if any.
         tracking: Name of an mlflow-tracking-server block. Default: MLflow's own setting where the run executes.
+        tags: Tag of the flow run and of the MLflow run: NAME or NAME=VALUE.
 
     Returns:
         A handle on the run, which has ended if ``synchronous``.
@@ -77,7 +80,7 @@ def run(
         arguments["experiment_id"] = active_experiment_id()
     try:
         request, secrets = make_request(arguments)
-        handle = start(request, secrets, RunSession(), preflight(request, secrets))
+        handle = start(request, secrets, RunSession(tags=checked_tags(tags)), preflight(request, secrets))
         if synchronous:
             _raise_failure(wait_interruptibly(handle))
     except ExecutionException as error:

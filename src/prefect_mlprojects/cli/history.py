@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prefect_mlprojects._support.text import span
 from prefect_mlprojects.cli.options import RUN, json_option, print_json
 from prefect_mlprojects.cli.tables import print_table, shown, styled_status, write_line
 
@@ -115,18 +116,6 @@ def _age(time: datetime) -> str:
     seconds = (datetime.now(timezone.utc) - time).total_seconds()
     # Of a run that a schedule will start.
     return span(seconds, whole=True) if seconds >= 0 else f"in {span(-seconds, whole=True)}"
-
-
-def span(seconds: float, *, whole: bool = False) -> str:
-    """Returns a time span as two units at most, such as ``3m05s``; `whole` as one, such as ``3m``."""
-    if seconds < 60:
-        return f"{seconds:.0f}s" if whole or seconds >= 10 else f"{seconds:.1f}s"
-    for limit, size, unit, below_size, below in ((3600, 60, "m", 1, "s"), (86400, 3600, "h", 60, "m")):
-        if seconds < limit:
-            first, rest = divmod(int(seconds), size)
-            return f"{first}{unit}" if whole else f"{first}{unit}{rest // below_size:02d}{below}"
-    days, rest = divmod(int(seconds), 86400)
-    return f"{days}d" if whole else f"{days}d{rest // 3600:02d}h"
 
 
 @click.command("status")

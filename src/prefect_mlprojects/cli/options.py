@@ -16,7 +16,7 @@ from prefect_mlprojects.cli.completion import (
     complete_runs,
     complete_values,
 )
-from prefect_mlprojects.request import Entrance, RunOption, RunRequest, options_of
+from prefect_mlprojects.request import CALL_OPTIONS, Entrance, RunOption, RunRequest, options_of
 
 if TYPE_CHECKING:
     from prefect_mlprojects.request.check import RunSecrets
@@ -157,7 +157,9 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "tracking": {"shell_complete": complete_blocks("mlflow-tracking-server")},
     "git_credentials": {"shell_complete": complete_blocks("git-credentials")},
     "docker_args": {"multiple": True, "callback": parse_with(_parse_docker_args)},
+    "tags": {"multiple": True, "show_default": False},
 }
+TAGS = click_option(CALL_OPTIONS["tags"])
 
 
 def request_from_options(context: click.Context, options: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:

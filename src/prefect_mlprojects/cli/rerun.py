@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefect_mlprojects.cli.options import RUN, connect, given_options, print_json, run_options
+from prefect_mlprojects.cli.options import RUN, TAGS, connect, given_options, print_json, run_options
 from prefect_mlprojects.cli.runs import (
     DETACH,
     JSON_RESULT,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.command("rerun")
 @RUN
 @run_options("cli", without=("uri",))
+@TAGS
 @REBUILD
 @DETACH
 @JSON_RESULT
@@ -37,6 +38,7 @@ def rerun_command(
     context: click.Context,
     /,
     run: str,
+    tags: tuple[str, ...],
     rebuild_env: bool,
     detach: bool,
     as_json: bool,
@@ -46,10 +48,12 @@ def rerun_command(
 ) -> None:
     """Run the project of RUN again: the same commit, entry point, parameters, backend and options, unless others are given.
 
-    -P and -A replace single values. A folder is used as it is now. The run of a deployment is repeated on its work pool. Values
-    that were kept in memory, such as passwords, have to be given again. Exit codes: as of `mlprojects run`.
+    -P and -A replace single values; --tag adds one. A folder is used as it is now. The run of a deployment is repeated on its
+    work pool. Values that were kept in memory, such as passwords, have to be given again. Exit codes: as of `mlprojects run`.
     """
-    given = given_options(context, options)
+    from prefect_mlprojects.request.tags import checked_tags, user_tags
+
+    tags, given = checked_tags(tags), given_options(context, options)
     from prefect_mlprojects.runs.references import find_run
     from prefect_mlprojects.runs.repeat import repeated_arguments, unlike
     from prefect_mlprojects.server.process import resolve_api
@@ -59,8 +63,9 @@ def rerun_command(
     record = find_run(found or run, api)
     deployment = api.get(f"/deployments/{record.deployment_id}") if record.deployment_id else None
     arguments = repeated_arguments(record, given)
+    tags = tuple(dict.fromkeys([*user_tags(record.tags), *tags]))
     if deployment is not None:
-        context.exit(_rerun_deployment(record, deployment, arguments, given, detach=detach, as_json=as_json))
+        context.exit(_rerun_deployment(record, deployment, arguments, given, tags=tags, detach=detach, as_json=as_json))
     if record.deployment_id:
         click.echo("Its deployment does not exist any more: the project runs in this process.", err=True)
     _use_its_store(record)
@@ -73,7 +78,9 @@ def rerun_command(
     if detach:
         context.exit(run_detached(f"--found={record.id}", as_json=as_json))
     context.exit(
-        run_request(request, secrets, checked, rebuild_env=rebuild_env, as_json=as_json, report=detached_report)
+        run_request(
+            request, secrets, checked, tags=tags, rebuild_env=rebuild_env, as_json=as_json, report=detached_report
+        )
     )
 
 
@@ -97,6 +104,7 @@ def _rerun_deployment(
     arguments: dict[str, Any],
     given: dict[str, Any],
     *,
+    tags: tuple[str, ...],
     detach: bool,
     as_json: bool,
 ) -> int:
@@ -104,7 +112,7 @@ def _rerun_deployment(
     connect()
     from prefect_mlprojects.deployments import repeat_run
 
-    run = repeat_run(record, deployment, arguments, given)
+    run = repeat_run(record, deployment, arguments, given, tags)
     print_started({"flow_run_id": run.flow_run_id, "flow_run_url": run.url}, as_json=as_json and detach)
     if detach:
         return 0

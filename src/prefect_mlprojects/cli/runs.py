@@ -17,7 +17,15 @@ from uuid import UUID
 
 import click
 
-from prefect_mlprojects.cli.options import RUN, connect, json_option, print_json, request_from_options, run_options
+from prefect_mlprojects.cli.options import (
+    RUN,
+    TAGS,
+    connect,
+    json_option,
+    print_json,
+    request_from_options,
+    run_options,
+)
 from prefect_mlprojects.server.api import read_all
 
 if TYPE_CHECKING:
@@ -41,6 +49,7 @@ REPORT = click.option("--detached-report", type=int, hidden=True)
 
 @click.command("run")
 @run_options("cli", read_environment=True)
+@TAGS
 @REBUILD
 @DETACH
 @JSON_RESULT
@@ -49,6 +58,7 @@ REPORT = click.option("--detached-report", type=int, hidden=True)
 def run_command(
     context: click.Context,
     /,
+    tags: tuple[str, ...],
     rebuild_env: bool,
     detach: bool,
     as_json: bool,
@@ -61,13 +71,18 @@ def run_command(
     input, 130 cancelled.
     """
     request, secrets = request_from_options(context, options)
+    from prefect_mlprojects.request.tags import checked_tags
     from prefect_mlprojects.runs.start import preflight
+
+    tags = checked_tags(tags)
 
     checked = preflight(request, secrets)
     if detach:
         context.exit(run_detached(as_json=as_json))
     context.exit(
-        run_request(request, secrets, checked, rebuild_env=rebuild_env, as_json=as_json, report=detached_report)
+        run_request(
+            request, secrets, checked, tags=tags, rebuild_env=rebuild_env, as_json=as_json, report=detached_report
+        )
     )
 
 
@@ -76,6 +91,7 @@ def run_request(
     secrets: RunSecrets,
     checked: CheckedRun | None,
     *,
+    tags: tuple[str, ...],
     rebuild_env: bool,
     as_json: bool,
     report: int | None,
@@ -101,6 +117,7 @@ def run_request(
             output=StderrOutput() if as_json else TerminalOutput(),
             observer=display,
             rebuild_environment=rebuild_env,
+            tags=tags,
         )
         with display:
             handle = start(request, secrets, session, checked, announce=display.announce, own_process=True)

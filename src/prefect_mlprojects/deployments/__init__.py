@@ -26,6 +26,7 @@ from prefect_mlprojects.deployments.specification import DeploymentSpecification
 from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem
 from prefect_mlprojects.request import FLOW_NAME, unknown_options
 from prefect_mlprojects.request.secrets import refuse_secret_arguments
+from prefect_mlprojects.request.tags import checked_tags
 from prefect_mlprojects.runs.attached import AttachedSubmittedRun
 from prefect_mlprojects.runs.handles import SubmittedRun
 from prefect_mlprojects.runs.records import RunRecord
@@ -68,18 +69,21 @@ class Deployment:
         """``flow/deployment``, as Prefect's commands name it."""
         return full_name(self.name)
 
-    def run(self, parameters: Mapping[str, Any] | None = None, **options: Any) -> SubmittedRun:
+    def run(
+        self, parameters: Mapping[str, Any] | None = None, *, tags: Sequence[str] = (), **options: Any
+    ) -> SubmittedRun:
         """Starts a run on the work pool and returns a handle at once.
 
         Args:
             parameters: Parameter values by name, in place of the deployment's.
+            tags: Tags of the flow run, beside the deployment's.
             **options: Run options, in place of the deployment's.
 
         Raises:
             ParameterError: A run option is unknown, or the server refused the values.
             PrefectServerError: The server can't be reached.
         """
-        return run_deployment(self.name, parameters=parameters, options=options)
+        return run_deployment(self.name, parameters=parameters, options=options, tags=tags)
 
 
 def run_deployment(
@@ -88,6 +92,7 @@ def run_deployment(
     entry_point: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = (),
 ) -> SubmittedRun:
     """Starts a run of an existing deployment, with or without ``run_project/`` in its name, and returns a handle at once.
 
@@ -96,6 +101,7 @@ def run_deployment(
     """
     from prefect_mlprojects.server.process import resolve_api
 
+    tags = checked_tags(tags)
     api_url, headline = resolve_api().api_url, f"The deployment {full_name(name)} can't run"
     refuse_secret_arguments(headline, (options or {}).get("docker_args"))
     found = _existing(api_url, name, headline, "create it with `mlprojects deploy`")
@@ -103,11 +109,15 @@ def run_deployment(
     if entry_point is not None and own_entry_point != entry_point:
         raise ParameterError(headline, [Problem(f"it is for the entry point {own_entry_point!r}, not {entry_point!r}")])
     values = _with_values(found.parameters, found.parameter_openapi_schema or {}, parameters or {}, options or {})
-    return AttachedSubmittedRun(call_api(api_url, _start, found.id, headline, values))
+    return AttachedSubmittedRun(call_api(api_url, _start, found.id, headline, values, tags))
 
 
 def repeat_run(
-    record: RunRecord, deployment: Mapping[str, Any], arguments: Mapping[str, Any], given: Mapping[str, Any]
+    record: RunRecord,
+    deployment: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    given: Mapping[str, Any],
+    tags: Sequence[str] = (),
 ) -> SubmittedRun:
     """Starts a run of a deployment like an earlier one, and returns a handle at once.
 
@@ -128,7 +138,7 @@ def repeat_run(
     stored = {name: value for name, value in record.request.items() if name != "run_id"}
     schema = deployment.get("parameter_openapi_schema") or {}
     values = _with_values(stored, schema, given.get("parameters") or {}, {**chosen, **options})
-    return AttachedSubmittedRun(call_api(api_url, _start, UUID(str(deployment["id"])), headline, values))
+    return AttachedSubmittedRun(call_api(api_url, _start, UUID(str(deployment["id"])), headline, values, tags))
 
 
 def _existing(api_url: str, name: str, headline: str, fix: str) -> Any:
@@ -213,7 +223,7 @@ def deploy(  # noqa: D417 - the run options are listed with run()
         rrule: Schedule by a recurrence rule (RFC 5545).
         timezone: Time zone of the schedule. Default: UTC.
         pin: Stay at the commit that ``version`` resolves to now.
-        tags: Tags of the deployment.
+        tags: Tags of the deployment, its flow runs and their MLflow runs: ``NAME`` or ``NAME=VALUE``.
         concurrency_limit: Maximum number of concurrent runs. Default: no limit.
         paused: Create the schedule paused.
         no_schedule: Remove the schedule of an existing deployment.
@@ -271,11 +281,13 @@ async def _create(
     return str(deployment_id), work_pool.name, update
 
 
-async def _start(client: PrefectClient, deployment_id: UUID, headline: str, parameters: dict[str, Any]) -> str:
+async def _start(
+    client: PrefectClient, deployment_id: UUID, headline: str, parameters: dict[str, Any], tags: Sequence[str]
+) -> str:
     from prefect.exceptions import PrefectHTTPStatusError
 
     try:
-        flow_run = await client.create_flow_run_from_deployment(deployment_id, parameters=parameters)
+        flow_run = await client.create_flow_run_from_deployment(deployment_id, parameters=parameters, tags=tags)
     except PrefectHTTPStatusError as error:
         if error.response.status_code != 409:
             raise

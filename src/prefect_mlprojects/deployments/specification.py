@@ -23,9 +23,10 @@ from prefect_mlprojects.request import (
     unknown_options,
 )
 from prefect_mlprojects.request.secrets import refuse_secret_parameters, storable_request
+from prefect_mlprojects.request.tags import checked_tags
 from prefect_mlprojects.runs.start import make_request
 from prefect_mlprojects.server.api import call_api
-from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
+from prefect_mlprojects.sources import Source, WorkingCopy, absolute_uri, detect_source
 from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import in_project, is_relative_default
@@ -179,7 +180,7 @@ def specify(
         schema=deployment_schema(deployed_uri, found, fitting, run_options),
         description=_description(project.display_name, found, deployed_uri, copy, version),
         version=copy.commit,
-        tags=tuple(tags),
+        tags=checked_tags(tags),
         schedule=schedule,
         paused=paused,
         no_schedule=no_schedule,
@@ -266,14 +267,7 @@ def _followed_version(copy: WorkingCopy, version: str | None, *, pin: bool) -> s
 
 def _portable_uri(source: Source, copy: WorkingCopy) -> str:
     # A worker has another working directory: a relative path would mean another folder there.
-    return str(copy.directory) if copy.kind == "local" else _absolute(source.uri)
-
-
-def _absolute(uri: str) -> str:
-    location, separator, subdirectory = uri.partition("#")
-    if "://" in location or (re.match(r"^[^/\s:]+:", location) and not Path(location).exists()):
-        return uri
-    return f"{Path(location).expanduser().absolute()}{separator}{subdirectory}"
+    return str(copy.directory) if copy.kind == "local" else absolute_uri(source.uri)
 
 
 def _default_name(project: str, entry_point: str) -> str:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_mlprojects._support.known_secrets import redact_known
-from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.exceptions import TrackingError
+from prefect_mlprojects.flows.card import MetricHistory, RunFacts, render
 from prefect_mlprojects.request import (
     BRANCH_LABEL,
     CATEGORY_LABEL,
@@ -33,9 +33,10 @@ from prefect_mlprojects.request import (
     TRACKING_URI_LABEL,
 )
 from prefect_mlprojects.request.check import CheckedRun, RunSecrets
-from prefect_mlprojects.sources import WorkingCopy
+from prefect_mlprojects.request.tags import automatic_tags, mlflow_tags
 from prefect_mlprojects.tasks.session import RunSession
 from prefect_mlprojects.tracking import TrackedRun, display_uri, main_metric
+from prefect_mlprojects.tracking.records import storable
 from prefect_mlprojects.types import FailureCategory
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 PATCH_ARTIFACT = "source/uncommitted-changes.patch"
+_HISTORY_SECONDS = 5.0
+
+_T = TypeVar("_T")
 
 
 class RunAnnouncement:
@@ -70,37 +74,43 @@ class RunAnnouncement:
         self._backend = backend
         self._tracked = tracked
         self._artifact_id: UUID | None = None
+        self._experiment = ""
         self._tasks = [asyncio.ensure_future(self._set_labels()), asyncio.ensure_future(self._create_artifact())]
+        if checked.backend.tracks_runs:
+            # Other runs get them when they are created.
+            self._tasks.append(asyncio.ensure_future(asyncio.to_thread(self._tag_mlflow_run)))
         if patch is not None:
             self._tasks.append(asyncio.ensure_future(asyncio.to_thread(self._log_patch, patch)))
 
-    async def end(
-        self, status: str, message: str, prepared: AnyPrepared | None, labels: Mapping[str, Any]
-    ) -> Mapping[str, float]:
+    async def end(self, facts: RunFacts, labels: Mapping[str, Any]) -> Mapping[str, float]:
         """Publishes how the run ended, once everything before is published, and returns its metrics.
 
-        The message is empty for a finished run; `labels` are those of its end.
+        `facts` have no metrics yet; `labels` are those of its end.
         """
-        metrics = asyncio.ensure_future(asyncio.to_thread(self._metrics)) if status == "FINISHED" else None
+        metrics = asyncio.ensure_future(asyncio.to_thread(self._metrics)) if facts.status == "FINISHED" else None
         await asyncio.wait(self._tasks)
         values = await metrics if metrics is not None else {}
-        environment = (prepared.description if prepared is not None else "") or "none"
         main = main_metric(values)
         of_metric = {METRIC_LABEL: main[0], METRIC_VALUE_LABEL: f"{main[1]:.15g}"} if main is not None else {}
-        known = {ENVIRONMENT_LABEL: environment} if prepared is not None else {}
+        known = {ENVIRONMENT_LABEL: facts.environment} if facts.environment else {}
         await asyncio.gather(
             set_labels(self._client, self._flow_run.id, {**labels, **known, **of_metric}),
-            self._update_artifact(status, message, environment, values),
+            self._update_artifact(replace(facts, metrics=values), None if main is None else main[0]),
         )
         return values
 
-    async def _update_artifact(self, status: str, message: str, environment: str, values: Mapping[str, float]) -> None:
+    async def _update_artifact(self, facts: RunFacts, main: str | None) -> None:
         if self._artifact_id is None:
             return
         from prefect.client.schemas.actions import ArtifactUpdate
 
         try:
-            text = render(self._checked, self._backend, self._tracked, environment, status, message, values)
+            history = None if main is None else await asyncio.wait_for(self._history(main), _HISTORY_SECONDS)
+        except asyncio.TimeoutError:
+            history = None
+        known = replace(facts, environment=facts.environment or "none", experiment=self._experiment, history=history)
+        try:
+            text = render(self._checked, self._backend, self._tracked, known)
             await self._client.update_artifact(self._artifact_id, ArtifactUpdate(data=text))
         except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
             _logger.warning("The flow run's artifact could not be updated: %s", error)
@@ -110,12 +120,13 @@ class RunAnnouncement:
 
         # Prefect's rule for keys: lower case letters, digits and dashes.
         key = re.sub(r"[^a-z0-9]+", "-", self._checked.name.lower()).strip("-")
+        self._experiment = await asyncio.to_thread(self._read, "experiment", self._session.tracker.experiment_name, "")
         try:
             new = ArtifactCreate(
                 type="markdown",
                 key=key or "mlproject",
                 description=f"Run of {self._checked.name}",
-                data=render(self._checked, self._backend, self._tracked),
+                data=render(self._checked, self._backend, self._tracked, RunFacts(experiment=self._experiment)),
                 flow_run_id=self._flow_run.id,
             )
             self._artifact_id = (await self._client.create_artifact(new)).id
@@ -125,10 +136,21 @@ class RunAnnouncement:
     async def _set_labels(self) -> None:
         try:
             await self._client.update_flow_run_labels(self._flow_run.id, _labels(self._checked, self._tracked))
-            if self._flow_run.name != self._checked.name:
-                await self._client.set_flow_run_name(self._flow_run.id, self._checked.name)
+            tags = list(dict.fromkeys([*self._flow_run.tags, *self._session.tags, *self._automatic_tags()]))
+            if self._flow_run.name != self._checked.name or len(tags) > len(self._flow_run.tags):
+                await self._client.update_flow_run(self._flow_run.id, name=self._checked.name, tags=tags)
         except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
-            _logger.warning("The flow run's name and labels could not be set: %s", error)
+            _logger.warning("The flow run's name, labels and tags could not be set: %s", error)
+
+    def _automatic_tags(self) -> tuple[str, ...]:
+        return automatic_tags(self._checked.project.display_name, self._checked.entry_point.name, self._backend)
+
+    def _tag_mlflow_run(self) -> None:
+        try:
+            tags = mlflow_tags([*self._flow_run.tags, *self._session.tags])
+            self._session.tracker.set_tags(self._tracked, storable("tag", tags))
+        except TrackingError as error:
+            _logger.warning("The tags could not be stored with the MLflow run: %s", error)
 
     def _log_patch(self, patch: str) -> None:
         try:
@@ -137,11 +159,18 @@ class RunAnnouncement:
             _logger.warning("The uncommitted changes could not be stored with the MLflow run: %s", error)
 
     def _metrics(self) -> Mapping[str, float]:
+        return self._read("metrics", self._session.tracker.metrics, {})
+
+    async def _history(self, name: str) -> MetricHistory | None:
+        read = partial(self._session.tracker.metric_history, name=name)
+        return MetricHistory.of(name, await asyncio.to_thread(self._read, "metrics' history", read, []))
+
+    def _read(self, what: str, read: Callable[[TrackedRun], _T], default: _T) -> _T:
         try:
-            return self._session.tracker.metrics(self._tracked)
+            return read(self._tracked)
         except TrackingError as error:
-            _logger.warning("The run's metrics could not be read: %s", error)
-            return {}
+            _logger.warning("The run's %s could not be read: %s", what, error)
+            return default
 
 
 async def set_labels(client: PrefectClient, flow_run_id: UUID, labels: Mapping[str, Any]) -> None:
@@ -180,100 +209,3 @@ def _labels(checked: CheckedRun, tracked: TrackedRun) -> dict[str, Any]:
         ENVIRONMENT_LABEL: checked.environment_kind,
     }
     return {name: value for name, value in labels.items() if value}
-
-
-_MAX_VALUE_CHARACTERS = 300
-_MAX_METRICS = 100
-
-
-def render(
-    checked: CheckedRun,
-    backend: str,
-    tracked: TrackedRun,
-    environment: str = "",
-    status: str = "RUNNING",
-    message: str = "",
-    metrics: Mapping[str, float] | None = None,
-) -> str:
-    """Returns the artifact's markdown; the environment is empty until it is prepared."""
-    copy, project, entry_point = (
-        checked.backend_request.working_copy,
-        checked.project.display_name,
-        checked.entry_point.name,
-    )
-    parameters = {**checked.parameters.declared, **checked.parameters.extra}
-    rows = {
-        "Status": f"**{status}**",
-        "Project": code(copy.source_name),
-        "Version": _version(copy),
-        "Entry point": code(entry_point),
-        "Environment": escape(environment) or "being prepared",
-        "Backend": escape(backend),
-        "MLflow run": _run_link(tracked),
-        "MLflow experiment": code(tracked.experiment_id),
-        "Tracking": code(display_uri(tracked.tracking_uri)),
-    }
-    sections = [f"# {escape(project)} / {escape(entry_point)}", _table(("", ""), rows)]
-    if message:
-        sections.append(_fenced("Why it ended", message))
-    if values := {code(name): code(value) for name, value in parameters.items()}:
-        sections.append("## Parameters\n\n" + _table(("Parameter", "Value"), values))
-    if metrics:
-        shown = {code(name): f"{value:g}" for name, value in list(metrics.items())[:_MAX_METRICS]}
-        sections.append("## Metrics\n\n" + _table(("Metric", "Value"), shown))
-    return redact("\n\n".join(sections) + "\n")
-
-
-def _run_link(tracked: TrackedRun) -> str:
-    link = f"[{tracked.run_id}]({tracked.url})" if tracked.url else code(tracked.run_id)
-    return f"{link} (served by {code(tracked.hint)})" if tracked.hint else link
-
-
-def code(text: str) -> str:
-    """Returns a text as inline markdown code on one line, which a table may contain."""
-    text = text if len(text) <= _MAX_VALUE_CHARACTERS else text[:_MAX_VALUE_CHARACTERS] + "…"
-    text = re.sub(r"\s", " ", text)
-    fence = _fence(text, 1)
-    space = " " if text.startswith("`") or text.endswith("`") or not text.strip() else ""
-    escaped = text.replace("|", "\\|")
-    return f"{fence}{space}{escaped}{space}{fence}"
-
-
-def escape(text: str) -> str:
-    """Escapes markdown's special characters."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", text)
-
-
-def _fenced(title: str, text: str) -> str:
-    fence = _fence(text, 3)
-    return f"## {title}\n\n{fence}text\n{text}\n{fence}"
-
-
-def _fence(text: str, least: int) -> str:
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    return "`" * max(least, longest + 1)
-
-
-def _version(copy: WorkingCopy) -> str:
-    if copy.commit is None:
-        return "not under git"
-    shown = f"`{copy.commit[:12]}`"
-    link = commit_url(copy.repository_url, copy.commit)
-    branch = f" of {code(copy.branch)}" if copy.branch else ""
-    return (f"[{shown}]({link})" if link else shown) + branch + (" with uncommitted changes" if copy.dirty else "")
-
-
-def commit_url(repository_url: str | None, commit: str) -> str | None:
-    """Returns the web page of a commit on a known hosting service; None for other repositories."""
-    text = repository_url or ""
-    scp = re.match(r"^[^@/\s]+@([^:/\s]+):(.+)$", text)
-    parts = urlsplit(text)
-    host, path = (scp[1], scp[2]) if scp else (parts.hostname or "", parts.path)
-    path = path.strip("/").removesuffix(".git")
-    kinds = {"github.com": "commit", "codeberg.org": "commit", "gitlab.com": "-/commit", "bitbucket.org": "commits"}
-    return f"https://{host}/{path}/{kinds[host]}/{commit}" if host in kinds and path else None
-
-
-def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "| --- | --- |"]
-    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items())])

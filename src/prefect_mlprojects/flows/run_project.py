@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -40,9 +41,11 @@ from prefect_mlprojects.exceptions import (
 )
 from prefect_mlprojects.flows.announcement import RunAnnouncement, end_labels, set_labels
 from prefect_mlprojects.flows.cancellation import watch_cancellation
+from prefect_mlprojects.flows.card import RunFacts
 from prefect_mlprojects.flows.secrets import refuse_missing, remembering, secret_resolver, store_public_parameters
 from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RUN_ID_LABEL, RunRequest, document_options
 from prefect_mlprojects.request.check import CheckedRun, RunContext
+from prefect_mlprojects.request.tags import mlflow_tags
 from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.base import remove_run_folder
@@ -122,6 +125,8 @@ class _ProjectRun:
         self._prepared: AnyPrepared | None = None
         self._announcement: RunAnnouncement | None = None
         self._result: RunResult | None = None
+        self._command = ""
+        self._started = time.monotonic()
 
     async def run(self) -> RunResult | State[Any]:
         """Executes the steps; in every case the MLflow run gets the flow run's final status."""
@@ -218,6 +223,7 @@ class _ProjectRun:
         self._source = detect_source(uri, request.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)
         checked, invocation = await self._prepare(self._working_copy, context)
+        self._command = invocation.command
         tracked, prepared = session.tracked_run, self._prepared
         assert prepared is not None
         if tracked is not None and prepared.tags:
@@ -310,6 +316,7 @@ class _ProjectRun:
             parameters=checked.parameters.recorded,
             flow_run_id=str(self._flow_run.id),
             flow_run_url=url_for("flow-run", obj_id=self._flow_run.id),
+            tags=mlflow_tags([*self._flow_run.tags, *session.tags]),
         )
         # Read before the command can change the files.
         patch = None
@@ -346,7 +353,15 @@ class _ProjectRun:
         reason = "\n".join([message, *getattr(error, "output_tail", ())])
         summary = cause or (error.summary if error else message)
         labels = end_labels(category, summary, exit_code, session.secrets)
-        announced = asyncio.ensure_future(self._publish_end(status, reason, labels))
+        facts = RunFacts(
+            status,
+            "" if status == "FINISHED" else reason,
+            exit_code,
+            time.monotonic() - self._started,
+            self._command,
+            self._prepared.description if self._prepared is not None else "",
+        )
+        announced = asyncio.ensure_future(self._publish_end(facts, labels))
         if tracked is not None and not (self._checked and self._checked.backend.tracks_runs):
             tags = failure_tags(category, cause or message) if category is not None else {}
             try:
@@ -377,9 +392,9 @@ class _ProjectRun:
         session.set_result(self._result)
         return self._result
 
-    async def _publish_end(self, status: str, reason: str, labels: dict[str, Any]) -> Mapping[str, float]:
+    async def _publish_end(self, facts: RunFacts, labels: dict[str, Any]) -> Mapping[str, float]:
         if self._announcement is not None:
-            return await self._announcement.end(status, reason, self._prepared, labels)
+            return await self._announcement.end(facts, labels)
         await set_labels(self._client, self._flow_run.id, labels)
         return {}
 

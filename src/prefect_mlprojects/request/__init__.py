@@ -40,7 +40,7 @@ Entrance: TypeAlias = Literal["run", "cli", "flow", "deploy", "form", "block", "
 """Where a run option may be given: ``run()``, the command line, the flow, ``deploy()``, a deployment's form, a project block, or
 the configuration of MLflow's backend plugin."""
 
-_OptionKind: TypeAlias = Literal["text", "flag", "integer", "number", "mapping", "mapping or text"]
+_OptionKind: TypeAlias = Literal["text", "texts", "flag", "integer", "number", "mapping", "mapping or text"]
 _KINDS: Mapping[str, _OptionKind] = {
     "str": "text",
     "str | None": "text",
@@ -52,6 +52,7 @@ _KINDS: Mapping[str, _OptionKind] = {
 }
 _JSON_TYPES: Mapping[_OptionKind, Mapping[str, Any]] = {
     "text": {"type": "string"},
+    "texts": {"type": "array", "items": {"type": "string"}},
     "flag": {"type": "boolean"},
     "integer": {"type": "integer"},
     "number": {"type": "number"},
@@ -306,9 +307,18 @@ CALL_OPTIONS: Mapping[str, RunOption] = {
             frozenset({"run"}),
             mlflow_key="docker_auth",
         ),
+        RunOption(
+            "tags",
+            "texts",
+            (),
+            "Tag of the flow run and of the MLflow run: NAME or NAME=VALUE.",
+            frozenset({"run", "cli", "deploy"}),
+            ("--tag",),
+            "TAG",
+        ),
     )
 }
-"""Options of ``run()`` that are not in the request, because they concern the caller's process only."""
+"""Options of ``run()`` that are not in the request: they concern the caller's process only, or the flow run itself has them."""
 
 
 def document_options(**others: str) -> Callable[[_F], _F]:

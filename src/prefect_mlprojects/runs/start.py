@@ -34,10 +34,11 @@ from prefect_mlprojects.exceptions import (
 from prefect_mlprojects.request import OPTIONS, PROJECT_SCHEME, RunRequest
 from prefect_mlprojects.request.check import CheckedRun, RunSecrets, check_request, context_before_run
 from prefect_mlprojects.request.secrets import separate_config, split_parameters, withhold
+from prefect_mlprojects.request.tags import automatic_tags
 from prefect_mlprojects.runs.handles import LocalSubmittedRun, run_status
 from prefect_mlprojects.server.api import use_api
 from prefect_mlprojects.settings import OWN_VARIABLES, max_concurrent_runs
-from prefect_mlprojects.sources import detect_source
+from prefect_mlprojects.sources import absolute_uri, detect_source
 from prefect_mlprojects.tasks.session import RunResult, RunSession, use_session
 from prefect_mlprojects.types import RunStatus, StopSignal
 
@@ -75,7 +76,7 @@ def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
     parameters, secret_parameters = split_parameters(given["parameters"] or {})
     secret_uri = Secret(uri) if holds_secret(uri) else None
     given |= {
-        "uri": strip_user_info(uri) if secret_uri else uri,
+        "uri": strip_user_info(uri) if secret_uri else absolute_uri(uri),
         "parameters": parameters,
         "run_name": given["run_name"] and redact(str(given["run_name"])),
         "docker_args": docker_args or None,
@@ -150,6 +151,10 @@ def start(
     request, session.secrets = withhold(request, secrets, checked.entry_point.parameters if checked else None)
     name = checked.name if checked else None
     session.name = name or ""
+    of_project = (
+        automatic_tags(checked.project.display_name, checked.entry_point.name, request.backend) if checked else ()
+    )
+    session.tags = (*session.tags, *of_project)
     api_url, ui_url = _find_api(announce)
     if own_process:
         configure_prefect(api_url)
@@ -209,7 +214,7 @@ async def _run_flow(request: RunRequest, session: RunSession, api_url: str, name
                     state = await run_flow(run_project, parameters)
             else:
                 flow_run = await context.client.create_flow_run(
-                    run_project, name=name, parameters=parameters, state=Pending()
+                    run_project, name=name, parameters=parameters, tags=session.tags, state=Pending()
                 )
                 session.set_flow_run_id(str(flow_run.id))
                 async with _semaphore():

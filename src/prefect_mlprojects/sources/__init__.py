@@ -1,6 +1,6 @@
 """Where projects come from: URI -> working copy."""
 
 from prefect_mlprojects.sources.base import Source, SourceKind, WorkingCopy, describe_working_copy
-from prefect_mlprojects.sources.detection import detect_source
+from prefect_mlprojects.sources.detection import absolute_uri, detect_source
 
-__all__ = ["Source", "SourceKind", "WorkingCopy", "describe_working_copy", "detect_source"]
+__all__ = ["Source", "SourceKind", "WorkingCopy", "absolute_uri", "describe_working_copy", "detect_source"]

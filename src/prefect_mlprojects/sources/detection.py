@@ -184,6 +184,21 @@ def _zip(location: Path | str, subdirectory: str, shown: str, version: str | Non
     return ZipSource(location, subdirectory, shown)
 
 
+def absolute_uri(uri: str) -> str:
+    """Returns a URI in which an existing local folder or archive has its absolute path; others are returned as they are."""
+    text = uri.strip().strip("'\"")
+    if "://" in text or "\0" in text:
+        return uri
+    try:
+        readings = list(_readings(text, Path.cwd()))
+    except FileNotFoundError:
+        return uri
+    for path, subdirectory in sorted(readings, key=lambda reading: not _exists(*reading)):
+        if os.path.exists(path):  # noqa: PTH110 - False for names that are too long
+            return f"{path}#{subdirectory}" if subdirectory else str(path)
+    return uri
+
+
 def _is_bare(folder: Path) -> bool:
     """Returns whether a folder is a bare repository, by the entries that git itself looks for, and not a project."""
     is_bare = _exists(folder, "objects") and _exists(folder, "refs") and (folder / "HEAD").is_file()

@@ -153,6 +153,7 @@ class RunSession:
         tracking_uri: The tracking URI; None for the one that this process resolves.
         name: ``project/entry_point``; empty until it is known.
         parent_run_id: The MLflow run that this one is nested in.
+        tags: Tags of the flow run that this process starts.
         begun: True once the first step has started.
         downloads: The folder of downloaded parameters to remove with the run.
         server_lost: True once the run, after a stop request, no longer waits for its Prefect server.
@@ -167,6 +168,7 @@ class RunSession:
     observer: RunObserver = field(default_factory=RunObserver)
     rebuild_environment: bool = False
     name: str = ""
+    tags: tuple[str, ...] = ()
 
     flow_run_id: str | None = field(default=None, init=False)
     tracked_run: TrackedRun | None = field(default=None, init=False)

@@ -115,6 +115,13 @@ class MlflowStore:
         client: Any = MlflowClient(tracking_uri=self._uri)
         client.log_text(run_id, text, name)
 
+    def metric_history(self, run_id: str, name: str) -> list[tuple[int, int, float]]:
+        """Returns step, time (milliseconds since 1970) and value of each logged value; MLflow's client reads all pages."""
+        from mlflow import MlflowClient
+
+        client: Any = MlflowClient(tracking_uri=self._uri)
+        return [(each.step, each.timestamp, each.value) for each in client.get_metric_history(run_id, name)]
+
     def experiment(self, experiment_id: str) -> Experiment | None:
         """Returns an experiment, deleted ones too; None if no such ID exists."""
         return cast("Experiment | None", _unless(_NOT_FOUND, self._store.get_experiment, experiment_id))

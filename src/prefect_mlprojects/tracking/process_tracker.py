@@ -128,6 +128,8 @@ class ProcessTracker(Tracker):
     log_text = _remote(Tracker.log_text)
     finish = _remote(Tracker.finish)
     metrics = _remote(Tracker.metrics)
+    metric_history = _remote(Tracker.metric_history)
+    experiment_name = _remote(Tracker.experiment_name)
 
     def __init__(self, tracking_uri: Secret | None = None) -> None:
         """Starts the process, which opens the most likely store (default: this process's); or raises ``OSError``."""

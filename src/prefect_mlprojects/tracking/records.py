@@ -37,6 +37,7 @@ class TrackingRequest:
         experiment_name: Created if it does not exist. With neither name nor ID, MLflow's default is used:
             ``MLFLOW_EXPERIMENT_NAME``, then ``MLFLOW_EXPERIMENT_ID``, then the experiment ``Default``.
         run_id: An existing run to continue; None creates a new one.
+        tags: The user's tags.
         environment: An environment manager's name or ``docker``; ``local`` is not recorded, as in MLflow.
     """
 
@@ -53,6 +54,7 @@ class TrackingRequest:
     environment: str | None = None
     flow_run_id: str | None = None
     flow_run_url: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def child_variables(run: TrackedRun) -> dict[str, Secret | str]:
 
 
 def project_tags(request: TrackingRequest) -> dict[str, str]:
-    """Returns the tags that ``mlflow run`` gives a project's run, and Prefect's.
+    """Returns the tags that ``mlflow run`` gives a project's run, Prefect's, and the user's.
 
     The names are MLflow's (mlflow/utils/mlflow_tags.py), set as mlflow/projects/utils.py and backend/local.py set them.
     """
@@ -116,7 +118,7 @@ def project_tags(request: TrackingRequest) -> dict[str, str]:
         FLOW_RUN_ID_TAG: request.flow_run_id,
         "prefect.flow_run_url": request.flow_run_url,
     }
-    return storable("tag", {name: value for name, value in tags.items() if value is not None})
+    return storable("tag", {**request.tags, **{name: value for name, value in tags.items() if value is not None}})
 
 
 def failure_tags(category: str, cause: str) -> dict[str, str]:

@@ -102,6 +102,18 @@ class Tracker:
         """Returns the last value of each of the run's metrics, sorted by name."""
         return dict(sorted(self._read(run.run_id, run.tracking_uri).data.metrics.items()))
 
+    def metric_history(self, run: TrackedRun, name: str) -> list[tuple[int, int, float]]:
+        """Returns the values that a metric had, with their steps and times (in milliseconds since 1970)."""
+        what = f"read the history of {name!r}"
+        return self._call(run.tracking_uri, what, lambda store: store.metric_history(run.run_id, name))
+
+    def experiment_name(self, run: TrackedRun) -> str:
+        """Returns the name of a run's experiment; empty if it is unknown."""
+        experiment = self._call(
+            run.tracking_uri, "read the experiment", lambda store: store.experiment(run.experiment_id)
+        )
+        return "" if experiment is None else str(experiment.name)
+
     def close(self) -> None:
         """Releases what the tracker holds; idempotent. MLflow's connections stay open for other trackers."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prefect_mlprojects.cli.history import span
+from prefect_mlprojects._support.text import span
 from prefect_mlprojects.cli.tables import print_table, shown
 
 HEADS = ("RUN", "NAME", "METRIC", "PARAMETERS")

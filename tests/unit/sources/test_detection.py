@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prefect_mlprojects.exceptions import FetchError
-from prefect_mlprojects.sources import WorkingCopy, detect_source
+from prefect_mlprojects.sources import absolute_uri, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git.source import GitSource
 from prefect_mlprojects.sources.zip_archive import ZipSource
 from prefect_mlprojects.types import StopSignal
@@ -316,3 +316,32 @@ def test_removing_a_local_working_copy_leaves_the_folder(project: Path) -> None:
     source.remove(copy)
 
     assert [path.name for path in project.iterdir()] == ["sub"]
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        (".", "{here}"),
+        ("project", "{here}/project"),
+        ("'project'", "{here}/project"),
+        ("project#sub/folder", "{here}/project#sub/folder"),
+        ("project#only-in-a-version", "{here}/project#only-in-a-version"),
+        ("with#sign", "{here}/with#sign"),
+        ("archive.zip", "{here}/archive.zip"),
+        ("./project/../project", "{here}/project"),
+        ("missing", "missing"),
+        ("https://github.com/o/r#sub", "https://github.com/o/r#sub"),
+        ("git@github.com:o/r.git", "git@github.com:o/r.git"),
+        ("block://name", "block://name"),
+        ("file:///p#sub", "file:///p#sub"),
+    ],
+)
+def test_absolute_uri_of_local_project_keeps_its_meaning(
+    given: str, stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project" / "sub" / "folder").mkdir(parents=True)
+    (tmp_path / "with#sign").mkdir()
+    (tmp_path / "archive.zip").touch()
+    monkeypatch.chdir(tmp_path)
+
+    assert absolute_uri(given) == stored.format(here=tmp_path)
