@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from prefect_mlprojects._support.files import list_directory
 from prefect_mlprojects._support.redaction import redact, strip_user_info
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.exceptions import EnvironmentBuildError, InvalidEnvironmentError
 from prefect_mlprojects.spec.yaml_lines import read_yaml
 
@@ -239,6 +240,8 @@ def environment_channels(names: Iterable[str], configuration: CondaConfiguration
     found = (url for name in wanted or ["defaults"] for url in channel_urls(name, configuration, base))
     unique = tuple(dict.fromkeys(found))
     for url in unique:
+        if not split_url(url).scheme:
+            raise InvalidEnvironmentError(f"The conda channel {public_url(url)!r} is no URL.", manager="conda")
         check_allowed(url, configuration, base)
     return unique
 

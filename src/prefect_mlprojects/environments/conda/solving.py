@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlunsplit
 
 import rattler
 from rattler.exceptions import GatewayError, SolverError
@@ -23,6 +23,7 @@ from rattler.lock import LockChannel, LockPlatform
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process_folders import private_folder
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.environments import Build
 from prefect_mlprojects.environments.activation import read_json
 from prefect_mlprojects.environments.cache import Report, stopped_error
@@ -255,7 +256,7 @@ def take_credentials(urls: Iterable[str]) -> ChannelAccess:
     clean: dict[str, str] = {}
     credentials: dict[str, Mapping[str, Any]] = {}
     for url in urls:
-        split = urlsplit(url)
+        split = split_url(url)
         token = _TOKEN_PATH.match(split.path)
         if split.scheme not in ("http", "https") or not split.hostname or bool(split.username) == bool(token):
             continue

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process.run import ToolResult, run_tool
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.environments import Build
 from prefect_mlprojects.environments.cache import Report, cache_errors
 from prefect_mlprojects.environments.python.files import digest_file, read_toml
@@ -157,8 +157,8 @@ def _is_true(text: str) -> bool:
 
 def _is_usable_link(link: str) -> bool:
     """Returns whether uv accepts a ``find-links`` value; unlike pip, it fails on a missing folder."""
-    scheme = urlsplit(link).scheme
-    return Path(urlsplit(link).path).exists() if scheme in ("", "file") else True
+    scheme = split_url(link).scheme
+    return Path(split_url(link).path).exists() if scheme in ("", "file") else True
 
 
 def uv_executable() -> str:

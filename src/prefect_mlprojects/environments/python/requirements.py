@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.environments.python import files
 from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.spec.project import Project
@@ -323,7 +324,7 @@ def _local_path(text: str, project: Path) -> Path | None:
 
 
 def _file_path(value: str) -> Path:
-    return Path(unquote(urlsplit(value).path)) if value.startswith("file:") else Path(value)
+    return Path(unquote(split_url(value).path)) if value.startswith("file:") else Path(value)
 
 
 def _expand_variables(text: str) -> str:

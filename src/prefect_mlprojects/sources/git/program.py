@@ -15,6 +15,7 @@ from prefect_mlprojects._support.progress import report_progress
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import MASK
 from prefect_mlprojects.exceptions import SourceUnavailableError
+from prefect_mlprojects.settings import trusted_sources
 from prefect_mlprojects.sources.git import GIT_SCHEMES, GitCredentials, GitUrl, git_settings
 from prefect_mlprojects.types import StopSignal
 
@@ -143,7 +144,9 @@ def use_git(url: GitUrl, credentials: GitCredentials | None, stop: StopSignal, s
         variables["GIT_SSH_COMMAND"] = "ssh -o BatchMode=yes -o ConnectTimeout=30"
     with git_settings(credentials, f"{url.scheme}://{url.host}") as (more, settings):
         variables |= more
-        configure(variables, [*_SETTINGS, *settings])
+        # Elsewhere than at the trusted address, see CachedRepository.
+        redirects = [("http.followRedirects", "false")] if trusted_sources() else []
+        configure(variables, [*_SETTINGS, *redirects, *settings])
         yield GitProgram(variables, stop, shown, _secrets(credentials))
 
 
@@ -170,6 +173,7 @@ _SIGNS: Mapping[str, str] = {
     "host-key": "host key verification failed|no ed25519 host key is known|remote host identification has changed",
     "authentication": "authentication failed|could not read username|could not read password|permission denied (|"
     "the requested url returned error: 401|the requested url returned error: 403|invalid username or password|access denied",
+    "redirected": "the requested url returned error: 30|unable to update url base from redirection",
     "disk": "no space left|read-only file system",
     "unreachable": "could not resolve host|couldn't connect to server|connection refused|connection timed out|"
     "network is unreachable|no route to host|operation too slow|unable to look up|connection reset|"
@@ -226,6 +230,7 @@ def _advice(cause: str, scheme: str, host: str) -> str:
         "authentication": f"Keep a user name and token in a git-credentials block for the host {host}, or configure a "
         "credential helper of git (git config --global credential.helper …). Nobody is asked for a password while a project "
         "runs.",
+        "redirected": "Name the address that it redirects to, since only trusted sources may run here.",
         "disk": "Free some disk space.",
         "unreachable": f"Is {host or 'the host'} right, and can it be reached from here?",
         "missing": "Check the URL; services also say so of a private repository without credentials.",

@@ -14,7 +14,8 @@ from prefect_mlprojects._support.files import replacing
 from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
-from prefect_mlprojects.settings import cache_directory
+from prefect_mlprojects.settings import cache_directory, trusted_sources
+from prefect_mlprojects.sources.base import check_trusted
 from prefect_mlprojects.sources.git import GitUrl
 from prefect_mlprojects.sources.git.program import GitAnswer, GitFailure, GitProgram, explain_failure
 
@@ -22,6 +23,8 @@ _FULL_SHA = re.compile(r"^[0-9a-f]{40}$")
 _SHORT_SHA = re.compile(r"^[0-9a-fA-F]{4,40}$")
 # What git-check-ref-format(1) forbids in names, and what ls-remote would take for a pattern.
 _BAD_VERSION = re.compile(r"^-|[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|^/|//|/$|\.lock$|\.$")
+
+_REDIRECTED = "warning: redirecting to "
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class CachedRepository:
         self._shown = shown
         self._git = git
         self._report = report
+        self._located: str | None = None
         name = re.sub(r"[^A-Za-z0-9._-]", "-", url.url.rstrip("/").rpartition("/")[2].removesuffix(".git"))[:40]
         key = hashlib.sha256(url.address.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self.directory = cache_directory() / "repositories" / f"{name.lstrip('.-') or 'repository'}-{key}.git"
@@ -91,13 +95,27 @@ class CachedRepository:
         is_reference = self._git_in_cache("for-each-ref", "--count=1", *references).lines != ()
         return commit if commit.startswith(sha) and self.has(commit) and not is_reference else None
 
+    def _address(self) -> str:
+        """Returns the argument for git; where only trusted sources may run, the address where redirects end, once it is trusted."""
+        if self._located is None:
+            self._located = self._url.address
+            if trusted_sources() and self._url.scheme in ("http", "https"):
+                answer = self._git.run("-c", "http.followRedirects=initial", "ls-remote", "--", self._located, "HEAD")
+                if not answer.succeeded:
+                    raise self._error(answer)
+                for line in answer.lines:
+                    if line.startswith(_REDIRECTED):
+                        self._located = line.removeprefix(_REDIRECTED).rstrip("/")
+                        check_trusted(self._located, f"{self._shown} (redirected to {self._located})")
+        return self._located
+
     def _ask_remote(self, version: str | None) -> ResolvedVersion | None:
         """Resolves a reference at the remote; None if it may be a SHA instead."""
         version = version or "HEAD"
         exact = version == "HEAD" or version.startswith("refs/")
         names = [version] if exact else [f"refs/heads/{version}", f"refs/tags/{version}"]
         patterns = [pattern for name in names for pattern in (name, f"{name}^{{}}")]
-        answer = self._git.run("ls-remote", "--symref", "--", self._url.address, *patterns)
+        answer = self._git.run("ls-remote", "--symref", "--", self._address(), *patterns)
         if not answer.succeeded:
             raise self._error(answer)
         found, default = _parse_references(answer.lines)
@@ -115,7 +133,7 @@ class CachedRepository:
         raise self._unknown(version)
 
     def _unknown(self, version: str) -> FetchError:
-        answer = self._git.run("ls-remote", "--heads", "--tags", "--refs", "--", self._url.address)
+        answer = self._git.run("ls-remote", "--heads", "--tags", "--refs", "--", self._address())
         names = [ref.split("/", 2)[2] for ref in _parse_references(answer.lines)[0] if ref.count("/") >= 2]
         near = nearest(version, names)
         listed = ", ".join(sorted(names)[:8]) + (", …" if len(names) > 8 else "")
@@ -177,7 +195,7 @@ class CachedRepository:
 
     def _fetch_by_git(self, options: list[str], refspecs: list[str]) -> GitAnswer:
         options = ["--quiet", "--progress", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", *options]
-        return self._git_in_cache("fetch", *options, "--", self._url.address, *refspecs, report=self._report)
+        return self._git_in_cache("fetch", *options, "--", self._address(), *refspecs, report=self._report)
 
     def _finish_fetch(self, answer: GitAnswer, commit: str) -> None:
         if not answer.succeeded:
