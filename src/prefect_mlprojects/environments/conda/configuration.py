@@ -5,6 +5,7 @@ See https://docs.conda.io/projects/conda/en/stable/user-guide/configuration/use-
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
 import sys
@@ -269,3 +270,12 @@ def split_channel(spec: str) -> tuple[str | None, str]:
 def public_url(url: str) -> str:
     """Returns a channel's URL without passwords and tokens, for messages and cache keys."""
     return _TOKEN.sub("", strip_user_info(url))
+
+
+def channel_credentials(urls: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the URLs that hold credentials, and the content of the file that ``RATTLER_AUTH_FILE`` names."""
+    found = [url for url in urls if public_url(url) != url]
+    if file := environ.get("RATTLER_AUTH_FILE"):
+        with contextlib.suppress(OSError):
+            found.append(Path(file).read_text(encoding="utf-8", errors="replace"))
+    return tuple(found)

@@ -28,7 +28,13 @@ from prefect_mlprojects.environments import Build
 from prefect_mlprojects.environments.activation import read_json
 from prefect_mlprojects.environments.cache import Report, stopped_error
 from prefect_mlprojects.environments.conda import CondaSpecification
-from prefect_mlprojects.environments.conda.configuration import CondaConfiguration, public_url, split_channel
+from prefect_mlprojects.environments.conda.configuration import (
+    CondaConfiguration,
+    channel_credentials,
+    public_url,
+    split_channel,
+)
+from prefect_mlprojects.environments.python.files import digest_credentials, digest_text
 from prefect_mlprojects.types import StopSignal
 
 _T = TypeVar("_T")
@@ -56,14 +62,9 @@ class _Solving:
         self._warn_of_certificates()
         with self._failing("conda's network settings are invalid"):
             client = _make_client(configuration, credentials)
-        folder = _package_cache(build.cache)
-        urls = map(self.access.url, self.specification.channels)
-        if folder.is_relative_to(build.cache) and any(redact(url) != url for url in urls):
-            # The library writes URLs to its cache, here with a secret that `take_credentials` had to leave in.
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
+        packages, indexes = self._caches(build.cache)
         source = rattler.SourceConfig(cache_action="force-cache-only" if configuration.offline else "cache-or-fetch")
-        gateway = rattler.Gateway(cache_dir=folder / "repodata", default_config=source, client=client)
+        gateway = rattler.Gateway(cache_dir=indexes, default_config=source, client=client)
         platforms = [platform, rattler.Subdir("noarch")]
         has_pip = await self._fetch_channels(gateway, platforms)
         add_pip = has_pip and configuration.add_pip_as_python_dependency
@@ -73,7 +74,7 @@ class _Solving:
             await rattler.install(
                 records,
                 build.location,
-                cache_dir=folder / "pkgs",
+                cache_dir=packages,
                 platform=platform,
                 execute_link_scripts=True,  # as conda does
                 show_progress=False,
@@ -81,6 +82,23 @@ class _Solving:
                 reporter=_Progress(build.report, len(records)),  # type: ignore[abstract]  # its bodies are defaults
             )
         return tuple(records)
+
+    def _caches(self, cache: Path) -> tuple[Path, Path]:
+        """Returns the folders of downloaded packages and of channels' indexes.
+
+        The index of a private channel is not given to somebody with other credentials for it, or none; and what the library writes
+        is only for this user where `take_credentials` had to leave a secret in a URL.
+        """
+        folder, channels = _package_cache(cache), self.specification.channels
+        credentials = channel_credentials(channels, os.environ)
+        if not credentials:
+            return folder / "pkgs", folder / "repodata"
+        (digest,) = digest_credentials(credentials)
+        private = cache / "conda" / "private" / digest_text([digest])
+        private.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private.chmod(0o700)
+        clean = all(public_url(url) == url for url in map(self.access.url, channels))
+        return (folder if clean else private) / "pkgs", private / "repodata"
 
     @contextlib.contextmanager
     def _failing(self, cause: str) -> Iterator[None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import unquote
 
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.redaction import holds_secret, redact
 from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.environments.python import files
 from prefect_mlprojects.exceptions import Problem
@@ -90,9 +90,14 @@ class RequirementSet:
     local_packages: list[LocalPackage] = field(default_factory=list)
 
     @property
+    def credentials(self) -> tuple[str, ...]:
+        """The lines, of the files as well, in which a URL holds a secret, with the values of environment variables."""
+        return tuple(filter(holds_secret, map(expand_variables, self.text_inputs)))
+
+    @property
     def private(self) -> bool:
         """Whether a URL in the lines or in the files holds a secret."""
-        return any(redact(text) != text for text in map(_expand_variables, self.text_inputs))
+        return bool(self.credentials)
 
     def file_text(self, links: Iterable[str], constraints: str) -> str:
         """Returns a requirements file with these `links`; `constraints` is the name of the file of the constraints."""
@@ -143,7 +148,7 @@ class _Expansion:
             self._add_option(name, value, line)
 
     def _add_option(self, name: str, value: str, line: _Line) -> None:
-        expanded = _expand_variables(value)
+        expanded = expand_variables(value)
         is_url = "://" in expanded
         if name in ("-r", "-c") and (not is_url or expanded.startswith("file:")):
             self._add_file(line.find(_file_path(expanded)), replace(line, constraint=line.constraint or name == "-c"))
@@ -200,7 +205,7 @@ class _Expansion:
             self._add_text(f"end {kind}")
 
     def _add_requirement(self, text: str, line: _Line, *, editable: bool) -> None:
-        found, path = self.found, _local_path(_expand_variables(text), self.project.directory)
+        found, path = self.found, _local_path(expand_variables(text), self.project.directory)
         found.count += editable or not line.constraint
         # A temporary working copy is gone after the run; uv makes only folders editable.
         live = editable and (self.installer == "pip" if _VERSION_CONTROL.match(text) else not self.project.temporary)
@@ -327,6 +332,6 @@ def _file_path(value: str) -> Path:
     return Path(unquote(split_url(value).path)) if value.startswith("file:") else Path(value)
 
 
-def _expand_variables(text: str) -> str:
+def expand_variables(text: str) -> str:
     """Replaces ``${NAME}`` by the environment variable's value, as pip does; unknown ones stay."""
     return _VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), text)

@@ -28,8 +28,6 @@ _SCP_ADDRESS = re.compile(
 
 _USERNAME_VARIABLE = "MLPROJECTS_GIT_USERNAME"
 _TOKEN_VARIABLE = "MLPROJECTS_GIT_TOKEN"  # noqa: S105 - the name of a variable
-# git runs this with /bin/sh and asks it for "get"; the secret itself is in the environment only.
-_HELPER = f'!f() {{ test "$1" = get && printf "username=%s\\npassword=%s\\n" "${_USERNAME_VARIABLE}" "${_TOKEN_VARIABLE}"; }}; f'
 
 
 @dataclass(frozen=True)
@@ -112,17 +110,26 @@ def git_settings(
     settings: list[tuple[str, str]] = []
     credentials = credentials or GitCredentials()
     if origin.startswith(("http://", "https://")):
-        username = credentials.username or ("git" if credentials.token is not None else None)
-        if username is not None:
-            settings.append((f"credential.{origin}.username", username))
         if credentials.token is not None:
-            # The empty helper resets those configured before: they would be asked first, and be told the token.
-            settings += [(f"credential.{origin}.helper", ""), (f"credential.{origin}.helper", _HELPER)]
-            variables |= {_USERNAME_VARIABLE: username or "git", _TOKEN_VARIABLE: credentials.token}
+            variables, settings = credential_settings(origin, credentials.username or "git", credentials.token)
+        elif credentials.username is not None:
+            settings.append((f"credential.{origin}.username", credentials.username))
     with ExitStack() as stack:
         if credentials.ssh_private_key is not None:
             variables["GIT_SSH_COMMAND"] = _ssh_command(credentials, stack.enter_context(private_folder()))
         yield variables, settings
+
+
+def credential_settings(
+    origin: str, username: str, token: str, number: int = 0
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Returns variables and configuration that make git use a token for one ``scheme://host[:port]``; each needs its number."""
+    name, secret = (f"{each}{number or ''}" for each in (_USERNAME_VARIABLE, _TOKEN_VARIABLE))
+    # git runs this with /bin/sh and asks it for "get"; the secret itself is in the environment only.
+    helper = f'!f() {{ test "$1" = get && printf "username=%s\\npassword=%s\\n" "${name}" "${secret}"; }}; f'
+    # The empty helper resets those configured before: they would be asked first, and be told the token.
+    keys = (("username", username), ("helper", ""), ("helper", helper))
+    return {name: username, secret: token}, [(f"credential.{origin}.{key}", value) for key, value in keys]
 
 
 def _ssh_command(credentials: GitCredentials, folder: Path) -> str:
