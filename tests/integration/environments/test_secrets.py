@@ -88,11 +88,13 @@ def test_password_of_an_index_and_of_a_requirement_is_private(
     assert kept == []
     # What the right password has got is not given to others, nor is what the installer has kept of it.
     for password in ("wrong", ""):
-        monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"{index.replace(MARKER, password)}/simple")
+        monkeypatch.setenv("PIP_INDEX_URL", f"{index.replace(MARKER, password)}/simple")
+        monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
         with pytest.raises(EnvironmentBuildError):
             workshop.prepare(workshop.project({"python_env.yaml": text.replace(MARKER, password)}), manager)
         with pytest.raises(EnvironmentBuildError):
             workshop.prepare(workshop.project({"python_env.yaml": "dependencies: [indexed]\n"}), manager)
+    monkeypatch.delenv("PIP_INDEX_URL")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"{index}/simple")
     with pytest.raises(EnvironmentBuildError) as caught:
         workshop.prepare(workshop.project({"python_env.yaml": text + "  - nosuchpackage\n"}), manager)

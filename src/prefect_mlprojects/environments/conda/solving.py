@@ -140,7 +140,7 @@ class _Solving:
         self, gateway: rattler.Gateway, platforms: list[rattler.Subdir], *, add_pip: bool
     ) -> list[rattler.RepoDataRecord]:
         specification, failure = self.specification, self.build.failure
-        listed = ", ".join(redact(spec.text) for spec in specification.specs)
+        listed = ", ".join(_redacted(spec.text) for spec in specification.specs)
         self.build.report(f"Solving for {listed or 'nothing'}")
         strict, disabled = rattler.ChannelPriority.Strict, rattler.ChannelPriority.Disabled
         with self._failing("this machine's virtual packages can't be detected"):
@@ -161,7 +161,7 @@ class _Solving:
             except SolverError as error:
                 if order is chosen[-1]:
                     channels = ", ".join(public_url(url) for url in specification.channels)
-                    lines = [f"\n  {line}" for line in redact(str(error)).strip().splitlines() if line.strip()]
+                    lines = [f"\n  {line}" for line in _redacted(str(error)).strip().splitlines() if line.strip()]
                     cause = f"no set of packages fits {specification.file.file} in the channels {channels}."
                     raise failure(cause + "".join(lines)) from None
             except GatewayError as error:
@@ -175,8 +175,13 @@ def _package_cache(cache: Path) -> Path:
     return Path(named).expanduser() if named else cache / "conda"
 
 
+def _redacted(text: str) -> str:
+    """Redacts secrets and all tokens of channels, also those further in a path."""
+    return redact(_URL.sub(lambda match: public_url(match[0]), text))
+
+
 def _error_text(error: BaseException) -> str:
-    return redact(" ".join(str(error).split())) or type(error).__name__
+    return _redacted(" ".join(str(error).split())) or type(error).__name__
 
 
 def _with_channel(match: str, access: ChannelAccess) -> str:
