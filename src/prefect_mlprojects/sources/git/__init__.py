@@ -14,11 +14,12 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process_folders import private_folder
-from prefect_mlprojects._support.redaction import redact_url
+from prefect_mlprojects._support.redaction import holds_secret, redact_url
 from prefect_mlprojects.exceptions import FetchError
 
 GIT_SCHEMES = ("https", "http", "ssh", "git", "file")
 """The transports that are allowed; git's own ``ext::`` and other remote helpers run any program."""
+_TRANSPORT = "mlprojects"
 _PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 
 # git-clone(1), "Git URLs": a colon before any slash. "name::address" names one of git's remote helpers.
@@ -120,6 +121,21 @@ def git_settings(
         yield variables, settings
 
 
+@contextmanager
+def secret_transport(url: GitUrl, path: str) -> Iterator[tuple[dict[str, str], list[tuple[str, str]]]]:
+    """Yields variables and configuration with which git fetches a secret URL and no command line has it.
+
+    Git passes a URL to its programs as an argument, unless a transport of its user's starts them (gitremote-helpers(7)).
+    """
+    with private_folder() as folder:
+        program = folder / f"git-remote-{_TRANSPORT}"
+        write_private(program, f"#!/bin/sh\nexec git remote-{url.scheme} {_TRANSPORT}\n")
+        program.chmod(0o700)
+        allowed = ":".join((*GIT_SCHEMES, _TRANSPORT))
+        variables = {"PATH": f"{folder}:{path}", "GIT_ALLOW_PROTOCOL": allowed}
+        yield variables, [(f"remote.{_TRANSPORT}.url", url.url)]
+
+
 def credential_settings(
     origin: str, username: str, token: str, number: int = 0
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
@@ -157,9 +173,19 @@ class GitUrl:
     scp: str | None = None
 
     @property
-    def address(self) -> str:
-        """The argument for git: ``host:path`` is relative to the user's home there, and ``insteadOf`` matches it as written."""
+    def written(self) -> str:
+        """The address as written: ``host:path`` is relative to the user's home there, and ``insteadOf`` matches it."""
         return self.scp or self.url
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether the query holds a secret, such as ``?access_token=…``."""
+        return self.scheme in ("http", "https") and holds_secret(self.url)
+
+    @property
+    def address(self) -> str:
+        """The argument for git, which other users see: for a secret URL, that of the transport in ``secret_transport``."""
+        return f"{_TRANSPORT}::url" if self.is_secret else self.written
 
     @property
     def scheme(self) -> str:

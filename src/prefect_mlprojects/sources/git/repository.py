@@ -46,7 +46,7 @@ class CachedRepository:
         self._report = report
         self._located: str | None = None
         name = re.sub(r"[^A-Za-z0-9._-]", "-", url.url.rstrip("/").rpartition("/")[2].removesuffix(".git"))[:40]
-        key = hashlib.sha256(url.address.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        key = hashlib.sha256(url.written.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self.directory = cache_directory() / "repositories" / f"{name.lstrip('.-') or 'repository'}-{key}.git"
 
     def fetch_version(self, version: str | None) -> ResolvedVersion:
@@ -64,6 +64,7 @@ class CachedRepository:
         if version is not None and _SHORT_SHA.match(version):
             known = self._known_commit(version.lower())
             if known is not None:
+                self._insist_on_access()
                 return ResolvedVersion(known)
         resolved = self._ask_remote(version)
         if resolved is None:
@@ -75,13 +76,31 @@ class CachedRepository:
 
     def fetch_commit(self, commit: str) -> None:
         """Fetches a commit if it is not cached; raises `FetchError` as `fetch_version`."""
-        if not self.has(commit):
+        if self.has(commit):
+            self._insist_on_access()
+        else:
             self._fetch_sha(commit)
 
     def has(self, commit: str) -> bool:
         """Returns whether the cache has a commit with all its files."""
         # Only a fetch that has succeeded leaves the mark; an object alone may be part of a killed one.
         return self._done_mark(commit).exists() and self._git_in_cache("cat-file", "-e", f"{commit}^{{tree}}").succeeded
+
+    def _insist_on_access(self) -> None:
+        """Raises a `FetchError` unless the remote has accepted these credentials: others may have fetched what is cached."""
+        if self._url.scheme != "file" and not self._access_mark().exists():
+            answer = self._git.run("ls-remote", "--", self._address(), "HEAD")
+            if not answer.succeeded:
+                raise self._error(answer)
+            self._note_access()
+
+    def _note_access(self) -> None:
+        mark = self._access_mark()
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+
+    def _access_mark(self) -> Path:
+        return self.directory / "mlprojects-access" / self._git.login
 
     def _known_commit(self, sha: str) -> str | None:
         if not self.directory.is_dir():
@@ -206,6 +225,7 @@ class CachedRepository:
         mark = self._done_mark(commit)
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
+        self._note_access()
 
     def _done_mark(self, commit: str) -> Path:
         return self.directory / "mlprojects-complete" / commit

@@ -88,7 +88,7 @@ class GitSource:
         if (cache / "shallow").exists():
             shutil.copyfile(cache / "shallow", inside / "shallow")
         with (inside / "config").open("a") as config:
-            config.write(f'[remote "origin"]\n\turl = "{_escaped(strip_user_info(url.address))}"\n')
+            config.write(f'[remote "origin"]\n\turl = "{_escaped(strip_user_info(url.written))}"\n')
         self._insist(git.run("checkout", "--quiet", "--detach", commit, "--", folder=folder))
         self._add_large_files(folder, cache, git, report)
 
