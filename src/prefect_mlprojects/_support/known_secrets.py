@@ -98,6 +98,13 @@ def replace_values(text: str, known: Spellings) -> str:
     return text
 
 
+def redact_known(text: str) -> str:
+    """Returns a text without the secrets that are known by value; what else looks like one stays."""
+    return replace_values(text, _current)
+
+
+_DOCUMENT = re.compile(r"\A\s*\{.*:|^\s*[\w-]+:\s.*\n", re.MULTILINE)
+_OPAQUE_WORD = re.compile(r"(?=[^\W\d]*\d)[\w+/=.\-]{12,}")
 _lock = threading.Lock()
 _in_use: list[KnownSecrets] = []
 _current = Spellings()
@@ -130,7 +137,10 @@ class KnownSecrets:
                 if isinstance(secret, Withheld) or not value:
                     continue
                 inside = {reveal(each) for each in url_secrets(value)}
-                self.values |= inside or ({value} if "://" not in value else set())
+                if _DOCUMENT.search(value):
+                    # Of a kubeconfig, not each line is secret.
+                    inside |= set(_OPAQUE_WORD.findall(value))
+                self.values |= inside or ({value} if "://" not in value and not _DOCUMENT.search(value) else set())
             _update()
 
     def __enter__(self) -> KnownSecrets:

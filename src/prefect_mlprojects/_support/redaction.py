@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from prefect_mlprojects._support.known_secrets import known_secrets, replace_values, spellings
 from prefect_mlprojects._support.secrets import MASK, Secret, Withheld, reveal
+from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.settings import public_variables
 
 # Names of environment variables, Spark properties and fields of a specification: PASSWORD, api-key, account.key, primary_key …
@@ -18,10 +21,12 @@ SECRET_NAME = re.compile(
     r"|(^|(api|access|account|primary|secondary|private|shared|encryption|signing)?[._-])key($|[._-])|apikey",
     re.IGNORECASE,
 )
+_SHORTEST_VARIABLE = 8
 _SWITCH = re.compile(r"(true|false|yes|no|on|off|none|null|auto)?", re.IGNORECASE)
 _QUANTITY = re.compile(r"[+-]?\d{0,9}(\.\d{1,9})?(e[+-]?\d{1,3}|[kmgtp]?i?b?|%|ms|s|h|d)?", re.IGNORECASE)
 # A long text of letters and digits, as tokens are: dapi…, base64, or the three parts of a JSON Web Token.
 _OPAQUE = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])(?!/)[\w+/=~-]{20,}|eyJ[\w-]+\.[\w-]+\.[\w-]*")
+_PATH = re.compile(r"(/[\w.\-]+){2,}/?")
 # {{secrets/scope/key}} of Databricks, {{ prefect.blocks.secret.name }} and {{ $NAME }} of Prefect.
 _REFERENCE = re.compile(r"\{\{\s*(secrets/[^/}]+/[^}]+|prefect\.blocks\.[^}]+|\$\w+)\s*\}\}")
 
@@ -172,6 +177,39 @@ def _with_parts(secrets: tuple[Secret, ...]) -> Iterator[str]:
         yield from map(reveal, url_secrets(reveal(secret)))
 
 
+def redact_error(error: BaseException) -> None:
+    """Redacts the message and the attributes of an error, and of those that it was raised from, in place."""
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        current.args = tuple(map(_redacted, current.args))
+        for name, value in vars(current).items():
+            setattr(current, name, _redacted(value))
+        current = current.__cause__ or current.__context__
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, tuple):
+        return tuple(map(_redacted, value))
+    if isinstance(value, Problem):
+        return replace(value, message=redact(value.message), fix=_redacted(value.fix), value=_redacted(value.value))
+    return value
+
+
+def environment_secrets(environ: Mapping[str, str]) -> list[Secret]:
+    """Returns the secrets in variables: long values under a secret's name, and those within URLs; no existing paths."""
+    found: list[Secret] = []
+    for name, value in environ.items():
+        if SECRET_NAME.search(name) and len(value) >= _SHORTEST_VARIABLE:
+            found += [Secret(value)] if is_secret(name, value) and not os.path.exists(value) else []  # noqa: PTH110 - any text
+        else:
+            found += url_secrets(value)
+    return found
+
+
 def url_secrets(url: str) -> list[Secret]:
     """Returns the secrets in a URL or another text, both quoted and unquoted."""
     found = [
@@ -222,12 +260,12 @@ def is_secret(name: str, value: str) -> bool:
 def mark_variable(name: str, value: str) -> str | Secret:
     """Returns an environment variable's value as what it is: public, a `Secret`, or `Withheld`.
 
-    Public are switches, quantities, references to secrets, and what ``PREFECT_MLPROJECTS_PUBLIC_VARIABLES`` names. A `Secret` is
-    what looks like one. Anything else may be a short password under a plain name, so it is `Withheld`.
+    Public are switches, quantities, absolute paths, references to secrets, and what ``PREFECT_MLPROJECTS_PUBLIC_VARIABLES``
+    names. A `Secret` is what looks like one. Anything else may be a short password under a plain name, so it is `Withheld`.
     """
     if is_secret(name, value) or (name not in public_variables() and _OPAQUE.fullmatch(value)):
         return Secret(value)
-    public = _SWITCH.fullmatch(value) or _QUANTITY.fullmatch(value) or _REFERENCE.fullmatch(value)
+    public = any(pattern.fullmatch(value) for pattern in (_SWITCH, _QUANTITY, _REFERENCE, _PATH))
     return value if public or name in public_variables() else Withheld(value)
 
 

@@ -121,7 +121,7 @@ class Command:
         line: The shell command line; every value in it is quoted already, once.
         child_env: Variables that the run adds to the child's environment: ``MLFLOW_RUN_ID``, ``MLFLOW_TRACKING_URI`` ...
         identity: The run's ids and names.
-        parameters: The values in it as text, unquoted, for backends that don't run `line`.
+        parameters: The values in it as text, unquoted, for backends that don't run `line`; secret ones as `Secret`.
         timeout: Seconds after which the command is ended; None: no limit.
         paths: By each local file or folder that the command needs, what the command calls it (`Backend.map_paths`).
         artifact_uri: Where the MLflow run's artifacts are stored; empty if the backend creates the run itself.
@@ -131,7 +131,7 @@ class Command:
     child_env: Mapping[str, Secret | str]
     identity: RunIdentity
     timeout: float | None = None
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, Secret | str] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
     artifact_uri: str = field(default="", repr=False)
 
@@ -185,12 +185,14 @@ class Backend(ABC, Generic[ConfigT, ValueT]):
             ``extra="forbid"`` and ``hide_input_in_errors=True``.
         downloads_paths: Whether remote ``path`` parameters are downloaded to this machine first; otherwise `map_paths` gets
             their URIs.
+        runs_here: Whether commands run with this process's account and files; others get files of this machine only as sent.
         tracks_runs: Whether the backend creates the MLflow run itself, and reports it by `ExecutionEvents.adopt_run`.
     """
 
     name: ClassVar[str]
     config_model: type[ConfigT]
     downloads_paths: ClassVar[bool] = True
+    runs_here: ClassVar[bool] = False
     tracks_runs: ClassVar[bool] = False
 
     def parse_config(self, config: BackendConfig) -> ConfigT:

@@ -17,16 +17,20 @@ from prefect_mlprojects.request import (
     PROJECT_SCHEME,
     RunRequest,
     holds_secret_url,
+    holds_secret_value,
     options_of,
     secret_uri_problem,
     unknown_options,
 )
-from prefect_mlprojects.runs.start import make_request, refuse_secret_arguments, stored_secrets
+from prefect_mlprojects.request.secrets import refuse_secret_parameters, storable_request
+from prefect_mlprojects.runs.start import make_request
 from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
-from prefect_mlprojects.spec.parameters import in_project, is_relative_default, parameters_schema, typed_value
+from prefect_mlprojects.spec.parameters import in_project, is_relative_default
+from prefect_mlprojects.spec.schema import parameters_schema, typed_value
+from prefect_mlprojects.spec.secrets import is_reference
 from prefect_mlprojects.types import StopSignal
 
 
@@ -152,7 +156,7 @@ def specify(
     )
     copy = source.fetch(StopSignal(), lambda _: None)
     try:
-        project = load_project(copy.directory)
+        project = load_project(copy.directory, root=copy.root)
         found = find_entry_point(project, followed.entry_point, copy.uri)
         fitting = _fitting_values(
             found, followed.parameters or {}, copy.directory, complete=schedule is not None and not paused
@@ -189,19 +193,15 @@ def _storable_request(arguments: Mapping[str, Any], job_variables: Mapping[str, 
     _refuse_secret_uri(str(arguments["uri"]))
     problems = [
         Problem(
-            f"the job variable {name!r} has a URL with a password or token, which would be stored on the Prefect server",
+            f"the job variable {name!r} holds a password or token, which would be stored on the Prefect server",
             fix='keep it in a Secret block of Prefect and write "{{ prefect.blocks.secret.NAME }}"',
         )
         for name, value in job_variables.items()
-        if holds_secret_url(value)
+        if (holds_secret_value if name == "env" else holds_secret_url)(value)
     ]
     if problems:
         raise ParameterError("The deployment can't be created", problems)
-    request, secrets = make_request(arguments)
-    refuse_secret_arguments("The deployment can't be created", secrets.docker_args)
-    if secrets.backend_config:
-        raise stored_secrets(request.backend, secrets.backend_config)
-    return request
+    return storable_request("The deployment can't be created", *make_request(arguments))
 
 
 def _refuse_secret_uri(uri: str) -> None:
@@ -233,6 +233,12 @@ def _fitting_values(
         }
         command = entry_point.command if len(present) == len(entry_point.parameters) else "true"
         entry_point = dataclasses.replace(entry_point, parameters=present, command=command)
+    literal = [
+        name
+        for name, parameter in entry_point.parameters.items()
+        if parameter.secret and given.get(name) is not None and not is_reference(str(given[name]))
+    ]
+    refuse_secret_parameters("The deployment can't be created", literal)
     checked = check_parameters(entry_point, given, project)
     texts = {**checked.declared, **checked.downloads, **checked.extra}
     values: dict[str, Any] = {}
@@ -248,7 +254,7 @@ def _fitting_values(
             # The folder that the project was fetched to is not that of the runs.
             values[name] = parameter.default
         else:
-            values[name] = typed_value(parameter.type, texts[name])
+            values[name] = typed_value("string" if parameter.secret else parameter.type, texts[name])
     return values
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+import os
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
-from prefect_mlprojects._support.secrets import Secret, reveal
+from prefect_mlprojects._support.redaction import environment_secrets, redact, redact_error
+from prefect_mlprojects._support.secrets import Secret, reveal, secrets_in
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.contract import AnyPrepared, RunIdentity
 from prefect_mlprojects.blocks.resolution import (
@@ -36,8 +38,9 @@ from prefect_mlprojects.exceptions import (
     RunTimedOut,
     TrackingError,
 )
-from prefect_mlprojects.flows.announcement import RunAnnouncement
+from prefect_mlprojects.flows.announcement import RunAnnouncement, end_labels, set_labels
 from prefect_mlprojects.flows.cancellation import watch_cancellation
+from prefect_mlprojects.flows.secrets import refuse_missing, remembering, secret_resolver, store_public_parameters
 from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RUN_ID_LABEL, RunRequest, document_options
 from prefect_mlprojects.request.check import CheckedRun, RunContext
 from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
@@ -46,7 +49,7 @@ from prefect_mlprojects.sources.base import remove_run_folder
 from prefect_mlprojects.sources.git import with_url_credentials
 from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
 from prefect_mlprojects.spec import find_entry_point, load_project
-from prefect_mlprojects.spec.parameters import schema_changes
+from prefect_mlprojects.spec.schema import schema_changes
 from prefect_mlprojects.tasks.execute import Target, execute
 from prefect_mlprojects.tasks.prepare import Invocation, fetch, resolve_env, validate_params
 from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_session
@@ -98,7 +101,8 @@ async def run_project(
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
-    with shared_session() as session:
+    with shared_session() as session, session.known_secrets as known:
+        known.add(*environment_secrets(os.environ), *session.secrets.known())
         session.set_flow_run_id(str(context.flow_run.id))
         async with watch_cancellation(context.flow_run.id, session.stop):
             return await _ProjectRun(request, session, context.flow_run, context.client).run()
@@ -143,11 +147,13 @@ class _ProjectRun:
         except ExecutionException as error:
             return await self._fail(error)
         except Exception as error:
+            redact_error(error)
             await self._finish("FAILED", f"{type(error).__name__}: {error}")
             raise
         return await self._finish("FINISHED", "", exit_code=exit_code)
 
     async def _fail(self, error: ExecutionException) -> State[Any]:
+        redact_error(error)
         stop = self._session.stop
         if stop.requested and not isinstance(error, RunTimedOut):
             cancelled = self._cancelled(getattr(error, "output_tail", ()))
@@ -175,7 +181,7 @@ class _ProjectRun:
             return error
         try:
             deployment = await self._client.read_deployment(self._flow_run.deployment_id)
-            project = await asyncio.to_thread(load_project, self._working_copy.directory)
+            project = await asyncio.to_thread(load_project, self._working_copy.directory, root=self._working_copy.root)
             changes = schema_changes(
                 deployment.parameter_openapi_schema or {}, find_entry_point(project, self._request.entry_point)
             )
@@ -191,17 +197,23 @@ class _ProjectRun:
         if self._request.uri.startswith(PROJECT_SCHEME):
             self._request = self._request.with_project(await read_project(self._client, self._request.uri))
         request, session = self._request, self._session
+        refuse_missing(request, session.secrets)
         resolved = await resolve_backend_config(self._client, request.backend_config, request.backend)
         config = get_backend(request.backend).parse_config({**resolved, **session.secrets.backend_config})
+        session.known_secrets.add(*secrets_in(config))
         tracking_uri = await resolve_tracking(self._client, request.tracking) if request.tracking else None
-        credentials = git_credentials_lookup(self._client, asyncio.get_running_loop(), request.git_credentials)
+        lookup = git_credentials_lookup(self._client, asyncio.get_running_loop(), request.git_credentials)
+        credentials = remembering(lookup, session.known_secrets)
         uri = reveal(session.secrets.uri) if session.secrets.uri else request.uri
+        tracking_uri = tracking_uri or session.tracking_uri or self._default_tracking_uri()
+        session.known_secrets.add(tracking_uri)
         context = RunContext(
             config,
-            tracking_uri or session.tracking_uri or self._default_tracking_uri(),
+            tracking_uri,
             session.secrets,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
+            secret_resolver(self._client, asyncio.get_running_loop(), session.known_secrets),
         )
         self._source = detect_source(uri, request.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)
@@ -209,7 +221,8 @@ class _ProjectRun:
         tracked, prepared = session.tracked_run, self._prepared
         assert prepared is not None
         if tracked is not None and prepared.tags:
-            await asyncio.to_thread(session.tracker.set_tags, tracked, prepared.tags)
+            tags = {name: redact(value) for name, value in prepared.tags.items()}
+            await asyncio.to_thread(session.tracker.set_tags, tracked, tags)
         run = execute.with_options(retries=request.retries) if request.retries else execute
         outcome = await run(checked, invocation, prepared, self._target(checked))
         if isinstance(outcome, State):
@@ -258,6 +271,7 @@ class _ProjectRun:
         forget = self._session.stop.on_request(lambda: stop.request("the run was stopped"))
 
         def on_checked(result: CheckedRun) -> None:
+            self._session.name = result.name
             if not checked.done():
                 checked.set_result(result)
 
@@ -268,6 +282,7 @@ class _ProjectRun:
             if not checked.done():
                 await validation
             result = self._checked = await checked
+            await store_public_parameters(self._client, self._flow_run.id, self._request, self._session.secrets, result)
             resolution, tracking = self._resolve_environment(result, stop), self._start_tracking(result, working_copy)
             invocation, *_ = await _all_or_stop(stop, validation, resolution, tracking)
         finally:
@@ -286,13 +301,13 @@ class _ProjectRun:
             experiment_name=options.experiment_name,
             experiment_id=options.experiment_id,
             run_id=options.run_id or self._earlier_run_id(),
-            run_name=options.run_name,
+            run_name=options.run_name and redact(options.run_name),
             parent_run_id=session.parent_run_id,
             entry_point=checked.entry_point.name,
             working_copy=working_copy,
             environment=checked.environment_kind,
             backend=options.backend,
-            parameters={**checked.parameters.declared, **checked.parameters.extra},
+            parameters=checked.parameters.recorded,
             flow_run_id=str(self._flow_run.id),
             flow_run_url=url_for("flow-run", obj_id=self._flow_run.id),
         )
@@ -325,13 +340,13 @@ class _ProjectRun:
         session, tracked = self._session, self._session.tracked_run
         category = None if status == "FINISHED" else error.category if error else FailureCategory.INFRASTRUCTURE
         cause = getattr(error, "cause", "")
-        announced = None
         if self._announcement is None and self._checked is not None and tracked is not None:
             # The backend created the MLflow run during the execution.
             self._announce(self._checked, tracked, None)
-        if self._announcement is not None:
-            reason = "\n".join([message, *getattr(error, "output_tail", ())])
-            announced = asyncio.ensure_future(self._announcement.end(status, reason, self._prepared))
+        reason = "\n".join([message, *getattr(error, "output_tail", ())])
+        summary = cause or (error.summary if error else message)
+        labels = end_labels(category, summary, exit_code, session.secrets)
+        announced = asyncio.ensure_future(self._publish_end(status, reason, labels))
         if tracked is not None and not (self._checked and self._checked.backend.tracks_runs):
             tags = failure_tags(category, cause or message) if category is not None else {}
             try:
@@ -339,8 +354,7 @@ class _ProjectRun:
                 await asyncio.to_thread(session.tracker.finish, tracked, status, tags)
             except TrackingError as problem:
                 get_run_logger().warning("The MLflow run could not be updated (status %s): %s", status, problem)
-        if announced is not None and not session.server_lost:
-            await announced
+        metrics = {} if session.server_lost else await announced
         if self._checked is not None and self._prepared is not None:
             await asyncio.to_thread(self._checked.backend.release, self._prepared)
         if self._source is not None and self._working_copy is not None:
@@ -358,9 +372,16 @@ class _ProjectRun:
             error=error,
             category=category,
             cause=cause,
+            metrics=metrics,
         )
         session.set_result(self._result)
         return self._result
+
+    async def _publish_end(self, status: str, reason: str, labels: dict[str, Any]) -> Mapping[str, float]:
+        if self._announcement is not None:
+            return await self._announcement.end(status, reason, self._prepared, labels)
+        await set_labels(self._client, self._flow_run.id, labels)
+        return {}
 
     async def _status_of_teardown(self) -> Literal["FAILED", "KILLED"]:
         """Returns KILLED if this process is being terminated because the flow run was cancelled, else FAILED."""

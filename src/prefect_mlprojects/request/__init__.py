@@ -22,6 +22,14 @@ TRACKING_URI_LABEL = "mlflow.tracking_uri"
 COMMIT_LABEL = "git.commit"
 BRANCH_LABEL = "git.branch"
 REPOSITORY_LABEL = "git.repository"
+SOURCE_LABEL = "mlprojects.source"
+ENVIRONMENT_LABEL = "mlprojects.environment"
+SECRETS_LABEL = "mlprojects.secrets"  # the names of secret options that the flow's parameters lack
+CATEGORY_LABEL = "mlprojects.failure.category"
+CAUSE_LABEL = "mlprojects.failure.cause"
+EXIT_CODE_LABEL = "mlprojects.exit_code"
+METRIC_LABEL = "mlprojects.metric"
+METRIC_VALUE_LABEL = "mlprojects.metric.value"
 
 PROJECT_SCHEME = "block://"
 """``block://NAME`` as a project's URI names a project block."""
@@ -353,3 +361,14 @@ def holds_secret_url(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(map(holds_secret_url, value.values()))
     return isinstance(value, list | tuple) and any(map(holds_secret_url, value))
+
+
+def holds_secret_value(value: Any, name: str = "") -> bool:
+    """Returns whether JSON data contains a secret at any depth, by the names of its fields or by its texts."""
+    from prefect_mlprojects._support.redaction import is_secret
+
+    if isinstance(value, Mapping):
+        return any(holds_secret_value(each, str(key)) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return any(holds_secret_value(each) for each in value)
+    return isinstance(value, str) and is_secret(name, value)

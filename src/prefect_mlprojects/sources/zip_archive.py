@@ -65,6 +65,7 @@ class ZipSource:
             kind="zip",
             source_name=f"{name}#{self.subdirectory}" if self.subdirectory else name,
             temporary=True,
+            root=folder,
         )
 
     def _check_redirect(self, target: str) -> None:

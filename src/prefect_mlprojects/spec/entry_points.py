@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -12,10 +12,16 @@ from typing import Any, Literal
 
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import ParameterError, Problem, ProjectSpecError
+from prefect_mlprojects.spec.arguments import (
+    adapt_template,
+    appended_parameters,
+    command_values,
+    misplaced_parameters,
+)
 from prefect_mlprojects.spec.parameters import CheckedParameters, check_parameters, place_problems
 from prefect_mlprojects.spec.parser import PROJECT_FILE_NAME, load_project, parse_project
 from prefect_mlprojects.spec.project import EntryPoint, Project
-from prefect_mlprojects.spec.template import is_plain, parse_template
+from prefect_mlprojects.spec.template import expanded, is_plain, parse_template
 
 _LISTED_NAMES = 20
 
@@ -41,7 +47,8 @@ _SCRIPT_COMMANDS: Mapping[str, Callable[[str], str]] = MappingProxyType(
 def build_command(entry_point: EntryPoint, parameters: CheckedParameters) -> str:
     """Returns the shell command line of a call, to be run by ``bash -c``; each value is quoted here, and only here.
 
-    Undeclared parameters follow as ``--name value`` in the order given. MLflow builds the same line
+    Undeclared parameters follow as ``--name value`` in the order given. Secret ones are not in the line: the shell gets them in
+    ``CheckedParameters.variables`` and expands them. MLflow builds the same line
     (``EntryPoint.compute_command``), except for the differences in ``docs/compatibility.md``.
 
     Raises:
@@ -50,16 +57,22 @@ def build_command(entry_point: EntryPoint, parameters: CheckedParameters) -> str
     """
     if parameters.downloads:
         raise ValueError(f"still to be downloaded: {', '.join(parameters.downloads)}")
-    template = parse_template(entry_point.command)
-    problems = place_problems(template, parameters.declared, parameters.extra)
+    template = adapt_template(
+        parse_template(entry_point.command), entry_point, parameters.declared, parameters.secrets.keys()
+    )
+    values, variables = command_values(entry_point, parameters.declared), parameters.variables
+    problems = place_problems(template, values, parameters.extra, parameters.secrets.keys())
     if problems:
         raise ParameterError(f"Parameters of entry point '{entry_point.name}' do not fit", problems)
-    command = template.render(parameters.declared)
+    command = template.render(values, variables)
     if not parameters.extra:
         return command
     if template.line_ends:
         command = command.rstrip()
-    options = (f"--{shlex.quote(name)} {shlex.quote(value)}" for name, value in parameters.extra.items())
+    options = (
+        f"--{shlex.quote(name)} {expanded(variables[name], 'word') if name in variables else shlex.quote(value)}"
+        for name, value in parameters.extra.items()
+    )
     return " ".join([command, *options])
 
 
@@ -78,18 +91,28 @@ def find_entry_point(project: Project, name: str, uri: str | None = None) -> Ent
 
 
 def check_call(
-    directory: Path, name: str, values: Mapping[str, Any] | None, uri: str | None = None, *, spark_job: bool = False
+    directory: Path,
+    name: str,
+    values: Mapping[str, Any] | None,
+    uri: str | None = None,
+    *,
+    spark_job: bool = False,
+    hidden: Collection[str] = (),
+    root: Path | None = None,
 ) -> tuple[Project, EntryPoint, CheckedParameters]:
     """Parses the project in a folder and checks a call of it; reports the problems of file, command and values together.
 
-    With `spark_job`, the ``python_file`` of a Databricks Spark job is the entry point, whatever `name` is.
+    The parameters `hidden` are secret, whether the project says so or not. `root` is that of the project. With `spark_job`, the
+    entry point is the ``python_file`` of a Databricks Spark job.
 
     Raises:
         ProjectSpecError: The file is malformed, or the entry point does not exist or can't be used.
         ParameterError: Only the values are wrong.
     """
-    project, problems = parse_project(directory)
-    entry_point, checked, error = _check_values(project, problems, name, values, uri, spark_job=spark_job)
+    project, problems = parse_project(directory, root=root)
+    entry_point, checked, error = _check_values(
+        project, problems, name, values, uri, spark_job=spark_job, hidden=hidden
+    )
     problems += command_problems(project, entry_point) if entry_point else ()
     if problems:
         headline = f"Entry point '{name}' of project '{project.display_name}' can't be run"
@@ -108,6 +131,7 @@ def _check_values(
     uri: str | None = None,
     *,
     spark_job: bool = False,
+    hidden: Collection[str] = (),
 ) -> tuple[EntryPoint | None, CheckedParameters | None, ProjectSpecError | ParameterError | None]:
     # A file without any readable entry point would only add follow-up errors.
     if file_problems and not project.entry_points:
@@ -115,7 +139,7 @@ def _check_values(
     entry_point = spark_job_entry_point(project, name) if spark_job else None
     try:
         entry_point = entry_point or _look_up(project, name, uri)
-        return entry_point, check_parameters(entry_point, values, project.directory), None
+        return entry_point, check_parameters(entry_point, values, project.directory, hidden), None
     except (ProjectSpecError, ParameterError) as error:
         return entry_point, None, error
 
@@ -226,18 +250,28 @@ def command_problems(project: Project, entry_point: EntryPoint) -> tuple[Problem
         message = f"{subject} has the placeholder {{{name}}}, which no parameter declares"
         fix = f"did you mean {{{near}}}?" if near else "declare it, or write {{ and }} for braces"
         problems.append(Problem(message, project.file, line, fix))
+    for name in misplaced_parameters(template, entry_point):
+        message = f"{subject} has {{{name}}} within another word or quotes, but it stands for several words, or none"
+        problems.append(Problem(message, project.file, line, "put blanks around it", name))
+    if template.end != "word" and (names := [each.name for each in appended_parameters(template, entry_point)]):
+        message = f"{subject} can't be followed by {', '.join(names)}: it ends within quotes or a comment"
+        problems.append(Problem(message, project.file, line, "write the placeholders into the command"))
     return tuple(problems)
 
 
 def _unquotable_warnings(project: Project, entry_point: EntryPoint) -> list[Problem]:
     line = entry_point.command_line or entry_point.line
     where = f"in the command of entry point {entry_point.name!r}"
-    message = "values can't be quoted at {{{}}}; values with other than plain characters are refused"
+    messages = {
+        "unquotable": "values can't be quoted at {{{}}}; values with other than plain characters are refused",
+        "number": "the shell calculates at {{{}}}; values other than numbers are refused",
+    }
     fix = "values are quoted already: write placeholders as words of their own"
     placeholders = parse_template(entry_point.command).placeholders
     return [
-        Problem(f"{where}, {message.format(name)}", project.file, line, fix, name)
-        for name in dict.fromkeys(each.name for each in placeholders if each.place == "unquotable")
+        Problem(f"{where}, {messages[place].format(name)}", project.file, line, fix, name)
+        for name, place in dict.fromkeys((each.name, each.place) for each in placeholders)
+        if place in messages
         if name in entry_point.parameters and entry_point.parameters[name].type not in {"int", "float"}
     ]
 
@@ -258,11 +292,15 @@ class Finding:
 
 
 def lint(
-    path: str | Path, entry_point: str | None = None, parameters: Mapping[str, Any] | None = None
+    path: str | Path,
+    entry_point: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    root: Path | None = None,
 ) -> list[Finding]:
     """Returns the findings in a project's MLproject file, all entry points included, in the order of the file.
 
-    With `entry_point`, a call of it with these parameters is checked, too.
+    With `entry_point`, a call of it with these parameters is checked, too. `root` is that of the project.
 
     Raises:
         ProjectSpecError: The folder does not exist.
@@ -270,7 +308,7 @@ def lint(
     directory = Path(path).expanduser().absolute()
     if not directory.is_dir():
         load_project(path)
-    project, problems = parse_project(directory, strict=True)
+    project, problems = parse_project(directory, strict=True, root=root)
     errors, warnings = list(problems), list(project.warnings)
     warnings += (
         Problem(f"no {PROJECT_FILE_NAME} file found in {path}: {each.message}", fix=each.fix)

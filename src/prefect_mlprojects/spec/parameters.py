@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,16 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from typing_extensions import assert_never
 
+from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import MASK, Secret
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import ParameterError, Problem
+from prefect_mlprojects.spec.arguments import adapt_template, command_values
 from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
-from prefect_mlprojects.spec.template import CommandTemplate, is_plain, parse_template
+from prefect_mlprojects.spec.secrets import is_reference, shown_value, variables_for
+from prefect_mlprojects.spec.shell import Place
+from prefect_mlprojects.spec.template import CommandTemplate, fits, parse_template
+from prefect_mlprojects.spec.values import BOOLEANS, constraint, list_items, normalised, parse_bool, value_text
 
 _INT = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
@@ -34,32 +39,70 @@ class CheckedParameters:
         declared: Values of declared parameters, with defaults, and with local paths absolute.
         extra: Values of undeclared parameters, in the order given.
         downloads: URIs of ``path`` parameters that must be downloaded first.
+        secrets: Values of secret parameters, which the other fields have redacted, or references to them.
     """
 
     declared: Mapping[str, str]
     extra: Mapping[str, str] = field(default_factory=dict)
-    downloads: Mapping[str, str] = field(default_factory=dict)
+    downloads: Mapping[str, str] = field(default_factory=dict, repr=False)
     warnings: tuple[Problem, ...] = ()
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment variable that carries each secret parameter to the command."""
+        return variables_for(self.secrets)
+
+    @property
+    def child_variables(self) -> dict[str, Secret]:
+        """The secret values by the variables that carry them."""
+        return {variable: self.secrets[name] for name, variable in self.variables.items()}
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """What the MLflow run records: without values that are nothing but a secret."""
+        values = {**self.declared, **self.extra}
+        return {name: redact(text) for name, text in values.items() if not (name in self.secrets and text == MASK)}
+
+    @property
+    def values(self) -> dict[str, Secret | str]:
+        """All values by name, secret ones as `Secret`."""
+        return {**self.declared, **self.extra, **self.secrets}
+
+    def with_secrets(self, resolve: Callable[[str, Secret], Secret]) -> CheckedParameters:
+        """Returns a copy in which references to secrets are replaced by what `resolve` returns for a name and a value."""
+        return dataclasses.replace(self, secrets={name: resolve(name, each) for name, each in self.secrets.items()})
 
     def with_downloads(self, local_paths: Mapping[str, str]) -> CheckedParameters:
         """Returns a copy with the paths of downloaded parameters."""
         left = {name: uri for name, uri in self.downloads.items() if name not in local_paths}
-        return dataclasses.replace(self, declared={**self.declared, **local_paths}, downloads=left)
+        secrets = {name: value for name, value in self.secrets.items() if name not in local_paths}
+        return dataclasses.replace(self, declared={**self.declared, **local_paths}, downloads=left, secrets=secrets)
 
 
 def check_parameters(
-    entry_point: EntryPoint, values: Mapping[str, Any] | None, project: Path | None = None
+    entry_point: EntryPoint,
+    values: Mapping[str, Any] | None,
+    project: Path | None = None,
+    hidden: Collection[str] = (),
 ) -> CheckedParameters:
     """Checks the values of a call without any network request.
 
     None counts as not given. Relative paths are relative to the working directory, as in MLflow, except for a default that exists
-    in the folder `project`. Values become text by ``str``, as in MLflow, and are never rounded or normalised. A default that is
-    not of its numeric type is allowed, as in MLflow; the parser warns of it.
+    in the folder `project`. Values become text by ``str``, as in MLflow, and are never rounded; a caller's bool becomes ``True`` or
+    ``False``. A default that is not of its type is allowed, as in MLflow; the parser warns of it. Parameters that are declared
+    secret, and those in `hidden`, are redacted.
 
     Raises:
         ParameterError: Values are missing, not of their type, or impossible in a command line; all of them at once.
     """
-    given = {str(name): str(value) for name, value in (values or {}).items() if value is not None}
+    given = {
+        str(name): value_text(entry_point.parameters.get(str(name)), value)
+        for name, value in (values or {}).items()
+        if value is not None
+    }
+    shown = _shown_values(entry_point, given, hidden)
+    secrets: dict[str, Secret] = {}
     problems: list[Problem] = []
     declared: dict[str, str] = {}
     downloads: dict[str, str] = {}
@@ -67,26 +110,49 @@ def check_parameters(
         text = given.get(parameter.name, parameter.default)
         if project is not None and text == parameter.default and is_relative_default(parameter):
             text = in_project(project, parameter) or text
+        if parameter.optional and not text:
+            continue
         if text is None:
             problems.append(_missing(parameter, given, entry_point))
             continue
-        expected = _expectation(parameter.type, text)
-        is_numeric_default = text == parameter.default and parameter.type in {"int", "float"}
-        if expected is not None and not (is_numeric_default and not _unusable(parameter.name, text)):
-            problems.append(_ill_typed(parameter, text, expected, is_default=parameter.name not in given))
+        if parameter.name in shown:
+            secrets[parameter.name] = Secret(text)
+        if parameter.secret and is_reference(text):
+            declared[parameter.name] = text
             continue
-        local = _local_path(text) if parameter.type == "path" else text
-        declared[parameter.name] = local or text
+        expected = _expectation(parameter.type, text) or constraint(parameter, text)
+        is_lenient_default = text == parameter.default and parameter.type not in {"path", "uri"}
+        if expected is not None and not (is_lenient_default and not _unusable(parameter.name, text)):
+            seen = shown.get(parameter.name, text)
+            problems.append(_ill_typed(parameter, seen, expected, is_default=parameter.name not in given))
+            continue
+        local = _local_path(text) if parameter.type == "path" else normalised(parameter, text)
+        declared[parameter.name] = shown.get(parameter.name) or (text if local is None else local)
+        if parameter.name in secrets and local:
+            secrets[parameter.name] = Secret(local)
         if local is None:
             downloads[parameter.name] = text
     extra = {name: text for name, text in given.items() if name not in entry_point.parameters}
+    secrets |= {name: Secret(text) for name, text in extra.items() if name in shown}
     problems += [problem for name, text in extra.items() if (problem := _unusable(name, text)) is not None]
-    template = parse_template(entry_point.command)
     known = {name: text for name, text in declared.items() if name not in downloads}
-    problems += place_problems(template, known, extra)
+    template = adapt_template(parse_template(entry_point.command), entry_point, known, secrets.keys())
+    problems += place_problems(template, command_values(entry_point, known), extra, secrets.keys())
     if problems:
         raise ParameterError(f"Parameters of entry point '{entry_point.name}' do not fit", problems)
-    return CheckedParameters(declared, extra, downloads, _typo_warnings(entry_point, given))
+    extra |= {name: text for name, text in shown.items() if name in extra}
+    return CheckedParameters(declared, extra, downloads, _typo_warnings(entry_point, {**given, **shown}), secrets)
+
+
+def _shown_values(entry_point: EntryPoint, given: Mapping[str, str], hidden: Collection[str]) -> dict[str, str]:
+    """Returns what people see of the secret parameters of a call."""
+    declared = {name for name, parameter in entry_point.parameters.items() if parameter.secret}
+    texts = {name: entry_point.parameters[name].default for name in declared} | dict(given)
+    return {
+        name: shown_value(text, declared=name in declared)
+        for name, text in texts.items()
+        if text is not None and (name in declared or name in hidden)
+    }
 
 
 def is_relative_default(parameter: ProjectParameter) -> bool:
@@ -124,8 +190,12 @@ def type_expectation(kind: ParameterType, text: str) -> str | None:
     if not _can_be_passed(text):
         return "text that can be encoded in UTF-8"
     match kind:
-        case "string":
+        case "string" | "choice":
             return None
+        case "bool":
+            return None if parse_bool(text) is not None else BOOLEANS
+        case "list":
+            return None if all(map(_can_be_passed, list_items(text))) else "a list of texts"
         case "int":
             return None if _INT.fullmatch(text) else "a whole number"
         case "float":
@@ -201,23 +271,40 @@ def _unusable(name: str, text: str) -> Problem | None:
 
 
 def place_problems(
-    template: CommandTemplate, declared: Mapping[str, str], extra: Mapping[str, str]
+    template: CommandTemplate, declared: Mapping[str, str], extra: Mapping[str, str], secrets: Collection[str] = ()
 ) -> tuple[Problem, ...]:
     """Returns the values that can't be quoted at their placeholders (see :mod:`prefect_mlprojects.spec.template`)."""
-    names = {each.name for each in template.placeholders if each.place == "unquotable"}
-    found = {name: text for name, text in declared.items() if name in names and not is_plain(text)}
-    if template.end != "word":
-        found |= {name: text for name, text in extra.items() if not (is_plain(name) and is_plain(text))}
+    places = {(each.name, each.place) for each in template.placeholders if each.name in declared}
+    found = {name: place for name, place in sorted(places) if not fits(declared[name], place)}
+    found |= {
+        name: template.end
+        for name, text in extra.items()
+        if not (fits(name, template.end) and fits(text, template.end))
+    }
+    quotable = {"word", "double-quotes", "single-quotes"}
+    misplaced = {each.name for each in template.placeholders if each.place not in quotable}
+    hidden = {name for name in secrets if name in misplaced or (template.end != "word" and name in extra)}
+    shown = {name: _shorten(text) for name, text in {**declared, **extra}.items()}
     return tuple(
         Problem(
-            f"parameter '{name}' has the value {_shorten(text)!r}, which can't be quoted at its place in the command "
-            "(in backquotes, a here-document, a comment, arithmetic, a subscript or ${…}, or after a backslash or a $)",
-            fix="give a value of letters, digits and @%+=:,./- only, or put it elsewhere in the command",
+            f"the secret parameter '{name}' can't stand at its place in the command (in backquotes, a here-document, a comment, "
+            "arithmetic, a subscript or ${…}, or after a backslash, a $ or >&)",
+            fix="write its placeholder as a word of its own",
             parameter=name,
-            value=_shorten(text),
         )
-        for name, text in found.items()
-    )
+        for name in sorted(hidden)
+    ) + tuple(_misplaced(name, place, shown[name]) for name, place in found.items() if name not in hidden)
+
+
+def _misplaced(name: str, place: Place, shown: str) -> Problem:
+    if place == "number":
+        where = "where the shell calculates (in arithmetic, a subscript or ${…}) and takes a name for a variable"
+        fix = "give a number, or put it elsewhere in the command"
+    else:
+        where = "(in backquotes, a here-document, a comment or ${…}, or after a backslash, a $ or >&)"
+        fix = "give a value of letters, digits and @%+=:,./- only, or put it elsewhere in the command"
+    message = f"parameter '{name}' has the value {shown!r}, which can't be quoted at its place in the command {where}"
+    return Problem(message, fix=fix, parameter=name, value=shown)
 
 
 def _typo_warnings(entry_point: EntryPoint, given: Mapping[str, str]) -> tuple[Problem, ...]:
@@ -229,78 +316,3 @@ def _typo_warnings(entry_point: EntryPoint, given: Mapping[str, str]) -> tuple[P
         for name, text in given.items()
         if name not in entry_point.parameters and (near := nearest(name, missing, cutoff=_TYPO_SIMILARITY))
     )
-
-
-def parameters_schema(entry_point: EntryPoint, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the JSON schema of an entry point's parameters; `values` replace the project's defaults."""
-    declared = entry_point.parameters
-    properties = {
-        name: _property(parameter, position, values.get(name))
-        for position, (name, parameter) in enumerate(declared.items())
-    }
-    required = [name for name, parameter in declared.items() if parameter.required]
-    schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    return {**schema, "required": required} if required else schema
-
-
-def _property(parameter: ProjectParameter, position: int, value: Any) -> dict[str, Any]:
-    text = parameter.default if value is None else str(value)
-    default = None if text is None else typed_value(parameter.type, text)
-    schema = _TYPE_SCHEMAS[parameter.type]
-    if isinstance(default, str) and schema["type"] != "string":
-        # "inf", or a number with more digits than JSON's readers keep: only as text it is kept.
-        schema = {"anyOf": [schema, {"type": "string"}], "description": schema["description"]}
-    shown = {"title": parameter.name, "position": position, **schema}
-    return shown if default is None else {**shown, "default": default}
-
-
-_PATH_DESCRIPTION = "path: a file or folder where it runs, or a remote URI"
-_URI_PATTERN = r"^[A-Za-z][A-Za-z0-9+.\-]*:"
-_TYPE_SCHEMAS: Mapping[ParameterType, dict[str, Any]] = {
-    "int": {"type": "integer", "description": "int"},
-    "float": {"type": "number", "description": "float"},
-    "string": {"type": "string", "description": "string"},
-    "path": {"type": "string", "format": "path", "description": _PATH_DESCRIPTION},
-    "uri": {"type": "string", "format": "uri", "pattern": _URI_PATTERN, "description": "uri: with a scheme"},
-}
-
-
-def typed_value(kind: ParameterType, text: str) -> int | float | str:
-    """Returns a value as its JSON type, or as text if that would change it (``inf``, very long numbers)."""
-    if type_expectation(kind, text) is not None:
-        return text
-    if kind == "int" and abs(integer := int(text)) <= 2**53:
-        return integer
-    if kind == "float":
-        number = float(text)
-        if math.isfinite(number) and (float(repr(number)) == number):
-            return int(text) if text.lstrip("+-").isdigit() and abs(number) <= 2**53 else number
-    return text
-
-
-def schema_changes(old: Mapping[str, Any], entry_point: EntryPoint) -> tuple[str, ...]:
-    """Returns a sentence for each difference of an entry point to a deployment's schema; empty for a foreign schema."""
-    before = old.get("properties", {}).get("parameters", {})
-    if not isinstance(before, Mapping) or not isinstance(before.get("properties"), Mapping):
-        return ()
-    now = parameters_schema(entry_point, {})
-    old_required, new_required = set(before.get("required", ())), set(now.get("required", ()))
-    old_properties, new_properties = before["properties"], now["properties"]
-    changes = [f"parameter '{name}' was removed" for name in old_properties if name not in new_properties]
-    for name, schema in new_properties.items():
-        kind = entry_point.parameters[name].type
-        if name not in old_properties:
-            need = " and needs a value" if name in new_required else ""
-            changes.append(f"parameter '{name}' ({kind}) is new{need}")
-            continue
-        if (old_kind := _kind(old_properties[name])) != _kind(schema):
-            changes.append(f"parameter '{name}' was {old_kind} and is {kind}")
-        if name in new_required - old_required:
-            changes.append(f"parameter '{name}' needs a value now")
-    return tuple(changes)
-
-
-def _kind(schema: Mapping[str, Any]) -> str:
-    kinds = {"integer": "int", "number": "float"}
-    first = schema.get("anyOf", (schema,))[0]
-    return str(schema.get("format") or kinds.get(str(first.get("type")), first.get("type")))

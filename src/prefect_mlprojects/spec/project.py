@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from prefect_mlprojects._support.files import is_within
 from prefect_mlprojects.exceptions import Problem
 
-ParameterType: TypeAlias = Literal["string", "float", "int", "path", "uri"]
+ParameterType: TypeAlias = Literal["string", "float", "int", "path", "uri", "bool", "choice", "list"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,13 @@ class ProjectParameter:
         default: Its default as text; None if a value is required.
         line: Its line in the file, counted from 1.
         secret: Whether its value is never shown or stored.
+        description: A sentence for people; empty if there is none.
+        choices: The values that are allowed; empty for any.
+        minimum: The least number allowed, if any.
+        maximum: The greatest number allowed, if any.
+        optional: Whether a call may leave it out, so that it vanishes from the command.
+        option: The command line option before its value, or before each item of a list; for a bool, all there is.
+        separator: The text between a list's items in the command; None makes each item a word.
     """
 
     name: str
@@ -33,11 +41,18 @@ class ProjectParameter:
     default: str | None = None
     line: int | None = None
     secret: bool = False
+    description: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    optional: bool = False
+    option: str | None = None
+    separator: str | None = None
 
     @property
     def required(self) -> bool:
         """Whether a call must give a value."""
-        return self.default is None
+        return self.default is None and not self.optional
 
 
 @dataclass(frozen=True)
@@ -109,6 +124,8 @@ class Project:
         databricks_spark_job: The file's ``databricks_spark_job`` mapping as written, if any.
         warnings: Harmless oddities, such as unknown keys and parameter types.
         temporary: Whether the folder is a working copy that is removed with the run.
+        root: The folder that all files of the project must be in, as the author of a fetched project must not read this
+            machine's files; None if they may be anywhere.
     """
 
     directory: Path
@@ -119,6 +136,11 @@ class Project:
     databricks_spark_job: Mapping[str, Any] | None = None
     warnings: tuple[Problem, ...] = ()
     temporary: bool = False
+    root: Path | None = None
+
+    def allows(self, path: Path) -> bool:
+        """Whether the project may name a file or folder, which need not exist."""
+        return is_within(path, self.root)
 
     @property
     def display_name(self) -> str:

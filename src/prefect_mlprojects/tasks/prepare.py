@@ -66,6 +66,7 @@ async def validate_params(
         if final.downloads and checked.backend.downloads_paths:
             final = await _download(final, working_copy.uri, request.storage_dir, step, stop)
         final, paths = map_paths(checked, final)
+        final = await asyncio.to_thread(final.with_secrets, context.resolve_secret)
         command = build_command(checked.entry_point, final)
         step.report(f"Command: {command}")
         step.detail = command

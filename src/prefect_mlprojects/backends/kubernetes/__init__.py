@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from prefect_mlprojects import settings
 from prefect_mlprojects._support.redaction import redact, redact_url
-from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
+from prefect_mlprojects._support.secrets import Withheld, reveal, reveal_all, reveal_values, secrets_in
 from prefect_mlprojects.backends import contract
 from prefect_mlprojects.backends.containers.archive import project_files
 from prefect_mlprojects.backends.containers.engine import LocalConfig
@@ -138,7 +138,10 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         sections = {
             "code delivery": f"{delivery}: {reason}",
             "image": image,
-            "manifest": yaml.safe_dump(manifest.build_job(job_request), sort_keys=False, allow_unicode=True, width=999),
+            "manifest": redact(
+                yaml.safe_dump(manifest.build_job(job_request), sort_keys=False, allow_unicode=True, width=999),
+                *(each for each in secrets_in(request.config.kube_job_template) if not isinstance(each, Withheld)),
+            ),
         }
         return BackendPlan("docker", sections=sections)
 

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from prefect_mlprojects._support.files import write_private
+from prefect_mlprojects._support.documents import decode, load_yaml, read_limited
+from prefect_mlprojects._support.files import is_within, write_private
 from prefect_mlprojects._support.process_folders import create_private_folder, remove_private_folder
-from prefect_mlprojects._support.redaction import holds_secret, redact
+from prefect_mlprojects._support.redaction import holds_secret, mark_variable, redact
 from prefect_mlprojects._support.secrets import Secret, reveal, reveal_all
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.contract import BackendRequest
@@ -52,6 +53,29 @@ def _is_content(kubeconfig: str) -> bool:
 
 def _hide_user_info(value: Any) -> Any:
     return Secret(value) if isinstance(value, str) and holds_secret(value) else value
+
+
+def _mark_variables(template: Any) -> Any:
+    """Returns a job template with what may be secret of its containers' ``env`` as `Secret` or `Withheld`."""
+    spec = nested(template, "spec.template.spec") if isinstance(template, Mapping) else None
+    if not isinstance(spec, Mapping):
+        return template
+    kinds = [kind for kind in ("containers", "initContainers") if isinstance(spec.get(kind), list)]
+    marked = {**spec, **{kind: [_mark_container(each) for each in spec[kind]] for kind in kinds}}
+    job, pod = template["spec"], template["spec"]["template"]
+    return {**template, "spec": {**job, "template": {**pod, "spec": marked}}}
+
+
+def _mark_container(container: Any) -> Any:
+    if not isinstance(container, Mapping) or not isinstance(container.get("env"), list):
+        return container
+    variables = [
+        {**each, "value": mark_variable(str(each.get("name")), each["value"])}
+        if isinstance(each, Mapping) and isinstance(each.get("value"), str)
+        else each
+        for each in container["env"]
+    ]
+    return {**container, "env": variables}
 
 
 _Kubeconfig: TypeAlias = Annotated[str | Secret | None, BeforeValidator(_as_kubeconfig)]
@@ -94,7 +118,9 @@ class KubernetesConfig(_Model):
     kube_context: str | None = None
     kube_job_template_path: str | None = None
     repository_uri: str | None = None
-    kube_job_template: dict[str, Any] | None = None
+    kube_job_template: Annotated[dict[str, Any] | None, BeforeValidator(_mark_variables)] = Field(
+        default=None, repr=False
+    )
     kubeconfig: _Kubeconfig = Field(default=None, repr=False)
     in_cluster: bool | None = None
     credentials: str | Credentials | None = Field(default=None, repr=False)
@@ -141,7 +167,7 @@ def load_template(config: KubernetesConfig, directory: Path) -> dict[str, Any] |
     the file can't be read or does not contain exactly one Job.
     """
     if config.kube_job_template is not None:
-        return _checked(config.kube_job_template, "'kube-job-template'")
+        return _checked(reveal_all(config.kube_job_template), "'kube-job-template'")
     if config.kube_job_template_path is None:
         return None
     import yaml
@@ -149,8 +175,12 @@ def load_template(config: KubernetesConfig, directory: Path) -> dict[str, Any] |
     path = Path(config.kube_job_template_path).expanduser()
     if not path.is_absolute() and not path.exists() and (directory / path).exists():
         path = directory / path
+        if not is_within(path, directory):
+            raise backend_error(
+                f"The job template {path} ('kube-job-template-path') leads out of the project's folder."
+            )
     try:
-        documents = [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each is not None]
+        documents = [each for each in load_yaml(decode(read_limited(path))) if each is not None]
     except OSError as error:
         reason = error.strerror or error
         raise backend_error(f"The job template {path} ('kube-job-template-path') can't be read: {reason}.") from None
@@ -261,7 +291,7 @@ def _parse_kubeconfig(text: str) -> dict[str, Any]:
     import yaml
 
     try:
-        loaded = yaml.safe_load(text)
+        loaded = next(iter(load_yaml(text)), None)
     except yaml.YAMLError:
         loaded = None
     if not isinstance(loaded, dict):
