@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from prefect_mlprojects._support.files import list_directory
 from prefect_mlprojects._support.redaction import redact, strip_user_info
@@ -232,7 +232,7 @@ def channel_urls(name: str, configuration: CondaConfiguration, base: Path) -> tu
 def local_folder(name: str, base: Path) -> Path | None:
     """Returns the folder or file of a channel or package that is one; None for a name or another URL."""
     if name.lower().startswith("file:"):
-        return base / unquote(urlsplit(name).path)
+        return base / unquote(split_url(name).path)
     return base / Path(name).expanduser() if name.startswith((".", "/", "~")) else None
 
 
