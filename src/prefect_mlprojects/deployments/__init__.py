@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
-from prefect_mlprojects._support.secrets import reveal
+from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.deployments.provisioning import (
     Update,
     default_job_variables,
@@ -25,7 +26,7 @@ from prefect_mlprojects.deployments.provisioning import (
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
 from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem
 from prefect_mlprojects.request import FLOW_NAME, unknown_options
-from prefect_mlprojects.request.secrets import refuse_secret_arguments
+from prefect_mlprojects.request.secrets import refuse_secret_parameters, split_parameters, storable_options
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
 from prefect_mlprojects.server.api import call_api, read_all, use_api
 from prefect_mlprojects.spec.parameters import typed_value
@@ -95,8 +96,9 @@ def run_deployment(
     from prefect_mlprojects.server.process import resolve_api
 
     api_url, headline = resolve_api().api_url, f"The deployment {full_name(name)} can't run"
-    refuse_secret_arguments(headline, (options or {}).get("docker_args"))
+    refuse_secret_parameters(headline, split_parameters(parameters or {})[1])
     found = _existing(api_url, name, headline, "create it with `mlprojects deploy`")
+    storable_options(headline, {"backend": found.parameters.get("backend"), **(options or {})})
     own_entry_point = found.parameters.get("entry_point", "main")
     if entry_point is not None and own_entry_point != entry_point:
         raise ParameterError(headline, [Problem(f"it is for the entry point {own_entry_point!r}, not {entry_point!r}")])
@@ -252,7 +254,14 @@ async def _start(client: PrefectClient, deployment_id: UUID, headline: str, para
     except PrefectHTTPStatusError as error:
         if error.response.status_code != 409:
             raise
-        raise ParameterError(headline, [Problem(str(error.response.json().get("detail", "")))]) from None
+        # The server quotes the value that it refuses.
+        detail = str(error.response.json().get("detail", ""))
+        hidden = (
+            [Secret(str(value)) for value in (parameters.get("parameters") or {}).values()]
+            if "pattern" in detail
+            else []
+        )
+        raise ParameterError(headline, [Problem(redact(detail, *hidden))]) from None
     return str(flow_run.id)
 
 

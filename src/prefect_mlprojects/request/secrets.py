@@ -68,15 +68,25 @@ def storable_request(headline: str, request: RunRequest, secrets: RunSecrets) ->
         ParameterError: Container arguments or parameters hold secrets.
         BackendError: The backend's configuration does.
     """
-    refuse_secret_arguments(headline, secrets.docker_args)
+    arguments = {name: disclose(value) for name, value in secrets.docker_args.items()}
+    refuse_secret_arguments(headline, arguments)
     refuse_secret_parameters(headline, secrets.parameters)
     config = {name: disclose(value) for name, value in secrets.backend_config.items()}
     if hidden := {name: value for name, value in config.items() if has_secret(value) or holds_secret_url(value)}:
         raise _stored_secrets(request.backend, hidden)
     written = request.backend_config
     stored = {**written, **config} if isinstance(written, Mapping) else written
-    arguments = {name: disclose(value) for name, value in secrets.docker_args.items()}
     return replace(request, backend_config=stored, docker_args={**(request.docker_args or {}), **arguments} or None)
+
+
+def storable_options(headline: str, options: Mapping[str, Any]) -> None:
+    """Refuses run options with secrets, which the Prefect server would store; raises as `storable_request` does."""
+    config = options.get("backend_config")
+    if config:
+        secrets = separate_config(str(options.get("backend") or "local"), config)[1]
+        request = RunRequest("", backend=str(options.get("backend") or "local"), backend_config={})
+        storable_request(headline, request, RunSecrets(backend_config=secrets))
+    refuse_secret_arguments(headline, options.get("docker_args"))
 
 
 def _stored_secrets(backend: str, names: Iterable[str]) -> BackendError:
