@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects._support.secrets import Secret, reveal
+from prefect_mlprojects._support.secrets import reveal
 from prefect_mlprojects.deployments.provisioning import (
     Update,
     default_job_variables,
@@ -31,6 +31,7 @@ from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
 from prefect_mlprojects.server.api import call_api, read_all, use_api
 from prefect_mlprojects.spec.parameters import typed_value
 from prefect_mlprojects.spec.project import ParameterType
+from prefect_mlprojects.spec.secrets import REFERENCE_PATTERN, is_reference
 from prefect_mlprojects.tracking import resolve_tracking_uri
 
 if TYPE_CHECKING:
@@ -102,7 +103,16 @@ def run_deployment(
     own_entry_point = found.parameters.get("entry_point", "main")
     if entry_point is not None and own_entry_point != entry_point:
         raise ParameterError(headline, [Problem(f"it is for the entry point {own_entry_point!r}, not {entry_point!r}")])
-    values = _with_values(found.parameters, found.parameter_openapi_schema or {}, parameters or {}, options or {})
+    schema = found.parameter_openapi_schema or {}
+    # The server would refuse the value, too, and quote it.
+    fields = schema.get("properties", {}).get("parameters", {}).get("properties", {})
+    literal = [
+        name
+        for name, value in (parameters or {}).items()
+        if fields.get(name, {}).get("pattern") == REFERENCE_PATTERN and not is_reference(str(value))
+    ]
+    refuse_secret_parameters(headline, literal)
+    values = _with_values(found.parameters, schema, parameters or {}, options or {})
     return AttachedSubmittedRun(call_api(api_url, _start, found.id, headline, values))
 
 
@@ -254,14 +264,7 @@ async def _start(client: PrefectClient, deployment_id: UUID, headline: str, para
     except PrefectHTTPStatusError as error:
         if error.response.status_code != 409:
             raise
-        # The server quotes the value that it refuses.
-        detail = str(error.response.json().get("detail", ""))
-        hidden = (
-            [Secret(str(value)) for value in (parameters.get("parameters") or {}).values()]
-            if "pattern" in detail
-            else []
-        )
-        raise ParameterError(headline, [Problem(redact(detail, *hidden))]) from None
+        raise ParameterError(headline, [Problem(redact(str(error.response.json().get("detail", ""))))]) from None
     return str(flow_run.id)
 
 
