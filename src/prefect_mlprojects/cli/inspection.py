@@ -58,16 +58,31 @@ def validate_command(
 @json_option
 def describe_command(uri: str, version: str | None, as_json: bool) -> None:
     """List the entry points of the project at URI and their parameters."""
+    from prefect_mlprojects._support.secrets import MASK
     from prefect_mlprojects.spec import load_project
 
     with _working_copy(uri, version) as copy:
         project = load_project(copy.directory)
-    fields = ("name", "type", "required", "default")
+    fields = (
+        "name",
+        "type",
+        "required",
+        "default",
+        "description",
+        "choices",
+        "minimum",
+        "maximum",
+        "optional",
+        "option",
+        "secret",
+    )
     entry_points: dict[str, dict[str, Any]] = {
         name: {
             "command": entry_point.command,
             "parameters": [
-                {field: getattr(parameter, field) for field in fields} for parameter in entry_point.parameters.values()
+                {field: getattr(parameter, field) for field in fields}
+                | ({"default": MASK} if parameter.secret and parameter.default else {})
+                for parameter in entry_point.parameters.values()
             ],
         }
         for name, entry_point in project.entry_points.items()
@@ -76,8 +91,12 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
         click.echo(json.dumps({"name": project.display_name, "entry_points": entry_points}))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from prefect_mlprojects.spec.schema import describe_parameter
+
+    entry_points_by_name = project.entry_points
     console = Console(highlight=False, soft_wrap=False)
     console.print(f"Project {project.display_name}", markup=False)
     if not entry_points:
@@ -87,11 +106,10 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
         if not described["parameters"]:
             continue
         table = Table()
-        for column in ("parameter", "type", "default"):
+        for column in ("parameter", "type", "default", "description"):
             table.add_column(column)
-        for parameter in described["parameters"]:
-            default = "(required)" if parameter["required"] else json.dumps(parameter["default"])
-            table.add_row(parameter["name"], parameter["type"], default)
+        for parameter in entry_points_by_name[name].parameters.values():
+            table.add_row(*map(escape, (parameter.name, *describe_parameter(parameter))))
         console.print(table)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -113,7 +112,30 @@ def click_option(option: RunOption, *, read_environment: bool = False, **overrid
     if settings.get("multiple"):
         settings["help"] += " May be repeated."
     decorate: Callable[[_F], _F] = click.option(*option.flags, option.name, **{**settings, **overrides})
-    return decorate
+    return (lambda command: decorate(_params_file(command))) if option.name == "parameters" else decorate
+
+
+def _read_params_file(context: click.Context, _option: click.Parameter, file: str | None) -> None:
+    from prefect_mlprojects.spec.values_file import read_values
+
+    context.meta[_PARAMS_FILE] = {} if file is None else read_values(file)
+
+
+def _parse_parameters(context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    return {**context.meta.get(_PARAMS_FILE, {}), **parse_values("-P", "Parameter", texts)}
+
+
+_PARAMS_FILE = f"{__name__}.params_file"
+# Eager: it is read before -P, whose values take precedence, is parsed.
+_params_file = click.option(
+    "--params-file",
+    metavar="FILE",
+    type=click.Path(),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_params_file,
+    help="YAML or JSON file with parameter values by name; those of -P take precedence.",
+)
 
 
 def _complete_values(values: Callable[[], tuple[str, ...]]) -> Callable[..., list[str]]:
@@ -124,7 +146,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "entry_point": {"shell_complete": _complete_entry_points},
     "parameters": {
         "multiple": True,
-        "callback": parse_with(partial(parse_values, "-P", "Parameter")),
+        "callback": _parse_parameters,
         "shell_complete": _complete_parameters,
     },
     "docker_args": {"multiple": True, "callback": parse_with(_parse_docker_args)},

@@ -29,8 +29,8 @@ from prefect_mlprojects.request import FLOW_NAME, unknown_options
 from prefect_mlprojects.request.secrets import refuse_secret_parameters, split_parameters, storable_options
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
 from prefect_mlprojects.server.api import call_api, read_all, use_api
-from prefect_mlprojects.spec.parameters import typed_value
 from prefect_mlprojects.spec.project import ParameterType
+from prefect_mlprojects.spec.schema import typed_value
 from prefect_mlprojects.spec.secrets import REFERENCE_PATTERN, is_reference
 from prefect_mlprojects.tracking import resolve_tracking_uri
 
@@ -134,7 +134,7 @@ def _with_values(
     declared = form.get("properties", {})
     # A deployment that was made from the flow's signature, by prefect.yaml for example, declares no parameters.
     open_form = form.get("additionalProperties") is not False
-    kinds: dict[str, ParameterType] = {"integer": "int", "number": "float"}
+    kinds: dict[str, ParameterType] = {"integer": "int", "number": "float", "boolean": "bool", "array": "list"}
     result = {name: dict(value) if isinstance(value, Mapping) else value for name, value in stored.items()}
     for name, value in values.items():
         field_name = "parameters" if name in declared or open_form else "extra_parameters"

@@ -49,7 +49,7 @@ from prefect_mlprojects.sources.base import remove_run_folder
 from prefect_mlprojects.sources.git import with_url_credentials
 from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
 from prefect_mlprojects.spec import find_entry_point, load_project
-from prefect_mlprojects.spec.parameters import schema_changes
+from prefect_mlprojects.spec.schema import schema_changes
 from prefect_mlprojects.tasks.execute import Target, execute
 from prefect_mlprojects.tasks.prepare import Invocation, fetch, resolve_env, validate_params
 from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_session
