@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from prefect_mlprojects._support.redaction import holds_secret, mark_variable, redact_url
+from prefect_mlprojects._support.redaction import holds_secret, redact_url
 from prefect_mlprojects._support.secrets import MASK, Secret, Withheld, disclose, has_secret, reveal, reveal_all
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config, split_config
@@ -128,14 +128,14 @@ def withhold(
 ) -> tuple[RunRequest, RunSecrets]:
     """Moves the values of secret parameters from a request to its secrets.
 
-    Without the declarations (None: the project is not fetched yet) that is each value that could be secret; the flow stores
-    those that are not as soon as it has read the project.
+    Without the declarations (None: the project is not fetched yet) that is each value; the flow stores those that are not secret
+    as soon as it has read the project.
     """
     kept = dict(secrets.parameters)
     for name, value in (request.parameters or {}).items():
         if name in kept or value is None or (isinstance(value, str) and is_reference(value)):
             continue
-        if declared is None and isinstance(value, str | list) and has_secret(mark_variable("", _text(value))):
+        if declared is None and not isinstance(value, bool):
             kept[name] = Withheld(_text(value))
         elif declared is not None and name in declared and declared[name].secret:
             kept[name] = Secret(_text(value))
