@@ -111,7 +111,7 @@ def run_deployment(
         for name, value in (parameters or {}).items()
         if fields.get(name, {}).get("pattern") == REFERENCE_PATTERN and not is_reference(str(value))
     ]
-    refuse_secret_parameters(headline, literal)
+    refuse_secret_parameters(headline, literal, declared=True)
     values = _with_values(found.parameters, schema, parameters or {}, options or {})
     return AttachedSubmittedRun(call_api(api_url, _start, found.id, headline, values))
 

@@ -115,10 +115,15 @@ def refuse_secret_arguments(headline: str, docker_args: Mapping[str, Any] | None
         raise ParameterError(headline, [Problem(problem.format(name), parameter=name, fix=fix) for name in secrets])
 
 
-def refuse_secret_parameters(headline: str, names: Iterable[str]) -> None:
-    """Raises `ParameterError` for parameters whose values hold a secret, which the Prefect server would store."""
+def refuse_secret_parameters(headline: str, names: Iterable[str], *, declared: bool = False) -> None:
+    """Raises `ParameterError` for parameters whose values hold a secret, which the Prefect server would store.
+
+    `declared` says that the project declares them as secret.
+    """
     problem = "the value of parameter '{}' is secret, and would be stored on the Prefect server"
-    fix = f"declare the parameter with 'secret: true' in the MLproject file, and give {REFERENCE_HELP}"
+    fix = f"give {REFERENCE_HELP}"
+    if not declared:
+        fix = f"declare the parameter with 'secret: true' in the MLproject file, and {fix}"
     if problems := [Problem(problem.format(name), parameter=name, fix=fix) for name in names]:
         raise ParameterError(headline, problems)
 
