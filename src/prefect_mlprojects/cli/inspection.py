@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefect_mlprojects.cli.options import click_option, json_option, request_from_options, run_options
+from prefect_mlprojects.cli.options import click_option, json_option, print_json, request_from_options, run_options
 from prefect_mlprojects.request import OPTIONS
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ def validate_command(
             errors = [Finding("error", problem) for problem in check_environment(load_project(copy.directory))]
             findings += errors
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], default=str))
+        print_json(findings)
     else:
         for finding in findings:
             click.echo(str(finding))
@@ -88,7 +86,7 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
         for name, entry_point in project.entry_points.items()
     }
     if as_json:
-        click.echo(json.dumps({"name": project.display_name, "entry_points": entry_points}))
+        print_json({"name": project.display_name, "entry_points": entry_points})
         return
     from rich.console import Console
     from rich.markup import escape
@@ -162,7 +160,7 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
     for warning in (*checked.project.warnings, *checked.parameters.warnings, *(plan.warnings if plan else ())):
         click.echo(f"Warning: {warning}", err=True)
     if as_json:
-        click.echo(json.dumps(plain))
+        print_json(plain)
         return
     ready = f" ({'in the cache' if plan.ready else 'to be built'})" if plan and plan.location else ""
     shown = {
