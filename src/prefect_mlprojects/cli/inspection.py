@@ -35,10 +35,12 @@ def validate_command(
     from prefect_mlprojects.spec.entry_points import lint
 
     with _working_copy(uri, None) as copy:
-        findings = lint(copy.directory, entry_point or ("main" if parameters else None), parameters or None)
+        checked = entry_point or ("main" if parameters else None)
+        findings = lint(copy.directory, checked, parameters or None, root=copy.root)
         errors = [finding for finding in findings if finding.severity == "error"]
         if not errors:
-            errors = [Finding("error", problem) for problem in check_environment(load_project(copy.directory))]
+            project = load_project(copy.directory, root=copy.root)
+            errors = [Finding("error", problem) for problem in check_environment(project)]
             findings += errors
     if as_json:
         print_json(findings)
@@ -60,7 +62,7 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
     from prefect_mlprojects.spec import load_project
 
     with _working_copy(uri, version) as copy:
-        project = load_project(copy.directory)
+        project = load_project(copy.directory, root=copy.root)
     fields = (
         "name",
         "type",

@@ -156,7 +156,7 @@ def specify(
     )
     copy = source.fetch(StopSignal(), lambda _: None)
     try:
-        project = load_project(copy.directory)
+        project = load_project(copy.directory, root=copy.root)
         found = find_entry_point(project, followed.entry_point, copy.uri)
         fitting = _fitting_values(
             found, followed.parameters or {}, copy.directory, complete=schedule is not None and not paused

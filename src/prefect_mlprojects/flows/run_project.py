@@ -181,7 +181,7 @@ class _ProjectRun:
             return error
         try:
             deployment = await self._client.read_deployment(self._flow_run.deployment_id)
-            project = await asyncio.to_thread(load_project, self._working_copy.directory)
+            project = await asyncio.to_thread(load_project, self._working_copy.directory, root=self._working_copy.root)
             changes = schema_changes(
                 deployment.parameter_openapi_schema or {}, find_entry_point(project, self._request.entry_point)
             )
