@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -232,10 +232,10 @@ def _redacted(value: Any) -> Any:
     return value
 
 
-def environment_secrets(environ: Mapping[str, str]) -> list[Secret]:
-    """Returns the secrets in variables: long values under a secret's name, and those within URLs; no existing paths."""
+def environment_secrets() -> list[Secret]:
+    """Returns the secrets in this process's variables: values under a secret's name that are no paths, and those within URLs."""
     found: list[Secret] = []
-    for name, value in environ.items():
+    for name, value in os.environ.items():
         if SECRET_NAME.search(name) and len(value) >= _SHORTEST_VARIABLE:
             found += [Secret(value)] if is_secret(name, value) and not os.path.exists(value) else []  # noqa: PTH110 - any text
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -102,7 +101,7 @@ async def run_project(
     assert context is not None
     assert context.flow_run is not None
     with shared_session() as session, session.known_secrets as known:
-        known.add(*environment_secrets(os.environ), *session.secrets.known())
+        known.add(*environment_secrets(), *session.secrets.known())
         session.set_flow_run_id(str(context.flow_run.id))
         async with watch_cancellation(context.flow_run.id, session.stop):
             return await _ProjectRun(request, session, context.flow_run, context.client).run()
@@ -216,7 +215,8 @@ class _ProjectRun:
         self._source = detect_source(uri, request.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)
         checked, invocation = await self._prepare(self._working_copy, context)
-        assert (prepared := self._prepared) is not None
+        prepared = self._prepared
+        assert prepared is not None
         await asyncio.to_thread(session.set_tags, prepared.tags)
         run = execute.with_options(retries=request.retries) if request.retries else execute
         outcome = await run(checked, invocation, prepared, self._target(checked))
