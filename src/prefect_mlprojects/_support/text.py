@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from urllib.parse import SplitResult, urlsplit
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
@@ -22,3 +23,11 @@ def span(seconds: float, *, whole: bool = False) -> str:
             return f"{first}{unit}" if whole else f"{first}{unit}{rest // below_size:02d}{below}"
     days, rest = divmod(int(seconds), 86400)
     return f"{days}d" if whole else f"{days}d{rest // 3600:02d}h"
+
+
+def split_url(url: str) -> SplitResult:
+    """As ``urlsplit``, but a malformed URL is all path, so that the place that uses it reports it."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return SplitResult("", "", url, "", "")

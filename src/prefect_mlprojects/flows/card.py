@@ -9,11 +9,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.known_secrets import redact_known
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects._support.text import span
+from prefect_mlprojects._support.text import span, split_url
 from prefect_mlprojects.request.check import CheckedRun
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tracking import TrackedRun, display_uri
@@ -146,7 +145,7 @@ def commit_url(repository_url: str | None, commit: str) -> str | None:
     """Returns the web page of a commit on a known hosting service; None for other repositories."""
     text = repository_url or ""
     scp = re.match(r"^[^@/\s]+@([^:/\s]+):(.+)$", text)
-    parts = urlsplit(text)
+    parts = split_url(text)
     host, path = (scp[1], scp[2]) if scp else (parts.hostname or "", parts.path)
     path = path.strip("/").removesuffix(".git")
     kinds = {"github.com": "commit", "codeberg.org": "commit", "gitlab.com": "-/commit", "bitbucket.org": "commits"}
@@ -159,6 +158,7 @@ def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
 
 
 _WIDTH, _HEIGHT, _MARGIN = 640, 240, 64
+_EDGE = 28  # above and below
 _MAX_POINTS = 400
 
 
@@ -178,12 +178,12 @@ def chart(history: MetricHistory) -> str:
     def place(x: float, y: float) -> str:
         right = _MARGIN + (x - low_x) / ((high_x - low_x) or 1) * (_WIDTH - 2 * _MARGIN)
         # Halves, because the difference of two huge numbers may be infinite.
-        up = (y / 2 - low_y / 2) / ((high_y / 2 - low_y / 2) or 1) * (_HEIGHT - 2 * _MARGIN)
-        return f"{right:.1f},{_HEIGHT - _MARGIN - up:.1f}"
+        up = (y / 2 - low_y / 2) / ((high_y / 2 - low_y / 2) or 1) * (_HEIGHT - 2 * _EDGE)
+        return f"{right:.1f},{_HEIGHT - _EDGE - up:.1f}"
 
     line = '<polyline fill="none" stroke="#2563eb" stroke-width="2" stroke-linecap="round" points="{}"/>'
     lines = [line.format(" ".join(part)) for part in _parts(points, place)]
-    base, top, right = _HEIGHT - _MARGIN, _MARGIN, _WIDTH - _MARGIN
+    base, top, right = _HEIGHT - _EDGE, _EDGE, _WIDTH - _MARGIN
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
         'font-family="sans-serif" font-size="12" fill="#475569">'

@@ -17,7 +17,9 @@ from prefect_mlprojects.request.check import CheckedRun, RunContext, check_reque
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tracking import TrackedRun
 
-TRACKED = TrackedRun("abc123", "7", Secret("http://localhost:5000"), "http://localhost:5000/#/experiments/7/runs/abc123")
+TRACKED = TrackedRun(
+    "abc123", "7", Secret("http://localhost:5000"), "http://localhost:5000/#/experiments/7/runs/abc123"
+)
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def test_chart_of_many_values_is_small_and_keeps_the_last() -> None:
     svg = chart(history)
 
     assert len(svg) < 10_000
-    assert polylines(svg)[0][-1] == (576.0, 64.0)
+    assert polylines(svg)[0][-1] == (576.0, 28.0)
 
 
 def test_history_without_steps_is_by_time() -> None:

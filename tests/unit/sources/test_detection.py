@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prefect_mlprojects.exceptions import FetchError
-from prefect_mlprojects.sources import absolute_uri, WorkingCopy, detect_source
+from prefect_mlprojects.sources import WorkingCopy, absolute_uri, detect_source
 from prefect_mlprojects.sources.git.source import GitSource
 from prefect_mlprojects.sources.zip_archive import ZipSource
 from prefect_mlprojects.types import StopSignal
