@@ -76,6 +76,14 @@ def server_start_timeout() -> float:
     return _read("SERVER_START_TIMEOUT", 120.0, _number(float, 0), "a number of seconds, 0 or more")
 
 
+def server_auth() -> bool:
+    """Whether the embedded server asks for a password (``PREFECT_MLPROJECTS_SERVER_AUTH``, default true).
+
+    Without one, every user and program of this machine can read its secrets and start commands as the user of its workers.
+    """
+    return _read("SERVER_AUTH", True, _switch, "true or false")
+
+
 def max_concurrent_runs() -> int:
     """The maximum number of concurrent runs in one process (``PREFECT_MLPROJECTS_MAX_CONCURRENT_RUNS``, default 16)."""
     return _read("MAX_CONCURRENT_RUNS", 16, _number(int, 1), "a whole number, 1 or more")

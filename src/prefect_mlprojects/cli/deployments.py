@@ -86,6 +86,7 @@ def deploy_command(
     """
     from prefect_mlprojects.deployments import create_deployment
     from prefect_mlprojects.deployments.provisioning import next_times
+    from prefect_mlprojects.server.access import login_link
 
     deployment = create_deployment(_specify(uri, options, job_variables), work_pool)
     if as_json:
@@ -101,7 +102,7 @@ def deploy_command(
         times = [f"{time:%Y-%m-%d %H:%M %Z}" for time in next_times(deployment.specification.schedule)]
         click.echo(f"  next times:             {', '.join(times)}")
     if deployment.url:
-        click.echo(f"  start it from its form: {deployment.url}")
+        click.echo(f"  start it from its form: {login_link(deployment.url)}")
     tracking = deployment.specification.options.get("tracking")
     if tracking:
         results = f"the tracking server of the block '{tracking}'"

@@ -13,7 +13,7 @@ from prefect import flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
@@ -231,6 +231,7 @@ class _ProjectRun:
                 **({f"{PREFIX}ENV_MANAGER": manager} if (manager := self._request.env_manager) else {}),
                 # So that a Prefect client in the child, or a nested run, uses the same server.
                 **({"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}),
+                **({"PREFECT_API_AUTH_STRING": Secret(auth)} if (auth := PREFECT_API_AUTH_STRING.value()) else {}),
             },
             timeout=self._request.timeout,
         )

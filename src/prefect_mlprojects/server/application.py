@@ -26,8 +26,10 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from prefect_mlprojects._support.files import replacing, temporary_pattern
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.server.address import PROFILE
 from prefect_mlprojects.server.compat import publish_profile
+from prefect_mlprojects.server.guard import ServerGuard
 from prefect_mlprojects.server.process import DATABASE_ERROR_PREFIX, DATABASE_EXIT_CODE
 
 if TYPE_CHECKING:
@@ -98,13 +100,17 @@ def create_app() -> FastAPI:
     if str(url).startswith("sqlite"):
         _create_database_or_exit(str(url))
         dependencies.MODELS_DEPENDENCIES["database_config"] = ImmediateSqliteConfiguration(connection_url=url)
+    settings = get_current_settings().server
+    auth = Secret(settings.api.auth_string.get_secret_value()) if settings.api.auth_string else None
     try:
-        publish_profile(PROFILE, str(get_current_settings().server.ui.api_url))
+        publish_profile(PROFILE, str(settings.ui.api_url), auth)
     except (OSError, ValueError) as error:
         _log(f"the Prefect profile {PROFILE!r} could not be written: {error}")
     from prefect.server.api.server import create_app as create_prefect_app
 
-    return create_prefect_app(final=True)
+    app = create_prefect_app(final=True)
+    app.add_middleware(ServerGuard, auth=auth, origins=settings.api.cors_allowed_origins.split(","))
+    return app
 
 
 def _create_database_or_exit(url: str) -> None:

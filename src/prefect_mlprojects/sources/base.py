@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from prefect_mlprojects._support.files import remove_tree
+from prefect_mlprojects._support.files import check_private, make_directories, remove_tree
 from prefect_mlprojects._support.locks import Lock, try_lock
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects._support.text import nearest
@@ -85,15 +85,31 @@ _held: dict[Path, Lock] = {}
 _held_lock = threading.Lock()
 
 
+def checked_cache(shown: str) -> Path:
+    """Returns the cache folder; raises `FetchError`, which names the redacted URI `shown`, if others may have written to it."""
+    try:
+        return check_private(cache_directory())
+    except OSError as error:
+        raise _not_stored(shown, cache_directory(), error) from None
+
+
+def _not_stored(shown: str, folder: Path, error: OSError) -> FetchError:
+    return SourceUnavailableError(
+        f"The files of {shown!r} can't be stored: {error.filename or folder}: {error.strerror or error}. "
+        "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
+        uri=shown,
+    )
+
+
 def create_run_folder(shown: str, name: str = "project") -> Path:
     """Creates an empty folder `name` for a run, locked by this process, so that later ones remove it if this one is killed.
 
     Raises:
         FetchError: The cache can't be written; the message names the project's redacted URI, `shown`.
     """
-    root = cache_directory() / "working-copies"
+    root = checked_cache(shown) / "working-copies"
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_directories(root)
         _sweep(root)
         folder, lock = _claim_name(root)
         # The run's own folder is private; the project's below it has an ordinary mode.
@@ -101,11 +117,7 @@ def create_run_folder(shown: str, name: str = "project") -> Path:
         content = folder / name
         content.mkdir()
     except OSError as error:
-        raise SourceUnavailableError(
-            f"The files of {shown!r} can't be stored: {error.filename or root}: {error.strerror or error}. "
-            "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
-            uri=shown,
-        ) from None
+        raise _not_stored(shown, root, error) from None
     with _held_lock:
         _held[folder] = lock
     return content

@@ -266,6 +266,7 @@ def _pod_env(request: KubernetesRequest, child_env: Mapping[str, str], report: R
     # In the pod, this address would be the pod itself.
     if is_on_this_machine(pod_env.get("PREFECT_API_URL", "http://elsewhere")):
         del pod_env["PREFECT_API_URL"]
+        pod_env.pop("PREFECT_API_AUTH_STRING", None)
     if override := _pod_tracking_uri(request.config):
         pod_env[TRACKING_URI_VARIABLE] = override
     for name in pod_env:

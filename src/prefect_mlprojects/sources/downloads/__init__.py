@@ -17,11 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from prefect_mlprojects import settings
 from prefect_mlprojects._support.locks import LockStoppedError
 from prefect_mlprojects._support.progress import ProgressSink, progress_sink
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
+from prefect_mlprojects.sources.base import checked_cache
 from prefect_mlprojects.sources.downloads.files import DownloadCache, describe_remote, fetch_item
 from prefect_mlprojects.types import StopSignal
 
@@ -178,7 +178,7 @@ class _Download:
             if path != target and describe_remote(self.uri, self.shown).key != item.key:
                 raise ConnectionError("it changed while it was downloaded")
 
-        cache = DownloadCache(settings.cache_directory() / "downloads")
+        cache = DownloadCache(checked_cache(self.shown) / "downloads")
         if item.key is None or not cache.is_usable():
             fetch(target)
         elif cache.hand_out(item.key, name, target, fetch, self.report, self.stop):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from prefect_mlprojects._support.process.tree import process_birth
-from prefect_mlprojects.server.process import (
+from prefect_mlprojects.server.record import (
     INSTANCE_HEADER,
     ServerRecord,
     answers,
