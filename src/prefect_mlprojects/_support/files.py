@@ -102,6 +102,12 @@ def check_private(path: Path) -> Path:
     return path
 
 
+def private_directory(path: Path) -> Path:
+    """Creates a folder for its owner only, or checks an existing one as `check_private` does."""
+    make_directories(path)
+    return check_private(path)
+
+
 def close_files(folder: Path, *patterns: str) -> None:
     """Lets only the owner read existing files of a folder, which an older version or another umask left open."""
     for file in (file for pattern in patterns for file in folder.glob(pattern)):

@@ -28,6 +28,18 @@ _DEPLOYMENT_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--no-schedule", is_flag=True, help="Remove the schedule of an existing deployment."),
     click.option("--tag", "tags", multiple=True, metavar="TAG", help="Tag of the deployment. May be repeated."),
     click.option(
+        "--form-option",
+        "form_options",
+        multiple=True,
+        callback=lambda _context, _option, value: value or None,
+        shell_complete=lambda _context, _option, start: [
+            name for name in ("all", "none", *(option.name for option in options_of("form"))) if name.startswith(start)
+        ],
+        metavar="NAME",
+        help="Run option that the form has, and that whoever starts runs may set; 'all' or 'none'. May be repeated. Default: "
+        "what it has, at first all but backend, backend_config, docker_args, version, tracking.",
+    ),
+    click.option(
         "--concurrency-limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of concurrent runs."
     ),
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from prefect_mlprojects.deployments.form import default_form_options, form_options_of, narrow_form
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule, refused
 from prefect_mlprojects.exceptions import InvalidInputError
 from prefect_mlprojects.request import FLOW_NAME
@@ -84,6 +85,7 @@ class Update:
     existing: Any
     settings: dict[str, Any]
     job_variables: dict[str, Any]
+    schema: dict[str, Any]
 
     def schedule_text(self) -> str | None:
         """Returns the schedule, and whether it is paused."""
@@ -98,11 +100,13 @@ class Update:
             return []
         schedules = schedule_texts(existing.schedules), schedule_texts(new["schedules"])
         limits = _limit_of(existing), new["concurrency_limit"]
+        forms = form_options_of(existing.parameter_openapi_schema), form_options_of(self.schema)
         pairs: list[tuple[str, tuple[Any, Any], Any]] = [
             ("schedule", schedules, specification.schedule),
             ("tags", (sorted(existing.tags), sorted(new["tags"])), specification.tags),
             ("concurrency limit", limits, specification.concurrency_limit),
             ("version", (existing.version, specification.version), True),
+            ("run options in the form", (_form_text(forms[0]), _form_text(forms[1])), True),
         ]
         lines = []
         for name, (before, after), named in pairs:
@@ -113,6 +117,10 @@ class Update:
         if new["paused"] or not all(each.active for each in new["schedules"]):
             lines.append(f"still paused; resume it with `mlprojects deployments resume {specification.name}`")
         return lines
+
+
+def _form_text(options: tuple[str, ...] | None) -> str:
+    return "all" if options is None else ", ".join(options) or "none"
 
 
 def _limit_of(deployment: Any) -> int | None:
@@ -162,7 +170,12 @@ async def read_update(client: PrefectClient, specification: DeploymentSpecificat
         "description": specification.description,
         "enforce_parameter_schema": True,
     }
-    return Update(specification, existing, settings, dict(specification.job_variables or variables or {}))
+    chosen = specification.form_options
+    if chosen is None and existing:
+        chosen = form_options_of(existing.parameter_openapi_schema)
+    shown = default_form_options() if chosen is None else chosen
+    schema = narrow_form(specification.schema, shown, specification.options)
+    return Update(specification, existing, settings, dict(specification.job_variables or variables or {}), schema)
 
 
 def _schedules(specification: DeploymentSpecification, existing: list[Any]) -> list[Any]:

@@ -38,6 +38,7 @@ from prefect_mlprojects.exceptions import (
 )
 from prefect_mlprojects.flows.announcement import RunAnnouncement
 from prefect_mlprojects.flows.cancellation import watch_cancellation
+from prefect_mlprojects.flows.deployment_check import check_form
 from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RUN_ID_LABEL, RunRequest, document_options
 from prefect_mlprojects.request.check import CheckedRun, RunContext
 from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
@@ -188,6 +189,7 @@ class _ProjectRun:
         return ParameterError(headline, [*problems, Problem("deploy it again to update its form: mlprojects deploy")])
 
     async def _steps(self) -> int | None:
+        await check_form(self._client, self._flow_run)
         if self._request.uri.startswith(PROJECT_SCHEME):
             self._request = self._request.with_project(await read_project(self._client, self._request.uri))
         request, session = self._request, self._session

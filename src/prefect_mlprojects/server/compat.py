@@ -37,6 +37,14 @@ def set_parameter_schema(deployment: Any, schema: Mapping[str, Any]) -> None:
     deployment._parameter_openapi_schema = ParameterSchema.model_validate(dict(schema))  # noqa: SLF001
 
 
+def schema_errors(parameters: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
+    """Returns what a flow run's parameters violate in a deployment's schema, as Prefect's server reads it."""
+    from prefect.utilities.schema_tools.validation import validate
+
+    errors = validate(dict(parameters), dict(schema))
+    return [f"{'.'.join(map(str, error.absolute_path)) or 'run options'}: {error.message}" for error in errors]
+
+
 async def run_flow(flow: Any, parameters: Mapping[str, Any], flow_run: FlowRun | None = None) -> State[Any] | None:
     """Runs an asynchronous flow, as `flow_run` if one was created before, and returns its final state."""
     from prefect.flow_engine import run_flow_async

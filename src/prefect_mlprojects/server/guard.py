@@ -170,8 +170,10 @@ const login = async () => {{
   const kept = localStorage.getItem(name);
   if (kept && await exchange({{ headers: {{ Authorization: "Basic " + kept }} }})) return;
   const why = code ? "This link was used before, or is too old." : "This browser is not logged in.";
-  document.getElementById("text").innerHTML = why + " Run <code>mlprojects server status</code> in a terminal and open the link that it prints.";
+  document.getElementById("text").innerHTML = why
+    + " Run <code>mlprojects server status</code> in a terminal and open the link that it prints.";
 }};
+addEventListener("hashchange", () => location.reload()); // a link that is pasted into this page
 login();
 </script>
 """

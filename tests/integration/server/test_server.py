@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.prefect_api import authorization
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects.exceptions import PrefectServerError
@@ -32,6 +33,8 @@ def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
         probe.bind(("127.0.0.1", 0))
         monkeypatch.setenv("PREFECT_MLPROJECTS_SERVER_PORT", str(probe.getsockname()[1]))
     monkeypatch.setenv("PREFECT_MLPROJECTS_SERVER_DIR", str(tmp_path / "server"))
+    # Its profile is not that of the session's server.
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     yield tmp_path / "server"
     stop_server()
 
@@ -291,7 +294,7 @@ def test_concurrent_writers_get_no_503(prefect_server: ServerAddress) -> None:
     import httpx
 
     async def hammer() -> list[int]:
-        async with httpx.AsyncClient(base_url=prefect_server.api_url, timeout=120) as client:
+        async with httpx.AsyncClient(base_url=prefect_server.api_url, headers=authorization(), timeout=120) as client:
             flow = (await client.post("/flows/", json={"name": "hammer"})).json()["id"]
             answers = await asyncio.gather(
                 *(client.post("/flow_runs/", json={"flow_id": flow, "state": {"type": "PENDING"}}) for _ in range(150))
