@@ -117,3 +117,8 @@ def max_zip_bytes() -> int:
 def trusted_sources() -> tuple[str, ...]:
     """URI patterns of projects that may run (``PREFECT_MLPROJECTS_TRUSTED_SOURCES``, separated by spaces); empty: all."""
     return tuple(os.environ.get(f"{PREFIX}TRUSTED_SOURCES", "").split())
+
+
+def public_variables() -> frozenset[str]:
+    """Names of variables whose values may be stored, whatever they look like (``PREFECT_MLPROJECTS_PUBLIC_VARIABLES``)."""
+    return frozenset(os.environ.get(f"{PREFIX}PUBLIC_VARIABLES", "").replace(",", " ").split())

@@ -68,6 +68,8 @@ class BackendHarness:
     separates_streams: ClassVar[bool] = True
     passes_variables: ClassVar[bool] = True
     """Whether variables of a run reach the command, also secret ones."""
+    long_grace: ClassVar[Mapping[str, Any]] = {"grace-period": 30}
+    """Keys of the configuration that give a stopped command more time than any test needs."""
 
     folder: Path
     config: dict[str, Any] = field(default_factory=dict)

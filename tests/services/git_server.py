@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.services.git import git
@@ -20,10 +21,12 @@ TOKEN = f"t0ken-{uuid.uuid4().hex}"
 
 
 class SmartHttp(http.server.BaseHTTPRequestHandler):
-    """Git's own ``http-backend`` behind basic authentication; ``/open`` asks for none."""
+    """Git's own ``http-backend`` behind basic authentication; ``/open`` asks for none, ``/moved`` redirects."""
 
     protocol_version = "HTTP/1.1"
     root: Path
+    moved_to = ""
+    received: list[str] | None = None
 
     def do_GET(self) -> None:
         self._answer()
@@ -36,6 +39,11 @@ class SmartHttp(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(length)
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = self._chunks()
+        if self.received is not None:
+            self.received.append(self.headers.get("Authorization") or "")
+        if self.path.startswith("/moved/"):
+            self._send(301, {"Location": self.moved_to + self.path.removeprefix("/moved")}, b"")
+            return
         expected = "Basic " + base64.b64encode(f"{USER}:{TOKEN}".encode()).decode()
         if not self.path.startswith("/open/") and self.headers.get("Authorization") != expected:
             self._send(401, {"WWW-Authenticate": 'Basic realm="git"'}, b"")
@@ -98,5 +106,40 @@ def serve_repository(project: Path) -> Iterator[str]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@dataclass
+class GitSite:
+    """A running server of the repositories below `root`, which records the ``Authorization`` header of each request."""
+
+    root: Path
+    handler: type[SmartHttp]
+    address: str
+
+    @property
+    def received(self) -> list[str]:
+        assert self.handler.received is not None
+        return self.handler.received
+
+    @property
+    def got_token(self) -> bool:
+        """Whether any request had the token."""
+        return any(TOKEN in base64.b64decode(each.partition(" ")[2]).decode() for each in self.received)
+
+    def redirect_to(self, address: str) -> str:
+        """Makes the paths below ``/moved`` redirect to an address; returns theirs."""
+        self.handler.moved_to = address
+        return f"{self.address}/moved"
+
+
+@contextmanager
+def serve_git(root: Path) -> Iterator[GitSite]:
+    """Serves the repositories below a folder at a port that nobody else has."""
+    handler = type("Handler", (SmartHttp,), {"root": root, "received": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield GitSite(root, handler, f"http://127.0.0.1:{server.server_port}")
     server.shutdown()
     server.server_close()

@@ -68,6 +68,15 @@ class Secret:
         raise ValueError("must be a text")
 
 
+class Withheld(Secret):
+    """A value that may be a secret, since nothing tells it from one: a short text under a plain name.
+
+    ``run()`` keeps it in memory like a secret. `disclose` returns it as a plain value for whoever stores it on purpose.
+    """
+
+    __slots__ = ()
+
+
 def _refuse(_secret: Secret) -> NoReturn:
     raise TypeError("A secret can't be serialised.")
 
@@ -87,7 +96,12 @@ def without_secrets(value: Any) -> Any:
     return _replace_secrets(value, lambda _: MASK)
 
 
-def _replace_secrets(value: Any, replacement: Callable[[Secret], str]) -> Any:
+def disclose(value: Any) -> Any:
+    """Returns `value` with every `Withheld` in it as plain text; secrets stay."""
+    return _replace_secrets(value, lambda secret: secret._value if isinstance(secret, Withheld) else secret)
+
+
+def _replace_secrets(value: Any, replacement: Callable[[Secret], Any]) -> Any:
     if isinstance(value, Secret | SecretStr):
         return replacement(Secret._validate(value))
     if isinstance(value, Mapping):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from prefect_mlprojects._support.secrets import has_secret, storable
+from prefect_mlprojects._support.secrets import has_secret, storable, without_secrets
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import BackendError
 
@@ -106,7 +106,10 @@ def dump_config(config: BaseModel) -> dict[str, Any]:
 
 
 def split_config(config: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divides a configuration into plain JSON data, which may be stored with a flow run, and the keys that hold secrets."""
+    """Divides a configuration into plain JSON data, which may be stored with a flow run, and the keys that hold secrets.
+
+    The former has them too, with ``***`` in the place of each secret.
+    """
     values = dump_config(config)
     secret = {name: value for name, value in values.items() if has_secret(value)}
-    return {name: storable(value, name) for name, value in values.items() if name not in secret}, secret
+    return {name: storable(without_secrets(value), name) for name, value in values.items()}, secret

@@ -121,7 +121,7 @@ class Command:
         line: The shell command line; every value in it is quoted already, once.
         child_env: Variables that the run adds to the child's environment: ``MLFLOW_RUN_ID``, ``MLFLOW_TRACKING_URI`` ...
         identity: The run's ids and names.
-        parameters: The values in it as text, unquoted, for backends that don't run `line`.
+        parameters: The values in it as text, unquoted, for backends that don't run `line`; secret ones as `Secret`.
         timeout: Seconds after which the command is ended; None: no limit.
         paths: By each local file or folder that the command needs, what the command calls it (`Backend.map_paths`).
         artifact_uri: Where the MLflow run's artifacts are stored; empty if the backend creates the run itself.
@@ -131,7 +131,7 @@ class Command:
     child_env: Mapping[str, Secret | str]
     identity: RunIdentity
     timeout: float | None = None
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, Secret | str] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
     artifact_uri: str = field(default="", repr=False)
 

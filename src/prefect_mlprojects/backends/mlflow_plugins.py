@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.process.run import run_process
+from prefect_mlprojects._support.redaction import is_secret
 from prefect_mlprojects._support.secrets import Secret, reveal, reveal_all, reveal_values
 from prefect_mlprojects.backends.configuration import dump_config
 from prefect_mlprojects.backends.contract import (
@@ -63,6 +64,19 @@ class PluginConfig(BaseModel):
     """The configuration of a plugin: any keys; MLflow gives plugins no way to describe them."""
 
     model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mark_secrets(cls, given: Any) -> Any:
+        return _marked(given)
+
+
+def _marked(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _marked(each, str(key)) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_marked(each, name) for each in value]
+    return Secret(value) if isinstance(value, str) and is_secret(name, value) else value
 
 
 @dataclass
@@ -158,7 +172,7 @@ def _plugin_request(name: str, request: _Request, command: Command) -> dict[str,
         "plugin": name,
         "project": str(request.working_copy.directory),
         "entry_point": request.entry_point.name,
-        "parameters": dict(command.parameters),
+        "parameters": reveal_values(command.parameters),
         "experiment": [options.get("experiment_name"), options.get("experiment_id")],
         # The keys that MLflow adds (mlflow/projects/utils.py, PROJECT_*).
         "backend_config": {

@@ -6,10 +6,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from prefect_mlprojects.blocks.resolution import plain_values
-from prefect_mlprojects.sources.git import GitCredentials, parse_git_url
+from prefect_mlprojects.sources.git import GitCredentials, host_origins, parse_git_url
 
 # The pictures that Prefect's own packages show for the same services.
 # Any: Prefect declares a URL type and converts a text itself.
@@ -53,13 +53,23 @@ class GitCredentialsBlock(Block):
     )
     hosts: list[str] = Field(
         default_factory=list,
-        description="Hosts, such as github.com or git.example.com:8443. Default: any host.",
+        description="Hosts, such as github.com, git.example.com:8443 (https and ssh) or http://git.internal:3000. Default: the "
+        "host of the project's own URL, and none of its submodules elsewhere.",
     )
+
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: list[str]) -> list[str]:
+        for host in hosts:
+            if not host_origins(host):
+                raise ValueError(
+                    f"{host!r} is no host: write github.com, git.example.com:8443 or http://git.internal:3000"
+                )
+        return hosts
 
     def get_credentials(self) -> GitCredentials:
         """Returns the credentials with their secrets, for use in memory."""
-        hosts = tuple(host.strip().lower() for host in self.hosts)
-        return GitCredentials(**{**plain_values(self), "hosts": hosts})
+        return GitCredentials(**{**plain_values(self), "hosts": tuple(self.hosts)})
 
     def test_connection(self, url: str) -> None:
         """Lists the branches of the repository at `url` with these credentials.

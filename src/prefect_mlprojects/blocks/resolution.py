@@ -10,7 +10,7 @@ from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config
 from prefect_mlprojects.exceptions import BackendError, ExecutionException, InvalidInputError
 from prefect_mlprojects.request import PROJECT_SCHEME
-from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup
+from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl, host_origins
 
 if TYPE_CHECKING:
     from prefect.blocks.core import Block
@@ -116,8 +116,8 @@ async def resolve_tracking(client: PrefectClient, name: str) -> Secret:
     return Secret(block.tracking_uri())
 
 
-async def find_git_credentials(client: PrefectClient, host: str, name: str | None = None) -> GitCredentials | None:
-    """Returns the git credentials of the block called `name`; without a name, of the one that lists `host` most exactly."""
+async def find_git_credentials(client: PrefectClient, url: GitUrl, name: str | None = None) -> GitCredentials | None:
+    """Returns the git credentials of the block called `name`; without a name, of the one that lists the URL's host."""
     from prefect.exceptions import PrefectHTTPStatusError
 
     if name is not None:
@@ -129,13 +129,13 @@ async def find_git_credentials(client: PrefectClient, host: str, name: str | Non
     except PrefectHTTPStatusError:
         # The type is not registered, so no blocks of it exist.
         return None
-    names = {}
-    for document in sorted((each for each in documents if each.name), key=lambda each: str(each.name), reverse=True):
-        for listed in document.data.get("hosts") or ():
-            names[str(listed).strip().lower()] = document.name
-    # A host with its port is more exact.
-    found = names.get(host) or names.get(host.partition(":")[0])
-    return await find_git_credentials(client, host, found) if found else None
+    listing = (
+        document.name
+        for document in documents
+        if document.name and any(url.origin in host_origins(str(host)) for host in document.data.get("hosts") or ())
+    )
+    found = min(listing, default=None)
+    return await find_git_credentials(client, url, found) if found else None
 
 
 def git_credentials_lookup(
@@ -144,12 +144,11 @@ def git_credentials_lookup(
     """Returns a look-up of git credentials, for threads: `loop`, which `client` belongs to, must keep running meanwhile."""
     known: dict[str, GitCredentials | None] = {}
 
-    def lookup(url: str, host: str) -> GitCredentials | None:  # noqa: ARG001 - the contract's signature
-        if not host:
-            return None
-        if host not in known:
-            known[host] = asyncio.run_coroutine_threadsafe(find_git_credentials(client, host, name), loop).result()
-        return known[host]
+    def lookup(url: GitUrl) -> GitCredentials | None:
+        if url.origin not in known:
+            found = asyncio.run_coroutine_threadsafe(find_git_credentials(client, url, name), loop).result()
+            known[url.origin] = found
+        return known[url.origin]
 
     return lookup
 

@@ -216,17 +216,22 @@ def docker_ps() -> None:
 
 
 @docker_command.command("clean")
-@click.option("--all", "everything", is_flag=True, help="Also stop and remove running containers.")
+@click.option("--all", "everything", is_flag=True, help="Also stop and remove running containers, and young ones.")
 @click.pass_context
 def docker_clean(context: click.Context, everything: bool) -> None:
-    """Remove the containers that interrupted runs left behind; exit code 1 if one can't be removed."""
+    """Remove the containers that interrupted runs left behind; exit code 1 if one can't be removed.
+
+    Containers that were created or ended in the last five minutes are left: a run may be preparing them, or read their output.
+    """
     from docker.errors import APIError, NotFound
+
+    from prefect_mlprojects.backends.docker.containers import is_young
 
     engine, containers = _containers()
     failures = 0
     for container in containers:
         running = container["State"] == "running"
-        if running and not everything:
+        if not everything and (running or is_young(engine, container["Id"])):
             continue
         try:
             if running:
@@ -246,10 +251,10 @@ def docker_clean(context: click.Context, everything: bool) -> None:
 def _containers() -> tuple[Any, list[dict[str, Any]]]:
     """Returns the Docker engine and the containers of runs on it."""
     from prefect_mlprojects.backends.containers.engine import LocalConfig, connect
-    from prefect_mlprojects.backends.docker.containers import LABEL
+    from prefect_mlprojects.backends.docker.containers import FLOW_RUN_LABEL
 
     engine = connect(LocalConfig())
-    return engine, engine.containers(all=True, filters={"label": f"{LABEL}.flow-run-id"})
+    return engine, engine.containers(all=True, filters={"label": FLOW_RUN_LABEL})
 
 
 def _connection_options(command: _Command) -> _Command:

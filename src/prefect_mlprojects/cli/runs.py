@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from prefect_mlprojects.request import RunRequest
-    from prefect_mlprojects.request.check import RunSecrets
+    from prefect_mlprojects.request.check import CheckedRun, RunSecrets
     from prefect_mlprojects.runs.handles import LocalSubmittedRun, SubmittedRun
     from prefect_mlprojects.tasks.session import RunResult
 
@@ -60,16 +60,16 @@ def run_command(
     request, secrets = request_from_options(context, options)
     from prefect_mlprojects.runs.start import preflight
 
-    name = preflight(request, secrets)
+    checked = preflight(request, secrets)
     if detach:
         context.exit(_run_detached(as_json=as_json))
-    context.exit(_run(request, secrets, name, rebuild_env=rebuild_env, as_json=as_json, report=detached_report))
+    context.exit(_run(request, secrets, checked, rebuild_env=rebuild_env, as_json=as_json, report=detached_report))
 
 
 def _run(
     request: RunRequest,
     secrets: RunSecrets,
-    name: str | None,
+    checked: CheckedRun | None,
     *,
     rebuild_env: bool,
     as_json: bool,
@@ -97,7 +97,7 @@ def _run(
             rebuild_environment=rebuild_env,
         )
         with display:
-            handle = start(request, secrets, session, name, announce=display.announce, own_process=True)
+            handle = start(request, secrets, session, checked, announce=display.announce, own_process=True)
             display.flow_run(handle.flow_run_id, handle.url)
             if report is not None:
                 _report_start(report, handle)

@@ -26,8 +26,8 @@ from prefect_mlprojects.deployments.provisioning import (
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
 from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem
 from prefect_mlprojects.request import FLOW_NAME, unknown_options
+from prefect_mlprojects.request.secrets import refuse_secret_arguments
 from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
-from prefect_mlprojects.runs.start import refuse_secret_arguments
 from prefect_mlprojects.server.api import call_api, read_all, use_api
 from prefect_mlprojects.spec.parameters import typed_value
 from prefect_mlprojects.spec.project import ParameterType

@@ -18,16 +18,19 @@ from prefect_mlprojects.request import (
     PROJECT_SCHEME,
     RunRequest,
     holds_secret_url,
+    holds_secret_value,
     options_of,
     secret_uri_problem,
     unknown_options,
 )
-from prefect_mlprojects.runs.start import make_request, refuse_secret_arguments, stored_secrets
+from prefect_mlprojects.request.secrets import refuse_secret_parameters, storable_request
+from prefect_mlprojects.runs.start import make_request
 from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
-from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup
+from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import in_project, is_relative_default, parameters_schema, typed_value
+from prefect_mlprojects.spec.secrets import is_reference
 from prefect_mlprojects.types import StopSignal
 
 
@@ -112,10 +115,10 @@ class _Blocks:
     def git_credentials(self, name: str | None) -> GitCredentialsLookup:
         """Returns a look-up for fetching a git project: the named block, or one by the repository's host."""
 
-        def lookup(url: str, host: str) -> GitCredentials | None:  # noqa: ARG001 - the contract's signature
+        def lookup(url: GitUrl) -> GitCredentials | None:
             from prefect_mlprojects.blocks.resolution import find_git_credentials
 
-            return call_api(self._api_url, find_git_credentials, host, name) if host else None
+            return call_api(self._api_url, find_git_credentials, url, name)
 
         return lookup
 
@@ -195,19 +198,15 @@ def _storable_request(arguments: Mapping[str, Any], job_variables: Mapping[str, 
     _refuse_secret_uri(str(arguments["uri"]))
     problems = [
         Problem(
-            f"the job variable {name!r} has a URL with a password or token, which would be stored on the Prefect server",
+            f"the job variable {name!r} holds a password or token, which would be stored on the Prefect server",
             fix='keep it in a Secret block of Prefect and write "{{ prefect.blocks.secret.NAME }}"',
         )
         for name, value in job_variables.items()
-        if holds_secret_url(value)
+        if (holds_secret_value if name == "env" else holds_secret_url)(value)
     ]
     if problems:
         raise ParameterError("The deployment can't be created", problems)
-    request, secrets = make_request(arguments)
-    refuse_secret_arguments("The deployment can't be created", secrets.docker_args)
-    if secrets.backend_config:
-        raise stored_secrets(request.backend, secrets.backend_config)
-    return request
+    return storable_request("The deployment can't be created", *make_request(arguments))
 
 
 def _refuse_secret_uri(uri: str) -> None:
@@ -239,6 +238,12 @@ def _fitting_values(
         }
         command = entry_point.command if len(present) == len(entry_point.parameters) else "true"
         entry_point = dataclasses.replace(entry_point, parameters=present, command=command)
+    literal = [
+        name
+        for name, parameter in entry_point.parameters.items()
+        if parameter.secret and given.get(name) is not None and not is_reference(str(given[name]))
+    ]
+    refuse_secret_parameters("The deployment can't be created", literal)
     checked = check_parameters(entry_point, given, project)
     texts = {**checked.declared, **checked.downloads, **checked.extra}
     values: dict[str, Any] = {}
@@ -254,7 +259,7 @@ def _fitting_values(
             # The folder that the project was fetched to is not that of the runs.
             values[name] = parameter.default
         else:
-            values[name] = typed_value(parameter.type, texts[name])
+            values[name] = typed_value("string" if parameter.secret else parameter.type, texts[name])
     return values
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from prefect_mlprojects._support.files import list_directory, write_private
 from prefect_mlprojects._support.process.run import run_tool
 from prefect_mlprojects._support.process.tree import COOKIE_VARIABLE
+from prefect_mlprojects._support.process_folders import private_folder
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.environments.cache import Report, last_output, stopped_error
 from prefect_mlprojects.exceptions import EnvironmentBuildError
@@ -142,8 +142,8 @@ def _after_scripts(
     if bash is None:
         message = f"The environment in {location} has activation scripts, which need bash. Install bash."
         raise EnvironmentBuildError(message, manager="conda")
-    with tempfile.TemporaryDirectory(prefix="mlprojects-activate-") as folder:
-        out = Path(folder, "variables")
+    with private_folder() as folder:
+        out = folder / "variables"
         arguments = [sys.executable, _DUMP, str(out), *map(str, scripts)]
         command = [bash, "--noprofile", "--norc", "-c", _SCRIPT, *arguments]
         result = run_tool(command, cwd=None, env=variables, report=lambda line: report(redact(line)), stop=stop)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from prefect_mlprojects._support.known_secrets import redact_known
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.request import (
@@ -106,7 +108,7 @@ class RunAnnouncement:
 
     def _log_patch(self, patch: str) -> None:
         try:
-            self._session.tracker.log_text(self._tracked, PATCH_ARTIFACT, patch)
+            self._session.tracker.log_text(self._tracked, PATCH_ARTIFACT, redact_known(patch))
         except TrackingError as error:
             _logger.warning("The uncommitted changes could not be stored with the MLflow run: %s", error)
 
@@ -170,7 +172,7 @@ def render(
     if metrics:
         shown = {code(name): f"{value:g}" for name, value in list(metrics.items())[:_MAX_METRICS]}
         sections.append("## Metrics\n\n" + _table(("Metric", "Value"), shown))
-    return "\n\n".join(sections) + "\n"
+    return redact("\n\n".join(sections) + "\n")
 
 
 def _run_link(tracked: TrackedRun) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any, Literal
@@ -13,11 +14,11 @@ from prefect import flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
-from prefect_mlprojects._support.secrets import Secret, reveal
+from prefect_mlprojects._support.redaction import environment_secrets, redact, redact_error
+from prefect_mlprojects._support.secrets import Secret, reveal, secrets_in
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.contract import AnyPrepared, RunIdentity
 from prefect_mlprojects.blocks.resolution import (
@@ -39,13 +40,15 @@ from prefect_mlprojects.exceptions import (
 from prefect_mlprojects.flows.announcement import RunAnnouncement
 from prefect_mlprojects.flows.cancellation import watch_cancellation
 from prefect_mlprojects.flows.deployment_check import check_form
+from prefect_mlprojects.flows.secrets import refuse_missing, remembering, secret_resolver, store_public_parameters
 from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RUN_ID_LABEL, RunRequest, document_options
 from prefect_mlprojects.request.check import CheckedRun, RunContext
+from prefect_mlprojects.server.api import api_variables
 from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.base import remove_run_folder
 from prefect_mlprojects.sources.git import with_url_credentials
-from prefect_mlprojects.sources.git.source import read_uncommitted_changes
+from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
 from prefect_mlprojects.spec import find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import schema_changes
 from prefect_mlprojects.tasks.execute import Target, execute
@@ -99,7 +102,8 @@ async def run_project(
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
-    with shared_session() as session:
+    with shared_session() as session, session.known_secrets as known:
+        known.add(*environment_secrets(os.environ), *session.secrets.known())
         session.set_flow_run_id(str(context.flow_run.id))
         async with watch_cancellation(context.flow_run.id, session.stop):
             return await _ProjectRun(request, session, context.flow_run, context.client).run()
@@ -144,11 +148,13 @@ class _ProjectRun:
         except ExecutionException as error:
             return await self._fail(error)
         except Exception as error:
+            redact_error(error)
             await self._finish("FAILED", f"{type(error).__name__}: {error}")
             raise
         return await self._finish("FINISHED", "", exit_code=exit_code)
 
     async def _fail(self, error: ExecutionException) -> State[Any]:
+        redact_error(error)
         stop = self._session.stop
         if stop.requested and not isinstance(error, RunTimedOut):
             cancelled = self._cancelled(getattr(error, "output_tail", ()))
@@ -190,20 +196,27 @@ class _ProjectRun:
 
     async def _steps(self) -> int | None:
         await check_form(self._client, self._flow_run)
+        self._session.known_secrets.add(*secrets_in(api_variables()))
         if self._request.uri.startswith(PROJECT_SCHEME):
             self._request = self._request.with_project(await read_project(self._client, self._request.uri))
         request, session = self._request, self._session
+        refuse_missing(request, session.secrets)
         resolved = await resolve_backend_config(self._client, request.backend_config, request.backend)
         config = get_backend(request.backend).parse_config({**resolved, **session.secrets.backend_config})
+        session.known_secrets.add(*secrets_in(config))
         tracking_uri = await resolve_tracking(self._client, request.tracking) if request.tracking else None
-        credentials = git_credentials_lookup(self._client, asyncio.get_running_loop(), request.git_credentials)
+        lookup = git_credentials_lookup(self._client, asyncio.get_running_loop(), request.git_credentials)
+        credentials = remembering(lookup, session.known_secrets)
         uri = reveal(session.secrets.uri) if session.secrets.uri else request.uri
+        tracking_uri = tracking_uri or session.tracking_uri or self._default_tracking_uri()
+        session.known_secrets.add(tracking_uri)
         context = RunContext(
             config,
-            tracking_uri or session.tracking_uri or self._default_tracking_uri(),
+            tracking_uri,
             session.secrets,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
+            secret_resolver(self._client, asyncio.get_running_loop(), session.known_secrets),
         )
         self._source = detect_source(uri, request.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)
@@ -211,7 +224,8 @@ class _ProjectRun:
         tracked, prepared = session.tracked_run, self._prepared
         assert prepared is not None
         if tracked is not None and prepared.tags:
-            await asyncio.to_thread(session.tracker.set_tags, tracked, prepared.tags)
+            tags = {name: redact(value) for name, value in prepared.tags.items()}
+            await asyncio.to_thread(session.tracker.set_tags, tracked, tags)
         run = execute.with_options(retries=request.retries) if request.retries else execute
         outcome = await run(checked, invocation, prepared, self._target(checked))
         if isinstance(outcome, State):
@@ -232,8 +246,7 @@ class _ProjectRun:
                 FLOW_RUN_ID_VARIABLE: flow_run_id,
                 **({f"{PREFIX}ENV_MANAGER": manager} if (manager := self._request.env_manager) else {}),
                 # So that a Prefect client in the child, or a nested run, uses the same server.
-                **({"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}),
-                **({"PREFECT_API_AUTH_STRING": Secret(auth)} if (auth := PREFECT_API_AUTH_STRING.value()) else {}),
+                **api_variables(),
             },
             timeout=self._request.timeout,
         )
@@ -271,6 +284,7 @@ class _ProjectRun:
             if not checked.done():
                 await validation
             result = self._checked = await checked
+            await store_public_parameters(self._client, self._flow_run.id, self._request, self._session.secrets, result)
             resolution, tracking = self._resolve_environment(result, stop), self._start_tracking(result, working_copy)
             invocation, *_ = await _all_or_stop(stop, validation, resolution, tracking)
         finally:
@@ -289,13 +303,13 @@ class _ProjectRun:
             experiment_name=options.experiment_name,
             experiment_id=options.experiment_id,
             run_id=options.run_id or self._earlier_run_id(),
-            run_name=options.run_name,
+            run_name=options.run_name and redact(options.run_name),
             parent_run_id=session.parent_run_id,
             entry_point=checked.entry_point.name,
             working_copy=working_copy,
             environment=checked.environment_kind,
             backend=options.backend,
-            parameters={**checked.parameters.declared, **checked.parameters.extra},
+            parameters=checked.parameters.recorded,
             flow_run_id=str(self._flow_run.id),
             flow_run_url=url_for("flow-run", obj_id=self._flow_run.id),
         )

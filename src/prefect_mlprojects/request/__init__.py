@@ -343,10 +343,10 @@ def unknown_options(names: Iterable[str], entrance: Entrance) -> list[Problem]:
 
 def secret_uri_problem(uri: str) -> Problem:
     """Returns the problem with a project URI that holds a secret, which would be stored on the Prefect server."""
-    from prefect_mlprojects._support.redaction import redact, strip_user_info
+    from prefect_mlprojects._support.redaction import redact_url, strip_user_info
 
     return Problem(
-        f"the project's URI {redact(uri)!r} holds a password or token, which would be stored on the Prefect server",
+        f"the project's URI {redact_url(uri)!r} holds a password or token, which would be stored on the Prefect server",
         parameter="uri",
         fix=f"keep it in a git-credentials block for the host, and give the URI without it: {strip_user_info(uri)!r}",
     )
@@ -361,3 +361,14 @@ def holds_secret_url(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(map(holds_secret_url, value.values()))
     return isinstance(value, list | tuple) and any(map(holds_secret_url, value))
+
+
+def holds_secret_value(value: Any, name: str = "") -> bool:
+    """Returns whether JSON data contains a secret at any depth, by the names of its fields or by its texts."""
+    from prefect_mlprojects._support.redaction import is_secret
+
+    if isinstance(value, Mapping):
+        return any(holds_secret_value(each, str(key)) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return any(holds_secret_value(each) for each in value)
+    return isinstance(value, str) and is_secret(name, value)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel
 
-from prefect_mlprojects._support.secrets import Secret
+from prefect_mlprojects._support.redaction import SECRET_NAME
+from prefect_mlprojects._support.secrets import MASK, Secret, Withheld, reveal, secrets_in
 from prefect_mlprojects.backends import get_backend, select_backend
 from prefect_mlprojects.backends.contract import AnyBackend, AnyRequest, BackendRequest
+from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.request import RunRequest
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.sources.git import GitCredentialsLookup
@@ -20,6 +22,7 @@ from prefect_mlprojects.spec import (
     Project,
     check_call,
 )
+from prefect_mlprojects.spec.secrets import REFERENCE_HELP, databricks_place
 
 # Run options for backends that create the MLflow run themselves.
 _PASSED_ON = ("experiment_name", "experiment_id", "run_name", "storage_dir")
@@ -33,12 +36,51 @@ class RunSecrets:
         uri: The project's URI if it holds a secret, which the flow run's parameters have without.
         backend_config: The secret keys of the backend's configuration.
         docker_args: The container arguments that hold secrets, in place of the request's.
+        parameters: Parameter values that may not be stored, in place of the request's: `Withheld` ones are secret only if the
+            project declares so.
     """
 
     uri: Secret | None = None
     backend_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     docker_auth: Mapping[str, Any] | None = field(default=None, repr=False)
     docker_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    parameters: Mapping[str, Secret] = field(default_factory=dict, repr=False)
+
+    def known(self) -> list[Secret]:
+        """Returns those that are redacted in texts: not the user's name in `docker_auth`."""
+        auth = {name: each for name, each in (self.docker_auth or {}).items() if SECRET_NAME.search(name)}
+        variables = [
+            type(each)(reveal(each).partition("=")[2] or reveal(each)) for each in secrets_in(dict(self.docker_args))
+        ]
+        return [*secrets_in([self.uri, self.backend_config, auth, self.parameters]), *variables]
+
+    def missing(self, request: RunRequest) -> list[str]:
+        """Returns the request's values that were kept in memory by the process that started it, and are not here."""
+        stored = {
+            "uri": (request.uri, self.uri is not None),
+            **{
+                f"parameters: {name}": (value, name in self.parameters)
+                for name, value in (request.parameters or {}).items()
+            },
+            **{
+                f"docker_args: {name}": (value, name in self.docker_args)
+                for name, value in (request.docker_args or {}).items()
+            },
+        }
+        if isinstance(request.backend_config, Mapping):
+            stored |= {
+                f"backend_config: {name}": (value, name in self.backend_config)
+                for name, value in request.backend_config.items()
+            }
+        return [name for name, (value, known) in stored.items() if not known and _has_mask(value)]
+
+
+def _has_mask(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_mask, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_mask, value))
+    return isinstance(value, str) and MASK in value
 
 
 @dataclass(frozen=True)
@@ -50,6 +92,7 @@ class RunContext:
     secrets: RunSecrets = field(default_factory=RunSecrets, repr=False)
     git_credentials: GitCredentialsLookup | None = field(default=None, repr=False, compare=False)
     rebuild_environment: bool = False
+    resolve_secret: Callable[[str, Secret], Secret] = field(default=lambda _, value: value, repr=False, compare=False)
 
 
 def context_before_run(request: RunRequest, tracking_uri: Secret, secrets: RunSecrets) -> RunContext:
@@ -95,13 +138,17 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
         BackendError: The backend is unknown or can't run the project.
         EnvironmentBuildError: The environment manager is unknown or does not fit the project.
     """
+    kept = context.secrets.parameters
     project, entry_point, parameters = check_call(
         working_copy.directory,
         request.entry_point,
-        request.parameters,
+        {**(request.parameters or {}), **{name: reveal(value) for name, value in kept.items()}},
         working_copy.uri,
         spark_job=request.backend == "databricks",
+        hidden=[name for name, value in kept.items() if not isinstance(value, Withheld)],
     )
+    if request.backend != "databricks":
+        refuse_foreign_references(parameters.secrets)
     project = replace(project, temporary=working_copy.temporary)
     docker_args = {**(request.docker_args or {}), **context.secrets.docker_args} or None
     backend = select_backend(request.backend, project, docker_args)
@@ -129,6 +176,15 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
         # Also fails for an environment manager that does not fit.
         backend.environment_kind(backend_request)
     return checked
+
+
+def refuse_foreign_references(secrets: Mapping[str, Secret]) -> None:
+    """Raises `ParameterError` for references to Databricks secrets, which no other backend can read."""
+    problem = "parameter '{}' refers to a Databricks secret, which only the databricks backend reads"
+    if names := [name for name, value in secrets.items() if databricks_place(reveal(value))]:
+        fix = f"give {REFERENCE_HELP}"
+        problems = [Problem(problem.format(name), parameter=name, fix=fix) for name in names]
+        raise ParameterError("Secret parameters do not fit the backend", problems)
 
 
 def map_paths(checked: CheckedRun, parameters: CheckedParameters) -> tuple[CheckedParameters, dict[str, str]]:

@@ -20,13 +20,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from prefect_mlprojects._support.event_loop import background_loop, call_before_exit
-from prefect_mlprojects._support.redaction import holds_secret, strip_user_info
+from prefect_mlprojects._support.redaction import holds_secret, redact, strip_user_info
 from prefect_mlprojects._support.secrets import Secret, reveal
-from prefect_mlprojects.backends import get_backend
-from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config, split_config
 from prefect_mlprojects.backends.docker.arguments import split_arguments
 from prefect_mlprojects.exceptions import (
-    BackendError,
     ExecutionException,
     ParameterError,
     PrefectServerError,
@@ -34,8 +31,9 @@ from prefect_mlprojects.exceptions import (
     ProjectSpecError,
     RunCancelled,
 )
-from prefect_mlprojects.request import OPTIONS, PROJECT_SCHEME, RunRequest, holds_secret_url
-from prefect_mlprojects.request.check import RunSecrets, check_request, context_before_run
+from prefect_mlprojects.request import OPTIONS, PROJECT_SCHEME, RunRequest
+from prefect_mlprojects.request.check import CheckedRun, RunSecrets, check_request, context_before_run
+from prefect_mlprojects.request.secrets import separate_config, split_parameters, withhold
 from prefect_mlprojects.runs.handles import LocalSubmittedRun, run_status
 from prefect_mlprojects.server.access import known_auth
 from prefect_mlprojects.server.api import use_api
@@ -75,11 +73,12 @@ def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
         raise ParameterError("The run options are not valid", [*problems, *_project_problems(arguments, problems)])
     config, config_secrets = separate_config(given["backend"], given["backend_config"])
     docker_args, secret_docker_args = split_arguments(given["docker_args"] or {})
+    parameters, secret_parameters = split_parameters(given["parameters"] or {})
     secret_uri = Secret(uri) if holds_secret(uri) else None
     given |= {
         "uri": strip_user_info(uri) if secret_uri else uri,
-        # Prefect stores JSON, as a form sends it, so a path becomes text.
-        "parameters": {str(key): _plain(value) for key, value in (given["parameters"] or {}).items()},
+        "parameters": parameters,
+        "run_name": given["run_name"] and redact(str(given["run_name"])),
         "docker_args": docker_args or None,
         "experiment_id": None if given["experiment_id"] is None else str(given["experiment_id"]),
         "backend_config": config,
@@ -89,7 +88,8 @@ def make_request(arguments: Mapping[str, Any]) -> tuple[RunRequest, RunSecrets]:
     docker_auth = (
         {str(key): Secret(value) if isinstance(value, str) else value for key, value in auth.items()} if auth else None
     )
-    return RunRequest(**given), RunSecrets(secret_uri, config_secrets, docker_auth, secret_docker_args)
+    secrets = RunSecrets(secret_uri, config_secrets, docker_auth, secret_docker_args, secret_parameters)
+    return RunRequest(**given), secrets
 
 
 def _project_problems(arguments: Mapping[str, Any], known: list[Problem]) -> tuple[Problem, ...]:
@@ -105,52 +105,12 @@ def _project_problems(arguments: Mapping[str, Any], known: list[Problem]) -> tup
     return ()
 
 
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
 def _absolute(folder: str | Path | None) -> str | None:
     return None if folder is None else str(Path(folder).expanduser().absolute())
 
 
-def separate_config(
-    backend: str, config: Mapping[str, Any] | str | None
-) -> tuple[Mapping[str, Any] | str, Mapping[str, Any]]:
-    """Splits a backend's configuration into public and secret keys; a block's name is returned unchanged.
-
-    Raises:
-        BackendError: The backend is unknown, the configuration is malformed, or a file or text holds secrets.
-    """
-    chosen = get_backend(backend)
-    if isinstance(config, str) and is_block_reference(config):
-        return config, {}
-    loaded = load_backend_config(config, backend=backend)
-    public, secrets = split_config(chosen.parse_config(loaded))
-    secrets |= {name: value for name, value in public.items() if holds_secret_url(value)}
-    if secrets and not isinstance(config, Mapping):
-        raise stored_secrets(backend, secrets)
-    return {name: value for name, value in public.items() if name not in secrets}, secrets
-
-
-def stored_secrets(backend: str, names: Mapping[str, Any]) -> BackendError:
-    """Returns the error about secrets in a configuration that the Prefect server would store."""
-    return BackendError(
-        f"The configuration of the {backend} backend holds secrets ({', '.join(names)}), which would be stored on the Prefect "
-        "server. Keep them in a block and give its name here, or give the configuration to run() as a dictionary.",
-        backend=backend,
-    )
-
-
-def refuse_secret_arguments(headline: str, docker_args: Mapping[str, Any] | None) -> None:
-    """Raises `ParameterError` for container arguments with secrets, which the Prefect server would store."""
-    if secrets := split_arguments(docker_args or {})[1]:
-        fix = "give the variable's name alone (e=NAME): its value is copied from the environment where the run executes"
-        problem = "the container argument {!r} holds a secret, which would be stored on the Prefect server"
-        raise ParameterError(headline, [Problem(problem.format(name), parameter=name, fix=fix) for name in secrets])
-
-
-def preflight(request: RunRequest, secrets: RunSecrets) -> str | None:
-    """Checks a request for a project in a folder, and returns its flow run's name; None for other projects.
+def preflight(request: RunRequest, secrets: RunSecrets) -> CheckedRun | None:
+    """Checks a request for a project in a folder, and returns the checked run; None for other projects.
 
     Raises:
         ExecutionException: As `check_request`.
@@ -164,21 +124,21 @@ def preflight(request: RunRequest, secrets: RunSecrets) -> str | None:
     from prefect_mlprojects.tracking import resolve_tracking_uri
 
     context = context_before_run(request, resolve_tracking_uri(), secrets)
-    return check_request(request, copy, context).name
+    return check_request(request, copy, context)
 
 
 def start(
     request: RunRequest,
     secrets: RunSecrets,
     session: RunSession,
-    name: str | None,
+    checked: CheckedRun | None,
     *,
     announce: Callable[[str], None] | None = None,
     own_process: bool = False,
 ) -> LocalSubmittedRun:
     """Starts a flow run in this process, a child of the current one if any, and returns once it exists.
 
-    `session` has the caller's output and observer; `name` None lets the flow name the run. `announce` receives lines about
+    `session` has the caller's output and observer; `checked` is what `preflight` returned. `announce` receives lines about
     a server that is being started; None prints them to stderr. `own_process` allows changes of Prefect's settings here.
 
     Raises:
@@ -188,7 +148,8 @@ def start(
 
     session.tracking_uri = resolve_tracking_uri()
     session.parent_run_id = None if request.run_id else active_run_id()
-    session.secrets = secrets
+    request, session.secrets = withhold(request, secrets, checked.entry_point.parameters if checked else None)
+    name = checked.name if checked else None
     api_url, ui_url = _find_api(announce)
     if own_process:
         configure_prefect(api_url)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from prefect_mlprojects._support.files import check_private, make_directories, remove_tree
-from prefect_mlprojects._support.locks import Lock, try_lock
+from prefect_mlprojects._support.files import check_private
+from prefect_mlprojects._support.process_folders import create_process_folder, remove_process_folder
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
@@ -81,10 +79,6 @@ def describe_working_copy(copy: WorkingCopy) -> str:
     return f"{origin}{version}{' (with uncommitted changes)' if copy.dirty else ''}"
 
 
-_held: dict[Path, Lock] = {}
-_held_lock = threading.Lock()
-
-
 def checked_cache(shown: str) -> Path:
     """Returns the cache folder; raises `FetchError`, which names the redacted URI `shown`, if others may have written to it."""
     try:
@@ -109,64 +103,17 @@ def create_run_folder(shown: str, name: str = "project") -> Path:
     """
     root = checked_cache(shown) / "working-copies"
     try:
-        make_directories(root)
-        _sweep(root)
-        folder, lock = _claim_name(root)
         # The run's own folder is private; the project's below it has an ordinary mode.
-        folder.mkdir(mode=0o700)
-        content = folder / name
+        content = create_process_folder(root) / name
         content.mkdir()
     except OSError as error:
         raise _not_stored(shown, root, error) from None
-    with _held_lock:
-        _held[folder] = lock
     return content
 
 
 def remove_run_folder(directory: Path) -> None:
     """Removes a folder of ``create_run_folder``, given by it or a folder in it, unless it is to be kept; idempotent."""
-    with _held_lock:
-        folder = next((parent for parent in directory.parents if parent in _held), None)
-        lock = _held.pop(folder, None) if folder is not None else None
-    if folder is None or lock is None:
-        return
-    if not keep_working_copies():
-        remove_tree(folder)
-    _lock_file(folder).unlink(missing_ok=True)
-    lock.release()
-
-
-def _claim_name(root: Path) -> tuple[Path, Lock]:
-    """Locks an unused name before its folder exists."""
-    while True:
-        folder = root / f"run-{uuid.uuid4().hex[:12]}"
-        lock = try_lock(_lock_file(folder))
-        if lock is None:
-            continue  # another process sweeps it
-        if _lock_file(folder).exists():
-            return folder, lock
-        # Another process swept it away before it was locked.
-        lock.release()
-
-
-def _lock_file(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.lock")
-
-
-def _sweep(root: Path) -> None:
-    """Removes the folders of dead processes, whose locks the system has released."""
-    for file in root.glob("run-*.lock"):
-        try:
-            lock = try_lock(file, create=False)
-        except OSError:
-            continue
-        if lock is None:
-            continue  # its process is alive
-        try:
-            if remove_tree(root / file.stem):
-                file.unlink(missing_ok=True)
-        finally:
-            lock.release()
+    remove_process_folder(directory, keep=keep_working_copies())
 
 
 def apply_subdirectory(root: Path, subdirectory: str, uri: str) -> Path:

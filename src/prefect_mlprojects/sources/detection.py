@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from prefect_mlprojects._support.files import may_access
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.files import list_directory, may_access
+from prefect_mlprojects._support.redaction import redact_url
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.sources.base import (
     Source,
@@ -22,7 +22,8 @@ from prefect_mlprojects.sources.base import (
     nearest_folder,
 )
 from prefect_mlprojects.sources.git import GitCredentialsLookup, GitUrl, parse_git_url
-from prefect_mlprojects.sources.git.source import GitSource, read_git_facts
+from prefect_mlprojects.sources.git.facts import find_repository, read_git_facts
+from prefect_mlprojects.sources.git.source import GitSource
 from prefect_mlprojects.sources.zip_archive import ZipSource
 from prefect_mlprojects.types import StopSignal
 
@@ -87,7 +88,7 @@ def detect_source(
             was given for a plain folder or zip archive, or the source is not trusted.
     """
     text = uri.strip().strip("'\"")
-    shown = redact(text)
+    shown = redact_url(text)
     try:
         base = base or Path.cwd()
     except FileNotFoundError:
@@ -140,7 +141,7 @@ def _folder(
         if as_git and (folder / ".git").exists():
             return GitSource(GitUrl(folder.as_uri()), subdirectory, None, shown, credentials)
         return LocalSource(folder, subdirectory, shown)
-    top = next((parent for parent in (folder, *folder.parents) if (parent / ".git").exists()), None)
+    top = find_repository(folder)
     if top is None:
         raise FetchError(
             f"A version ({version!r}) can only be asked of a git project, and {shown!r} is a local folder that is in no git "
@@ -184,8 +185,9 @@ def _zip(location: Path | str, subdirectory: str, shown: str, version: str | Non
 
 
 def _is_bare(folder: Path) -> bool:
-    """Returns whether a folder is a bare repository, by the entries that git itself looks for."""
-    return _exists(folder, "objects") and _exists(folder, "refs") and (folder / "HEAD").is_file()
+    """Returns whether a folder is a bare repository, by the entries that git itself looks for, and not a project."""
+    is_bare = _exists(folder, "objects") and _exists(folder, "refs") and (folder / "HEAD").is_file()
+    return is_bare and not any(entry.name.lower() == "mlproject" for entry in list_directory(folder))
 
 
 def _readings(text: str, base: Path) -> Iterator[_Reading]:

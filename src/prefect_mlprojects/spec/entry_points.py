@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from prefect_mlprojects.exceptions import ParameterError, Problem, ProjectSpecEr
 from prefect_mlprojects.spec.parameters import CheckedParameters, check_parameters, place_problems
 from prefect_mlprojects.spec.parser import PROJECT_FILE_NAME, load_project, parse_project
 from prefect_mlprojects.spec.project import EntryPoint, Project
-from prefect_mlprojects.spec.template import is_plain, parse_template
+from prefect_mlprojects.spec.template import expanded, is_plain, parse_template
 
 _LISTED_NAMES = 20
 
@@ -41,7 +41,8 @@ _SCRIPT_COMMANDS: Mapping[str, Callable[[str], str]] = MappingProxyType(
 def build_command(entry_point: EntryPoint, parameters: CheckedParameters) -> str:
     """Returns the shell command line of a call, to be run by ``bash -c``; each value is quoted here, and only here.
 
-    Undeclared parameters follow as ``--name value`` in the order given. MLflow builds the same line
+    Undeclared parameters follow as ``--name value`` in the order given. Secret ones are not in the line: the shell gets them in
+    ``CheckedParameters.variables`` and expands them. MLflow builds the same line
     (``EntryPoint.compute_command``), except for the differences in ``docs/compatibility.md``.
 
     Raises:
@@ -51,15 +52,19 @@ def build_command(entry_point: EntryPoint, parameters: CheckedParameters) -> str
     if parameters.downloads:
         raise ValueError(f"still to be downloaded: {', '.join(parameters.downloads)}")
     template = parse_template(entry_point.command)
-    problems = place_problems(template, parameters.declared, parameters.extra)
+    problems = place_problems(template, parameters.declared, parameters.extra, parameters.secrets.keys())
     if problems:
         raise ParameterError(f"Parameters of entry point '{entry_point.name}' do not fit", problems)
-    command = template.render(parameters.declared)
+    variables = parameters.variables
+    command = template.render(parameters.declared, variables)
     if not parameters.extra:
         return command
     if template.line_ends:
         command = command.rstrip()
-    options = (f"--{shlex.quote(name)} {shlex.quote(value)}" for name, value in parameters.extra.items())
+    options = (
+        f"--{shlex.quote(name)} {expanded(variables[name], 'word') if name in variables else shlex.quote(value)}"
+        for name, value in parameters.extra.items()
+    )
     return " ".join([command, *options])
 
 
@@ -78,18 +83,27 @@ def find_entry_point(project: Project, name: str, uri: str | None = None) -> Ent
 
 
 def check_call(
-    directory: Path, name: str, values: Mapping[str, Any] | None, uri: str | None = None, *, spark_job: bool = False
+    directory: Path,
+    name: str,
+    values: Mapping[str, Any] | None,
+    uri: str | None = None,
+    *,
+    spark_job: bool = False,
+    hidden: Collection[str] = (),
 ) -> tuple[Project, EntryPoint, CheckedParameters]:
     """Parses the project in a folder and checks a call of it; reports the problems of file, command and values together.
 
-    With `spark_job`, the ``python_file`` of a Databricks Spark job is the entry point, whatever `name` is.
+    The parameters `hidden` are secret, whether the project says so or not. With `spark_job`, the ``python_file`` of a Databricks
+    Spark job is the entry point, whatever `name` is.
 
     Raises:
         ProjectSpecError: The file is malformed, or the entry point does not exist or can't be used.
         ParameterError: Only the values are wrong.
     """
     project, problems = parse_project(directory)
-    entry_point, checked, error = _check_values(project, problems, name, values, uri, spark_job=spark_job)
+    entry_point, checked, error = _check_values(
+        project, problems, name, values, uri, spark_job=spark_job, hidden=hidden
+    )
     problems += command_problems(project, entry_point) if entry_point else ()
     if problems:
         headline = f"Entry point '{name}' of project '{project.display_name}' can't be run"
@@ -108,6 +122,7 @@ def _check_values(
     uri: str | None = None,
     *,
     spark_job: bool = False,
+    hidden: Collection[str] = (),
 ) -> tuple[EntryPoint | None, CheckedParameters | None, ProjectSpecError | ParameterError | None]:
     # A file without any readable entry point would only add follow-up errors.
     if file_problems and not project.entry_points:
@@ -115,7 +130,7 @@ def _check_values(
     entry_point = spark_job_entry_point(project, name) if spark_job else None
     try:
         entry_point = entry_point or _look_up(project, name, uri)
-        return entry_point, check_parameters(entry_point, values, project.directory), None
+        return entry_point, check_parameters(entry_point, values, project.directory, hidden), None
     except (ProjectSpecError, ParameterError) as error:
         return entry_point, None, error
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from typing_extensions import assert_never
 
+from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import MASK, Secret
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
+from prefect_mlprojects.spec.secrets import REFERENCE_HELP, REFERENCE_PATTERN, is_reference, shown_value, variables_for
 from prefect_mlprojects.spec.template import CommandTemplate, is_plain, parse_template
 
 _INT = re.compile(r"[+-]?[0-9]+")
@@ -34,32 +37,66 @@ class CheckedParameters:
         declared: Values of declared parameters, with defaults, and with local paths absolute.
         extra: Values of undeclared parameters, in the order given.
         downloads: URIs of ``path`` parameters that must be downloaded first.
+        secrets: Values of secret parameters, which the other fields have redacted, or references to them.
     """
 
     declared: Mapping[str, str]
     extra: Mapping[str, str] = field(default_factory=dict)
-    downloads: Mapping[str, str] = field(default_factory=dict)
+    downloads: Mapping[str, str] = field(default_factory=dict, repr=False)
     warnings: tuple[Problem, ...] = ()
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment variable that carries each secret parameter to the command."""
+        return variables_for(self.secrets)
+
+    @property
+    def child_variables(self) -> dict[str, Secret]:
+        """The secret values by the variables that carry them."""
+        return {variable: self.secrets[name] for name, variable in self.variables.items()}
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """What the MLflow run records: without values that are nothing but a secret."""
+        values = {**self.declared, **self.extra}
+        return {name: redact(text) for name, text in values.items() if not (name in self.secrets and text == MASK)}
+
+    @property
+    def values(self) -> dict[str, Secret | str]:
+        """All values by name, secret ones as `Secret`."""
+        return {**self.declared, **self.extra, **self.secrets}
+
+    def with_secrets(self, resolve: Callable[[str, Secret], Secret]) -> CheckedParameters:
+        """Returns a copy in which references to secrets are replaced by what `resolve` returns for a name and a value."""
+        return dataclasses.replace(self, secrets={name: resolve(name, each) for name, each in self.secrets.items()})
 
     def with_downloads(self, local_paths: Mapping[str, str]) -> CheckedParameters:
         """Returns a copy with the paths of downloaded parameters."""
         left = {name: uri for name, uri in self.downloads.items() if name not in local_paths}
-        return dataclasses.replace(self, declared={**self.declared, **local_paths}, downloads=left)
+        secrets = {name: value for name, value in self.secrets.items() if name not in local_paths}
+        return dataclasses.replace(self, declared={**self.declared, **local_paths}, downloads=left, secrets=secrets)
 
 
 def check_parameters(
-    entry_point: EntryPoint, values: Mapping[str, Any] | None, project: Path | None = None
+    entry_point: EntryPoint,
+    values: Mapping[str, Any] | None,
+    project: Path | None = None,
+    hidden: Collection[str] = (),
 ) -> CheckedParameters:
     """Checks the values of a call without any network request.
 
     None counts as not given. Relative paths are relative to the working directory, as in MLflow, except for a default that exists
     in the folder `project`. Values become text by ``str``, as in MLflow, and are never rounded or normalised. A default that is
-    not of its numeric type is allowed, as in MLflow; the parser warns of it.
+    not of its numeric type is allowed, as in MLflow; the parser warns of it. Parameters that are declared secret, and those in
+    `hidden`, are redacted.
 
     Raises:
         ParameterError: Values are missing, not of their type, or impossible in a command line; all of them at once.
     """
     given = {str(name): str(value) for name, value in (values or {}).items() if value is not None}
+    shown = _shown_values(entry_point, given, hidden)
+    secrets: dict[str, Secret] = {}
     problems: list[Problem] = []
     declared: dict[str, str] = {}
     downloads: dict[str, str] = {}
@@ -70,23 +107,44 @@ def check_parameters(
         if text is None:
             problems.append(_missing(parameter, given, entry_point))
             continue
+        if parameter.name in shown:
+            secrets[parameter.name] = Secret(text)
+        if parameter.secret and is_reference(text):
+            declared[parameter.name] = text
+            continue
         expected = _expectation(parameter.type, text)
         is_numeric_default = text == parameter.default and parameter.type in {"int", "float"}
         if expected is not None and not (is_numeric_default and not _unusable(parameter.name, text)):
-            problems.append(_ill_typed(parameter, text, expected, is_default=parameter.name not in given))
+            seen = shown.get(parameter.name, text)
+            problems.append(_ill_typed(parameter, seen, expected, is_default=parameter.name not in given))
             continue
         local = _local_path(text) if parameter.type == "path" else text
-        declared[parameter.name] = local or text
+        declared[parameter.name] = shown.get(parameter.name) or local or text
+        if parameter.name in secrets and local:
+            secrets[parameter.name] = Secret(local)
         if local is None:
             downloads[parameter.name] = text
     extra = {name: text for name, text in given.items() if name not in entry_point.parameters}
+    secrets |= {name: Secret(text) for name, text in extra.items() if name in shown}
     problems += [problem for name, text in extra.items() if (problem := _unusable(name, text)) is not None]
     template = parse_template(entry_point.command)
     known = {name: text for name, text in declared.items() if name not in downloads}
-    problems += place_problems(template, known, extra)
+    problems += place_problems(template, known, extra, secrets.keys())
     if problems:
         raise ParameterError(f"Parameters of entry point '{entry_point.name}' do not fit", problems)
-    return CheckedParameters(declared, extra, downloads, _typo_warnings(entry_point, given))
+    extra |= {name: text for name, text in shown.items() if name in extra}
+    return CheckedParameters(declared, extra, downloads, _typo_warnings(entry_point, {**given, **shown}), secrets)
+
+
+def _shown_values(entry_point: EntryPoint, given: Mapping[str, str], hidden: Collection[str]) -> dict[str, str]:
+    """Returns what people see of the secret parameters of a call."""
+    declared = {name for name, parameter in entry_point.parameters.items() if parameter.secret}
+    texts = {name: entry_point.parameters[name].default for name in declared} | dict(given)
+    return {
+        name: shown_value(text, declared=name in declared)
+        for name, text in texts.items()
+        if text is not None and (name in declared or name in hidden)
+    }
 
 
 def is_relative_default(parameter: ProjectParameter) -> bool:
@@ -201,14 +259,24 @@ def _unusable(name: str, text: str) -> Problem | None:
 
 
 def place_problems(
-    template: CommandTemplate, declared: Mapping[str, str], extra: Mapping[str, str]
+    template: CommandTemplate, declared: Mapping[str, str], extra: Mapping[str, str], secrets: Collection[str] = ()
 ) -> tuple[Problem, ...]:
     """Returns the values that can't be quoted at their placeholders (see :mod:`prefect_mlprojects.spec.template`)."""
     names = {each.name for each in template.placeholders if each.place == "unquotable"}
     found = {name: text for name, text in declared.items() if name in names and not is_plain(text)}
     if template.end != "word":
         found |= {name: text for name, text in extra.items() if not (is_plain(name) and is_plain(text))}
+    hidden = {name for name in secrets if name in names or (template.end != "word" and name in extra)}
+    found = {name: text for name, text in found.items() if name not in hidden}
     return tuple(
+        Problem(
+            f"the secret parameter '{name}' can't stand at its place in the command (in backquotes, a here-document, a comment, "
+            "arithmetic, a subscript or ${…}, or after a backslash or a $)",
+            fix="write its placeholder as a word of its own",
+            parameter=name,
+        )
+        for name in sorted(hidden)
+    ) + tuple(
         Problem(
             f"parameter '{name}' has the value {_shorten(text)!r}, which can't be quoted at its place in the command "
             "(in backquotes, a here-document, a comment, arithmetic, a subscript or ${…}, or after a backslash or a $)",
@@ -244,6 +312,11 @@ def parameters_schema(entry_point: EntryPoint, values: Mapping[str, Any]) -> dic
 
 
 def _property(parameter: ProjectParameter, position: int, value: Any) -> dict[str, Any]:
+    if parameter.secret:
+        # The form's values are stored: only a reference may be.
+        reference = {"type": "string", "pattern": REFERENCE_PATTERN, "description": f"secret: {REFERENCE_HELP}"}
+        given = {} if value is None else {"default": str(value)}
+        return {"title": parameter.name, "position": position, **reference, **given}
     text = parameter.default if value is None else str(value)
     default = None if text is None else typed_value(parameter.type, text)
     schema = _TYPE_SCHEMAS[parameter.type]

@@ -236,14 +236,29 @@ class _Parser:
         declared: Any = content
         default: Any = None
         if isinstance(content, dict):
-            self._warn_of_unknown(content, ("type", "default", "description"), f" in parameter {name!r}", *path)
+            self._warn_of_unknown(
+                content, ("type", "default", "description", "secret"), f" in parameter {name!r}", *path
+            )
             declared, default = content.get("type", "string"), content.get("default")
         kind = self._parameter_type(path, declared)
         text = self._default_text(path, default)
         if text is not None and (expected := type_expectation(kind, text)) is not None:
             message = f"the default {text!r} of parameter {name!r} ({kind}) is not {expected.rstrip(',')}"
             self._warn(message, *path, "default", parameter=name)
-        return ProjectParameter(name, str(declared), kind, text, line)
+        return ProjectParameter(name, str(declared), kind, text, line, self._is_secret(path, content))
+
+    def _is_secret(self, path: tuple[str, ...], content: Any) -> bool:
+        given = content.get("secret", False) if isinstance(content, dict) else False
+        if not isinstance(given, bool):
+            # Rather hidden than shown by mistake.
+            self._warn(
+                f"'secret' of parameter {path[-1]!r} is {given!r}; it is taken as true",
+                *path,
+                "secret",
+                fix="write 'secret: true'",
+                parameter=path[-1],
+            )
+        return given is not False
 
     def _parameter_type(self, path: tuple[str, ...], declared: Any) -> ParameterType:
         if isinstance(declared, str) and declared in _TYPES:

@@ -24,6 +24,7 @@ class ProjectParameter:
         type: The effective type: an unknown one is ``string``.
         default: Its default as text; None if a value is required.
         line: Its line in the file, counted from 1.
+        secret: Whether its value is never shown or stored.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ProjectParameter:
     type: ParameterType
     default: str | None = None
     line: int | None = None
+    secret: bool = False
 
     @property
     def required(self) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from string import Formatter
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from typing_extensions import assert_never
@@ -54,9 +55,14 @@ class CommandTemplate:
         """Its placeholders, in order."""
         return tuple(part for part in self.parts if isinstance(part, Placeholder))
 
-    def render(self, values: Mapping[str, str]) -> str:
-        """Returns the text with the values, each of which must be quotable at its place."""
-        return "".join(part if isinstance(part, str) else _quoted(values[part.name], part.place) for part in self.parts)
+    def render(self, values: Mapping[str, str], variables: Mapping[str, str] = MappingProxyType({})) -> str:
+        """Returns the text with the values, each of which must be quotable at its place; `variables` stand for others."""
+        return "".join(part if isinstance(part, str) else self._value(part, values, variables) for part in self.parts)
+
+    def _value(self, part: Placeholder, values: Mapping[str, str], variables: Mapping[str, str]) -> str:
+        if part.name in variables:
+            return expanded(variables[part.name], part.place)
+        return _quoted(values[part.name], part.place)
 
 
 @lru_cache(maxsize=256)
@@ -108,6 +114,21 @@ def _quoted(value: str, place: Place) -> str:
             return _DOUBLE_QUOTE_SPECIALS.sub(r"\\\1", value)
         case "single-quotes":
             return value.replace("'", "'\"'\"'")
+        case "unquotable":
+            raise ValueError("no quoting is safe in this place of the command")
+        case _:
+            assert_never(place)
+
+
+def expanded(variable: str, place: Place) -> str:
+    """Returns the expansion of an environment variable, as the value itself, at a place of a command."""
+    match place:
+        case "word":
+            return f'"${{{variable}}}"'
+        case "double-quotes":
+            return f"${{{variable}}}"
+        case "single-quotes":
+            return f"'\"${{{variable}}}\"'"
         case "unquotable":
             raise ValueError("no quoting is safe in this place of the command")
         case _:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -16,6 +16,8 @@ from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED
 from prefect.states import Cancelled
 from prefect.tasks import Task
 
+from prefect_mlprojects._support.known_secrets import OutputRedactor
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.contract import AnyBackend, AnyPrepared, Command, ExecutionEvents, RunIdentity
 from prefect_mlprojects.backends.outcome import Outcome
@@ -52,9 +54,18 @@ class _Events:
         self._loop = loop
         # The terminal first: it never waits for the log.
         self._sinks: tuple[OutputSink, ...] = (step.session.output, log)
+        self._redactors = {stream: OutputRedactor() for stream in get_args(StreamName)}
 
     def write(self, stream: StreamName, data: bytes) -> None:
-        for sink in self._sinks:
+        self._write(stream, self._redactors[stream].feed(data))
+
+    def close(self) -> None:
+        """Writes what was held back, because it could have been the beginning of a secret."""
+        for stream, redactor in self._redactors.items():
+            self._write(stream, redactor.close())
+
+    def _write(self, stream: StreamName, data: bytes) -> None:
+        for sink in self._sinks if data else ():
             sink.write(stream, data)
 
     def report(self, line: str) -> None:
@@ -65,7 +76,8 @@ class _Events:
         if session.tracked_run is None:
             return
         try:
-            session.tracker.set_tags(session.tracked_run, tags)
+            redacted = {name: redact(value) for name, value in tags.items()}
+            session.tracker.set_tags(session.tracked_run, redacted)
         except TrackingError as error:
             self._step.report(f"Warning: the MLflow run's tags could not be set: {error}")
 
@@ -87,7 +99,7 @@ class _Events:
         from prefect.artifacts import acreate_link_artifact
 
         try:
-            await acreate_link_artifact(link=url, link_text=title, description=title)
+            await acreate_link_artifact(link=redact(url), link_text=title, description=title)
         except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
             _logger.warning("The link to %s could not be stored with the flow run: %s", title, error)
 
@@ -112,10 +124,10 @@ async def execute(
         tracked = step.session.tracked_run
         command = Command(
             line=invocation.command,
-            child_env=target.child_env,
+            child_env={**target.child_env, **invocation.parameters.child_variables},
             identity=target.identity,
             timeout=target.timeout,
-            parameters={**invocation.parameters.declared, **invocation.parameters.extra},
+            parameters=invocation.parameters.values,
             paths=invocation.paths,
             artifact_uri=tracked.artifact_uri if tracked is not None else "",
         )
@@ -128,7 +140,10 @@ async def execute(
         ):
             tags = {**prepared.tags, FLOW_RUN_ID_TAG: target.identity.flow_run_id}
             events = _Events(step, asyncio.get_running_loop(), log, tags)
-            outcome = await _in_thread(checked.backend, prepared, command, events, step.stop)
+            try:
+                outcome = await _in_thread(checked.backend, prepared, command, events, step.stop)
+            finally:
+                events.close()
         if not outcome.succeeded:
             missing = missing_module_advice(checked.project, checked.environment_kind, outcome.output_tail)
             outcome = replace(outcome, advice=f"{outcome.advice} {missing}".strip())
@@ -153,6 +168,7 @@ async def _in_thread(
 def _result_or_error(outcome: Outcome, target: Target, run_id: str | None) -> Outcome | State[Outcome]:
     if outcome.succeeded:
         return outcome
+    outcome = replace(outcome, cause=redact(outcome.cause), output_tail=tuple(map(redact, outcome.output_tail)))
     attributes: dict[str, Any] = {
         "run_id": run_id,
         "flow_run_id": target.identity.flow_run_id,

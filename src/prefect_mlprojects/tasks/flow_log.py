@@ -13,11 +13,13 @@ import logging
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, get_args
 
 from prefect_mlprojects._support.output import LineSplitter, OutputRecord, RecordJoiner
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.retry import Backoff
 from prefect_mlprojects.types import StreamName
 
@@ -103,7 +105,9 @@ class FlowRunLog:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     def _enqueue(self, records: list[OutputRecord]) -> None:
-        for record in records:
+        for given in records:
+            # A secret that is known by value is redacted already.
+            record = replace(given, text=redact(given.text))
             size = len(record.text.encode())
             self._queue.append((record, size))
             self._queued_bytes += size

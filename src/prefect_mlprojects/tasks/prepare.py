@@ -11,6 +11,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from prefect_mlprojects._support.process_folders import sweep_private_folders
 from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.request import RunRequest
 from prefect_mlprojects.request.check import CheckedRun, RunContext, check_request, map_paths
@@ -27,6 +28,7 @@ from prefect_mlprojects.types import StopSignal
 async def fetch(source: Source) -> WorkingCopy:
     """Returns the project's working copy with a resolved version; raises `FetchError`."""
     async with run_step("fetch") as step:
+        await asyncio.to_thread(sweep_private_folders)
         copy = await asyncio.to_thread(source.fetch, step.stop, step.report)
         step.detail = describe_working_copy(copy)
         return copy
@@ -64,6 +66,7 @@ async def validate_params(
         if final.downloads and checked.backend.downloads_paths:
             final = await _download(final, working_copy.uri, request.storage_dir, step, stop)
         final, paths = map_paths(checked, final)
+        final = await asyncio.to_thread(final.with_secrets, context.resolve_secret)
         command = build_command(checked.entry_point, final)
         step.report(f"Command: {command}")
         step.detail = command

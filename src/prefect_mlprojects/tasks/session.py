@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefect_mlprojects._support.event_loop import SIGNAL_SECONDS
+from prefect_mlprojects._support.known_secrets import KnownSecrets
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.request.check import RunSecrets
@@ -170,6 +171,8 @@ class RunSession:
     begun: bool = field(default=False, init=False)
     server_lost: bool = field(default=False, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
+
+    known_secrets: KnownSecrets = field(default_factory=KnownSecrets, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Guards the run against its observer."""

@@ -18,6 +18,7 @@ from prefect.logging import get_run_logger
 from rich.console import Console
 
 from prefect_mlprojects._support.progress import send_progress_to
+from prefect_mlprojects._support.redaction import redact, redact_error
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.request import FLOW_NAME
 from prefect_mlprojects.tasks.session import RunSession, StepEvent, StepName, current_session, quiet_on_broken_pipe
@@ -59,6 +60,7 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
 
     def report(line: str) -> None:
         nonlocal announced
+        line = redact(line)
         # Consoles get the first line of a build; of the others only warnings, unless it fails. The log gets them all.
         quiet = name == "resolve-env" and announced and not line.startswith("Warning:")
         if quiet:
@@ -84,6 +86,8 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
         with send_progress_to(progress):
             yield step
     except BaseException as error:
+        # Prefect is about to store it with the task run.
+        redact_error(error)
         detail = error.message if isinstance(error, ExecutionException) else type(error).__name__
         if session.stop.requested:
             session.observer.step(StepEvent(name, "cancelled", detail))
@@ -97,7 +101,7 @@ async def run_step(name: StepName) -> AsyncIterator[Step]:
     finally:
         await artifacts.finish()
     # A command that was stopped ends its step like any other; only the stop tells.
-    session.observer.step(StepEvent(name, "cancelled" if step.cancelled else "finished", step.detail))
+    session.observer.step(StepEvent(name, "cancelled" if step.cancelled else "finished", redact(step.detail)))
 
 
 class _ReportErrorsOnce(logging.Filter):

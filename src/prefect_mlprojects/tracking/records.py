@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.redaction import redact, redact_url
 from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.sources.base import WorkingCopy
@@ -103,7 +103,7 @@ def project_tags(request: TrackingRequest) -> dict[str, str]:
     copy = request.working_copy
     tags: dict[str, str | None] = {
         "mlflow.user": user_name(),
-        "mlflow.source.name": redact(copy.source_name),
+        "mlflow.source.name": redact_url(copy.source_name),
         "mlflow.source.type": "PROJECT",
         "mlflow.source.git.commit": copy.commit,
         "mlflow.source.git.branch": copy.branch if copy.commit else None,

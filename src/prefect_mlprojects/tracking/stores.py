@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from prefect_mlprojects._support.files import replacing, temporary_pattern
 from prefect_mlprojects._support.locks import hold_lock
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.redaction import redact, redact_url
 from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.settings import cache_directory
@@ -206,7 +206,7 @@ def _probe_database(uri: str) -> None:
         try:
             socket.create_connection((url.host, port), timeout=_PROBE_SECONDS).close()
         except OSError as error:
-            raise _unreachable(redact(uri), str(error)) from None
+            raise _unreachable(redact_url(uri), str(error)) from None
     create_engine(url, poolclass=pool.NullPool).connect().close()
 
 

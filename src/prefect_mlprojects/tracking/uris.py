@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from prefect_mlprojects._support.redaction import redact, strip_user_info
+from prefect_mlprojects._support.redaction import redact_url, strip_user_info
 from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.tracking._mlflow_internals import run_in_use, tracking_uri_in_use
 
@@ -43,7 +43,7 @@ def _configured_uri() -> str | None:
 
 def display_uri(uri: Secret) -> str:
     """Returns the tracking URI with its secrets redacted, for messages and records."""
-    return redact(reveal(uri))
+    return redact_url(reveal(uri))
 
 
 def short_lived_default() -> str:
@@ -125,7 +125,7 @@ def run_page(tracking_uri: Secret, experiment_id: str, run_id: str) -> tuple[str
         query = f"?workspace={quote(workspace, safe='')}" if workspace else ""
         return strip_user_info(uri).rstrip("/") + page + query, None
     if scheme in ("sqlite", "file", "postgresql", "mysql", "mssql"):
-        chosen = "" if reveal(resolve_tracking_uri()) == uri else f"MLFLOW_TRACKING_URI='{redact(uri)}' "
+        chosen = "" if reveal(resolve_tracking_uri()) == uri else f"MLFLOW_TRACKING_URI='{redact_url(uri)}' "
         return f"http://{UI_HOST}:{UI_PORT}{page}", f"{chosen}mlprojects ui"
     return None, None
 

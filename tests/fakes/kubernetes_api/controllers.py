@@ -255,7 +255,7 @@ def delete_gracefully(store: Store, namespace: str, name: str, grace: int | None
     def change(body: Json) -> None:
         if "deletionTimestamp" not in body["metadata"]:
             seconds = body["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace
-            body["metadata"] |= {"deletionTimestamp": now(), "deletionGracePeriodSeconds": seconds}
+            body["metadata"] |= {"deletionTimestamp": now(seconds), "deletionGracePeriodSeconds": seconds}
 
     with contextlib.suppress(ApiError):
         store.update("pods", namespace, name, change)

@@ -169,6 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif sub == "token" and verb == "create":
             self.cluster.store.get("serviceaccounts", namespace, name)
             self._answer(201, {"status": {"token": self.cluster.access.token_for(namespace, name)}})
+        elif sub == "eviction" and verb == "create":
+            self._answer(201, self._evict(namespace, name))
         elif verb == "get":
             self._answer(200, self.cluster.store.get(resource.plural, namespace, name))
         elif verb == "list":
@@ -263,6 +265,23 @@ class _Handler(BaseHTTPRequestHandler):
                 _orphan(store, found)
             store.remove(resource.plural, namespace, name)
         self._answer(200, {"kind": "Status", "apiVersion": "v1", "status": "Success", "details": {"name": name}})
+
+    def _evict(self, namespace: str, name: str) -> Json:
+        """Adds the condition that an eviction through the API adds, and deletes the pod."""
+
+        def change(pod: Json) -> None:
+            condition = {
+                "type": "DisruptionTarget",
+                "status": "True",
+                "reason": "EvictionByEvictionAPI",
+                "message": "Eviction API: evicting",
+                "lastTransitionTime": now(),
+            }
+            pod["status"].setdefault("conditions", []).append(condition)
+
+        self.cluster.store.update("pods", namespace, name, change)
+        delete_gracefully(self.cluster.store, namespace, name)
+        return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
 
     def _selects(self, body: Json) -> bool:
         labels = body["metadata"].get("labels") or {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,6 +56,7 @@ class KubernetesHarness(BackendHarness):
     name: ClassVar[str] = "kubernetes"
     survives_client: ClassVar[bool] = True
     separates_streams: ClassVar[bool] = False
+    long_grace: ClassVar[Mapping[str, Any]] = {"termination-grace": 30}
 
     cluster: Any = None
 
@@ -77,6 +78,7 @@ class DatabricksHarness(BackendHarness):
     survives_client: ClassVar[bool] = True
     # A submission is readable for others, so it has plain variables only; secrets come from the workspace's scopes.
     passes_variables: ClassVar[bool] = False
+    long_grace: ClassVar[Mapping[str, Any]] = {}
 
     workspace: Any = None
 

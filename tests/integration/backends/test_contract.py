@@ -146,6 +146,31 @@ def test_cancel_kills_a_command_that_ignores_it(harness: BackendHarness) -> None
     assert harness.remaining(flow_run_id) == []
 
 
+_CHECKPOINT = "trap 'sleep 1; echo checkpoint; exit 0' TERM; echo begun; while :; do sleep 0.1; done"
+_STOPPED_COMMANDS = {
+    "handler": _CHECKPOINT,
+    "two-programs": f'sh -c "{_CHECKPOINT}" && echo uploaded',
+    "subshell": f"({_CHECKPOINT}); echo after",
+    "grandchild": f'sh -c "({_CHECKPOINT}) & wait; exit 0"; sleep 1000',
+}
+
+
+@pytest.mark.parametrize("case", _STOPPED_COMMANDS)
+def test_stopped_command_handles_sigterm_in_each_process(harness: BackendHarness, case: str) -> None:
+    flow_run_id = str(uuid.uuid4())
+    harness.config = {**harness.config, **harness.long_grace}
+
+    outcome = harness.run_and_stop(_STOPPED_COMMANDS[case], flow_run_id, lambda kind: b"begun" in harness.recorder.data)
+
+    assert (outcome.ending, outcome.category) == ("stopped", FailureCategory.CANCELLED)
+    # Shells also report that their sleep was terminated.
+    assert [line for line in harness.lines if line in ("begun", "checkpoint", "uploaded", "after")] == [
+        "begun",
+        "checkpoint",
+    ]
+    assert harness.remaining(flow_run_id) == []
+
+
 def test_killed_client(harness: BackendHarness, tmp_path: Path) -> None:
     flow_run_id = str(uuid.uuid4())
     command = "i=0; while [ $i -lt 6 ]; do echo line $i; i=$((i+1)); sleep 0.7; done"

@@ -157,21 +157,24 @@ def test_git_credentials_are_found_by_host_and_name(
 ) -> None:
     from prefect_mlprojects.blocks.resolution import find_git_credentials
     from prefect_mlprojects.server.api import call_api
+    from prefect_mlprojects.sources.git import GitUrl
 
     host = f"{uuid.uuid4().hex}.example.com"
     save(GitCredentialsBlock(token="other", hosts=["elsewhere.example.com"]))
     general = save(GitCredentialsBlock(token="general", hosts=[host]))
     save(GitCredentialsBlock(token="exact", hosts=[f"{host}:8443"]))
 
-    def token(*arguments: Any) -> str | None:
-        found = call_api(prefect_server.api_url, find_git_credentials, *arguments)
+    def token(url: str, *name: str) -> str | None:
+        found = call_api(prefect_server.api_url, find_git_credentials, GitUrl(url), *name)
         return found.token if found else None
 
-    assert token(host) == "general"
-    assert token(f"{host}:8443") == "exact"
-    assert token(f"{host}:1") == "general"
-    assert token("unknown.example.com") is None
-    assert token("unknown.example.com", general) == "general"
+    assert token(f"https://{host}/o/r") == "general"
+    assert token(f"ssh://git@{host}:22/o/r") == "general"
+    assert token(f"https://{host}:8443/o/r") == "exact"
+    assert token(f"https://{host}:1/o/r") is None
+    assert token(f"http://{host}/o/r") is None
+    assert token("https://unknown.example.com/o/r") is None
+    assert token("https://unknown.example.com/o/r", general) == "general"
 
 
 def test_run_uses_git_credentials_of_its_host(save: Callable[[Any], str], tmp_path: Path) -> None:
@@ -196,7 +199,7 @@ def test_run_uses_git_credentials_of_its_host(save: Callable[[Any], str], tmp_pa
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     host = f"127.0.0.1:{server.server_port}"
-    save(GitCredentialsBlock(username="ci", token=SECRET, hosts=[host]))
+    save(GitCredentialsBlock(username="ci", token=SECRET, hosts=[f"http://{host}"]))
     with pytest.raises(ExecutionException) as caught:
         run(f"http://{host}/o/r", env_manager="local")
     server.shutdown()

@@ -35,6 +35,9 @@ entry_points:
   who: {command: "id -u; touch /shared/made"}
   slow: {command: "i=0; while [ $i -lt 40 ]; do echo line $i; echo error $i >&2; sleep 0.1; i=$((i+1)); done; printf end"}
   quiet: {command: "sleep 3; echo at last"}
+  checkpoint:
+    command: >-
+      sh -c "trap 'sleep 1; echo checkpoint; exit 0' TERM; echo begun; while :; do sleep 0.1; done" && echo uploaded
   greedy: {command: "tail /dev/zero"}
 """
 

@@ -107,6 +107,24 @@ def test_timeout_and_cancel_remove_the_container(project: Path, containers_of: C
     assert containers_of(handle.flow_run_id) == []
 
 
+@pytest.mark.parametrize("init", [True, False])
+def test_cancel_lets_a_program_of_a_sequence_handle_sigterm(
+    project: Path, init: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handle = run(str(project), "checkpoint", docker_args={"init": init}, synchronous=False)
+    output: list[str] = []
+
+    def begun() -> bool:
+        output.append(capfd.readouterr().out)
+        return "begun" in "".join(output)
+
+    wait_for(begun, "the command's output", 60)
+    handle.cancel()
+
+    assert handle.get_status() == "KILLED"
+    assert ("".join(output) + capfd.readouterr().out).splitlines() == ["begun", "checkpoint"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_process_removes_the_container(
     number: signal.Signals, project: Path, tmp_path: Path, engine: Any
@@ -497,8 +515,56 @@ def test_leftover_containers_are_listed_and_removed(project: Path, engine: Any) 
     listed = subprocess.run([*command, "ps"], capture_output=True, text=True, check=True).stdout
     assert f"{running[:12]}  running" in listed
     assert mine in listed
-    removed = subprocess.run([*command, "clean"], capture_output=True, text=True, check=True).stdout
+    # They may belong to a run that prepares them, or reads their last output.
+    assert subprocess.run([*command, "clean"], capture_output=True, text=True, check=True).stdout == ""
+    removed = subprocess.run([*command, "clean", "--all"], capture_output=True, text=True, check=True).stdout
     assert ended[:12] in removed
-    assert running[:12] not in removed
-    engine.stop(running, timeout=0)
-    engine.remove_container(running)
+    assert running[:12] in removed
+
+
+@pytest.mark.parametrize("phase", ["probe", "copy"])
+def test_process_killed_while_it_prepares_a_container_leaves_none(
+    project: Path, engine: Any, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = {"probe": "get_archive", "copy": "put_archive"}[phase]
+    code = (
+        "import os, signal, sys\nimport docker\nfrom prefect_mlprojects import run\n"
+        f"docker.APIClient.{method} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "run(sys.argv[1], 'sleep')\n"
+    )
+    before = {each["Id"] for each in engine.containers(all=True)}
+
+    killed = subprocess.run([sys.executable, "-c", code, str(project)], capture_output=True, check=False)
+
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = [each for each in engine.containers(all=True) if each["Id"] not in before]
+    if phase == "copy":
+        wait_for(lambda: left["Id"] not in {each["Id"] for each in engine.containers(all=True)}, "its removal", 60)
+        return
+    # Listed, so that it can be removed; a later run removes it.
+    assert left["Labels"].items() >= containers.PROBE_LABELS.items()
+    monkeypatch.setattr(containers, "YOUNG_SECONDS", -1.0)
+    containers.remove_old_probes(engine)
+    assert left["Id"] not in {each["Id"] for each in engine.containers(all=True)}
+
+
+def test_restarted_engine_is_named_and_its_container_removed(project: Path, engine: Any) -> None:
+    # A short path: the engine's sockets are in it.
+    folder = Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / f"engine-{os.getpid()}"
+    address = docker_engine.start_engine(folder)
+    try:
+        import docker
+
+        client = docker.APIClient(base_url=address, version="auto")
+        docker_engine.import_busybox(client, "busybox-tests:1")
+        handle = run(str(project), "sleep", backend_config={"docker-host": address}, synchronous=False)
+        wait_for(lambda: client.containers(), "the container", 60)
+        docker_engine.stop_engine(folder)
+        docker_engine.start_engine(folder)
+        result = handle.result()
+        assert "Docker engine was stopped or restarted" in result.message
+        assert result.category == "infrastructure"
+        assert client.containers(all=True) == []
+        client.close()
+    finally:
+        docker_engine.stop_engine(folder)

@@ -17,7 +17,7 @@ from tests.services.git_server import TOKEN, USER, SmartHttp
 from prefect_mlprojects.backends.kubernetes import KubernetesBackend
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources.base import WorkingCopy
-from prefect_mlprojects.sources.git import GitCredentials
+from prefect_mlprojects.sources.git import GitCredentials, GitUrl
 from prefect_mlprojects.types import StopSignal
 
 from .conftest import ENGINE_IMAGE
@@ -138,10 +138,10 @@ def git_image(request: pytest.FixtureRequest, cluster: Any) -> str:
 
 
 def test_pod_clones_the_commit(cluster: Any, git_project: WorkingCopy, git_image: str) -> None:
-    asked: list[tuple[str, str]] = []
+    asked: list[str] = []
 
-    def lookup(url: str, host: str) -> GitCredentials:
-        asked.append((url, host))
+    def lookup(url: GitUrl) -> GitCredentials:
+        asked.append(url.url)
         return GitCredentials(USER, TOKEN)
 
     config = {"code-delivery": "git", "git-image": git_image}
@@ -150,7 +150,7 @@ def test_pod_clones_the_commit(cluster: Any, git_project: WorkingCopy, git_image
     )
     assert outcome.succeeded, (outcome, cluster.recorder.reports)
     assert outcome.output_tail == ("first", "MLproject", "text", "/mlflow/projects/code")
-    assert asked[0][0] == git_project.uri
+    assert asked[0] == git_project.uri
     assert TOKEN not in str(cluster.core.api_client.sanitize_for_serialization([*cluster.jobs, *cluster.pods]))
 
 

@@ -11,6 +11,7 @@ from tests.services.recorder import Recorder
 from prefect_mlprojects.backends.kubernetes.config import connect, parse_kubernetes_config
 from prefect_mlprojects.backends.kubernetes.logs import PodLogs
 from prefect_mlprojects.exceptions import BackendError
+from prefect_mlprojects.types import FailureCategory
 
 
 def _template(pod: dict[str, Any], container: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
@@ -161,6 +162,34 @@ def test_job_deleted_by_another_client_fails(cluster: Any) -> None:
     thread.join()
     assert not outcome.succeeded
     assert "was deleted while it ran" in outcome.cause
+
+
+@pytest.mark.parametrize(
+    ("removal", "cause", "category"),
+    [
+        ("delete", "was deleted while it ran", FailureCategory.INFRASTRUCTURE),
+        ("evict", "EvictionByEvictionAPI", FailureCategory.PREEMPTED),
+    ],
+)
+def test_pod_removed_through_the_api_names_the_removal(
+    cluster: Any, removal: str, cause: str, category: FailureCategory
+) -> None:
+    def remove() -> None:
+        cluster.wait_for(lambda: b"begun" in cluster.recorder.data)
+        name = cluster.pods[0].metadata.name
+        if removal == "delete":
+            cluster.core.delete_namespaced_pod(name, cluster.namespace)
+        else:
+            cluster.core.create_namespaced_pod_eviction(name, cluster.namespace, {"metadata": {"name": name}})
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    outcome = cluster.run("echo begun; sleep 1000", **{"termination-grace": 2})
+    thread.join()
+
+    assert cause in outcome.cause
+    assert outcome.category == category
+    assert "memory" not in outcome.cause + outcome.advice
 
 
 def test_unprivileged_read_only_container_succeeds(cluster: Any) -> None:

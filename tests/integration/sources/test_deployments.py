@@ -28,7 +28,7 @@ def test_private_repository_with_credentials_block_is_deployed(
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
     name, uri = f"git-{uuid.uuid4().hex[:8]}", f"{git_http}/project.git"
-    hosts = [git_http.removeprefix("http://")] if found == "by host" else []
+    hosts = [git_http] if found == "by host" else []
     options: dict[str, Any] = {"git_credentials": name} if found == "by name" else {}
     with pytest.raises(FetchError, match="git-credentials"):
         deploy(uri, name=name)

@@ -17,7 +17,7 @@ from tests.services.git import git
 
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources import WorkingCopy, detect_source
-from prefect_mlprojects.sources.git import GitCredentials
+from prefect_mlprojects.sources.git import GitCredentials, GitUrl
 from prefect_mlprojects.types import StopSignal
 
 from .conftest import TOKEN, USER, Fetch, Remote, commit
@@ -311,11 +311,11 @@ def test_credentials_are_in_no_command_line_log_or_file(
     watcher = threading.Thread(target=watch_processes)
     watcher.start()
     lines: list[str] = []
-    asked: list[tuple[str, str]] = []
+    asked: list[str] = []
 
-    def lookup(url: str, host: str) -> GitCredentials | None:
-        asked.append((url, host))
-        return GitCredentials(USER, TOKEN, hosts=(host,))
+    def lookup(url: GitUrl) -> GitCredentials | None:
+        asked.append(url.url)
+        return GitCredentials(USER, TOKEN, hosts=(git_http,))
 
     with_block = fetch(f"{git_http}/project.git", None, lines.append, lookup)
     in_url = fetch(f"{git_http.replace('http://', f'http://{USER}:{TOKEN}@')}/project.git", "light", lines.append)
@@ -323,7 +323,7 @@ def test_credentials_are_in_no_command_line_log_or_file(
     watcher.join()
 
     assert (text_of(with_block), text_of(in_url)) == ("three", "one")
-    assert asked == [(f"{git_http}/project.git", git_http.removeprefix("http://"))]
+    assert asked == [f"{git_http}/project.git"]
     assert any("fetch" in line for line in seen)
     assert not any(TOKEN in line for line in seen)
     assert not any(TOKEN in line for line in lines)
@@ -335,7 +335,7 @@ def test_credentials_are_in_no_command_line_log_or_file(
 def test_credentials_for_another_host_are_not_sent(git_http: str, fetch: Fetch) -> None:
     other = GitCredentials(USER, TOKEN, hosts=("github.com",))
     with pytest.raises(FetchError, match="git-credentials block"):
-        fetch(f"{git_http}/project.git", credentials=lambda url, host: other)
+        fetch(f"{git_http}/project.git", credentials=lambda url: other)
 
 
 def test_credential_helper_of_user_is_used(git_http: str, fetch: Fetch, tmp_path: Path) -> None:

@@ -184,5 +184,5 @@ def test_form_options_are_read_back_and_checked(tmp_path: Path) -> None:
     assert form_options_of(narrowed(tmp_path, "none")) == ()
     assert form_options_of(deployment_schema("/p", entry_point(tmp_path))) is None
     assert form_options_of(None) is None
-    with pytest.raises(ParameterError, match=r"unknown run option 'bakend': did you mean 'backend'\?"):
+    with pytest.raises(ParameterError, match=r"unknown run option 'bakend' .did you mean 'backend'\?"):
         parse_form_options(["bakend"])

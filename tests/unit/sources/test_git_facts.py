@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.services.git import git
 
-from prefect_mlprojects.sources.git.source import GitFacts, read_git_facts
+from prefect_mlprojects.sources.git.facts import GitFacts, read_git_facts
 
 
 @pytest.fixture

@@ -240,3 +240,14 @@ def test_types_of_other_formats_are_understood_and_unknown_ones_warn_once(tmp_pa
     unknown, blank = project.warnings
     assert "parameter 'd' has the unknown type 'blob'" in unknown.message
     assert blank.fix == "write 'type: int', with a blank after the colon"
+
+
+def test_secret_of_a_parameter_is_true_unless_it_says_false(tmp_path: Path) -> None:
+    declared = "{a: {type: string, secret: true}, b: {secret: false}, c: {secret: 'no'}, d: string}"
+    (tmp_path / "MLproject").write_text(f"entry_points:\n  main:\n    parameters: {declared}\n    command: echo\n")
+
+    project = load_project(tmp_path)
+
+    parameters = project.entry_points["main"].parameters
+    assert {name: each.secret for name, each in parameters.items()} == {"a": True, "b": False, "c": True, "d": False}
+    assert [each.message for each in project.warnings] == ["'secret' of parameter 'c' is 'no'; it is taken as true"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from prefect_mlprojects._support.files import write_private
+from prefect_mlprojects._support.process_folders import create_private_folder, remove_private_folder
 from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import BackendError, BackendUnavailableError
 
@@ -147,7 +148,7 @@ def connect(config: LocalConfig, *, backend: str = "local", timeout: float = 60)
     """
     from docker.errors import DockerException, TLSParameterError
 
-    address = find_engine(config)
+    address, files = find_engine(config), None
     try:
         tls, files = _tls(address)
         client = _client_class()(
@@ -160,12 +161,14 @@ def connect(config: LocalConfig, *, backend: str = "local", timeout: float = 60)
         )
         client.ping()
     except (DockerException, TLSParameterError, OSError) as error:
+        if files is not None:
+            remove_private_folder(files)
         why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         advice = _PERMISSION_ADVICE if "Permission denied" in str(error) else _START_ADVICE
         message = f"No Docker engine answers at {address.url} ({address.named_by}): {why}. {advice}"
         raise BackendUnavailableError(message, backend=backend) from None
     if files is not None:
-        weakref.finalize(client, files.cleanup)
+        weakref.finalize(client, remove_private_folder, files)
     return client
 
 
@@ -185,7 +188,7 @@ def _client_class() -> Any:
     return Client
 
 
-def _tls(address: EngineAddress) -> tuple[Any, tempfile.TemporaryDirectory[str] | None]:
+def _tls(address: EngineAddress) -> tuple[Any, Path | None]:
     """Returns the TLS configuration, and a folder that must outlive the client: Docker's SDK takes files only."""
     from docker.tls import TLSConfig
 
@@ -193,11 +196,9 @@ def _tls(address: EngineAddress) -> tuple[Any, tempfile.TemporaryDirectory[str] 
         return address.context_tls, None
     folder, files = address.tls_folder, None
     if address.connection is not None and (pems := address.connection.pem_files()):
-        files = tempfile.TemporaryDirectory(prefix="docker-tls-")
-        folder = Path(files.name)
+        folder = files = create_private_folder()
         for name, text in pems.items():
-            (folder / name).touch(0o600)
-            (folder / name).write_text(text)
+            write_private(folder / name, text)
     if folder is None:
         return False, None
     authority, certificate, key = (folder / f"{name}.pem" for name in ("ca", "cert", "key"))

@@ -22,16 +22,8 @@ CODE_FOLDER = "/mlflow/projects/code"
 CONTENT_LABEL = "prefect-mlprojects.content"
 """The label that holds the content digest of the files that an image was built with."""
 
-RUN_BY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
-"""A script for ``sh``: runs the command line in ``$1`` with bash if the image has it, as on this machine, else with sh."""
-
 _BUILD_STEP = re.compile(r"Step (\d+)/(\d+) : ")
 _DOCKERFILE = "Dockerfile.prefect-mlprojects"
-
-
-def shell_command(command: str) -> list[str]:
-    """Returns the container's command for a shell command line, which stays one argument."""
-    return ["sh", "-c", RUN_BY_SHELL, "sh", command]
 
 
 @dataclass(frozen=True)

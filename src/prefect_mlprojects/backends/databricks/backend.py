@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects._support.secrets import reveal, without_secrets
+from prefect_mlprojects._support.redaction import redact, redact_url
+from prefect_mlprojects._support.secrets import disclose, reveal, without_secrets
 from prefect_mlprojects.backends.contract import Backend, BackendPlan, Command, ExecutionEvents, Prepared, Report
 from prefect_mlprojects.backends.databricks import NAME, failure, storage, unavailable
 from prefect_mlprojects.backends.databricks.config import DatabricksConfig, DatabricksRequest, connect, insist
 from prefect_mlprojects.backends.databricks.execution import Execution
 from prefect_mlprojects.backends.databricks.storage import DatabricksPrepared, Upload
-from prefect_mlprojects.backends.databricks.task import driver_environment, submission
+from prefect_mlprojects.backends.databricks.task import driver_environment, secret_places, submission
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.spec.project import DockerEnvironment
 from prefect_mlprojects.tracking.uris import is_on_this_machine
@@ -52,6 +52,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
             raise failure(
                 "git-source needs a new_cluster, which passes the run's variables on. Leave it out to upload the code."
             )
+        secret_places(request)
         driver_environment(request)
 
     def map_paths(self, request: DatabricksRequest, paths: Mapping[str, str]) -> Mapping[str, str]:
@@ -78,7 +79,7 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         archive, count = storage.pack(request, environment.files)
         code = Upload.of(storage.code_path(request.config, "<user>"), "<user>", archive)
         body = submission(request, command, code, {}, "mlp-<flow run id>-0")
-        shown = json.dumps(without_secrets(body), indent=2)
+        shown = json.dumps(without_secrets(disclose(body)), indent=2)
         if request.config.git_source:
             return BackendPlan(NAME, sections={"code": "checked out by Databricks", "submission": shown})
         packed = f"{count} files and folders, {code.size} bytes packed, to {code.archive}"
@@ -129,12 +130,12 @@ def _check_tracking(uri: str, config: DatabricksConfig) -> None:
         raise failure(
             "When running on Databricks, the MLflow tracking URI must be of the form 'databricks' or 'databricks://profile', or a "
             "remote HTTP URI accessible to both the current client and code running on Databricks. Got local tracking URI "
-            f"{redact(uri)}. Please specify a valid tracking URI via mlflow.set_tracking_uri or by setting the "
+            f"{redact_url(uri)}. Please specify a valid tracking URI via mlflow.set_tracking_uri or by setting the "
             "MLFLOW_TRACKING_URI environment variable."
         )
     if urlsplit(uri).username and not {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"} & set(config.secrets):
         raise failure(
-            f"The tracking URI {redact(uri)} holds a password, which must not be in the submitted task. Put user and password "
+            f"The tracking URI {redact_url(uri)} holds a password, which must not be in the submitted task. Put user and password "
             "into a Databricks secret scope and name them in the backend configuration: secrets: {MLFLOW_TRACKING_USERNAME: "
             "scope/key, MLFLOW_TRACKING_PASSWORD: scope/key}."
         )

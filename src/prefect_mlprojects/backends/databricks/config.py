@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache, partial
@@ -15,9 +14,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from prefect_mlprojects._support.redaction import SECRET_NAME, is_secret, redact
+from prefect_mlprojects._support.redaction import SECRET_NAME, is_secret, mark_variable, redact
 from prefect_mlprojects._support.retry import Backoff, retry
-from prefect_mlprojects._support.secrets import Secret, has_secret, reveal_all, secrets_in
+from prefect_mlprojects._support.secrets import Secret, Withheld, disclose, has_secret, reveal_all, secrets_in
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.contract import BackendRequest
@@ -28,31 +27,32 @@ from prefect_mlprojects.types import StopSignal
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
 
-_REFERENCE = re.compile(r"\{\{secrets/[^/}]+/[^}]+\}\}")
 _FREE_FORM = ("spark_env_vars", "spark_conf")
-# A long text of letters and digits, as tokens are: dapi…, base64, or the three parts of a JSON Web Token.
-_OPAQUE = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])(?!/)[\w+/=~-]{20,}|eyJ[\w-]+\.[\w-]+\.[\w-]*")
 
 
 def _marked(value: Any, name: str = "", *, free_form: bool = False) -> Any:
     """Returns a part of a specification with its literal secrets as `Secret`; ``{{secrets/scope/key}}`` references stay.
 
-    Secret are values whose name says so, URLs with a password or token, and opaque texts in variables and Spark properties.
+    Secret are values whose name says so, and URLs with a password or token; of variables and Spark properties also opaque texts,
+    and `Withheld` is what may be secret (`mark_variable`).
     """
     if isinstance(value, Mapping):
         return {key: _marked(each, str(key), free_form=free_form or name in _FREE_FORM) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_marked(each, name, free_form=free_form) for each in value]
-    if isinstance(value, bool) or not isinstance(value, str | int) or _REFERENCE.fullmatch(str(value)):
+    if isinstance(value, bool) or not isinstance(value, str | int):
         return value
     text = str(value)
-    return Secret(text) if is_secret(name, text) or (free_form and _OPAQUE.fullmatch(text)) else value
+    if free_form:
+        marked = mark_variable(name, text)
+        return marked if isinstance(marked, Secret) else value
+    return Secret(text) if is_secret(name, text) else value
 
 
 def secret_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the keys of a configuration whose values contain a literal secret; ``secrets`` only names some."""
     nested = {key: value for key, value in config.items() if isinstance(value, Mapping | list) and key != "secrets"}
-    return tuple(key for key, value in nested.items() if has_secret(_marked(value, key)))
+    return tuple(key for key, value in nested.items() if has_secret(disclose(_marked(value, key))))
 
 
 # Fields that are passed on to the API -> the SDK's modules and classes of them.
@@ -181,7 +181,8 @@ class DatabricksConfig(BaseModel):
         """Redacts this configuration's secrets, which Databricks may quote in a message."""
         login = self.credentials if isinstance(self.credentials, dict) else {}
         hidden = [value for name, value in login.items() if SECRET_NAME.search(name)]
-        return redact(text, *secrets_in([hidden, self.new_cluster, self.environment, self.libraries]))
+        given = secrets_in([hidden, self.new_cluster, self.environment, self.libraries])
+        return redact(text, *(each for each in given if not isinstance(each, Withheld)))
 
     @property
     def compute(self) -> Compute | None:

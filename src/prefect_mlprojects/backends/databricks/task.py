@@ -20,6 +20,7 @@ from prefect_mlprojects.environments.python import VenvManagerName, files, pinne
 from prefect_mlprojects.environments.python.requirements import RequirementSet
 from prefect_mlprojects.exceptions import EnvironmentBuildError, InvalidEnvironmentError, Problem
 from prefect_mlprojects.spec.project import NoEnvironment
+from prefect_mlprojects.spec.secrets import databricks_place
 
 ENVIRONMENT_KEY = "default"
 MAX_ARGUMENT_BYTES = 9_500  # The Jobs API takes 10,000 bytes of parameters as JSON.
@@ -42,6 +43,27 @@ def remote_variables(variables: Mapping[str, str], tracking_uri: str) -> dict[st
     return plain
 
 
+def secret_places(request: DatabricksRequest) -> dict[str, str]:
+    """Returns ``scope/key`` by variable, of the configuration and of secret parameters.
+
+    Raises:
+        BackendError: The submitted task would show the value of a secret parameter.
+    """
+    parameters = request.parameters
+    places = {name: databricks_place(reveal(value)) for name, value in parameters.secrets.items()}
+    if hidden := [name for name, place in places.items() if place is None]:
+        raise failure(
+            f"The parameter '{hidden[0]}' is secret, and whoever may see the task would see its value. Put it into a "
+            f"Databricks secret and give {hidden[0]}={{{{secrets/SCOPE/KEY}}}}."
+        )
+    if places and (request.project.databricks_spark_job is not None or request.config.git_source):
+        raise failure(
+            f"The secret parameter '{next(iter(places))}' can't be passed to a Spark job or with git-source, which run no shell. "
+            "Let the project's code read the secret with dbutils."
+        )
+    return {**request.config.secrets, **{parameters.variables[name]: str(place) for name, place in places.items()}}
+
+
 def spark_arguments(request: DatabricksRequest, command: str) -> list[str]:
     """Returns the file and the parameters of the project's Spark job by MLflow's rules; empty if it has none."""
     job = request.project.databricks_spark_job
@@ -62,7 +84,7 @@ def _job_argument(request: DatabricksRequest, command: str, code: Upload, variab
         "archive": driver_path(code.archive),
         "sha256": code.sha256,
         "variables": variables,
-        "secrets": request.config.secrets,
+        "secrets": secret_places(request),
         "output": driver_path(code.output(token)) if request.config.live_output else None,
         **({"spark_job": {"file": spark[0], "parameters": spark[1:]}} if spark else {"command": command}),
         **({"environment": environment} if environment else {}),

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from prefect_mlprojects._support.redaction import is_secret
-from prefect_mlprojects._support.secrets import Secret, has_secret, reveal_all, without_secrets
+from prefect_mlprojects._support.redaction import holds_secret, is_secret, mark_variable, redact
+from prefect_mlprojects._support.secrets import MASK, Secret, has_secret, reveal_all, without_secrets
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import ParameterError, Problem
 
@@ -61,22 +61,39 @@ def parse_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) ->
 def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Divides `docker_args` into what may be stored with a flow run, and the arguments that hold secrets, as `Secret` values.
 
-    Secrets are ``NAME=VALUE`` of variables and log options whose name says so, or whose value is a URL with one. Of a variable
-    the name is stored, which ``docker run`` copies from the environment.
+    `mark_variable` says which values of variables are secret or `Withheld`; of these the name is stored, which ``docker run``
+    copies from the environment. Of other arguments those are secret whose name says so (``--log-opt splunk-token=…``), and
+    URLs with a password.
     """
     public, secret = dict(arguments), dict[str, Any]()
     for name, value in arguments.items():
         flag, plain = _flag(name), reveal_all(value)
-        if flag not in (*_VARIABLES, "log-opt"):
-            continue
         given = (
             [f"{each}={content}" for each, content in plain.items()] if isinstance(plain, Mapping) else _texts(plain)
         )
-        hidden = [text for text in given if has_secret(value) or is_secret(*text.partition("=")[::2])]
-        if hidden:
-            secret[name] = [Secret(text) for text in given]
-            public[name] = [text.partition("=")[0] if text in hidden else text for text in given if flag in _VARIABLES]
+        kinds = [Secret if has_secret(value) else _kind(flag, text) for text in given]
+        if any(kinds):
+            secret[name] = [kind(text) if kind else text for text, kind in zip(given, kinds, strict=True)]
+            public[name] = [
+                text if kind is None else text.partition("=")[0] if flag in _VARIABLES else redact(_hidden(text))
+                for text, kind in zip(given, kinds, strict=True)
+            ]
     return public, secret
+
+
+def _kind(flag: str, text: str) -> type[Secret] | None:
+    """Returns whether the text of an argument is a secret, withheld, or (None) may be stored."""
+    name, separator, content = text.partition("=")
+    if flag in _VARIABLES:
+        marked = mark_variable(name, content)
+        return type(marked) if isinstance(marked, Secret) else None
+    by_name = separator and flag in _PAIRS and is_secret(name, content)
+    return Secret if by_name or holds_secret(text) else None
+
+
+def _hidden(text: str) -> str:
+    name, separator, _ = text.partition("=")
+    return f"{name}{separator}{MASK}" if separator else MASK
 
 
 def _flag(name: str) -> str:
@@ -313,6 +330,7 @@ _RENAMED_HOST_FLAGS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "uts": ("uts_mode", str),
 }
 _CREATE_FLAGS = "domainname hostname mac-address name platform stop-signal user"
+_PAIRS = ("build-arg", "l", "label", "log-opt", "storage-opt")
 _VARIABLES = ("e", "env", "environment")
 _SHORT_NAMES = {
     **{"c": "cpu-shares", "e": "env", "h": "hostname", "l": "label", "m": "memory", "net": "network", "p": "publish"},

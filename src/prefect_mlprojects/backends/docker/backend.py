@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -13,7 +15,8 @@ from prefect_mlprojects._support.output import TailedOutput
 from prefect_mlprojects._support.secrets import reveal_all, reveal_values
 from prefect_mlprojects.backends.containers.archive import iterate_archive, project_files
 from prefect_mlprojects.backends.containers.engine import LocalConfig, RegistryCredentials, connect, find_engine
-from prefect_mlprojects.backends.containers.image import CODE_FOLDER, EngineImages, shell_command
+from prefect_mlprojects.backends.containers.image import CODE_FOLDER, EngineImages
+from prefect_mlprojects.backends.containers.prelude import shell_command
 from prefect_mlprojects.backends.contract import (
     Backend,
     BackendPlan,
@@ -26,11 +29,13 @@ from prefect_mlprojects.backends.contract import (
 from prefect_mlprojects.backends.docker.arguments import ContainerOptions, parse_arguments
 from prefect_mlprojects.backends.docker.container_env import container_env
 from prefect_mlprojects.backends.docker.containers import (
+    PROBE_LABELS,
     ContainerRun,
     explain_start_failure,
     find_running,
     guarded,
     labels,
+    remove_old_probes,
 )
 from prefect_mlprojects.backends.outcome import Outcome, stopped_outcome
 from prefect_mlprojects.exceptions import BackendError, ParameterError, Problem
@@ -143,13 +148,15 @@ def _run(engine: Any, prepared: _Prepared, command: Command, events: ExecutionEv
     grace = grace_period() if config.grace_period is None else config.grace_period
     options, here = _options(prepared.request), find_engine(config).is_here
     running = find_running(engine, command.identity)
-    try:
-        container = running or _create(engine, prepared, command, options, here=here)
-    except APIError as error:
-        return _not_started(error)
-    run = ContainerRun(engine, container, TailedOutput(events), tty=bool(options.create.get("tty")))
-    # The guard starts first: a process killed right after the start must not leave its container.
-    with guarded(container, config, grace):
+    execution = running[1] if running else uuid.uuid4().hex
+    # The guard starts first: a process killed while it creates the container must not leave it.
+    with guarded(execution, config, grace):
+        try:
+            create = partial(_create, engine, prepared, command, options, here=here)
+            container = running[0] if running else create(labels(command.identity, execution))
+        except APIError as error:
+            return _not_started(error)
+        run = ContainerRun(engine, container, TailedOutput(events), tty=bool(options.create.get("tty")))
         try:
             if running is not None:
                 events.report(f"continuing with container {container[:12]}, which is already running")
@@ -201,7 +208,15 @@ def _registry_auth(request: _Request) -> dict[str, str] | None:
     return credentials.auth_config() if isinstance(credentials, RegistryCredentials) else None
 
 
-def _create(engine: Any, prepared: _Prepared, command: Command, options: ContainerOptions, *, here: bool) -> str:
+def _create(
+    engine: Any,
+    prepared: _Prepared,
+    command: Command,
+    options: ContainerOptions,
+    own_labels: Mapping[str, str],
+    *,
+    here: bool,
+) -> str:
     request, config = prepared.request, prepared.request.config
     directory = request.working_copy.directory
     own = container_env(
@@ -230,7 +245,7 @@ def _create(engine: Any, prepared: _Prepared, command: Command, options: Contain
         "command": shell_command(command.line),
         # Docker's init forwards signals to the process group, so that the shell's child gets them too.
         "environment": {"TINI_KILL_PROCESS_GROUP": "1", **own.variables, **options.environment},
-        "labels": {**create.get("labels", {}), **labels(command.identity)},
+        "labels": {**create.get("labels", {}), **own_labels},
         "host_config": engine.create_host_config(binds=_resolved(volumes), **host),
     }
     container = str(engine.create_container(prepared.value.image_id, **create)["Id"])
@@ -257,7 +272,8 @@ def _carries_project(engine: Any, image: str, working_directory: str | None) -> 
 
     folder = working_directory or engine.inspect_image(image)["Config"].get("WorkingDir") or "/"
     try:
-        probe = engine.create_container(image, command=["true"], entrypoint=[])["Id"]
+        remove_old_probes(engine)
+        probe = engine.create_container(image, command=["true"], entrypoint=[], labels=dict(PROBE_LABELS))["Id"]
     except APIError:
         # Creating the run's container will report the cause.
         return False

@@ -12,9 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects._support.output import TailedOutput
+from prefect_mlprojects._support.retry import retry
 from prefect_mlprojects._support.secrets import reveal_all
 from prefect_mlprojects.backends.configuration import dump_config
 from prefect_mlprojects.backends.containers.engine import LocalConfig, connect
@@ -33,23 +35,54 @@ _ENGINE_TIMEOUT = 300.0
 """Seconds for which an engine may be unreachable (restarted, network down) before its container counts as lost."""
 
 LABEL = "prefect-mlprojects"
+FLOW_RUN_LABEL = f"{LABEL}.flow-run-id"
+EXECUTION_LABEL = f"{LABEL}.execution"
+PROBE_LABELS = {FLOW_RUN_LABEL: "probe", f"{LABEL}.project": "image-check"}
+"""The labels of containers that never start: an image's files are read from them."""
+YOUNG_SECONDS = 300.0
+"""How long a container that does not run is left to the run that prepares it, or reads its last output."""
+_REMOVAL_TIMEOUT = 60.0
 
 
-def labels(identity: RunIdentity) -> dict[str, str]:
-    """Returns the labels that identify a run's container."""
+def labels(identity: RunIdentity, execution: str) -> dict[str, str]:
+    """Returns the labels that identify a run's container; `execution` is unique to each attempt to run it."""
     return {
-        f"{LABEL}.flow-run-id": identity.flow_run_id,
+        EXECUTION_LABEL: execution,
+        FLOW_RUN_LABEL: identity.flow_run_id,
         f"{LABEL}.mlflow-run-id": identity.mlflow_run_id,
         f"{LABEL}.project": identity.project,
         f"{LABEL}.entry-point": identity.entry_point,
     }
 
 
-def find_running(engine: Any, identity: RunIdentity) -> str | None:
-    """Returns the id of a flow run's running container, or None."""
-    label = f"{LABEL}.flow-run-id={identity.flow_run_id}"
+def find_running(engine: Any, identity: RunIdentity) -> tuple[str, str] | None:
+    """Returns the id and the execution of a flow run's running container, or None."""
+    label = f"{FLOW_RUN_LABEL}={identity.flow_run_id}"
     found = engine.containers(filters={"label": label, "status": "running"})
-    return str(found[0]["Id"]) if found else None
+    return (str(found[0]["Id"]), str(found[0]["Labels"].get(EXECUTION_LABEL))) if found else None
+
+
+def remove_old_probes(engine: Any) -> None:
+    """Removes the containers that killed processes left while they read an image's files."""
+    for found in engine.containers(
+        all=True, filters={"label": [f"{key}={value}" for key, value in PROBE_LABELS.items()]}
+    ):
+        if time.time() - found["Created"] > YOUNG_SECONDS:
+            engine.remove_container(found["Id"], force=True)
+
+
+def is_young(engine: Any, container_id: str) -> bool:
+    """Whether a container that does not run was created or ended a moment ago, or is gone: its run may still need it."""
+    from docker.errors import NotFound
+
+    try:
+        inspection = engine.inspect_container(container_id)
+    except NotFound:
+        return True
+    # RFC 3339 with nanoseconds; "0001-01-01T00:00:00Z" for one that never ended.
+    last = max(inspection["Created"], inspection["State"]["FinishedAt"])
+    changed = datetime.strptime(last[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
+    return (datetime.now(timezone.utc) - changed).total_seconds() < YOUNG_SECONDS
 
 
 class ContainerRun:
@@ -62,6 +95,7 @@ class ContainerRun:
         self._output = ContainerOutput(engine, container_id, output, tty=tty)
         self._ended = threading.Event()
         self._lost: str | None = None
+        self._engine_was_away = False
 
     def start(self, *, attach: bool) -> None:
         """Starts the container and begins to read its output; raises ``docker.errors.APIError``.
@@ -101,22 +135,36 @@ class ContainerRun:
         if self._lost:
             advice = f"The container may still be running: docker rm -f {self._id[:12]}"
             return Outcome("lost", cause=self._lost, advice=advice, output_tail=tail)
-        return replace(explain_end(state), output_tail=tail)
+        outcome = explain_end(state)
+        if outcome.exit_code in _STOPPED_CODES and self._engine_stops():
+            cause = f"the Docker engine was stopped or restarted, which ended the container ({outcome.cause})"
+            outcome = replace(outcome, cause=cause, advice=_RUN_AGAIN, reason=FailureCategory.INFRASTRUCTURE)
+        return replace(outcome, output_tail=tail)
+
+    def _engine_stops(self) -> bool:
+        """Whether the engine was away, or stops within two seconds: it ends its containers before itself."""
+        deadline = time.monotonic() + 2.0
+        while not self._engine_was_away and time.monotonic() < deadline:
+            self._engine_was_away = not self._answers()
+            time.sleep(0.2)
+        return self._engine_was_away
 
     def remove(self) -> None:
         """Removes the container. Idempotent."""
         self._call_idempotent("removed", self._engine.remove_container, force=True, v=True)
 
     def _call_idempotent(self, done: str, call: Callable[..., Any], **options: Any) -> None:
+        """Calls the engine about the container; retries while the engine is away, as during its restart."""
         from docker.errors import NotFound
 
         try:
-            call(self._id, **options)
+            retry(lambda: call(self._id, **options), is_transient=_is_away, seconds=_REMOVAL_TIMEOUT)
         except NotFound:
             return
         except OSError as error:
             # The base of Docker's APIError and of all errors of requests.
-            _logger.warning("The container %s could not be %s: %s", self._id[:12], done, error)
+            advice = f"; remove it: docker rm -f {self._id[:12]}"
+            _logger.warning("The container %s could not be %s: %s%s", self._id[:12], done, error, advice)
 
     def _watch(self, wake: threading.Event) -> None:
         """Waits until the container exits; reconnects if the connection breaks."""
@@ -137,6 +185,7 @@ class ContainerRun:
                     continue
                 if away_since is None:
                     away_since = time.monotonic()
+                    self._engine_was_away = True
                     _logger.warning("The connection to the Docker engine broke (%s); reconnecting", error)
             if time.monotonic() - away_since > _ENGINE_TIMEOUT:
                 self._lost = f"the Docker engine has not answered for {_ENGINE_TIMEOUT:g} s"
@@ -156,17 +205,36 @@ class ContainerRun:
     def _state(self) -> Mapping[str, Any]:
         from docker.errors import DockerException, NotFound
 
+        def note(error: Exception, delay: float) -> None:
+            del error, delay
+            self._engine_was_away = True
+
         if self._lost:
             return {}
         try:
-            state: Mapping[str, Any] = self._engine.inspect_container(self._id)["State"]
+            inspection = retry(
+                lambda: self._engine.inspect_container(self._id),
+                is_transient=_is_away,
+                seconds=_ENGINE_TIMEOUT,
+                on_retry=note,
+            )
         except NotFound:
             return {"ExitCode": 137, "Error": "the container was removed while it ran"}
         except (DockerException, OSError) as error:
             return {"ExitCode": 125, "Error": f"the Docker engine does not answer: {error}"}
+        state: Mapping[str, Any] = inspection["State"]
         return state
 
 
+def _is_away(error: Exception) -> bool:
+    """Whether an error tells that the engine can't be reached, or is shutting down, rather than that it refuses."""
+    from docker.errors import APIError
+
+    return isinstance(error, OSError) and (not isinstance(error, APIError) or error.is_server_error())
+
+
+_STOPPED_CODES = (137, 143)
+_RUN_AGAIN = "Run it again. With 'live-restore' in the engine's configuration, containers survive its restart."
 _DONE = b"done\n"
 _GUARD = (
     "import json, sys; job = json.loads(sys.stdin.buffer.readline()); sys.path[:] = job['path']; "
@@ -175,15 +243,15 @@ _GUARD = (
 
 
 @contextlib.contextmanager
-def guarded(container_id: str, config: LocalConfig, grace: float) -> Iterator[None]:
-    """Stops the container if this process dies within the context; `grace` is the grace period in seconds.
+def guarded(execution: str, config: LocalConfig, grace: float) -> Iterator[None]:
+    """Stops and removes the execution's container if this process dies within the context; `grace` is the grace period in seconds.
 
-    A separate process reads ``done`` on its standard input after the container's exit; end of file without it means that this
-    process died.
+    A separate process reads ``done`` on its standard input at the context's end; end of file without it means that this
+    process died. It finds the container by its label, so that it also finds one that was just being created.
     """
     # Sent by the pipe, since it may hold the engine's key.
     engine = reveal_all({name: value for name, value in dump_config(config).items() if name.startswith("docker-")})
-    job = {"container": container_id, "grace": grace, "path": sys.path, "engine": engine}
+    job = {"label": f"{EXECUTION_LABEL}={execution}", "grace": grace, "path": sys.path, "engine": engine}
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _GUARD],
         stdin=subprocess.PIPE,
@@ -205,16 +273,26 @@ def guarded(container_id: str, config: LocalConfig, grace: float) -> Iterator[No
 
 
 def watch(job: Mapping[str, Any]) -> None:
-    """Runs in the guard process: stops the container unless ``done`` comes before the end of standard input."""
+    """Runs in the guard process: removes the execution's container unless ``done`` comes before the end of standard input."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if sys.stdin.buffer.read() == _DONE:
         return
     engine = connect(LocalConfig.model_validate(job["engine"]))
-    with contextlib.suppress(Exception):
-        engine.stop(job["container"], timeout=int(job["grace"]))
-    with contextlib.suppress(Exception):
-        engine.remove_container(job["container"], force=True)
+    deadline = time.monotonic() + _REMOVAL_TIMEOUT
+    # The dead process' last request may create a container after the first look.
+    for delay in (0, 2, 5):
+        time.sleep(delay)
+        retry(lambda: _remove_all(engine, job), is_transient=_is_away, seconds=max(0.0, deadline - time.monotonic()))
+
+
+def _remove_all(engine: Any, job: Mapping[str, Any]) -> None:
+    from docker.errors import NotFound
+
+    for found in engine.containers(all=True, filters={"label": job["label"]}):
+        with contextlib.suppress(NotFound):
+            engine.stop(found["Id"], timeout=int(job["grace"]))
+            engine.remove_container(found["Id"], force=True, v=True)
 
 
 _IMAGE, _SCHEDULING, _INFRASTRUCTURE = FailureCategory.IMAGE, FailureCategory.SCHEDULING, FailureCategory.INFRASTRUCTURE

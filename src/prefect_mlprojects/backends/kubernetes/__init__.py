@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from prefect_mlprojects import settings
-from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects._support.secrets import reveal, reveal_all, reveal_values
+from prefect_mlprojects._support.redaction import redact, redact_url
+from prefect_mlprojects._support.secrets import Withheld, reveal, reveal_all, reveal_values, secrets_in
 from prefect_mlprojects.backends import contract
 from prefect_mlprojects.backends.containers.archive import project_files
 from prefect_mlprojects.backends.containers.engine import LocalConfig
@@ -90,7 +90,7 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         uri = reveal(request.tracking_uri)
         if _pod_tracking_uri(request.config) is None and uri and is_on_this_machine(uri):
             raise backend_error(
-                f"The tracking URI {redact(uri)} is of this machine alone: a pod can't reach it. Track with a server "
+                f"The tracking URI {redact_url(uri)} is of this machine alone: a pod can't reach it. Track with a server "
                 "(MLFLOW_TRACKING_URI), or set the URI for pods: 'tracking-uri' in the backend configuration, or the variable "
                 f"{KUBE_TRACKING_URI_VARIABLE}."
             )
@@ -138,7 +138,10 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
         sections = {
             "code delivery": f"{delivery}: {reason}",
             "image": image,
-            "manifest": yaml.safe_dump(manifest.build_job(job_request), sort_keys=False, allow_unicode=True, width=999),
+            "manifest": redact(
+                yaml.safe_dump(manifest.build_job(job_request), sort_keys=False, allow_unicode=True, width=999),
+                *(each for each in secrets_in(request.config.kube_job_template) if not isinstance(each, Withheld)),
+            ),
         }
         return BackendPlan("docker", sections=sections)
 
@@ -213,7 +216,7 @@ def _add_run(job_request: JobRequest, request: KubernetesRequest, command: Comma
         annotations={f"{manifest.PREFIX}/{key}": value for key, value in annotations.items()},
         child_env=_pod_env(request, child_env, report),
         command=command.line,
-        checkout=with_credentials(checkout, request.git_credentials) if checkout else None,
+        checkout=with_credentials(checkout, request.git_credentials, request.working_copy) if checkout else None,
         deadline=None if command.timeout is None else math.ceil(command.timeout) + _DEADLINE_SLACK_SECONDS,
     )
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from prefect_mlprojects._support.redaction import holds_secret, redact
+from prefect_mlprojects._support.files import write_private
+from prefect_mlprojects._support.process_folders import create_private_folder, remove_private_folder
+from prefect_mlprojects._support.redaction import holds_secret, mark_variable, redact
 from prefect_mlprojects._support.secrets import Secret, reveal, reveal_all
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.contract import BackendRequest
@@ -49,6 +52,29 @@ def _is_content(kubeconfig: str) -> bool:
 
 def _hide_user_info(value: Any) -> Any:
     return Secret(value) if isinstance(value, str) and holds_secret(value) else value
+
+
+def _mark_variables(template: Any) -> Any:
+    """Returns a job template with what may be secret of its containers' ``env`` as `Secret` or `Withheld`."""
+    spec = nested(template, "spec.template.spec") if isinstance(template, Mapping) else None
+    if not isinstance(spec, Mapping):
+        return template
+    kinds = [kind for kind in ("containers", "initContainers") if isinstance(spec.get(kind), list)]
+    marked = {**spec, **{kind: [_mark_container(each) for each in spec[kind]] for kind in kinds}}
+    job, pod = template["spec"], template["spec"]["template"]
+    return {**template, "spec": {**job, "template": {**pod, "spec": marked}}}
+
+
+def _mark_container(container: Any) -> Any:
+    if not isinstance(container, Mapping) or not isinstance(container.get("env"), list):
+        return container
+    variables = [
+        {**each, "value": mark_variable(str(each.get("name")), each["value"])}
+        if isinstance(each, Mapping) and isinstance(each.get("value"), str)
+        else each
+        for each in container["env"]
+    ]
+    return {**container, "env": variables}
 
 
 _Kubeconfig: TypeAlias = Annotated[str | Secret | None, BeforeValidator(_as_kubeconfig)]
@@ -91,7 +117,9 @@ class KubernetesConfig(_Model):
     kube_context: str | None = None
     kube_job_template_path: str | None = None
     repository_uri: str | None = None
-    kube_job_template: dict[str, Any] | None = None
+    kube_job_template: Annotated[dict[str, Any] | None, BeforeValidator(_mark_variables)] = Field(
+        default=None, repr=False
+    )
     kubeconfig: _Kubeconfig = Field(default=None, repr=False)
     in_cluster: bool | None = None
     credentials: str | Credentials | None = Field(default=None, repr=False)
@@ -138,7 +166,7 @@ def load_template(config: KubernetesConfig, directory: Path) -> dict[str, Any] |
     the file can't be read or does not contain exactly one Job.
     """
     if config.kube_job_template is not None:
-        return _checked(config.kube_job_template, "'kube-job-template'")
+        return _checked(reveal_all(config.kube_job_template), "'kube-job-template'")
     if config.kube_job_template_path is None:
         return None
     import yaml
@@ -234,6 +262,8 @@ def _load_kubeconfig(kubeconfig: str | None, context: str | None, settings: Any)
     from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
 
     options = {"context": context, "client_configuration": settings, "persist_config": False}
+    # The library writes certificates and keys of a kubeconfig to files.
+    options["temp_file_path"] = str(_key_folder())
     if kubeconfig is not None and _is_content(kubeconfig):
         mapping = _parse_kubeconfig(kubeconfig)
         config.load_kube_config_from_dict(mapping, **options)
@@ -271,9 +301,15 @@ def _load_token(secrets: Credentials, host: str, settings: Any) -> tuple[None, s
     if secrets.token is not None:
         settings.api_key = {"authorization": f"Bearer {reveal(secrets.token)}"}
     if secrets.certificate_authority:
-        with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False) as file:
-            file.write(secrets.certificate_authority)
-        settings.ssl_ca_cert = file.name
-        # The connection pool opens the file on each connect, so it is kept until the process exits, as the library keeps its own.
-        atexit.register(Path(file.name).unlink, missing_ok=True)
+        file = _key_folder() / f"{uuid.uuid4().hex}.pem"
+        write_private(file, secrets.certificate_authority)
+        settings.ssl_ca_cert = str(file)
     return None, f"the cluster at {redact(settings.host)}"
+
+
+@functools.cache
+def _key_folder() -> Path:
+    """Returns this process's folder for certificates and keys, which connection pools read on each connect."""
+    folder = create_private_folder()
+    atexit.register(remove_private_folder, folder)
+    return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from http import HTTPStatus
 
 from prefect_mlprojects._support.redaction import redact
@@ -51,6 +52,20 @@ _REDUCE_REQUESTS = (
 )
 _NODE_LOST = "The node went away while the pod ran. Run it again, or set 'backoff-limit' to let Kubernetes retry."
 _EVICTED = "The node ran out of a resource. Request as much as the command needs ('resources')."
+_RAISE_STORAGE = (
+    "It wrote more to the pod's disk than its limit: raise 'resources: {limits: {ephemeral-storage: ...}}' (or the sizeLimit of "
+    "the job template's emptyDir), write to a volume, or keep less."
+)
+_OWN_STORAGE_LIMIT = re.compile(r"exceed(s|ed) (its local ephemeral storage|the total|the) limit", re.IGNORECASE)
+"""The kubelet's messages for a pod above its own limit; a node that runs out of storage has another."""
+_DISRUPTIONS = {
+    "PreemptionByScheduler": "A pod of a higher priority took its place. Run it again, or raise its priority.",
+    "EvictionByEvictionAPI": "It was evicted through the API, as 'kubectl drain' and autoscalers do. Run it again; a "
+    "PodDisruptionBudget, or the autoscaler's annotation against eviction, protects a pod.",
+    "TerminationByKubelet": "The node was shut down or ran out of a resource. Run it again.",
+    **dict.fromkeys(("DeletionByTaintManager", "DeletionByPodGC"), _NODE_LOST),
+}
+_DELETED = "Somebody deleted the pod or its namespace; 'kubectl get events' may show who. Run it again."
 
 
 def container_status(pod: Json, name: str) -> Json:
@@ -129,7 +144,7 @@ def _waiting_problem(pod: Json, container: Json, events: Sequence[Json]) -> Prob
 
 
 def _appended(message: str) -> str:
-    message = " ".join(message.split())
+    message = " ".join(message.split()).rstrip(".")
     return f": {message[:400]}" if message else ""
 
 
@@ -229,20 +244,40 @@ def _failed_init_containers(pod: Json) -> list[tuple[str, Json]]:
 
 
 def _disruption(pod: Json) -> Outcome | None:
+    """Returns the outcome of a pod that something other than its own processes ended; None for others."""
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     reason, message = status.get("reason"), _appended(status.get("message") or "")
+    category = FailureCategory.PREEMPTED
     if reason == "Evicted":
         cause, advice = f"pod {name} was evicted (Evicted){message}", _EVICTED
+        if _OWN_STORAGE_LIMIT.search(message):
+            advice, category = _RAISE_STORAGE, FailureCategory.USER_CODE
     elif reason == "NodeLost":
         cause, advice = f"the node of pod {name} was lost (NodeLost){message}", _NODE_LOST
     elif status.get("phase") == "Failed" and (disruptions := _disruptions(pod)):
         kind, message = next(iter(disruptions.items()))
-        cause = f"the cluster ended pod {name}: {kind}{_appended(message)}"
-        lost = kind in ("DeletionByTaintManager", "DeletionByPodGC")
-        advice = _NODE_LOST if lost else "The cluster preempted the pod. Run it again, or raise its priority."
+        cause, advice = f"the cluster ended pod {name}: {kind}{_appended(message)}", _DISRUPTIONS.get(kind, _EVICTED)
+    elif status.get("phase") == "Failed" and _deleted_before_end(pod):
+        cause, advice = f"pod {name} was deleted while it ran", _DELETED
+        category = FailureCategory.INFRASTRUCTURE
     else:
         return None
-    return Outcome("not-started", cause=cause, advice=advice, reason=FailureCategory.PREEMPTED)
+    return Outcome("not-started", cause=cause, advice=advice, reason=category)
+
+
+def _deleted_before_end(pod: Json) -> bool:
+    """Whether the deletion of an ended pod was requested before its last container ended."""
+    metadata = pod["metadata"]
+    if not metadata.get("deletionTimestamp"):
+        return False
+    grace = timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
+    statuses = nested(pod, "status.containerStatuses") or []
+    ends = [ended["finishedAt"] for each in statuses if (ended := final_state(each)) and ended.get("finishedAt")]
+    return not ends or _parse_time(max(ends)) >= _parse_time(metadata["deletionTimestamp"]) - grace
+
+
+def _parse_time(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 def _explain_terminated(ended: Json) -> Outcome:

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_mlprojects.backends.containers.image import CODE_FOLDER, RUN_BY_SHELL
+from prefect_mlprojects.backends.containers.image import CODE_FOLDER
+from prefect_mlprojects.backends.containers.prelude import RUN_BY_SHELL, STOP_WHILE_PREPARING
 from prefect_mlprojects.backends.contract import RunIdentity
 from prefect_mlprojects.backends.kubernetes.api import Json
 from prefect_mlprojects.backends.kubernetes.config import DeliveryName, KubernetesConfig, backend_error
@@ -238,7 +239,7 @@ def _set_container(container: dict[str, Any], pod: dict[str, Any], request: JobR
     for kind, wanted in request.config.resources or ():
         if wanted:
             _child(_child(container, "resources"), kind).update(wanted)
-    prelude = _UNPACK_SCRIPT + RUN_BY_SHELL if request.delivery == "archive" else RUN_BY_SHELL
+    prelude = STOP_WHILE_PREPARING + _UNPACK_SCRIPT + RUN_BY_SHELL if request.delivery == "archive" else RUN_BY_SHELL
     container["command"] = ["sh", "-c", escape_expansion(prelude), "mlprojects"]
     container["args"] = [escape_expansion(request.command)]
     if request.delivery != "none":

@@ -18,7 +18,7 @@ from prefect_mlprojects.backends.kubernetes.config import BACKEND, DeliveryName,
 from prefect_mlprojects.backends.kubernetes.diagnosis import final_condition, refused
 from prefect_mlprojects.exceptions import BackendError, FetchError
 from prefect_mlprojects.sources.base import WorkingCopy
-from prefect_mlprojects.sources.git import GitCredentialsLookup, parse_git_url
+from prefect_mlprojects.sources.git import GitCredentialsLookup, GitUrl, find_credentials, parse_git_url
 from prefect_mlprojects.types import StopSignal
 
 ARCHIVE_LIMIT = 900_000  # the largest archive in bytes: the API server accepts ConfigMaps of up to 1 MiB
@@ -105,11 +105,17 @@ def find_checkout(working_copy: WorkingCopy) -> manifest.GitCheckout:
     return manifest.GitCheckout(address.url, commit, working_copy.source_name.partition("#")[2])
 
 
-def with_credentials(checkout: manifest.GitCheckout, lookup: GitCredentialsLookup | None) -> manifest.GitCheckout:
+def with_credentials(
+    checkout: manifest.GitCheckout, lookup: GitCredentialsLookup | None, copy: WorkingCopy
+) -> manifest.GitCheckout:
     """Returns a checkout with the credentials that `lookup` has for its repository's host; `lookup` blocks."""
     address = parse_git_url(checkout.url)
-    credentials = lookup(checkout.url, address.host) if lookup is not None and address is not None else None
-    if credentials is None or address is None:
+    if address is None:
+        return checkout
+    # A folder's own configuration names its remote: credentials for it must list its host.
+    project = address if copy.kind == "git" else GitUrl(copy.directory.as_uri())
+    credentials = find_credentials(lookup, address, project)
+    if credentials is None:
         return checkout
     child_env: dict[str, str] = {}
     if address.scheme in ("http", "https") and credentials.token is not None:

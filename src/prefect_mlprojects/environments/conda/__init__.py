@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.environments import Build, CachingManager, Specification, problems_error
 from prefect_mlprojects.environments.activation import conda_variables, own_environment, write_state
 from prefect_mlprojects.environments.cache import Report, cache_errors
 from prefect_mlprojects.environments.conda import configuration as settings
 from prefect_mlprojects.environments.conda.configuration import expand_variables, public_url, split_channel
 from prefect_mlprojects.environments.python import files, libc_family
-from prefect_mlprojects.environments.python.files import RequirementEntry, redact_urls
+from prefect_mlprojects.environments.python.files import RequirementEntry
 from prefect_mlprojects.environments.python.installers import install_with_uv, key_settings
 from prefect_mlprojects.environments.python.requirements import RequirementSet, expand_requirements
 from prefect_mlprojects.exceptions import Problem
@@ -150,7 +151,7 @@ def read_specification(project: Project, environ: Mapping[str, str]) -> CondaSpe
     matches = (_EXACT_PYTHON.match(split_channel(spec.text)[1]) for spec in specs)
     python = next((match[1] for match in matches if match is not None), None)
     key, sources = files.digest_text(texts), (specs, channels, pip.text_inputs)
-    private = pip.private or any(redact_urls(url) != url for url in channels)
+    private = pip.private or any(redact(url) != url for url in channels)
     common = (project, key, sources, private, python, file.warnings)
     return CondaSpecification(*common, file, tuple(specs), tuple(channels), pip, configuration)
 
@@ -191,7 +192,7 @@ def _spec_problems(specs: tuple[CondaSpec, ...], file: Path) -> tuple[Problem, .
             MatchSpec(spec.match)
         except Exception as error:  # noqa: BLE001 - the library's errors have no common type
             message = f"{spec.text!r} is not a conda dependency: {' '.join(str(error).split())}"
-            problems.append(Problem(redact_urls(message), file=file, line=spec.line))
+            problems.append(Problem(redact(message), file=file, line=spec.line))
     return tuple(problems)
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from prefect_mlprojects._support.files import list_directory
-from prefect_mlprojects._support.redaction import strip_user_info
-from prefect_mlprojects.environments.python.files import redact_urls
+from prefect_mlprojects._support.redaction import redact, strip_user_info
 from prefect_mlprojects.exceptions import EnvironmentBuildError, InvalidEnvironmentError
 from prefect_mlprojects.spec.yaml_lines import read_yaml
 
@@ -133,7 +132,7 @@ def _read_file(file: Path) -> dict[str, Any]:
     document = read_yaml(file)
     content = {} if document.content is None else document.content
     problems = (*document.problems, *document.duplicates)
-    problem = redact_urls(str(problems[0])) if problems else ""
+    problem = redact(str(problems[0])) if problems else ""
     if not isinstance(content, dict):
         problem = f"{file} must be a mapping, such as 'channels: [conda-forge]'."
     if problem:
@@ -164,7 +163,7 @@ class _Settings:
             self._values[name] = {**(old or {}), **value}
 
     def error(self, name: str, expected: str) -> EnvironmentBuildError:
-        value = redact_urls(repr(self._values[name]))
+        value = redact(repr(self._values[name]))
         message = f"Conda's setting {name} in {self._origins[name]} is {value}; it must be {expected}."
         return InvalidEnvironmentError(message, manager="conda")
 

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,12 +21,13 @@ from rattler.install import InstallerReporter
 from rattler.lock import LockChannel, LockPlatform
 
 from prefect_mlprojects._support.files import write_private
+from prefect_mlprojects._support.process_folders import private_folder
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.environments import Build
 from prefect_mlprojects.environments.activation import read_json
 from prefect_mlprojects.environments.cache import Report, stopped_error
 from prefect_mlprojects.environments.conda import CondaSpecification
 from prefect_mlprojects.environments.conda.configuration import CondaConfiguration, public_url, split_channel
-from prefect_mlprojects.environments.python.files import redact_urls
 from prefect_mlprojects.types import StopSignal
 
 _T = TypeVar("_T")
@@ -57,7 +57,7 @@ class _Solving:
             client = _make_client(configuration, credentials)
         folder = _package_cache(build.cache)
         urls = map(self.access.url, self.specification.channels)
-        if folder.is_relative_to(build.cache) and any(redact_urls(url) != url for url in urls):
+        if folder.is_relative_to(build.cache) and any(redact(url) != url for url in urls):
             # The library writes URLs to its cache, here with a secret that `take_credentials` had to leave in.
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
@@ -121,7 +121,7 @@ class _Solving:
         self, gateway: rattler.Gateway, platforms: list[rattler.Subdir], *, add_pip: bool
     ) -> list[rattler.RepoDataRecord]:
         specification, failure = self.specification, self.build.failure
-        listed = ", ".join(redact_urls(spec.text) for spec in specification.specs)
+        listed = ", ".join(redact(spec.text) for spec in specification.specs)
         self.build.report(f"Solving for {listed or 'nothing'}")
         strict, disabled = rattler.ChannelPriority.Strict, rattler.ChannelPriority.Disabled
         with self._failing("this machine's virtual packages can't be detected"):
@@ -142,7 +142,7 @@ class _Solving:
             except SolverError as error:
                 if order is chosen[-1]:
                     channels = ", ".join(public_url(url) for url in specification.channels)
-                    lines = [f"\n  {line}" for line in redact_urls(str(error)).strip().splitlines() if line.strip()]
+                    lines = [f"\n  {line}" for line in redact(str(error)).strip().splitlines() if line.strip()]
                     cause = f"no set of packages fits {specification.file.file} in the channels {channels}."
                     raise failure(cause + "".join(lines)) from None
             except GatewayError as error:
@@ -157,7 +157,7 @@ def _package_cache(cache: Path) -> Path:
 
 
 def _error_text(error: BaseException) -> str:
-    return redact_urls(" ".join(str(error).split())) or type(error).__name__
+    return redact(" ".join(str(error).split())) or type(error).__name__
 
 
 def _with_channel(match: str, access: ChannelAccess) -> str:
@@ -275,8 +275,8 @@ def credentials_file(access: ChannelAccess, environ: Mapping[str, str]) -> Itera
         yield named
         return
     known = read_json(Path(named)) if named is not None else {}
-    with tempfile.TemporaryDirectory(prefix="mlprojects-conda-") as folder:
-        file = Path(folder, "credentials.json")
+    with private_folder() as folder:
+        file = folder / "credentials.json"
         write_private(file, json.dumps({**known, **access.credentials}))
         yield str(file)
 

@@ -37,14 +37,7 @@ _CONDA_BUILD_PACKAGE = re.compile(
 )
 _CONDA_PYTHON = re.compile(r"^(?:[\w.-]+::)?python(?![\w.-])\s*(?P<rest>.*)$")
 _SINGLE_VERSION = re.compile(r"^(?P<operator><=|>=|==|!=|=|<|>|~=)?\s*(?P<version>\d+(?:\.\d+)*)(?:\.?\*)?(?:=.*)?$")
-_URL = re.compile(r"://[^\s'\"]+")
-_TOKEN = re.compile(r"/t/[^/:]+")
 _LOCAL_SOURCES = ("editable", "directory", "virtual", "path")
-
-
-def redact_urls(text: str) -> str:
-    """Redacts passwords, secret query values and channel tokens (``/t/<token>``) in the URLs of a text."""
-    return _URL.sub(lambda match: _TOKEN.sub("/t/***", match[0]), redact(text))
 
 
 @dataclass(frozen=True)
@@ -134,7 +127,7 @@ class FileReader:
 
 
 def _redacted(problem: Problem) -> Problem:
-    return replace(problem, message=redact_urls(problem.message), fix=problem.fix and redact_urls(problem.fix))
+    return replace(problem, message=redact(problem.message), fix=problem.fix and redact(problem.fix))
 
 
 def read_text(path: Path) -> str | Problem:
@@ -198,7 +191,7 @@ def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]
             operator = "==" if match["operator"] == "=" else match["operator"] or ""
             build.append(RequirementEntry(f"{match['package']}{operator}{match['version'] or ''}", entry.line))
         else:
-            skipped.append(redact_urls(entry.text))
+            skipped.append(redact(entry.text))
     if reader.problems:
         return tuple(reader.problems)
     warnings = []

@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process.run import ToolResult, run_tool
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.environments import Build
 from prefect_mlprojects.environments.cache import Report, cache_errors
-from prefect_mlprojects.environments.python.files import digest_file, read_toml, redact_urls
+from prefect_mlprojects.environments.python.files import digest_file, read_toml
 from prefect_mlprojects.environments.python.interpreters import Interpreter
 from prefect_mlprojects.environments.python.requirements import RequirementSet
 from prefect_mlprojects.exceptions import EnvironmentBuildError
@@ -204,8 +205,8 @@ def download_python(version: str, environ: Mapping[str, str], report: Report, st
 def _run_redacted(
     command: Sequence[str], cwd: Path | None, env: Mapping[str, str], report: Report, stop: StopSignal
 ) -> ToolResult:
-    result = run_tool(command, cwd=cwd, env=env, report=lambda line: report(redact_urls(line)), stop=stop)
-    return ToolResult(result.exit_code, tuple(map(redact_urls, result.output_tail)))
+    result = run_tool(command, cwd=cwd, env=env, report=lambda line: report(redact(line)), stop=stop)
+    return ToolResult(result.exit_code, tuple(map(redact, result.output_tail)))
 
 
 def run_step(build: Build, step: str, command: Sequence[str], variables: Mapping[str, str]) -> None:
@@ -271,7 +272,7 @@ def install_with_uv(build: Build, name: str, requirements: RequirementSet, activ
     def report(line: str) -> None:
         build.report(line)
         if "Ignoring unsupported option" in line:
-            ignored.append(redact_urls(line))
+            ignored.append(redact(line))
 
     variables = _uv_variables(requirements, activated)
     _install(replace(build, report=report), name, requirements, [*installer, *uv_arguments(os.environ)], variables)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import unquote, urlsplit
 
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects.environments.python import files
 from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.spec.project import Project
@@ -90,7 +91,7 @@ class RequirementSet:
     @property
     def private(self) -> bool:
         """Whether a URL in the lines or in the files holds a secret."""
-        return any(files.redact_urls(text) != text for text in map(_expand_variables, self.text_inputs))
+        return any(redact(text) != text for text in map(_expand_variables, self.text_inputs))
 
     def file_text(self, links: Iterable[str], constraints: str) -> str:
         """Returns a requirements file with these `links`; `constraints` is the name of the file of the constraints."""
@@ -110,7 +111,7 @@ class _Line:
     constraint: bool = False
 
     def problem(self, message: str, fix: str | None = None) -> Problem:
-        return Problem(files.redact_urls(message), file=self.file, line=self.number, fix=fix)
+        return Problem(redact(message), file=self.file, line=self.number, fix=fix)
 
     def find(self, path: Path) -> Path:
         candidates = [Path(os.path.normpath(folder / path)) for folder in self.folders]

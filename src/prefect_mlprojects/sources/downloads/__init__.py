@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from prefect_mlprojects._support.locks import LockStoppedError
 from prefect_mlprojects._support.progress import ProgressSink, progress_sink
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.redaction import redact, redact_url
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.sources.base import checked_cache
 from prefect_mlprojects.sources.downloads.files import DownloadCache, describe_remote, fetch_item
@@ -138,7 +138,7 @@ class _Download:
 
     @property
     def shown(self) -> str:
-        return redact(self.uri)
+        return redact_url(self.uri)
 
     def run(self, folder: Path) -> Path:
         self.report(f"downloading {self.shown}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 import shlex
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,11 +12,14 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.files import write_private
+from prefect_mlprojects._support.process_folders import private_folder
+from prefect_mlprojects._support.redaction import redact_url
 from prefect_mlprojects.exceptions import FetchError
 
 GIT_SCHEMES = ("https", "http", "ssh", "git", "file")
 """The transports that are allowed; git's own ``ext::`` and other remote helpers run any program."""
+_PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 
 # git-clone(1), "Git URLs": a colon before any slash. "name::address" names one of git's remote helpers.
 _SCP_ADDRESS = re.compile(
@@ -40,7 +41,7 @@ class GitCredentials:
         token: A password or access token for ``https://`` and ``http://``.
         ssh_private_key: An unencrypted private key in OpenSSH's or PEM format for ``ssh://``.
         known_hosts: Lines of a ``known_hosts`` file for ``ssh://``; None uses the user's own.
-        hosts: The hosts they are for (``github.com``, ``git.example.com:8443``); empty for any.
+        hosts: The hosts they are for, as ``host_origins`` takes them; empty for the origin of the project's own URL only.
     """
 
     username: str | None = None
@@ -49,21 +50,53 @@ class GitCredentials:
     known_hosts: str | None = None
     hosts: tuple[str, ...] = ()
 
-    def fits(self, host: str) -> bool:
-        """Returns whether they are for a host."""
-        return not self.hosts or host in self.hosts or host.partition(":")[0] in self.hosts
+    def fit(self, url: GitUrl, project: GitUrl) -> bool:
+        """Returns whether they may be sent to a repository: the one of a project's URL, or a submodule of it."""
+        if not self.hosts:
+            return url.origin == project.origin
+        return any(url.origin in host_origins(host) for host in self.hosts)
+
+
+def host_origins(text: str) -> tuple[str, ...]:
+    """Returns the origins that a host stands for; none if it is malformed or has a path.
+
+    ``github.com`` stands for https and ssh on their own ports, ``git.example.com:8443`` for https and ssh on that port; any
+    other scheme must be written: ``http://git.internal:3000``.
+    """
+    scheme, separator, rest = text.strip().lower().rstrip("/").rpartition("://")
+    if "/" in rest:
+        return ()
+    schemes = (scheme,) if separator else ("https", "ssh")
+    return tuple(filter(None, (_origin(f"{each}://{rest}") for each in schemes)))
+
+
+def _origin(url: str) -> str:
+    """Returns the ``scheme://host:port`` of a URL; empty if it is malformed or has no host."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        return ""
+    return f"{parts.scheme}://{host}:{port}" if host and port else ""
 
 
 class GitCredentialsLookup(Protocol):
-    """Finds the credentials for a repository."""
+    """Finds credentials for a repository. `find_credentials` decides whether they are used."""
 
-    def __call__(self, url: str, host: str) -> GitCredentials | None:
-        """Returns the credentials for a repository, or None without any.
+    def __call__(self, url: GitUrl) -> GitCredentials | None:
+        """Returns the credentials for a repository on a host, or None without any."""
 
-        Args:
-            url: The repository's URL, without user name and password.
-            host: Its host, with the port if the URL has one, in lower case.
-        """
+
+def find_credentials(lookup: GitCredentialsLookup | None, url: GitUrl, project: GitUrl) -> GitCredentials | None:
+    """Returns the credentials that may be sent to a repository: the one of a project's URL, or a submodule of it.
+
+    User name and password of the URL come first. Whoever writes to the project's repository chooses its submodules' hosts, so that
+    credentials go to the hosts that they list only.
+    """
+    if url.credentials is not None and url.credentials.token is not None:
+        return url.credentials
+    found = lookup(url) if lookup is not None and url.scheme != "file" else None
+    return found if found is not None and found.fit(url, project) else url.credentials
 
 
 @contextmanager
@@ -88,24 +121,18 @@ def git_settings(
             variables |= {_USERNAME_VARIABLE: username or "git", _TOKEN_VARIABLE: credentials.token}
     with ExitStack() as stack:
         if credentials.ssh_private_key is not None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mlprojects-ssh-"))
-            variables["GIT_SSH_COMMAND"] = _ssh_command(credentials, Path(folder))
+            variables["GIT_SSH_COMMAND"] = _ssh_command(credentials, stack.enter_context(private_folder()))
         yield variables, settings
 
 
 def _ssh_command(credentials: GitCredentials, folder: Path) -> str:
     command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", "-o", "IdentitiesOnly=yes"]
-    command += ["-i", str(_private_file(folder / "key", f"{(credentials.ssh_private_key or '').strip()}\n"))]
+    write_private(key := folder / "key", f"{(credentials.ssh_private_key or '').strip()}\n")
+    command += ["-i", str(key)]
     if credentials.known_hosts is not None:
-        hosts = _private_file(folder / "known_hosts", f"{credentials.known_hosts.strip()}\n")
+        write_private(hosts := folder / "known_hosts", f"{credentials.known_hosts.strip()}\n")
         command += ["-o", f"UserKnownHostsFile={hosts}", "-o", "StrictHostKeyChecking=yes"]
     return shlex.join(command)
-
-
-def _private_file(path: Path, text: str) -> Path:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    return path
 
 
 @dataclass(frozen=True)
@@ -137,6 +164,11 @@ class GitUrl:
         """The host with the URL's port, in lower case; empty for a local repository."""
         return urlsplit(self.url).netloc.rpartition("@")[2].lower()
 
+    @property
+    def origin(self) -> str:
+        """The ``scheme://host:port`` that credentials are for; empty for a local repository."""
+        return _origin(self.url)
+
 
 def parse_git_url(text: str) -> GitUrl | None:
     """Parses a repository's address: a URL of ``GIT_SCHEMES``, also after ``git+``, or ``[user@]host:path``; else None.
@@ -151,7 +183,7 @@ def parse_git_url(text: str) -> GitUrl | None:
     scheme = scheme.lower().removeprefix("git+")
     if not separator or scheme not in GIT_SCHEMES:
         return None
-    shown = redact(text)
+    shown = redact_url(text)
     try:
         parts = urlsplit(f"{scheme}://{rest}")
         host, port = parts.hostname or "", parts.port
@@ -174,12 +206,12 @@ def parse_git_url(text: str) -> GitUrl | None:
         # Kept apart from the URL, which other users of the machine see in the list of processes. A lone user name may be a
         # token; its password is asked of git's credential helpers, as git does.
         token = None if parts.password is None else unquote(parts.password)
-        credentials = GitCredentials(user, token, hosts=(netloc.lower(),))
+        credentials = GitCredentials(user, token, hosts=(f"{scheme}://{netloc}",))
     return GitUrl(urlunsplit((scheme, netloc, parts.path, parts.query, "")), credentials)
 
 
 def with_url_credentials(lookup: GitCredentialsLookup, uri: str) -> GitCredentialsLookup:
-    """Returns a lookup that answers for the host of a project's URI with the URI's user name and password.
+    """Returns a lookup that answers for the origin of a project's URI with the URI's user name and password.
 
     Raises:
         FetchError: The URI is malformed.
@@ -188,21 +220,22 @@ def with_url_credentials(lookup: GitCredentialsLookup, uri: str) -> GitCredentia
     if address is None or address.credentials is None or address.credentials.token is None:
         return lookup
     own = address.credentials
-    return lambda url, host: own if own.fits(host) else lookup(url, host)
+    return lambda url: own if own.fit(url, address) else lookup(url)
 
 
 def resolve_submodule_url(parent: GitUrl, text: str, *, local_paths: bool) -> GitUrl | None:
     """Parses a submodule's URL, which may be relative to its parent's (gitmodules(5)); None if it is not allowed.
 
-    Absolute paths of this machine are allowed if `local_paths`.
+    A remote repository can't have one on this machine; absolute paths are allowed if `local_paths`.
 
     Raises:
         FetchError: A part is missing or could be taken for an option.
     """
     if text.startswith("/"):
-        return GitUrl(Path(text).as_uri()) if local_paths else None
+        return GitUrl(Path(text).as_uri()) if local_paths and parent.scheme == "file" else None
     if not text.startswith(("./", "../")):
-        return parse_git_url(text)
+        url = parse_git_url(text)
+        return url if url is None or url.scheme != "file" or parent.scheme == "file" else None
     if scp := _SCP_ADDRESS.match(parent.scp or ""):
         return parse_git_url(f"{scp['login']}:{posixpath.normpath(posixpath.join(scp['path'], text))}")
     parts = urlsplit(parent.url)
@@ -213,5 +246,5 @@ def resolve_submodule_url(parent: GitUrl, text: str, *, local_paths: bool) -> Gi
 def _refuse_option(text: str, *parts: str) -> None:
     # ssh and git would take "-oProxyCommand=…" for an option of theirs.
     if any(part.startswith("-") for part in parts):
-        shown = redact(text)
+        shown = redact_url(text)
         raise FetchError(f"{shown!r} can't be fetched: a user, host or path in it begins with '-'.", uri=shown)

@@ -1,7 +1,4 @@
-"""Runs the ``git`` program: without prompts, hooks or other surprises, and with a run's credentials.
-
-GitPython is not used for it: it can't be stopped during a fetch, and its errors show the command line with any password.
-"""
+"""Runs the ``git`` program: without prompts, hooks or other surprises, and with a run's credentials."""
 
 from __future__ import annotations
 
@@ -88,7 +85,7 @@ class GitProgram:
     def run(
         self, *arguments: str, folder: Path | None = None, report: Callable[[str], None] | None = None
     ) -> GitAnswer:
-        """Runs git in a folder until it exits; `report` receives each line of output, with secrets masked.
+        """Runs git in a folder until it exits, by default in none; `report` receives each line of output, with secrets masked.
 
         A user's values among `arguments` must come after ``--`` or be checked.
 
@@ -110,6 +107,8 @@ class GitProgram:
                 report(lines[-1])
 
         try:
+            # In the working directory, git would use the configuration of a repository there: its credential helper, its ssh.
+            folder = folder or Path("/")
             result = run_tool(["git", *arguments], cwd=folder, env=self.variables, report=take, stop=self.stop)
         except FileNotFoundError:
             raise SourceUnavailableError(
@@ -144,7 +143,7 @@ def use_git(url: GitUrl, credentials: GitCredentials | None, stop: StopSignal, s
         variables["GIT_SSH_COMMAND"] = "ssh -o BatchMode=yes -o ConnectTimeout=30"
     with git_settings(credentials, f"{url.scheme}://{url.host}") as (more, settings):
         variables |= more
-        _configure(variables, [*_SETTINGS, *settings])
+        configure(variables, [*_SETTINGS, *settings])
         yield GitProgram(variables, stop, shown, _secrets(credentials))
 
 
@@ -156,7 +155,7 @@ def _secrets(credentials: GitCredentials | None) -> tuple[str, ...]:
     return (secret,) if secret else ()
 
 
-def _configure(variables: dict[str, str], settings: Sequence[tuple[str, str]]) -> None:
+def configure(variables: dict[str, str], settings: Sequence[tuple[str, str]]) -> None:
     """Appends settings to git's configuration in the environment (git-config(1), GIT_CONFIG_COUNT)."""
     value = variables.get("GIT_CONFIG_COUNT", "")
     count = int(value) if value.isdecimal() else 0

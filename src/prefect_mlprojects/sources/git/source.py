@@ -1,16 +1,13 @@
-"""Projects in git repositories: each run gets its own working copy; and what git knows of a local folder."""
+"""Projects in git repositories: each run gets its own working copy."""
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
-from prefect_mlprojects._support.process.run import run_process
-from prefect_mlprojects._support.redaction import redact, strip_user_info
+from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.sources.base import (
     SourceKind,
@@ -20,23 +17,17 @@ from prefect_mlprojects.sources.base import (
     create_run_folder,
     remove_run_folder,
 )
-from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl, resolve_submodule_url
+from prefect_mlprojects.sources.git import GitCredentialsLookup, GitUrl, find_credentials, resolve_submodule_url
 from prefect_mlprojects.sources.git.program import (
     GitAnswer,
     GitProgram,
-    allow_owner,
     explain_failure,
     use_git,
-    variables_for_git,
 )
 from prefect_mlprojects.sources.git.repository import CachedRepository
-from prefect_mlprojects.types import StopSignal, StreamName
-
-if TYPE_CHECKING:
-    from git import Repo
+from prefect_mlprojects.types import StopSignal
 
 _MAX_SUBMODULE_DEPTH = 10
-_MAX_PATCH_BYTES = 10_000_000
 _Report = Callable[[str], None]
 
 
@@ -59,7 +50,7 @@ class GitSource:
         """Creates a working copy of the version; see ``Source``."""
         if stop.requested:
             raise SourceUnavailableError(f"Fetching {self.uri!r} was stopped.", uri=self.uri)
-        with use_git(self.url, self._credentials_for(self.url), stop, self.uri) as git:
+        with use_git(self.url, find_credentials(self.credentials, self.url, self.url), stop, self.uri) as git:
             repository = CachedRepository(self.url, self.uri, git, report)
             resolved = repository.fetch_version(self.version)
             folder = create_run_folder(self.uri)
@@ -85,12 +76,6 @@ class GitSource:
     def remove(self, copy: WorkingCopy) -> None:
         """Removes the working copy, unless it is to be kept; see ``Source``."""
         remove_run_folder(copy.directory)
-
-    def _credentials_for(self, url: GitUrl) -> GitCredentials | None:
-        if url.credentials is not None and url.credentials.token is not None:
-            return url.credentials
-        found = self.credentials(strip_user_info(url.url), url.host) if self.credentials is not None else None
-        return found if found is not None and found.fits(url.host) else url.credentials
 
     def _check_out(self, cache: Path, commit: str, url: GitUrl, folder: Path, git: GitProgram, report: _Report) -> None:
         """Checks a commit out in a separate repository, which borrows the cache's objects."""
@@ -137,7 +122,8 @@ class GitSource:
             submodule_commit = listed.text.split()[2]
             target = folder / PurePosixPath(path)
             url = self._submodule_url(parent, path, address, folder, git)
-            with use_git(url, self._credentials_for(url), git.stop, self.uri) as submodule_git:
+            credentials = find_credentials(self.credentials, url, self.url)
+            with use_git(url, credentials, git.stop, self.uri) as submodule_git:
                 repository = CachedRepository(url, strip_user_info(url.url), submodule_git, report)
                 repository.fetch_commit(submodule_commit)
                 target.mkdir(parents=True, exist_ok=True)
@@ -149,7 +135,7 @@ class GitSource:
         local_paths = git.run("config", "--get", "protocol.file.allow", folder=folder).text == "always"
         url = resolve_submodule_url(parent, address, local_paths=local_paths)
         if url is None or not (folder / PurePosixPath(path)).resolve().is_relative_to(folder.resolve()):
-            refused = address.startswith("/") and not local_paths
+            refused = address.startswith("/") and not local_paths and parent.scheme == "file"
             advice = " If you trust it, run `git config --global protocol.file.allow always`." if refused else ""
             raise SourceUnavailableError(
                 f"{self.uri!r} has a submodule {path!r} that can't be fetched from {strip_user_info(address)!r}.{advice}",
@@ -180,93 +166,3 @@ def _submodule_addresses(folder: Path, git: GitProgram) -> dict[str, str]:
 
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
-
-
-@dataclass(frozen=True)
-class GitFacts:
-    """The fields of a `WorkingCopy` that git knows for a folder inside a working tree.
-
-    There is no commit before the first one, or if git ignores the folder or refused, and no branch for a detached HEAD.
-    """
-
-    source_name: str
-    commit: str | None = None
-    branch: str | None = None
-    repository_url: str | None = None
-    dirty: bool = False
-
-
-def read_git_facts(folder: Path, report: Callable[[str], None]) -> GitFacts | None:
-    """Returns what git knows of an existing folder, given by its absolute path; None outside of a working tree.
-
-    If git is missing or refuses, the reason is reported and the facts have no commit.
-    """
-    top = next((parent for parent in (folder, *folder.parents) if (parent / ".git").exists()), None)
-    if top is None:
-        return None
-    below = folder.relative_to(top).as_posix()
-    source_name = f"file://{top}" if below == "." else f"file://{top}#{below}"
-    if shutil.which("git") is None:
-        # GitPython can't even be imported then.
-        report(f"{top} is a git repository, but the program git was not found; the run is recorded without its commit.")
-        return GitFacts(source_name)
-    from git import Repo
-    from git.exc import GitError
-
-    try:
-        with Repo(top) as repository, repository.git.custom_environment(**_READ_ONLY):
-            return _read(repository, folder, source_name)
-    except (GitError, OSError, ValueError) as error:
-        message = _first_line(error)
-        if "not a git repository" in message or type(error).__name__ == "InvalidGitRepositoryError":
-            return None
-        reason = f"{redact(message)}. {allow_owner(str(error))}".rstrip()
-        report(f"The run is recorded without its commit, since git can't read {folder}: {reason}")
-        return GitFacts(source_name)
-
-
-def _read(repository: Repo, folder: Path, source_name: str) -> GitFacts:
-    # The first command: git refuses a repository of another user here. `Repo.is_dirty` runs `git diff`, which may write the
-    # index. Renames and untracked files are left out: they cost most, and neither changes the answer.
-    changes = repository.git.status("--porcelain", "--untracked-files=no", "--no-renames")
-    dirty = bool(changes)
-    commit = repository.head.commit.hexsha if repository.head.is_valid() else None
-    branch = None if repository.head.is_detached else repository.active_branch.name
-    if commit is not None and folder != Path(str(repository.working_dir)) and repository.ignored(str(folder)):
-        commit, dirty = None, False
-    url = repository.remotes[0].url if repository.remotes else ""
-    return GitFacts(source_name, commit, branch, strip_user_info(url) or None, dirty)
-
-
-def _first_line(error: Exception) -> str:
-    """Returns the first line of git's own message, without the command that GitPython adds."""
-    text = str(getattr(error, "stderr", "") or error)
-    match = re.search(r"(?:fatal|error): .*", text)
-    return (match[0] if match else text.strip().splitlines()[0] if text.strip() else type(error).__name__).rstrip("'")
-
-
-def read_uncommitted_changes(folder: Path, stop: StopSignal) -> str | None:
-    """Returns the difference of a checkout's tracked files to its commit, as a patch for ``git apply``.
-
-    None if git can't tell, nothing differs or the patch is too large.
-    """
-    pieces: list[bytes] = []
-    command = ["git", "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", "--", ":/"]
-
-    def take(stream: StreamName, data: bytes) -> None:
-        # Byte for byte: lines of a patch may end in any way.
-        if stream == "stdout":
-            pieces.append(data)
-
-    try:
-        result = run_process(command, cwd=folder, env=variables_for_git() | _READ_ONLY, write=take, stop=stop)
-    except FileNotFoundError:
-        return None
-    patch = b"".join(pieces)
-    if result.return_code != 0 or not patch or len(patch) > _MAX_PATCH_BYTES:
-        return None
-    return patch.decode("utf-8", "replace")
-
-
-# Reading must not write the index (a run may not touch the checkout), and messages are matched in English.
-_READ_ONLY = {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}

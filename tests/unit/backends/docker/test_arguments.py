@@ -150,8 +150,14 @@ def test_argument_problems_are_reported_together() -> None:
         ),
         ({"--env": "PROXY=http://u:p@h"}, {"--env": ["PROXY"]}, {"--env": ["PROXY=http://u:p@h"]}),
         ({"env": [SecretStr("A=1")]}, {"env": ["A"]}, {"env": ["A=1"]}),
-        ({"log-opt": ["splunk-token=x", "a=b"]}, {"log-opt": []}, {"log-opt": ["splunk-token=x", "a=b"]}),
+        (
+            {"log-opt": ["splunk-token=x", "a=b"]},
+            {"log-opt": ["splunk-token=***", "a=b"]},
+            {"log-opt": ["splunk-token=x", "a=b"]},
+        ),
         ({"e": "TOKEN", "v": "/tokens:/tokens"}, {"e": "TOKEN", "v": "/tokens:/tokens"}, {}),
+        ({"e": ["DB=x", "EPOCHS=3"]}, {"e": ["DB", "EPOCHS=3"]}, {"e": ["DB=x", "EPOCHS=3"]}),
+        ({"label": "db-password=x"}, {"label": ["db-password=***"]}, {"label": ["db-password=x"]}),
     ],
 )
 def test_secret_variables_are_not_stored(

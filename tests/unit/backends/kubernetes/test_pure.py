@@ -140,6 +140,41 @@ def test_explain_end_returns_ending_and_cause(job: Any, pod: Any, ending: str, t
     assert text in found.cause
 
 
+@pytest.mark.parametrize(
+    ("message", "advice", "category"),
+    [
+        (
+            "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+            "ephemeral-storage",
+            "user-code",
+        ),
+        ('Container project exceeded its local ephemeral storage limit "1Gi". ', "ephemeral-storage", "user-code"),
+        ('Usage of EmptyDir volume "v" exceeds the limit "1Mi". ', "sizeLimit", "user-code"),
+        (
+            "The node was low on resource: ephemeral-storage. Threshold: 9Gi, available: 8Gi. ",
+            "The node ran",
+            "preempted",
+        ),
+    ],
+)
+def test_explain_end_evicted_pod_tells_own_limit_from_the_nodes(message: str, advice: str, category: str) -> None:
+    pod = _pod(phase="Failed", reason="Evicted", message=message)
+    found = explain_end(_job("BackoffLimitExceeded"), [pod], "project")
+    assert advice in found.advice
+    assert found.category == category
+    assert not found.cause.endswith(".")
+
+
+def test_explain_end_pod_deleted_after_its_end_keeps_the_exit_code() -> None:
+    pod = _ended(137, "Error")
+    pod["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = "2026-01-01T00:00:10Z"
+    deleted = {"deletionTimestamp": "2026-01-01T00:00:41Z", "deletionGracePeriodSeconds": 30}
+    before = {"deletionTimestamp": "2026-01-01T00:00:39Z", "deletionGracePeriodSeconds": 30}
+    after, running = ({**pod, "metadata": {"name": "p", **times}} for times in (deleted, before))
+    assert explain_end(_job("BackoffLimitExceeded"), [after], "project").exit_code == 137
+    assert "deleted while it ran" in explain_end(_job("BackoffLimitExceeded"), [running], "project").cause
+
+
 def test_find_problem_returns_its_kind() -> None:
     job = {"metadata": {"name": "j"}, "status": {}}
     unschedulable = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes"}
