@@ -7,13 +7,14 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
 
 from prefect_mlprojects.cli.options import click_option, connect, json_option, parse_values, parse_with
 from prefect_mlprojects.request import OPTIONS, options_of
-from prefect_mlprojects.settings import OWN_VARIABLES
+from prefect_mlprojects.settings import OWN_VARIABLES, POLICY_VARIABLE
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -143,19 +144,39 @@ def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> N
 @click.option("-n", "--name", metavar="NAME", help="Name of the worker.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of concurrent runs.")
 @click.option("--once", is_flag=True, help="Execute the runs that are due now, then exit.")
-def worker_command(pool: str | None, name: str | None, limit: int | None, once: bool) -> None:
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Policy file: what its runs may use of this machine.",
+)
+@click.option(
+    "--restrict-pool", is_flag=True, help="Give the pool a job template by which runs can't set commands and variables."
+)
+def worker_command(
+    pool: str | None, name: str | None, limit: int | None, once: bool, policy: Path | None, restrict_pool: bool
+) -> None:
     """Start a process worker: it executes the runs of deployments on this machine until Ctrl-C."""
+    if policy is not None:
+        from prefect_mlprojects.request.policy import read_policy
+
+        os.environ[POLICY_VARIABLE] = str(read_policy(policy.absolute()).file)
     api_url = connect()
     from prefect_mlprojects._support.secrets import reveal
     from prefect_mlprojects.deployments.provisioning import (
         HEARTBEAT_SECONDS,
-        ensure_work_pool,
         ensure_zombie_automation,
     )
+    from prefect_mlprojects.deployments.work_pools import ensure_work_pool, open_template_note, restrict_work_pool
     from prefect_mlprojects.server.api import call_api
     from prefect_mlprojects.tracking import display_uri, resolve_tracking_uri
 
-    work_pool = call_api(api_url, ensure_work_pool, pool).name
+    found = call_api(api_url, ensure_work_pool, pool)
+    if restrict_pool:
+        found = call_api(api_url, restrict_work_pool, found)
+    if note := open_template_note(found):
+        click.echo(note, err=True)
+    work_pool = found.name
     call_api(api_url, ensure_zombie_automation)
     arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", work_pool, "--type", "process"]
     for option, value in (("--name", name), ("--limit", limit)):

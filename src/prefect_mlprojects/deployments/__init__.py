@@ -14,8 +14,6 @@ from prefect_mlprojects._support.secrets import reveal
 from prefect_mlprojects.deployments.form import form_options_of
 from prefect_mlprojects.deployments.provisioning import (
     Update,
-    default_job_variables,
-    ensure_work_pool,
     ensure_zombie_automation,
     find_deployment,
     full_name,
@@ -24,6 +22,7 @@ from prefect_mlprojects.deployments.provisioning import (
     schedule_texts,
 )
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
+from prefect_mlprojects.deployments.work_pools import default_job_variables, ensure_work_pool
 from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem
 from prefect_mlprojects.request import FLOW_NAME, unknown_options
 from prefect_mlprojects.request.secrets import refuse_secret_arguments

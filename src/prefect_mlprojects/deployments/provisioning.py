@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects.deployments.form import default_form_options, form_options_of, narrow_form
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule, refused
-from prefect_mlprojects.exceptions import InvalidInputError
 from prefect_mlprojects.request import FLOW_NAME
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import WorkPool
 
-DEFAULT_WORK_POOL = "mlprojects"
 AUTOMATION_NAME = "prefect-mlprojects: runs without a heartbeat have crashed"
 HEARTBEAT_SECONDS = 60
 """Interval of the heartbeats of runs on our own workers."""
@@ -188,47 +185,6 @@ def _schedules(specification: DeploymentSpecification, existing: list[Any]) -> l
     # A schedule that an operator paused stays so.
     active = not specification.paused and (not existing or any(each.active for each in existing))
     return [DeploymentScheduleCreate(schedule=prefect_schedule(specification.schedule), active=active)]
-
-
-def default_job_variables(pool: WorkPool) -> dict[str, Any]:
-    """Returns overrides that our flow needs in a work pool's job template.
-
-    Prefect copies the working directory before each run of a deployment without pull steps. A process worker starts runs in
-    an empty one, but a container starts in its image's, which may be ``/``.
-    """
-    known = ((pool.base_job_template or {}).get("variables") or {}).get("properties") or {}
-    if pool.type not in ("docker", "kubernetes") or "command" not in known:
-        return {}
-    return {"command": "sh -c 'cd \"$(mktemp -d)\" && exec prefect flow-run execute'"}
-
-
-async def ensure_work_pool(client: PrefectClient, name: str | None, kind: str = "process") -> WorkPool:
-    """Returns a work pool; creates the default one, of type `kind`, if it does not exist.
-
-    Raises `InvalidInputError` if no other pool has the name.
-    """
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.client.schemas.filters import WorkPoolFilter
-    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-
-    wanted = name or DEFAULT_WORK_POOL
-    try:
-        return await client.read_work_pool(wanted)
-    except ObjectNotFound:
-        if name is not None and name != DEFAULT_WORK_POOL:
-            known = [pool.name for pool in await client.read_work_pools(work_pool_filter=WorkPoolFilter())]
-            raise InvalidInputError(
-                f"No work pool {name!r} exists"
-                + (f"; known: {', '.join(known)}" if known else "")
-                + f". Create it with `prefect work-pool create {name} --type {kind}`."
-            ) from None
-        try:
-            return await client.create_work_pool(
-                WorkPoolCreate(name=wanted, type=kind, description="Runs of MLflow projects (prefect-mlprojects).")
-            )
-        except ObjectAlreadyExists:
-            # Another process created it in the meantime.
-            return await client.read_work_pool(wanted)
 
 
 async def ensure_zombie_automation(client: PrefectClient, silence: float = SILENCE_SECONDS) -> None:

@@ -1,4 +1,4 @@
-"""Checks a deployment's run in its own process: against the form of the deployment."""
+"""Checks a deployment's run in its own process: against the deployment's form and the worker's policy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 from prefect.client.schemas.objects import FlowRun
 
 from prefect_mlprojects.exceptions import ParameterError, Problem
+from prefect_mlprojects.request import RunRequest
+from prefect_mlprojects.request.policy import Policy, find_policies
 from prefect_mlprojects.server.compat import schema_errors
+from prefect_mlprojects.settings import limit_sources
 
 
 async def check_form(client: Any, flow_run: FlowRun) -> None:
@@ -30,3 +33,18 @@ async def check_form(client: Any, flow_run: FlowRun) -> None:
             f"The form of the deployment '{deployment.name}' does not allow this run",
             [Problem(error) for error in errors],
         )
+
+
+def apply_policies(request: RunRequest) -> tuple[Policy, ...]:
+    """Checks a worker's run against its policies as far as is possible before the project is fetched, and returns them.
+
+    Raises:
+        ParameterError: A policy does not allow it.
+        InvalidInputError: A policy can't be read.
+    """
+    policies = find_policies()
+    for policy in policies:
+        policy.check_backend(request)
+        if policy.rules.sources is not None:
+            limit_sources(policy.rules.sources)
+    return policies

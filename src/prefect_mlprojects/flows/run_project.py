@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
+from prefect_mlprojects._support.event_loop import all_or_stop
 from prefect_mlprojects._support.redaction import environment_secrets, redact, redact_error
 from prefect_mlprojects._support.secrets import Secret, reveal, secrets_in
 from prefect_mlprojects.backends import get_backend
@@ -39,7 +39,7 @@ from prefect_mlprojects.exceptions import (
 )
 from prefect_mlprojects.flows.announcement import RunAnnouncement
 from prefect_mlprojects.flows.cancellation import watch_cancellation
-from prefect_mlprojects.flows.deployment_check import check_form
+from prefect_mlprojects.flows.deployment_check import apply_policies, check_form
 from prefect_mlprojects.flows.secrets import refuse_missing, remembering, secret_resolver, store_public_parameters
 from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RUN_ID_LABEL, RunRequest, document_options
 from prefect_mlprojects.request.check import CheckedRun, RunContext
@@ -200,6 +200,7 @@ class _ProjectRun:
         if self._request.uri.startswith(PROJECT_SCHEME):
             self._request = self._request.with_project(await read_project(self._client, self._request.uri))
         request, session = self._request, self._session
+        policies = () if session.started_here else apply_policies(request)
         refuse_missing(request, session.secrets)
         resolved = await resolve_backend_config(self._client, request.backend_config, request.backend)
         config = get_backend(request.backend).parse_config({**resolved, **session.secrets.backend_config})
@@ -216,6 +217,7 @@ class _ProjectRun:
             session.secrets,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
+            policies,
             secret_resolver(self._client, asyncio.get_running_loop(), session.known_secrets),
         )
         self._source = detect_source(uri, request.version, git_credentials=credentials)
@@ -286,7 +288,7 @@ class _ProjectRun:
             result = self._checked = await checked
             await store_public_parameters(self._client, self._flow_run.id, self._request, self._session.secrets, result)
             resolution, tracking = self._resolve_environment(result, stop), self._start_tracking(result, working_copy)
-            invocation, *_ = await _all_or_stop(stop, validation, resolution, tracking)
+            invocation, *_ = await all_or_stop(stop, validation, resolution, tracking)
         finally:
             forget()
         return result, invocation
@@ -387,15 +389,3 @@ class _ProjectRun:
         except Exception:  # noqa: BLE001 - whatever fails here, the teardown continues
             return "FAILED"
         return "KILLED" if state is not None and (state.is_cancelling() or state.is_cancelled()) else "FAILED"
-
-
-async def _all_or_stop(stop: StopSignal, *awaitables: Awaitable[Any]) -> list[Any]:
-    """Returns all results; at the first failure stops the others, waits for them and raises it."""
-    futures = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
-    done, pending = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
-    if pending:
-        stop.request("another step of the run failed")
-        await asyncio.wait(pending)
-        for future in done:
-            future.result()
-    return [future.result() for future in futures]

@@ -33,7 +33,6 @@ from prefect_mlprojects.server.guard import ServerGuard
 from prefect_mlprojects.server.process import DATABASE_ERROR_PREFIX, DATABASE_EXIT_CODE
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 
@@ -91,7 +90,7 @@ class _MigrationEngine:
         function(self._connection)
 
 
-def create_app() -> FastAPI:
+def create_app() -> ServerGuard:
     """Creates the application, and a SQLite database that does not exist yet; uvicorn calls it in the server's process.
 
     Exits with `DATABASE_EXIT_CODE` when the database can't be created.
@@ -108,9 +107,8 @@ def create_app() -> FastAPI:
         _log(f"the Prefect profile {PROFILE!r} could not be written: {error}")
     from prefect.server.api.server import create_app as create_prefect_app
 
-    app = create_prefect_app(final=True)
-    app.add_middleware(ServerGuard, auth=auth, origins=settings.api.cors_allowed_origins.split(","))
-    return app
+    # Around the application, not in it: Prefect's own services call that one directly, under another host name.
+    return ServerGuard(create_prefect_app(final=True), auth=auth, origins=settings.api.cors_allowed_origins.split(","))
 
 
 def _create_database_or_exit(url: str) -> None:

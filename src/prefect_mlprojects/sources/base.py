@@ -16,7 +16,7 @@ from prefect_mlprojects._support.process_folders import create_process_folder, r
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
-from prefect_mlprojects.settings import PREFIX, cache_directory, keep_working_copies, trusted_sources
+from prefect_mlprojects.settings import PREFIX, cache_directory, keep_working_copies, source_limits
 from prefect_mlprojects.types import StopSignal
 
 SourceKind: TypeAlias = Literal["local", "git", "zip"]
@@ -156,14 +156,14 @@ def check_trusted(url: str, shown: str) -> None:
 
     Patterns are those of shells (``*`` also matches slashes), such as ``https://github.com/acme/*`` or ``/srv/projects/*``.
     """
-    patterns = trusted_sources()
-    if not patterns or any(fnmatchcase(_canonical(url), pattern) for pattern in patterns):
-        return
-    raise FetchError(
-        f"{shown!r} may not run here: the setting {PREFIX}TRUSTED_SOURCES allows {', '.join(patterns)} only. "
-        "The worker's operator can add it.",
-        uri=shown,
-    )
+    canonical = _canonical(url)
+    for patterns in source_limits():
+        if not any(fnmatchcase(canonical, pattern) for pattern in patterns):
+            raise FetchError(
+                f"{shown!r} may not run here: the setting {PREFIX}TRUSTED_SOURCES, or the worker's policy, allows "
+                f"{', '.join(filter(None, patterns)) or 'nothing'} only. The worker's operator can add it.",
+                uri=shown,
+            )
 
 
 def _canonical(url: str) -> str:

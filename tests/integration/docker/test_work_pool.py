@@ -17,7 +17,7 @@ from tests.services.prefect_api import api
 
 import prefect_mlprojects
 from prefect_mlprojects import deploy
-from prefect_mlprojects.deployments.provisioning import ensure_work_pool
+from prefect_mlprojects.deployments.work_pools import ensure_work_pool
 from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.server.process import ServerAddress
 

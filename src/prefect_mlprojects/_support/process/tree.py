@@ -193,6 +193,25 @@ def process_owner_and_command(pid: int) -> tuple[int | None, str]:
         return None, ""
 
 
+def ancestor_values(variable: str) -> list[str]:
+    """Returns the values that a variable had when each ancestor of this process started, the nearest first; Linux only.
+
+    An ancestor of another user counts as without the variable.
+    """
+    values, pid = [], os.getppid()
+    prefix = f"{variable}=".encode()
+    while pid > 1:
+        process = Path(f"/proc/{pid}")
+        with contextlib.suppress(OSError):
+            found = (each for each in (process / "environ").read_bytes().split(b"\0") if each.startswith(prefix))
+            values += [os.fsdecode(each[len(prefix) :]) for each in found]
+        try:
+            pid = int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+    return values
+
+
 def main() -> None:
     """Reads ``add COOKIE GRACE``, ``group COOKIE PGID`` and ``remove COOKIE``; at end of file, ends the remaining trees."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
