@@ -27,6 +27,18 @@ entry_points:
 PATHS = "entry_points: {main: {command: 'cat {data} {link}', parameters: {data: path, link: uri}}}"
 BRACES = "entry_points: {main: {command: \"awk '{{print}}' {a}\", parameters: {a: string}}}"
 TYPES = "entry_points: {main: {command: 'x {a} {b}', parameters: {a: unknown, b: {type: string, default: null}}}}"
+# The form of our additions that is the same file for both: MLflow ignores declared parameters that the command does not name.
+ADDED = """
+entry_points:
+  main:
+    parameters:
+      verbose: {type: bool, default: false, option: --verbose, description: Print more.}
+      rate: {type: float, default: "", optional: true, min: 0}
+      tags: {type: list, default: "", optional: true, option: --tag}
+      size: {type: choice, choices: [small, large], default: small}
+      deep: {type: bool, default: yes}
+    command: "run {size} {deep}"
+"""
 
 # (id of the listed difference or "", file, entry point, values)
 CASES: list[tuple[str, str, str, dict[str, Any]]] = [
@@ -52,6 +64,12 @@ CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("", "databricks_spark_job: {}\n", "train.py", {}),
     ("", "- a\n", "train.py", {}),
     ("", "entry_points: [a]\n", "main", {}),
+    ("", ADDED, "main", {}),
+    ("", ADDED, "main", {"size": "large", "deep": False}),
+    ("booleans", ADDED, "main", {"deep": "no"}),
+    ("added-arguments", ADDED, "main", {"verbose": True}),
+    ("added-arguments", ADDED, "main", {"rate": 0.5, "tags": "a,b"}),
+    ("types-checked", ADDED, "main", {"size": "huge"}),
     ("types-checked", PLAIN, "main", {"name": "x", "count": "3.7"}),
     ("types-checked", PLAIN, "main", {"name": "x", "rate": "fast"}),
     ("null-not-given", PLAIN, "main", {"name": "x", "count": None}),

@@ -12,7 +12,17 @@ from typing import Any, Literal, TypeVar
 
 import click
 
-from prefect_mlprojects.cli.options import click_option, connect, json_option, parse_values, parse_with
+from prefect_mlprojects.cli.completion import complete_deployments, complete_work_pools
+from prefect_mlprojects.cli.options import (
+    click_option,
+    connect,
+    given_options,
+    json_option,
+    parse_values,
+    parse_with,
+    print_json,
+    run_options,
+)
 from prefect_mlprojects.request import OPTIONS, options_of
 from prefect_mlprojects.settings import OWN_VARIABLES, POLICY_VARIABLE
 
@@ -77,7 +87,11 @@ def _job_variables(texts: tuple[str, ...]) -> dict[str, Any]:
 @click.command("deploy")
 @click.argument("uri", default=".", type=click.Path())
 @click.option(
-    "-p", "--work-pool", metavar="NAME", help="Work pool of any type. Default: the process pool 'mlprojects'."
+    "-p",
+    "--work-pool",
+    metavar="NAME",
+    shell_complete=complete_work_pools,
+    help="Work pool of any type. Default: the process pool 'mlprojects'.",
 )
 @click.option(
     "--job-variable",
@@ -104,7 +118,7 @@ def deploy_command(
     deployment = create_deployment(_specify(uri, options, job_variables), work_pool)
     if as_json:
         fields = {name: getattr(deployment, name) for name in ("id", "work_pool", "url", "schedule", "changes")}
-        click.echo(json.dumps({"name": deployment.full_name, **fields}))
+        print_json({"name": deployment.full_name, **fields})
         return
     click.echo(f"Deployed {deployment.full_name} to the work pool '{deployment.work_pool}'")
     for change in deployment.changes:
@@ -140,7 +154,13 @@ def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> N
 
 
 @click.command("worker")
-@click.option("-p", "--pool", metavar="NAME", help="Work pool. Default: the process pool 'mlprojects'.")
+@click.option(
+    "-p",
+    "--pool",
+    metavar="NAME",
+    shell_complete=complete_work_pools,
+    help="Work pool. Default: the process pool 'mlprojects'.",
+)
 @click.option("-n", "--name", metavar="NAME", help="Name of the worker.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of concurrent runs.")
 @click.option("--once", is_flag=True, help="Execute the runs that are due now, then exit.")
@@ -198,20 +218,30 @@ def worker_command(
 
 
 @click.command("start")
-@click.argument("deployment")
-@click_option(OPTIONS["parameters"], shell_complete=None)
+@click.argument("deployment", shell_complete=complete_deployments)
+@click_option(OPTIONS["parameters"])
+@run_options("form")
 @click.option("--wait", is_flag=True, help="Wait for the run to end; exit codes as those of `mlprojects wait`.")
 @json_option
 @click.pass_context
 def start_command(
-    context: click.Context, deployment: str, parameters: dict[str, str] | None, wait: bool, as_json: bool
+    context: click.Context,
+    /,
+    deployment: str,
+    parameters: dict[str, str] | None,
+    wait: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Start a run of DEPLOYMENT and print its ID: a worker of its work pool executes it."""
+    """Start a run of DEPLOYMENT and print its ID: a worker of its work pool executes it.
+
+    What is given replaces the deployment's own parameters and options for this run.
+    """
     connect()
     from prefect_mlprojects.cli.runs import exit_code_of, print_started
     from prefect_mlprojects.deployments import run_deployment
 
-    run = run_deployment(deployment, parameters=parameters)
+    run = run_deployment(deployment, parameters=parameters, options=given_options(context, options))
     print_started({"flow_run_id": run.flow_run_id, "flow_run_url": run.url}, as_json=as_json)
     if wait:
         result = run.result()
@@ -232,7 +262,7 @@ def list_deployments_command(as_json: bool) -> None:
 
     rows = list_deployments(connect())
     if as_json:
-        click.echo(json.dumps(rows))
+        print_json(rows)
     for row in [] if as_json else rows:
         state = " (paused)" if row["paused"] else ""
         click.echo(f"{row['name']}{state}  pool: {row['work_pool'] or 'served'}  schedule: {row['schedule'] or 'none'}")
@@ -240,7 +270,7 @@ def list_deployments_command(as_json: bool) -> None:
 
 def _change_command(name: Literal["pause", "resume", "delete"], done: str, text: str) -> None:
     @deployments_command.command(name, help=text)
-    @click.argument("deployment")
+    @click.argument("deployment", shell_complete=complete_deployments)
     def change(deployment: str) -> None:
         from prefect_mlprojects.deployments import change_deployment
 

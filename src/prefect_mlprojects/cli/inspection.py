@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefect_mlprojects.cli.options import click_option, json_option, request_from_options, run_options
+from prefect_mlprojects.cli.options import click_option, json_option, print_json, request_from_options, run_options
 from prefect_mlprojects.request import OPTIONS
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ def validate_command(
             errors = [Finding("error", problem) for problem in check_environment(load_project(copy.directory))]
             findings += errors
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], default=str))
+        print_json(findings)
     else:
         for finding in findings:
             click.echo(str(finding))
@@ -58,26 +56,45 @@ def validate_command(
 @json_option
 def describe_command(uri: str, version: str | None, as_json: bool) -> None:
     """List the entry points of the project at URI and their parameters."""
+    from prefect_mlprojects._support.secrets import MASK
     from prefect_mlprojects.spec import load_project
 
     with _working_copy(uri, version) as copy:
         project = load_project(copy.directory)
-    fields = ("name", "type", "required", "default")
+    fields = (
+        "name",
+        "type",
+        "required",
+        "default",
+        "description",
+        "choices",
+        "minimum",
+        "maximum",
+        "optional",
+        "option",
+        "secret",
+    )
     entry_points: dict[str, dict[str, Any]] = {
         name: {
             "command": entry_point.command,
             "parameters": [
-                {field: getattr(parameter, field) for field in fields} for parameter in entry_point.parameters.values()
+                {field: getattr(parameter, field) for field in fields}
+                | ({"default": MASK} if parameter.secret and parameter.default else {})
+                for parameter in entry_point.parameters.values()
             ],
         }
         for name, entry_point in project.entry_points.items()
     }
     if as_json:
-        click.echo(json.dumps({"name": project.display_name, "entry_points": entry_points}))
+        print_json({"name": project.display_name, "entry_points": entry_points})
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from prefect_mlprojects.spec.schema import describe_parameter
+
+    entry_points_by_name = project.entry_points
     console = Console(highlight=False, soft_wrap=False)
     console.print(f"Project {project.display_name}", markup=False)
     if not entry_points:
@@ -87,11 +104,10 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
         if not described["parameters"]:
             continue
         table = Table()
-        for column in ("parameter", "type", "default"):
+        for column in ("parameter", "type", "default", "description"):
             table.add_column(column)
-        for parameter in described["parameters"]:
-            default = "(required)" if parameter["required"] else json.dumps(parameter["default"])
-            table.add_row(parameter["name"], parameter["type"], default)
+        for parameter in entry_points_by_name[name].parameters.values():
+            table.add_row(*map(escape, (parameter.name, *describe_parameter(parameter))))
         console.print(table)
 
 
@@ -142,7 +158,7 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
     for warning in (*checked.project.warnings, *checked.parameters.warnings, *(plan.warnings if plan else ())):
         click.echo(f"Warning: {warning}", err=True)
     if as_json:
-        click.echo(json.dumps(plain))
+        print_json(plain)
         return
     ready = f" ({'in the cache' if plan.ready else 'to be built'})" if plan and plan.location else ""
     shown = {

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from prefect_mlprojects.cli.completion import (
+    complete_blocks,
+    complete_entry_points,
+    complete_parameters,
+    complete_runs,
+    complete_values,
+)
 from prefect_mlprojects.request import Entrance, RunOption, RunRequest, options_of
 
 if TYPE_CHECKING:
@@ -17,6 +25,19 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+
+RUN = click.argument("run", metavar="RUN", shell_complete=complete_runs)
+"""A run: an ID or its beginning, a link, a name, an MLflow run's ID, or ``last``."""
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON on stdout; dataclasses as objects, paths and times as text."""
+    click.echo(json.dumps(value, default=_as_json))
+
+
+def _as_json(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def connect() -> str:
@@ -61,34 +82,13 @@ def _parse_docker_args(texts: tuple[str, ...]) -> dict[str, str | bool]:
     return {name: True if value is None else value for name, value in split_pairs("-A", "Docker argument", texts)}
 
 
-def _complete_entry_points(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click's signature
-    project = _project_of(context)
-    return [name for name in project.entry_points if name.startswith(incomplete)] if project else []
-
-
-def _complete_parameters(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click's signature
-    project = _project_of(context)
-    entry_point = project.entry_points.get(str(context.params.get("entry_point") or "main")) if project else None
-    if entry_point is None:
-        return []
-    return [f"{name}=" for name in entry_point.parameters if name.startswith(incomplete)]
-
-
-def _project_of(context: click.Context) -> Any:
-    from prefect_mlprojects.exceptions import ExecutionException
-    from prefect_mlprojects.spec import load_project
-
-    try:
-        return load_project(str(context.params.get("uri") or ".").split("#", 1)[0])
-    except ExecutionException:
-        return None
-
-
-def run_options(entrance: Entrance, *, read_environment: bool = False) -> Callable[[_F], _F]:
+def run_options(
+    entrance: Entrance, *, read_environment: bool = False, without: tuple[str, ...] = ()
+) -> Callable[[_F], _F]:
     """Returns a decorator that adds an entrance's run options; `read_environment` honours `mlflow run`'s variables."""
 
     def decorate(command: _F) -> _F:
-        for option in reversed(options_of(entrance)):
+        for option in reversed([each for each in options_of(entrance) if each.name not in without]):
             command = click_option(option, read_environment=read_environment)(command)
         return command
 
@@ -108,25 +108,54 @@ def click_option(option: RunOption, *, read_environment: bool = False, **overrid
     if read_environment:
         settings["envvar"] = option.envvar
     if option.values is not None:
-        settings["shell_complete"] = _complete_values(option.values)
+        settings["shell_complete"] = complete_values(option.values)
     settings |= _SPECIAL.get(option.name, {})
     if settings.get("multiple"):
         settings["help"] += " May be repeated."
     decorate: Callable[[_F], _F] = click.option(*option.flags, option.name, **{**settings, **overrides})
-    return decorate
+    return (lambda command: decorate(_params_file(command))) if option.name == "parameters" else decorate
 
 
-def _complete_values(values: Callable[[], tuple[str, ...]]) -> Callable[..., list[str]]:
-    return lambda _context, _option, incomplete: [name for name in values() if name.startswith(incomplete)]
+def _read_params_file(context: click.Context, _option: click.Parameter, file: str | None) -> None:
+    from prefect_mlprojects.spec.values_file import read_values
+
+    context.meta[_PARAMS_FILE] = {} if file is None else read_values(file)
+
+
+def _parse_parameters(context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    return {**context.meta.get(_PARAMS_FILE, {}), **parse_values("-P", "Parameter", texts)}
+
+
+_PARAMS_FILE = f"{__name__}.params_file"
+# Eager: it is read before -P, whose values take precedence, is parsed.
+_params_file = click.option(
+    "--params-file",
+    metavar="FILE",
+    type=click.Path(),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_params_file,
+    help="YAML or JSON file with parameter values by name; those of -P take precedence.",
+)
+
+
+def given_options(context: click.Context, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the run options that are on the command line."""
+    commandline = click.core.ParameterSource.COMMANDLINE
+    given = {name: value for name, value in options.items() if context.get_parameter_source(name) is commandline}
+    # They may come from a file.
+    return {**given, **({"parameters": options["parameters"]} if options.get("parameters") else {})}
 
 
 _SPECIAL: dict[str, dict[str, Any]] = {
-    "entry_point": {"shell_complete": _complete_entry_points},
+    "entry_point": {"shell_complete": complete_entry_points},
     "parameters": {
         "multiple": True,
-        "callback": parse_with(partial(parse_values, "-P", "Parameter")),
-        "shell_complete": _complete_parameters,
+        "callback": _parse_parameters,
+        "shell_complete": complete_parameters,
     },
+    "tracking": {"shell_complete": complete_blocks("mlflow-tracking-server")},
+    "git_credentials": {"shell_complete": complete_blocks("git-credentials")},
     "docker_args": {"multiple": True, "callback": parse_with(_parse_docker_args)},
 }
 
@@ -148,18 +177,3 @@ def request_from_options(context: click.Context, options: Mapping[str, Any]) -> 
         elif not by_name:
             chosen["experiment_name"] = None
     return make_request(chosen)
-
-
-@click.command("completion")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion_command(shell: str) -> None:
-    """Print the completion script of a shell.
-
-    For bash: add `eval "$(mlprojects completion bash)"` to ~/.bashrc.
-    """
-    from click.shell_completion import BashComplete, FishComplete, ZshComplete
-
-    from prefect_mlprojects.cli import group
-
-    completion = {"bash": BashComplete, "fish": FishComplete, "zsh": ZshComplete}[shell]
-    click.echo(completion(group, {}, "mlprojects", "_MLPROJECTS_COMPLETE").source())

@@ -1,23 +1,17 @@
-"""``mlprojects server|ui|env|docker|kubernetes|databricks|blocks``: what runs share, and what they may leave."""
+"""``mlprojects server|ui|env|blocks``: what runs share, and what they may leave."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from prefect_mlprojects.cli.options import connect, json_option, parse_with
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_DRY_RUN = click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+from prefect_mlprojects.cli.options import DRY_RUN, connect, json_option, parse_with, print_json
 
 _UNITS = {"B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SPANS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -93,13 +87,20 @@ async def _active_runs(client: Any) -> list[str]:
 
 
 @server_command.command("status")
+@json_option
 @click.pass_context
-def show_server_status(context: click.Context) -> None:
+def show_server_status(context: click.Context, as_json: bool) -> None:
     """Print whether the server runs, and its address; exit code 1 if it does not."""
     from prefect_mlprojects.server.process import server_status
 
     found = server_status()
-    click.echo(str(found))
+    if as_json:
+        urls = {name: getattr(found.address, name, None) for name in ("api_url", "ui_url")}
+        print_json(
+            {"running": found.running, "healthy": found.healthy, **urls, "pid": found.pid, "directory": found.directory}
+        )
+    else:
+        click.echo(str(found))
     if not found.running:
         context.exit(1)
 
@@ -149,7 +150,7 @@ def env_list(as_json: bool) -> None:
 
     environments = list_environments()
     if as_json:
-        click.echo(json.dumps([asdict(environment) for environment in environments], default=str))
+        print_json(environments)
         return
     for environment in environments:
         state = "in use" if environment.in_use else ("" if environment.complete else "incomplete")
@@ -181,160 +182,24 @@ def env_path(key: str) -> None:
     "--max-size", callback=parse_with(_parse_size), metavar="SIZE", help="Least recently used ones, down to this total."
 )
 @click.option("--all", "everything", is_flag=True, help="All environments.")
-@_DRY_RUN
-def env_prune(**selection: Any) -> None:
+@DRY_RUN
+@json_option
+def env_prune(as_json: bool, **selection: Any) -> None:
     """Remove environments from the cache, except those in use."""
     if not any(value for name, value in selection.items() if name != "dry_run" and value is not None):
         raise click.UsageError("Select what to remove: --older-than, --unused, --max-size or --all.")
     from prefect_mlprojects.environments.managers import prune_environments
 
     result = prune_environments(**selection)
+    if as_json:
+        print_json({"removed": result.removed, "kept": result.kept, "freed": result.freed})
+        return
     verb = "Would remove" if selection["dry_run"] else "Removed"
     for environment in result.removed:
         click.echo(f"{verb} {environment.key[:12]}  {environment.description}")
     for environment in result.kept:
         click.echo(f"Kept {environment.key[:12]}: it is in use")
     click.echo(f"{verb} {len(result.removed)} environments, {_size(result.freed)}.")
-
-
-@click.group("docker")
-def docker_command() -> None:
-    """Manage the containers of runs on the Docker engine of DOCKER_HOST or the current Docker context."""
-
-
-@docker_command.command("ps")
-def docker_ps() -> None:
-    """List the containers of runs: ID, state, project and entry point, flow run."""
-    from prefect_mlprojects.backends.docker.containers import LABEL
-
-    for container in _containers()[1]:
-        labels = container["Labels"]
-        project, entry_point, run = (
-            labels.get(f"{LABEL}.{name}", "") for name in ("project", "entry-point", "flow-run-id")
-        )
-        click.echo(f"{container['Id'][:12]}  {container['State']:<8}  {project}/{entry_point}  {run}")
-
-
-@docker_command.command("clean")
-@click.option("--all", "everything", is_flag=True, help="Also stop and remove running containers, and young ones.")
-@click.pass_context
-def docker_clean(context: click.Context, everything: bool) -> None:
-    """Remove the containers that interrupted runs left behind; exit code 1 if one can't be removed.
-
-    Containers that were created or ended in the last five minutes are left: a run may be preparing them, or read their output.
-    """
-    from docker.errors import APIError, NotFound
-
-    from prefect_mlprojects.backends.docker.containers import is_young
-
-    engine, containers = _containers()
-    failures = 0
-    for container in containers:
-        running = container["State"] == "running"
-        if not everything and (running or is_young(engine, container["Id"])):
-            continue
-        try:
-            if running:
-                engine.stop(container["Id"])
-            engine.remove_container(container["Id"], force=True, v=True)
-        except NotFound:
-            # Its run removed it in the meantime.
-            continue
-        except APIError as error:
-            click.echo(f"{container['Id'][:12]} can't be removed: {error.explanation or error}", err=True)
-            failures += 1
-            continue
-        click.echo(f"Removed {container['Id'][:12]}")
-    context.exit(1 if failures else 0)
-
-
-def _containers() -> tuple[Any, list[dict[str, Any]]]:
-    """Returns the Docker engine and the containers of runs on it."""
-    from prefect_mlprojects.backends.containers.engine import LocalConfig, connect
-    from prefect_mlprojects.backends.docker.containers import FLOW_RUN_LABEL
-
-    engine = connect(LocalConfig())
-    return engine, engine.containers(all=True, filters={"label": FLOW_RUN_LABEL})
-
-
-def _connection_options(command: _Command) -> _Command:
-    for option in (
-        click.option("--namespace", metavar="NAME", help="Namespace. Default: the context's."),
-        click.option(
-            "--context", "kube_context", metavar="NAME", help="Context of the kubeconfig. Default: the current one."
-        ),
-        click.option("--kubeconfig", metavar="PATH", help="Kubeconfig file. Default: KUBECONFIG or ~/.kube/config."),
-    ):
-        command = option(command)
-    return command
-
-
-def _jobs(namespace: str | None, kube_context: str | None, kubeconfig: str | None) -> Any:
-    from prefect_mlprojects.backends.kubernetes.config import connect, parse_kubernetes_config
-    from prefect_mlprojects.backends.kubernetes.submission import RunJobs
-
-    given = {"namespace": namespace, "kube-context": kube_context, "kubeconfig": kubeconfig}
-    config = parse_kubernetes_config({key: value for key, value in given.items() if value is not None})
-    return RunJobs(connect(config))
-
-
-@click.group("kubernetes")
-def kubernetes_command() -> None:
-    """Manage the Jobs of runs on a Kubernetes cluster."""
-
-
-@kubernetes_command.command("list")
-@_connection_options
-@json_option
-def kubernetes_list(as_json: bool, **connection: str | None) -> None:
-    """List the Jobs of runs: watched, unwatched (the run's process is gone) or ended."""
-    jobs = _jobs(**connection).list()
-    if as_json:
-        click.echo(json.dumps([asdict(job) for job in jobs]))
-        return
-    for job in jobs:
-        state = f"{job.state}{', finished' if job.finished and job.state != 'ended' else ''}"
-        click.echo(f"{job.namespace}/{job.name}  {job.created}  {state}  flow run {job.flow_run_id}")
-
-
-@kubernetes_command.command("clean")
-@_connection_options
-@click.option("--ended", is_flag=True, help="Also Jobs whose run has ended; Kubernetes deletes them after a while.")
-@_DRY_RUN
-def kubernetes_clean(ended: bool, dry_run: bool, **connection: str | None) -> None:
-    """Delete the Jobs that no process watches any more, with their pods and Secrets."""
-    jobs = _jobs(**connection)
-    chosen = [job for job in jobs.list() if job.state == "unwatched" or (ended and job.state == "ended")]
-    verb = "Would delete" if dry_run else "Deleted"
-    for job in chosen:
-        if not dry_run:
-            jobs.delete(job)
-        click.echo(f"{verb} {job.namespace}/{job.name}  flow run {job.flow_run_id}")
-    click.echo(f"{verb} {len(chosen)} Job{'' if len(chosen) == 1 else 's'}.")
-
-
-@click.group("databricks")
-def databricks_command() -> None:
-    """Manage the files of runs in a Databricks workspace."""
-
-
-@databricks_command.command("clean")
-@click.option("--profile", help="Profile of ~/.databrickscfg. Default: the credentials in the environment.")
-@click.option("--code-path", help="code-path of the backend configuration. Default: the user's folder.")
-@click.option(
-    "--older-than", type=click.FloatRange(min=0), default=30, show_default=True, metavar="DAYS", help="Minimum age."
-)
-@_DRY_RUN
-def databricks_clean(profile: str | None, code_path: str | None, older_than: float, dry_run: bool) -> None:
-    """Remove old uploaded code and output; an active run needs its code only when it starts."""
-    from prefect_mlprojects.backends.databricks.config import parse_databricks_config
-    from prefect_mlprojects.backends.databricks.storage import clean_workspace
-
-    config = parse_databricks_config({"profile": profile, "code-path": code_path})
-    removed = clean_workspace(config, days=older_than, dry_run=dry_run)
-    for path in removed:
-        click.echo(f"{'Would remove' if dry_run else 'Removed'} {path}")
-    click.echo(f"{len(removed)} files and folders.")
 
 
 @click.group("blocks")
@@ -353,10 +218,16 @@ def blocks_register() -> None:
 
 
 @blocks_command.command("list")
-def blocks_list() -> None:
+@json_option
+def blocks_list(as_json: bool) -> None:
     """List the blocks of this package's types, as type/name."""
-    for line in _call_server(_list):
-        click.echo(line)
+    names = _call_server(_list)
+    if as_json:
+        pairs = [name.partition("/") for name in names]
+        print_json([{"type": kind, "name": name} for kind, _, name in pairs])
+        return
+    for name in names:
+        click.echo(name)
 
 
 def _call_server(method: Callable[..., Coroutine[Any, Any, list[str]]]) -> list[str]:

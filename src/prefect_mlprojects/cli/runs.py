@@ -1,4 +1,4 @@
-"""``mlprojects run``, and ``status|wait|cancel|logs RUN`` for runs that any process started."""
+"""``mlprojects run``, and ``wait|cancel|logs RUN`` for runs that any process started."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from uuid import UUID
 
 import click
 
-from prefect_mlprojects.cli.options import connect, json_option, request_from_options, run_options
+from prefect_mlprojects.cli.options import RUN, connect, json_option, print_json, request_from_options, run_options
 from prefect_mlprojects.server.api import read_all
 
 if TYPE_CHECKING:
@@ -31,17 +31,20 @@ if TYPE_CHECKING:
     from prefect_mlprojects.tasks.session import RunResult
 
 
-_RUN = click.argument("run", metavar="RUN")
+REBUILD = click.option("--rebuild-env", is_flag=True, help="Rebuild the environment even if it is cached.")
+DETACH = click.option("--detach", is_flag=True, help="Start the run in the background, print its ID and return.")
+JSON_RESULT = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout; the project's stdout goes to stderr."
+)
+REPORT = click.option("--detached-report", type=int, hidden=True)
 
 
 @click.command("run")
 @run_options("cli", read_environment=True)
-@click.option("--rebuild-env", is_flag=True, help="Rebuild the environment even if it is cached.")
-@click.option("--detach", is_flag=True, help="Start the run in the background, print its ID and return.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout; the project's stdout goes to stderr."
-)
-@click.option("--detached-report", type=int, hidden=True)
+@REBUILD
+@DETACH
+@JSON_RESULT
+@REPORT
 @click.pass_context
 def run_command(
     context: click.Context,
@@ -62,11 +65,13 @@ def run_command(
 
     checked = preflight(request, secrets)
     if detach:
-        context.exit(_run_detached(as_json=as_json))
-    context.exit(_run(request, secrets, checked, rebuild_env=rebuild_env, as_json=as_json, report=detached_report))
+        context.exit(run_detached(as_json=as_json))
+    context.exit(
+        run_request(request, secrets, checked, rebuild_env=rebuild_env, as_json=as_json, report=detached_report)
+    )
 
 
-def _run(
+def run_request(
     request: RunRequest,
     secrets: RunSecrets,
     checked: CheckedRun | None,
@@ -75,6 +80,7 @@ def _run(
     as_json: bool,
     report: int | None,
 ) -> int:
+    """Runs a request in this process, shows its steps and its result, and returns the exit code."""
     from prefect_mlprojects.cli.display import RunDisplay, StderrOutput
     from prefect_mlprojects.tracking import ProcessTracker, Tracker
 
@@ -107,7 +113,7 @@ def _run(
         metrics = tracker.metrics(tracked) if tracked is not None and result.status == "FINISHED" else {}
         display.summary(result, tracked, handle.url, metrics)
         if as_json:
-            click.echo(json.dumps(_as_json(result, handle.url, tracked, metrics)))
+            print_json(_as_json(result, handle.url, tracked, metrics))
     finally:
         tracker.close()
     return exit_code_of(result)
@@ -130,8 +136,11 @@ def _as_json(result: RunResult, url: str | None, tracked: Any, metrics: Mapping[
     }
 
 
-def _run_detached(*, as_json: bool) -> int:
-    """Runs the same command in the background and prints the IDs of its flow run; returns 0, or a failed start's exit code."""
+def run_detached(*added: str, as_json: bool) -> int:
+    """Runs the same command, with `added` options, in the background and prints the IDs of its flow run.
+
+    Returns 0, or a failed start's exit code.
+    """
     arguments = [argument for argument in sys.argv[1:] if argument not in {"--detach", "--json"}]
     reader, writer = os.pipe()
     errors = os.memfd_create("mlprojects-detached") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
@@ -148,7 +157,7 @@ def _run_detached(*, as_json: bool) -> int:
     os.close(writer)
     assert process.stdin is not None
     with process.stdin:
-        process.stdin.write(json.dumps([arguments[0], f"--detached-report={writer}", *arguments[1:]]).encode())
+        process.stdin.write(json.dumps([arguments[0], f"--detached-report={writer}", *added, *arguments[1:]]).encode())
     with os.fdopen(reader, encoding="utf-8") as stream:
         text = stream.read()
     if not text:
@@ -165,7 +174,7 @@ def _run_detached(*, as_json: bool) -> int:
 def print_started(started: Mapping[str, Any], *, as_json: bool) -> None:
     """Prints the ID of a run that continues without this process, and how to follow it."""
     if as_json:
-        click.echo(json.dumps(started))
+        print_json(started)
         return
     click.echo(started["flow_run_id"])
     click.echo(f"Flow run: {started['flow_run_url'] or started['flow_run_id']}", err=True)
@@ -185,25 +194,12 @@ def _attach(run: str) -> SubmittedRun:
     return SubmittedRun.attach(run)
 
 
-@click.command("status")
-@_RUN
-@json_option
-def status_command(run: str, as_json: bool) -> None:
-    """Print the status of the flow run with the ID RUN: RUNNING, FINISHED, FAILED or KILLED."""
-    handle = _attach(run)
-    status = handle.get_status()
-    if as_json:
-        click.echo(json.dumps({"flow_run_id": handle.flow_run_id, "flow_run_url": handle.url, "status": status}))
-    else:
-        click.echo(status)
-
-
 @click.command("wait")
-@_RUN
+@RUN
 @json_option
 @click.pass_context
 def wait_command(context: click.Context, run: str, as_json: bool) -> None:
-    """Wait for the flow run with the ID RUN to end.
+    """Wait for RUN to end.
 
     Exit codes: 0 finished, 1 failed, 130 cancelled.
     """
@@ -211,7 +207,7 @@ def wait_command(context: click.Context, run: str, as_json: bool) -> None:
     result = handle.result()
     if as_json:
         shown = {"flow_run_id": result.flow_run_id, "run_id": result.run_id, "status": result.status}
-        click.echo(json.dumps({**shown, "message": result.message}))
+        print_json({**shown, "message": result.message})
     else:
         click.echo(result.status)
         if result.message and result.status != "FINISHED":
@@ -220,22 +216,26 @@ def wait_command(context: click.Context, run: str, as_json: bool) -> None:
 
 
 @click.command("cancel")
-@_RUN
-def cancel_command(run: str) -> None:
-    """Cancel the flow run with the ID RUN and wait until it has ended."""
+@RUN
+@json_option
+def cancel_command(run: str, as_json: bool) -> None:
+    """Cancel RUN and wait until it has ended."""
     handle = _attach(run)
     handle.cancel()
-    click.echo(handle.get_status())
+    if as_json:
+        print_json({"flow_run_id": handle.flow_run_id, "status": handle.get_status()})
+    else:
+        click.echo(handle.get_status())
 
 
 @click.command("logs")
-@_RUN
+@RUN
 @click.option("-f", "--follow", is_flag=True, help="Keep printing until the run has ended.")
 @click.option("-n", "--tail", type=click.IntRange(min=0), metavar="N", help="Print only the last N lines first.")
 @click.option("-t", "--timestamps", is_flag=True, help="Print the time (UTC) before each line.")
 @click.option("--stdout-only", is_flag=True, help="Print only what the project wrote to stdout.")
 def logs_command(run: str, follow: bool, tail: int | None, timestamps: bool, stdout_only: bool) -> None:
-    """Print the log of the flow run with the ID RUN, in order."""
+    """Print the log of RUN, in order."""
     api_url = connect()
     from prefect_mlprojects.runs.handles import SubmittedRun
     from prefect_mlprojects.server.api import call_api

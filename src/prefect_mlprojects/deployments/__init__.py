@@ -26,10 +26,12 @@ from prefect_mlprojects.deployments.work_pools import default_job_variables, ens
 from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem
 from prefect_mlprojects.request import FLOW_NAME, unknown_options
 from prefect_mlprojects.request.secrets import refuse_secret_arguments
-from prefect_mlprojects.runs.handles import AttachedSubmittedRun, SubmittedRun
+from prefect_mlprojects.runs.attached import AttachedSubmittedRun
+from prefect_mlprojects.runs.handles import SubmittedRun
+from prefect_mlprojects.runs.records import RunRecord
 from prefect_mlprojects.server.api import call_api, read_all, use_api
-from prefect_mlprojects.spec.parameters import typed_value
 from prefect_mlprojects.spec.project import ParameterType
+from prefect_mlprojects.spec.schema import typed_value
 from prefect_mlprojects.tracking import resolve_tracking_uri
 
 if TYPE_CHECKING:
@@ -104,6 +106,31 @@ def run_deployment(
     return AttachedSubmittedRun(call_api(api_url, _start, found.id, headline, values))
 
 
+def repeat_run(
+    record: RunRecord, deployment: Mapping[str, Any], arguments: Mapping[str, Any], given: Mapping[str, Any]
+) -> SubmittedRun:
+    """Starts a run of a deployment like an earlier one, and returns a handle at once.
+
+    `arguments` are those of the new run, and `given` the run options that differ from the earlier run's. Raises
+    `ParameterError` if the form does not have one of them, or the server refused the values.
+    """
+    from prefect_mlprojects.server.process import resolve_api
+
+    api_url, headline = (
+        resolve_api().api_url,
+        f"The run {record.id} of the deployment {deployment['name']} can't be repeated",
+    )
+    refuse_secret_arguments(headline, arguments.get("docker_args"))
+    options = {name: value for name, value in given.items() if name not in ("parameters", "docker_args")}
+    if options.pop("entry_point", arguments["entry_point"]) != record.request.get("entry_point", "main"):
+        raise ParameterError(headline, [Problem(f"it is for the entry point {record.request.get('entry_point')!r}")])
+    chosen = {name: arguments[name] for name in ("version", "docker_args") if arguments.get(name)}
+    stored = {name: value for name, value in record.request.items() if name != "run_id"}
+    schema = deployment.get("parameter_openapi_schema") or {}
+    values = _with_values(stored, schema, given.get("parameters") or {}, {**chosen, **options})
+    return AttachedSubmittedRun(call_api(api_url, _start, UUID(str(deployment["id"])), headline, values))
+
+
 def _existing(api_url: str, name: str, headline: str, fix: str) -> Any:
     """Returns a deployment as the Prefect server has it; raises `ParameterError` if it does not exist."""
     found = call_api(api_url, find_deployment, name)
@@ -129,7 +156,7 @@ def _with_values(
     declared = form.get("properties", {})
     # A deployment that was made from the flow's signature, by prefect.yaml for example, declares no parameters.
     open_form = form.get("additionalProperties") is not False
-    kinds: dict[str, ParameterType] = {"integer": "int", "number": "float"}
+    kinds: dict[str, ParameterType] = {"integer": "int", "number": "float", "boolean": "bool", "array": "list"}
     result = {name: dict(value) if isinstance(value, Mapping) else value for name, value in stored.items()}
     for name, value in values.items():
         field_name = "parameters" if name in declared or open_form else "extra_parameters"

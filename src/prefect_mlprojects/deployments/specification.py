@@ -29,7 +29,8 @@ from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
-from prefect_mlprojects.spec.parameters import in_project, is_relative_default, parameters_schema, typed_value
+from prefect_mlprojects.spec.parameters import in_project, is_relative_default
+from prefect_mlprojects.spec.schema import parameters_schema, typed_value
 from prefect_mlprojects.spec.secrets import is_reference
 from prefect_mlprojects.types import StopSignal
 

@@ -18,16 +18,25 @@ from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.request import (
     BRANCH_LABEL,
+    CATEGORY_LABEL,
+    CAUSE_LABEL,
     COMMIT_LABEL,
+    ENVIRONMENT_LABEL,
+    EXIT_CODE_LABEL,
     EXPERIMENT_ID_LABEL,
+    METRIC_LABEL,
+    METRIC_VALUE_LABEL,
     REPOSITORY_LABEL,
     RUN_ID_LABEL,
+    SECRETS_LABEL,
+    SOURCE_LABEL,
     TRACKING_URI_LABEL,
 )
-from prefect_mlprojects.request.check import CheckedRun
+from prefect_mlprojects.request.check import CheckedRun, RunSecrets
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tasks.session import RunSession
-from prefect_mlprojects.tracking import TrackedRun, display_uri
+from prefect_mlprojects.tracking import TrackedRun, display_uri, main_metric
+from prefect_mlprojects.types import FailureCategory
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -65,16 +74,31 @@ class RunAnnouncement:
         if patch is not None:
             self._tasks.append(asyncio.ensure_future(asyncio.to_thread(self._log_patch, patch)))
 
-    async def end(self, status: str, message: str, prepared: AnyPrepared | None) -> None:
-        """Publishes how the run ended, once everything before is published; the message is empty for a finished run."""
+    async def end(
+        self, status: str, message: str, prepared: AnyPrepared | None, labels: Mapping[str, Any]
+    ) -> Mapping[str, float]:
+        """Publishes how the run ended, once everything before is published, and returns its metrics.
+
+        The message is empty for a finished run; `labels` are those of its end.
+        """
         metrics = asyncio.ensure_future(asyncio.to_thread(self._metrics)) if status == "FINISHED" else None
         await asyncio.wait(self._tasks)
         values = await metrics if metrics is not None else {}
+        environment = (prepared.description if prepared is not None else "") or "none"
+        main = main_metric(values)
+        of_metric = {METRIC_LABEL: main[0], METRIC_VALUE_LABEL: f"{main[1]:.15g}"} if main is not None else {}
+        known = {ENVIRONMENT_LABEL: environment} if prepared is not None else {}
+        await asyncio.gather(
+            set_labels(self._client, self._flow_run.id, {**labels, **known, **of_metric}),
+            self._update_artifact(status, message, environment, values),
+        )
+        return values
+
+    async def _update_artifact(self, status: str, message: str, environment: str, values: Mapping[str, float]) -> None:
         if self._artifact_id is None:
             return
         from prefect.client.schemas.actions import ArtifactUpdate
 
-        environment = (prepared.description if prepared is not None else "") or "none"
         try:
             text = render(self._checked, self._backend, self._tracked, environment, status, message, values)
             await self._client.update_artifact(self._artifact_id, ArtifactUpdate(data=text))
@@ -120,6 +144,29 @@ class RunAnnouncement:
             return {}
 
 
+async def set_labels(client: PrefectClient, flow_run_id: UUID, labels: Mapping[str, Any]) -> None:
+    """Adds labels to a flow run; an error is logged."""
+    if not labels:
+        return
+    try:
+        await client.update_flow_run_labels(flow_run_id, dict(labels))
+    except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
+        _logger.warning("The flow run's labels could not be set: %s", error)
+
+
+def end_labels(
+    category: FailureCategory | None, cause: str, exit_code: int | None, secrets: RunSecrets
+) -> dict[str, Any]:
+    """Returns the labels that say how a run ended, and what of its request was kept in memory; no category: it finished."""
+    labels = {
+        CATEGORY_LABEL: str(category) if category is not None else None,
+        CAUSE_LABEL: redact_known(cause) if category is not None else None,
+        EXIT_CODE_LABEL: exit_code,
+        SECRETS_LABEL: ", ".join(name for name in ("uri", "docker_auth") if getattr(secrets, name)),
+    }
+    return {name: value for name, value in labels.items() if value not in (None, "")}
+
+
 def _labels(checked: CheckedRun, tracked: TrackedRun) -> dict[str, Any]:
     copy = checked.backend_request.working_copy
     labels = {
@@ -129,6 +176,8 @@ def _labels(checked: CheckedRun, tracked: TrackedRun) -> dict[str, Any]:
         COMMIT_LABEL: copy.commit,
         BRANCH_LABEL: copy.branch,
         REPOSITORY_LABEL: copy.repository_url,
+        SOURCE_LABEL: copy.kind,
+        ENVIRONMENT_LABEL: checked.environment_kind,
     }
     return {name: value for name, value in labels.items() if value}
 

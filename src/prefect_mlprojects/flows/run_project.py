@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ from prefect_mlprojects.exceptions import (
     RunTimedOut,
     TrackingError,
 )
-from prefect_mlprojects.flows.announcement import RunAnnouncement
+from prefect_mlprojects.flows.announcement import RunAnnouncement, end_labels, set_labels
 from prefect_mlprojects.flows.cancellation import watch_cancellation
 from prefect_mlprojects.flows.deployment_check import apply_policies, check_form
 from prefect_mlprojects.flows.secrets import refuse_missing, remembering, secret_resolver, store_public_parameters
@@ -50,7 +51,7 @@ from prefect_mlprojects.sources.base import remove_run_folder
 from prefect_mlprojects.sources.git import with_url_credentials
 from prefect_mlprojects.sources.git.facts import read_uncommitted_changes
 from prefect_mlprojects.spec import find_entry_point, load_project
-from prefect_mlprojects.spec.parameters import schema_changes
+from prefect_mlprojects.spec.schema import schema_changes
 from prefect_mlprojects.tasks.execute import Target, execute
 from prefect_mlprojects.tasks.prepare import Invocation, fetch, resolve_env, validate_params
 from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_session
@@ -276,6 +277,7 @@ class _ProjectRun:
         forget = self._session.stop.on_request(lambda: stop.request("the run was stopped"))
 
         def on_checked(result: CheckedRun) -> None:
+            self._session.name = result.name
             if not checked.done():
                 checked.set_result(result)
 
@@ -344,13 +346,13 @@ class _ProjectRun:
         session, tracked = self._session, self._session.tracked_run
         category = None if status == "FINISHED" else error.category if error else FailureCategory.INFRASTRUCTURE
         cause = getattr(error, "cause", "")
-        announced = None
         if self._announcement is None and self._checked is not None and tracked is not None:
             # The backend created the MLflow run during the execution.
             self._announce(self._checked, tracked, None)
-        if self._announcement is not None:
-            reason = "\n".join([message, *getattr(error, "output_tail", ())])
-            announced = asyncio.ensure_future(self._announcement.end(status, reason, self._prepared))
+        reason = "\n".join([message, *getattr(error, "output_tail", ())])
+        summary = cause or (error.summary if error else message)
+        labels = end_labels(category, summary, exit_code, session.secrets)
+        announced = asyncio.ensure_future(self._publish_end(status, reason, labels))
         if tracked is not None and not (self._checked and self._checked.backend.tracks_runs):
             tags = failure_tags(category, cause or message) if category is not None else {}
             try:
@@ -358,8 +360,7 @@ class _ProjectRun:
                 await asyncio.to_thread(session.tracker.finish, tracked, status, tags)
             except TrackingError as problem:
                 get_run_logger().warning("The MLflow run could not be updated (status %s): %s", status, problem)
-        if announced is not None and not session.server_lost:
-            await announced
+        metrics = {} if session.server_lost else await announced
         if self._checked is not None and self._prepared is not None:
             await asyncio.to_thread(self._checked.backend.release, self._prepared)
         if self._source is not None and self._working_copy is not None:
@@ -377,9 +378,16 @@ class _ProjectRun:
             error=error,
             category=category,
             cause=cause,
+            metrics=metrics,
         )
         session.set_result(self._result)
         return self._result
+
+    async def _publish_end(self, status: str, reason: str, labels: dict[str, Any]) -> Mapping[str, float]:
+        if self._announcement is not None:
+            return await self._announcement.end(status, reason, self._prepared, labels)
+        await set_labels(self._client, self._flow_run.id, labels)
+        return {}
 
     async def _status_of_teardown(self) -> Literal["FAILED", "KILLED"]:
         """Returns KILLED if this process is being terminated because the flow run was cancelled, else FAILED."""

@@ -16,6 +16,7 @@ from prefect_mlprojects.request import RunRequest, holds_secret_url
 from prefect_mlprojects.request.check import RunSecrets
 from prefect_mlprojects.spec.project import ProjectParameter
 from prefect_mlprojects.spec.secrets import REFERENCE_HELP, is_reference, shown_value
+from prefect_mlprojects.spec.values import list_text
 
 
 def split_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Secret]]:
@@ -24,7 +25,7 @@ def split_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     public = {str(key): _plain(reveal_all(value)) for key, value in values.items()}
     marked = {str(key) for key, value in values.items() if has_secret(value)}
     secret = {
-        name: Secret(str(value))
+        name: Secret(_text(value))
         for name, value in public.items()
         if name in marked or (isinstance(value, str) and (holds_secret(value) or MASK in value))
     }
@@ -34,7 +35,15 @@ def split_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        items = [_plain(each) for each in value]
+        # As one text, in which secrets are found as in others.
+        return list_text(items) if holds_secret_url(items) else items
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _text(value: Any) -> str:
+    return list_text(value) if isinstance(value, list) else str(value)
 
 
 def separate_config(
@@ -116,10 +125,10 @@ def withhold(
     for name, value in (request.parameters or {}).items():
         if name in kept or value is None or (isinstance(value, str) and is_reference(value)):
             continue
-        if declared is None and isinstance(value, str) and has_secret(mark_variable("", value)):
-            kept[name] = Withheld(value)
+        if declared is None and isinstance(value, str | list) and has_secret(mark_variable("", _text(value))):
+            kept[name] = Withheld(_text(value))
         elif declared is not None and name in declared and declared[name].secret:
-            kept[name] = Secret(str(value))
+            kept[name] = Secret(_text(value))
     shown = {name: MASK for name in kept if name not in secrets.parameters}
     parameters = {**(request.parameters or {}), **shown}
     return replace(request, parameters=parameters), replace(secrets, parameters=kept)

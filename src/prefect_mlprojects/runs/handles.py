@@ -5,28 +5,26 @@ Prefect is imported when a handle first calls its API, so that importing this mo
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_mlprojects._support.redaction import redact
-from prefect_mlprojects._support.retry import Backoff
-from prefect_mlprojects.exceptions import ExecutionException, InvalidInputError, PrefectServerError
-from prefect_mlprojects.request import EXPERIMENT_ID_LABEL, RUN_ID_LABEL, TRACKING_URI_LABEL
-from prefect_mlprojects.server.api import call_api, flow_run_url
+from prefect_mlprojects.exceptions import ExecutionException, PrefectServerError
+from prefect_mlprojects.runs.presentation import RunView, display_live
+from prefect_mlprojects.runs.records import STATUS_BY_STATE_TYPE
+from prefect_mlprojects.server.api import flow_run_url
 from prefect_mlprojects.settings import grace_period
 from prefect_mlprojects.types import RunStatus
 
 if TYPE_CHECKING:
     import concurrent.futures
 
-    from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.client.schemas.objects import State
 
     from prefect_mlprojects.tasks.session import RunResult, RunSession
 
@@ -34,18 +32,6 @@ _logger = logging.getLogger(__name__)
 
 _SERVER_CHECK_SECONDS = 3.0
 """How long a stopped run may take before its server is checked, and between two checks."""
-
-_STATUS_BY_STATE_TYPE: dict[str, RunStatus] = {
-    "SCHEDULED": "RUNNING",
-    "PENDING": "RUNNING",
-    "RUNNING": "RUNNING",
-    "PAUSED": "RUNNING",
-    "CANCELLING": "RUNNING",
-    "COMPLETED": "FINISHED",
-    "FAILED": "FAILED",
-    "CRASHED": "FAILED",
-    "CANCELLED": "KILLED",
-}
 
 
 def run_status(state: State[Any] | None) -> RunStatus:
@@ -55,7 +41,7 @@ def run_status(state: State[Any] | None) -> RunStatus:
     """
     if state is None:
         return "RUNNING"
-    return _STATUS_BY_STATE_TYPE.get(str(getattr(state.type, "value", state.type)), "RUNNING")
+    return STATUS_BY_STATE_TYPE.get(str(getattr(state.type, "value", state.type)), "RUNNING")
 
 
 class SubmittedRun(ABC):
@@ -69,14 +55,20 @@ class SubmittedRun(ABC):
         self._url = url
 
     @classmethod
-    def attach(cls, flow_run_id: str | UUID) -> SubmittedRun:
-        """Returns a handle on a flow run that any process started.
+    def attach(cls, run: str | UUID) -> SubmittedRun:
+        """Returns a handle on a run that any process started.
+
+        Args:
+            run: The flow run's ID or the beginning of it, the address of its page in Prefect's UI, its name, the MLflow
+                run's ID, or ``last`` for the run that was started last.
 
         Raises:
-            ExecutionException: No flow run has this ID.
+            InvalidInputError: No run, or more than one, is named so.
             PrefectServerError: The Prefect server can't be reached.
         """
-        return AttachedSubmittedRun(flow_run_id)
+        from prefect_mlprojects.runs.attached import AttachedSubmittedRun
+
+        return AttachedSubmittedRun(run)
 
     @property
     @abstractmethod
@@ -96,6 +88,25 @@ class SubmittedRun(ABC):
     def url(self) -> str | None:
         """The flow run's page in the Prefect UI; None if the UI's address is not known."""
         return self._url
+
+    @abstractmethod
+    def _view(self) -> RunView:
+        """Returns what is shown of the run, without waiting for it; may raise if the server does not answer."""
+
+    def _safe_view(self) -> RunView:
+        try:
+            return self._view()
+        except Exception as error:  # noqa: BLE001 - showing a handle never raises
+            return RunView(self._flow_run_id, "status unknown", message=str(error), url=self._url)
+
+    def __repr__(self) -> str:
+        return self._safe_view().as_text(type(self).__name__)
+
+    def _repr_html_(self) -> str:
+        return self._safe_view().as_html()
+
+    def _ipython_display_(self) -> None:
+        display_live(self._safe_view, type(self).__name__)
 
     def wait(self) -> bool:
         """Waits until the run has ended and returns whether it finished successfully."""
@@ -125,14 +136,44 @@ class LocalSubmittedRun(SubmittedRun):
     """
 
     def __init__(
-        self, session: RunSession, future: concurrent.futures.Future[None], api_url: str, ui_url: str | None
+        self,
+        session: RunSession,
+        future: concurrent.futures.Future[None],
+        api_url: str,
+        ui_url: str | None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         assert session.flow_run_id is not None, "handles are created once the flow run exists"
         super().__init__(session.flow_run_id, flow_run_url(ui_url, session.flow_run_id))
         self.session = session
         self._future = future
         self._api_url = api_url
+        self._parameters = parameters or {}
+        self._started = time.monotonic()
+        self._seconds: float | None = None
+        future.add_done_callback(lambda _: self._set_end())
         session.stop.on_request(session.wake)
+
+    def _set_end(self) -> None:
+        self._seconds = time.monotonic() - self._started
+
+    def _view(self) -> RunView:
+        session, status = self.session, self.get_status()
+        result, tracked = session.result, session.tracked_run
+        ended = status != "RUNNING" and result is not None
+        return RunView(
+            self.flow_run_id,
+            "RUNNING (Cancelling)" if status == "RUNNING" and session.stop.requested else status,
+            session.name,
+            result.message if ended and result is not None else "",
+            time.monotonic() - self._started if self._seconds is None else self._seconds,
+            self._parameters,
+            result.metrics if ended and result is not None else {},
+            self.url,
+            tracked.run_id if tracked is not None else None,
+            tracked.url if tracked is not None else None,
+            live=not ended,
+        )
 
     @property
     def run_id(self) -> str:
@@ -202,136 +243,3 @@ class LocalSubmittedRun(SubmittedRun):
         )
         abandon_services()
         session.set_result(replace(result, message=f"{result.message}\n{advice}"))
-
-
-class AttachedSubmittedRun(SubmittedRun):
-    """A handle on a flow run of any process; it uses Prefect's API only.
-
-    Raises:
-        ExecutionException: No flow run has this ID.
-        PrefectServerError: The Prefect server can't be reached.
-    """
-
-    def __init__(self, flow_run_id: str | UUID) -> None:
-        from prefect_mlprojects.server.process import resolve_api
-
-        try:
-            self._id = UUID(str(flow_run_id))
-        except ValueError:
-            raise InvalidInputError(f"{flow_run_id!r} is not the ID of a flow run (a UUID).") from None
-        self._api = resolve_api()
-        super().__init__(str(self._id), flow_run_url(self._api.ui_url, str(self._id)))
-        self._call(self._read)
-
-    def _call(self, method: Any, *arguments: Any) -> Any:
-        return call_api(self._api.api_url, method, *arguments)
-
-    async def _read(self, client: PrefectClient) -> FlowRun:
-        from prefect.exceptions import ObjectNotFound
-
-        try:
-            return await client.read_flow_run(self._id)
-        except ObjectNotFound:
-            raise InvalidInputError(
-                f"No flow run {self._id} found on the Prefect server at {self._api.api_url}."
-            ) from None
-
-    @property
-    def run_id(self) -> str:
-        """The MLflow run's ID; waits until the MLflow run exists."""
-        backoff = Backoff(longest=2.0)
-        while True:
-            flow_run: FlowRun = self._call(self._read)
-            if run_id := flow_run.labels.get(RUN_ID_LABEL):
-                return str(run_id)
-            if run_status(flow_run.state) != "RUNNING":
-                raise self._no_mlflow_run((flow_run.state.message if flow_run.state else None) or "")
-            time.sleep(backoff.next())
-
-    def get_status(self) -> RunStatus:
-        """Returns ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED`` according to Prefect's server."""
-        flow_run: FlowRun = self._call(self._read)
-        return run_status(flow_run.state)
-
-    def result(self) -> RunResult:
-        """Waits until the run has ended and returns its result, without what only its own process knows."""
-        from prefect_mlprojects.tasks.session import RunResult
-
-        flow_run: FlowRun = self._call(self._wait, None)
-        labels = flow_run.labels
-        return RunResult(
-            status=run_status(flow_run.state),
-            run_id=_text(labels.get(RUN_ID_LABEL)),
-            flow_run_id=self.flow_run_id,
-            message=(flow_run.state.message if flow_run.state else None) or "",
-            experiment_id=_text(labels.get(EXPERIMENT_ID_LABEL)),
-            tracking_uri=_text(labels.get(TRACKING_URI_LABEL)),
-        )
-
-    async def _wait(self, client: PrefectClient, timeout: float | None) -> FlowRun:
-        from prefect.exceptions import FlowRunWaitTimeout
-        from prefect.flow_runs import wait_for_flow_run
-
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        while True:
-            flow_run = await self._read(client)
-            remaining = deadline - time.monotonic()
-            if run_status(flow_run.state) != "RUNNING" or remaining <= 0:
-                return flow_run
-            try:
-                # At most half a minute at a time, so that a lost event does not block for ever.
-                await wait_for_flow_run(self._id, timeout=max(1, math.ceil(min(remaining, 30))), client=client)
-            except FlowRunWaitTimeout:
-                continue
-            except Exception as error:  # noqa: BLE001 - a server outage; `_read` reports one that lasts
-                _logger.debug("Waiting for flow run %s was interrupted: %s", self._id, error)
-                await asyncio.sleep(1)
-
-    def cancel(self) -> None:
-        """Requests the cancellation from Prefect and waits until the run has ended.
-
-        The flow's own process ends the run. If that process is gone, this method marks the flow run and the MLflow run as
-        cancelled after the grace period and another 30 seconds.
-        """
-        flow_run: FlowRun = self._call(self._cancel)
-        if run_status(flow_run.state) == "RUNNING":
-            flow_run = self._call(self._wait, grace_period() + 30)
-        if run_status(flow_run.state) == "RUNNING":
-            self._call(self._force_cancelled)
-            self._mark_mlflow_run_killed(flow_run)
-
-    async def _cancel(self, client: PrefectClient) -> FlowRun:
-        from prefect.states import Cancelling
-
-        flow_run = await self._read(client)
-        cancelling = flow_run.state is not None and flow_run.state.is_cancelling()
-        if run_status(flow_run.state) == "RUNNING" and not cancelling:
-            await client.set_flow_run_state(self._id, Cancelling(message="cancel() was called"))
-            flow_run = await self._read(client)
-        return flow_run
-
-    async def _force_cancelled(self, client: PrefectClient) -> None:
-        from prefect.states import Cancelled
-
-        message = "The flow run was marked as cancelled: its process did not respond."
-        await client.set_flow_run_state(self._id, Cancelled(message=message), force=True)
-
-    def _mark_mlflow_run_killed(self, flow_run: FlowRun) -> None:
-        from prefect_mlprojects._support.secrets import Secret
-        from prefect_mlprojects.tracking import TrackedRun, Tracker, display_uri, resolve_tracking_uri
-
-        run_id, shown_uri = flow_run.labels.get(RUN_ID_LABEL), flow_run.labels.get(TRACKING_URI_LABEL)
-        if not run_id or not shown_uri:
-            return
-        # The label is redacted; this process may have the same URI with its password.
-        own = resolve_tracking_uri()
-        tracking_uri = own if display_uri(own) == shown_uri else Secret(str(shown_uri))
-        experiment_id = str(flow_run.labels.get(EXPERIMENT_ID_LABEL, ""))
-        try:
-            Tracker().finish(TrackedRun(str(run_id), experiment_id, tracking_uri), "KILLED")
-        except ExecutionException as error:
-            _logger.warning("The MLflow run %s could not be marked as KILLED: %s", run_id, error)
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)

@@ -150,6 +150,7 @@ def start(
     session.parent_run_id = None if request.run_id else active_run_id()
     request, session.secrets = withhold(request, secrets, checked.entry_point.parameters if checked else None)
     name = checked.name if checked else None
+    session.name = name or ""
     api_url, ui_url = _find_api(announce)
     if own_process:
         configure_prefect(api_url)
@@ -159,7 +160,7 @@ def start(
     session.wait_until(lambda: session.flow_run_id is not None or future.done())
     if session.flow_run_id is None:
         future.result()
-    run = LocalSubmittedRun(session, future, api_url, ui_url)
+    run = LocalSubmittedRun(session, future, api_url, ui_url, request.parameters)
     _register(run, future)
     return run
 

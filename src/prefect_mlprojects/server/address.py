@@ -15,6 +15,7 @@ import sys
 from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -46,7 +47,7 @@ def check_reachable(api_url: str, timeout: float = 10.0) -> None:
 
     advice = "Start it, correct PREFECT_API_URL, or unset it to use the embedded server."
     try:
-        status, body = _get(api_url.rstrip("/") + "/health", timeout)
+        status, body = send(api_url.rstrip("/") + "/health", timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
         cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
         if isinstance(cause, TimeoutError):
@@ -115,11 +116,18 @@ class _StopAtRedirects(HTTPRedirectHandler):
         """Returns no request."""
 
 
-def _get(url: str, timeout: float) -> tuple[int, bytes]:
+def send(
+    url: str, timeout: float, body: bytes | None = None, headers: Mapping[str, str] = MappingProxyType({})
+) -> tuple[int, bytes]:
+    """Sends a request, a POST if there is a body, with the key, proxy and certificates of Prefect's client.
+
+    Returns the status and the answer, of an error its first 1000 bytes. Raises `OSError`, `HTTPException` or `ValueError`.
+    """
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("it is not an http(s) address")
-    request = Request(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())  # noqa: S310 - checked above
+    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    request = Request(address, body, dict(headers))  # noqa: S310 - checked above
     authorization = _authorization(parts)
     if authorization is not None:
         request.add_unredirected_header("Authorization", authorization)
@@ -128,10 +136,10 @@ def _get(url: str, timeout: float) -> tuple[int, bytes]:
         handlers.append(HTTPSHandler(context=_tls()))
     try:
         with build_opener(*handlers).open(request, timeout=timeout) as response:
-            return response.status, response.read(1000)
+            return response.status, response.read()
     except HTTPError as error:
         with error:
-            return error.code, b""
+            return error.code, error.read(1000)
 
 
 def _authorization(parts: SplitResult) -> str | None:

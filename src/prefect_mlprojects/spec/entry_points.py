@@ -12,6 +12,12 @@ from typing import Any, Literal
 
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import ParameterError, Problem, ProjectSpecError
+from prefect_mlprojects.spec.arguments import (
+    adapt_template,
+    appended_parameters,
+    command_values,
+    misplaced_parameters,
+)
 from prefect_mlprojects.spec.parameters import CheckedParameters, check_parameters, place_problems
 from prefect_mlprojects.spec.parser import PROJECT_FILE_NAME, load_project, parse_project
 from prefect_mlprojects.spec.project import EntryPoint, Project
@@ -51,12 +57,14 @@ def build_command(entry_point: EntryPoint, parameters: CheckedParameters) -> str
     """
     if parameters.downloads:
         raise ValueError(f"still to be downloaded: {', '.join(parameters.downloads)}")
-    template = parse_template(entry_point.command)
-    problems = place_problems(template, parameters.declared, parameters.extra, parameters.secrets.keys())
+    template = adapt_template(
+        parse_template(entry_point.command), entry_point, parameters.declared, parameters.secrets.keys()
+    )
+    values, variables = command_values(entry_point, parameters.declared), parameters.variables
+    problems = place_problems(template, values, parameters.extra, parameters.secrets.keys())
     if problems:
         raise ParameterError(f"Parameters of entry point '{entry_point.name}' do not fit", problems)
-    variables = parameters.variables
-    command = template.render(parameters.declared, variables)
+    command = template.render(values, variables)
     if not parameters.extra:
         return command
     if template.line_ends:
@@ -241,6 +249,12 @@ def command_problems(project: Project, entry_point: EntryPoint) -> tuple[Problem
         message = f"{subject} has the placeholder {{{name}}}, which no parameter declares"
         fix = f"did you mean {{{near}}}?" if near else "declare it, or write {{ and }} for braces"
         problems.append(Problem(message, project.file, line, fix))
+    for name in misplaced_parameters(template, entry_point):
+        message = f"{subject} has {{{name}}} within another word or quotes, but it stands for several words, or none"
+        problems.append(Problem(message, project.file, line, "put blanks around it", name))
+    if template.end != "word" and (names := [each.name for each in appended_parameters(template, entry_point)]):
+        message = f"{subject} can't be followed by {', '.join(names)}: it ends within quotes or a comment"
+        problems.append(Problem(message, project.file, line, "write the placeholders into the command"))
     return tuple(problems)
 
 

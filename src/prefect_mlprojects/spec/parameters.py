@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -18,9 +17,11 @@ from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import MASK, Secret
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import ParameterError, Problem
+from prefect_mlprojects.spec.arguments import adapt_template, command_values
 from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
-from prefect_mlprojects.spec.secrets import REFERENCE_HELP, REFERENCE_PATTERN, is_reference, shown_value, variables_for
+from prefect_mlprojects.spec.secrets import is_reference, shown_value, variables_for
 from prefect_mlprojects.spec.template import CommandTemplate, is_plain, parse_template
+from prefect_mlprojects.spec.values import BOOLEANS, constraint, list_items, normalised, parse_bool, value_text
 
 _INT = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
@@ -87,14 +88,18 @@ def check_parameters(
     """Checks the values of a call without any network request.
 
     None counts as not given. Relative paths are relative to the working directory, as in MLflow, except for a default that exists
-    in the folder `project`. Values become text by ``str``, as in MLflow, and are never rounded or normalised. A default that is
-    not of its numeric type is allowed, as in MLflow; the parser warns of it. Parameters that are declared secret, and those in
-    `hidden`, are redacted.
+    in the folder `project`. Values become text by ``str``, as in MLflow, and are never rounded; a caller's bool becomes ``True`` or
+    ``False``. A default that is not of its type is allowed, as in MLflow; the parser warns of it. Parameters that are declared
+    secret, and those in `hidden`, are redacted.
 
     Raises:
         ParameterError: Values are missing, not of their type, or impossible in a command line; all of them at once.
     """
-    given = {str(name): str(value) for name, value in (values or {}).items() if value is not None}
+    given = {
+        str(name): value_text(entry_point.parameters.get(str(name)), value)
+        for name, value in (values or {}).items()
+        if value is not None
+    }
     shown = _shown_values(entry_point, given, hidden)
     secrets: dict[str, Secret] = {}
     problems: list[Problem] = []
@@ -104,6 +109,8 @@ def check_parameters(
         text = given.get(parameter.name, parameter.default)
         if project is not None and text == parameter.default and is_relative_default(parameter):
             text = in_project(project, parameter) or text
+        if parameter.optional and not text:
+            continue
         if text is None:
             problems.append(_missing(parameter, given, entry_point))
             continue
@@ -112,14 +119,14 @@ def check_parameters(
         if parameter.secret and is_reference(text):
             declared[parameter.name] = text
             continue
-        expected = _expectation(parameter.type, text)
-        is_numeric_default = text == parameter.default and parameter.type in {"int", "float"}
-        if expected is not None and not (is_numeric_default and not _unusable(parameter.name, text)):
+        expected = _expectation(parameter.type, text) or constraint(parameter, text)
+        is_lenient_default = text == parameter.default and parameter.type not in {"path", "uri"}
+        if expected is not None and not (is_lenient_default and not _unusable(parameter.name, text)):
             seen = shown.get(parameter.name, text)
             problems.append(_ill_typed(parameter, seen, expected, is_default=parameter.name not in given))
             continue
-        local = _local_path(text) if parameter.type == "path" else text
-        declared[parameter.name] = shown.get(parameter.name) or local or text
+        local = _local_path(text) if parameter.type == "path" else normalised(parameter, text)
+        declared[parameter.name] = shown.get(parameter.name) or (text if local is None else local)
         if parameter.name in secrets and local:
             secrets[parameter.name] = Secret(local)
         if local is None:
@@ -127,9 +134,9 @@ def check_parameters(
     extra = {name: text for name, text in given.items() if name not in entry_point.parameters}
     secrets |= {name: Secret(text) for name, text in extra.items() if name in shown}
     problems += [problem for name, text in extra.items() if (problem := _unusable(name, text)) is not None]
-    template = parse_template(entry_point.command)
     known = {name: text for name, text in declared.items() if name not in downloads}
-    problems += place_problems(template, known, extra, secrets.keys())
+    template = adapt_template(parse_template(entry_point.command), entry_point, known, secrets.keys())
+    problems += place_problems(template, command_values(entry_point, known), extra, secrets.keys())
     if problems:
         raise ParameterError(f"Parameters of entry point '{entry_point.name}' do not fit", problems)
     extra |= {name: text for name, text in shown.items() if name in extra}
@@ -182,8 +189,12 @@ def type_expectation(kind: ParameterType, text: str) -> str | None:
     if not _can_be_passed(text):
         return "text that can be encoded in UTF-8"
     match kind:
-        case "string":
+        case "string" | "choice":
             return None
+        case "bool":
+            return None if parse_bool(text) is not None else BOOLEANS
+        case "list":
+            return None if all(map(_can_be_passed, list_items(text))) else "a list of texts"
         case "int":
             return None if _INT.fullmatch(text) else "a whole number"
         case "float":
@@ -297,83 +308,3 @@ def _typo_warnings(entry_point: EntryPoint, given: Mapping[str, str]) -> tuple[P
         for name, text in given.items()
         if name not in entry_point.parameters and (near := nearest(name, missing, cutoff=_TYPO_SIMILARITY))
     )
-
-
-def parameters_schema(entry_point: EntryPoint, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the JSON schema of an entry point's parameters; `values` replace the project's defaults."""
-    declared = entry_point.parameters
-    properties = {
-        name: _property(parameter, position, values.get(name))
-        for position, (name, parameter) in enumerate(declared.items())
-    }
-    required = [name for name, parameter in declared.items() if parameter.required]
-    schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    return {**schema, "required": required} if required else schema
-
-
-def _property(parameter: ProjectParameter, position: int, value: Any) -> dict[str, Any]:
-    if parameter.secret:
-        # The form's values are stored: only a reference may be.
-        reference = {"type": "string", "pattern": REFERENCE_PATTERN, "description": f"secret: {REFERENCE_HELP}"}
-        given = {} if value is None else {"default": str(value)}
-        return {"title": parameter.name, "position": position, **reference, **given}
-    text = parameter.default if value is None else str(value)
-    default = None if text is None else typed_value(parameter.type, text)
-    schema = _TYPE_SCHEMAS[parameter.type]
-    if isinstance(default, str) and schema["type"] != "string":
-        # "inf", or a number with more digits than JSON's readers keep: only as text it is kept.
-        schema = {"anyOf": [schema, {"type": "string"}], "description": schema["description"]}
-    shown = {"title": parameter.name, "position": position, **schema}
-    return shown if default is None else {**shown, "default": default}
-
-
-_PATH_DESCRIPTION = "path: a file or folder where it runs, or a remote URI"
-_URI_PATTERN = r"^[A-Za-z][A-Za-z0-9+.\-]*:"
-_TYPE_SCHEMAS: Mapping[ParameterType, dict[str, Any]] = {
-    "int": {"type": "integer", "description": "int"},
-    "float": {"type": "number", "description": "float"},
-    "string": {"type": "string", "description": "string"},
-    "path": {"type": "string", "format": "path", "description": _PATH_DESCRIPTION},
-    "uri": {"type": "string", "format": "uri", "pattern": _URI_PATTERN, "description": "uri: with a scheme"},
-}
-
-
-def typed_value(kind: ParameterType, text: str) -> int | float | str:
-    """Returns a value as its JSON type, or as text if that would change it (``inf``, very long numbers)."""
-    if type_expectation(kind, text) is not None:
-        return text
-    if kind == "int" and abs(integer := int(text)) <= 2**53:
-        return integer
-    if kind == "float":
-        number = float(text)
-        if math.isfinite(number) and (float(repr(number)) == number):
-            return int(text) if text.lstrip("+-").isdigit() and abs(number) <= 2**53 else number
-    return text
-
-
-def schema_changes(old: Mapping[str, Any], entry_point: EntryPoint) -> tuple[str, ...]:
-    """Returns a sentence for each difference of an entry point to a deployment's schema; empty for a foreign schema."""
-    before = old.get("properties", {}).get("parameters", {})
-    if not isinstance(before, Mapping) or not isinstance(before.get("properties"), Mapping):
-        return ()
-    now = parameters_schema(entry_point, {})
-    old_required, new_required = set(before.get("required", ())), set(now.get("required", ()))
-    old_properties, new_properties = before["properties"], now["properties"]
-    changes = [f"parameter '{name}' was removed" for name in old_properties if name not in new_properties]
-    for name, schema in new_properties.items():
-        kind = entry_point.parameters[name].type
-        if name not in old_properties:
-            need = " and needs a value" if name in new_required else ""
-            changes.append(f"parameter '{name}' ({kind}) is new{need}")
-            continue
-        if (old_kind := _kind(old_properties[name])) != _kind(schema):
-            changes.append(f"parameter '{name}' was {old_kind} and is {kind}")
-        if name in new_required - old_required:
-            changes.append(f"parameter '{name}' needs a value now")
-    return tuple(changes)
-
-
-def _kind(schema: Mapping[str, Any]) -> str:
-    kinds = {"integer": "int", "number": "float"}
-    first = schema.get("anyOf", (schema,))[0]
-    return str(schema.get("format") or kinds.get(str(first.get("type")), first.get("type")))

@@ -11,17 +11,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import Problem, ProjectSpecError
-from prefect_mlprojects.spec.parameters import type_expectation
+from prefect_mlprojects.spec.parameter_parser import ParameterParser
 from prefect_mlprojects.spec.project import (
     CondaEnvironment,
     DockerEnvironment,
     EntryPoint,
     NoEnvironment,
-    ParameterType,
     Project,
     ProjectEnvironment,
     ProjectParameter,
@@ -38,16 +36,8 @@ _FILE_ENVIRONMENTS: Mapping[str, tuple[str, type[PythonEnvironment | CondaEnviro
     "python_env": ("python_env.yaml", PythonEnvironment),
     "conda_env": ("conda.yaml", CondaEnvironment),
 }
-_TYPES: Mapping[Any, ParameterType] = {
-    **{each: each for each in get_args(ParameterType)},
-    # Types of other formats, which public projects use; MLflow takes them for strings.
-    **dict.fromkeys(("str", "text", "bool", "boolean"), "string"),
-    **dict.fromkeys(("number", "double"), "float"),
-    "integer": "int",
-}
 # Of a pyproject.toml that lists dependencies; others only configure tools.
 _DEPENDENCIES = re.compile(r"^\s*(dependencies\s*=|\[tool\.poetry\.dependencies\])", re.MULTILINE)
-_MAX_DEFAULT_VALUES = 1000
 
 
 def load_project(path: str | Path) -> Project:
@@ -128,45 +118,25 @@ def _default_environment(directory: Path) -> ProjectEnvironment:
     return next(found, NoEnvironment())
 
 
-class _Parser:
+class _Parser(ParameterParser):
     """Parses one MLproject file and collects its problems and warnings."""
 
     def __init__(self, directory: Path, document: YamlDocument) -> None:
+        super().__init__(document)
         self._directory = directory
-        self._document = document
         self._content: Mapping[str, Any] = document.content
-        self.warnings: list[Problem] = []
-        self.problems: list[Problem] = []
-        self._unknown_types: set[str] = set()
-
-    def _fail(self, message: str, *path: str, fix: str | None = None, parameter: str | None = None) -> None:
-        self.problems.append(self._document.problem(message, *path, fix=fix, parameter=parameter))
-
-    def _warn(self, message: str, *path: str, fix: str | None = None, parameter: str | None = None) -> None:
-        self.warnings.append(self._document.problem(message, *path, fix=fix, parameter=parameter))
-
-    def _warn_of_unknown(self, section: Mapping[str, Any], known: tuple[str, ...], where: str, *path: str) -> None:
-        for key in section:
-            if key in known:
-                continue
-            near = nearest(key, known)
-            fix = f"did you mean {near!r}?" if near else f"the keys are {', '.join(known)}"
-            name, colon, rest = key.partition(":")
-            if colon and name in known:
-                fix = f"write '{name}: {rest}', with a blank after the colon"
-            self._warn(f"unknown key {key!r}{where}; it is ignored", *path, key, fix=fix)
 
     def parse(self) -> Project:
-        self._warn_of_unknown(self._content, _TOP_LEVEL_KEYS, "")
+        self.warn_of_unknown(self._content, _TOP_LEVEL_KEYS, "")
         name = self._content.get("name")
         if isinstance(name, dict | list):
-            self._fail(f"'name' must be text, not {kind_of(name)}", "name")
+            self.fail(f"'name' must be text, not {kind_of(name)}", "name")
         entry_points = self._entry_points()
         environment = self._environment()
         spark_job = self._spark_job(entry_points)
         return Project(
             directory=self._directory,
-            file=self._document.file,
+            file=self.document.file,
             name=None if name is None or name == "" else str(name),
             entry_points=entry_points,
             # MLflow gives Spark jobs no environment, not even that of a default file.
@@ -181,34 +151,34 @@ class _Parser:
             return {}
         if not isinstance(section, dict):
             message = f"'entry_points' must be a mapping of names to entry points, not {kind_of(section)}"
-            self._fail(message, "entry_points", fix="write 'main:' and below it 'command: …'")
+            self.fail(message, "entry_points", fix="write 'main:' and below it 'command: …'")
             return {}
         return {name: self._entry_point(name, content) for name, content in section.items()}
 
     def _entry_point(self, name: str, content: Any) -> EntryPoint:
         path = ("entry_points", name)
-        line = self._document.line(*path)
+        line = self.document.line(*path)
         if not isinstance(content, dict):
             message = f"entry point {name!r} must be a mapping with a 'command', not {kind_of(content)}"
-            self._fail(message, *path, fix="write 'command: …' below it")
+            self.fail(message, *path, fix="write 'command: …' below it")
             return EntryPoint(name, "", {}, line)
-        self._warn_of_unknown(content, ("parameters", "command"), f" in entry point {name!r}", *path)
+        self.warn_of_unknown(content, ("parameters", "command"), f" in entry point {name!r}", *path)
         command = content.get("command")
         if not isinstance(command, str) or not command.strip():
             found = "it has none" if "command" not in content else f"not {kind_of(command)}"
             quote = isinstance(command, dict | list)
             fix = "put the command in quotes" if quote else "write 'command: python train.py'"
-            self._fail(f"entry point {name!r} needs a 'command' that is text; {found}", *path, "command", fix=fix)
+            self.fail(f"entry point {name!r} needs a 'command' that is text; {found}", *path, "command", fix=fix)
             command = ""
         elif "\0" in command:
             message = f"the command of entry point {name!r} contains a NUL character"
-            self._fail(message, *path, "command", fix="remove it")
+            self.fail(message, *path, "command", fix="remove it")
         return EntryPoint(
             name=name,
             command=command,
             parameters=self._parameters(path, content.get("parameters")),
             line=line,
-            command_line=self._document.line(*path, "command"),
+            command_line=self.document.line(*path, "command"),
         )
 
     def _parameters(self, path: tuple[str, ...], section: Any) -> dict[str, ProjectParameter]:
@@ -219,83 +189,21 @@ class _Parser:
             message = (
                 f"'parameters' of entry point {path[1]!r} must be a mapping of names to types, not {kind_of(section)}"
             )
-            self._fail(message, *path, fix="write 'alpha: float' or 'alpha: {type: float, default: 0.1}'")
+            self.fail(message, *path, fix="write 'alpha: float' or 'alpha: {type: float, default: 0.1}'")
             return {}
-        return {name: self._parameter((*path, name), content) for name, content in section.items()}
-
-    def _parameter(self, path: tuple[str, ...], content: Any) -> ProjectParameter:
-        name, line = path[-1], self._document.line(*path)
-        if not isinstance(content, dict | str):
-            self._fail(
-                f"parameter {name!r} must have a type or a mapping of 'type' and 'default', not {kind_of(content)}",
-                *path,
-                fix=f"write '{name}: float' or '{name}: {{type: float, default: 0.1}}'",
-                parameter=name,
-            )
-            return ProjectParameter(name, "string", "string", None, line)
-        declared: Any = content
-        default: Any = None
-        if isinstance(content, dict):
-            self._warn_of_unknown(
-                content, ("type", "default", "description", "secret"), f" in parameter {name!r}", *path
-            )
-            declared, default = content.get("type", "string"), content.get("default")
-        kind = self._parameter_type(path, declared)
-        text = self._default_text(path, default)
-        if text is not None and (expected := type_expectation(kind, text)) is not None:
-            message = f"the default {text!r} of parameter {name!r} ({kind}) is not {expected.rstrip(',')}"
-            self._warn(message, *path, "default", parameter=name)
-        return ProjectParameter(name, str(declared), kind, text, line, self._is_secret(path, content))
-
-    def _is_secret(self, path: tuple[str, ...], content: Any) -> bool:
-        given = content.get("secret", False) if isinstance(content, dict) else False
-        if not isinstance(given, bool):
-            # Rather hidden than shown by mistake.
-            self._warn(
-                f"'secret' of parameter {path[-1]!r} is {given!r}; it is taken as true",
-                *path,
-                "secret",
-                fix="write 'secret: true'",
-                parameter=path[-1],
-            )
-        return given is not False
-
-    def _parameter_type(self, path: tuple[str, ...], declared: Any) -> ParameterType:
-        if isinstance(declared, str) and declared in _TYPES:
-            return _TYPES[declared]
-        if str(declared) in self._unknown_types:
-            # One warning per file: large files have the same word on each parameter.
-            return "string"
-        self._unknown_types.add(str(declared))
-        near = nearest(str(declared), get_args(ParameterType))
-        self._warn(
-            f"parameter {path[-1]!r} has the unknown type {str(declared)!r}; it is treated as string",
-            *path,
-            "type",
-            fix=f"did you mean {near!r}?" if near else f"the types are {', '.join(get_args(ParameterType))}",
-            parameter=path[-1],
-        )
-        return "string"
-
-    def _default_text(self, path: tuple[str, ...], default: Any) -> str | None:
-        """Returns ``str`` of a default's YAML value, as MLflow substitutes it (0.10 is 0.1, true is True)."""
-        if isinstance(default, dict | list) and not _is_small(default):
-            message = f"the default of parameter {path[-1]!r} is too long a {kind_of(default)[2:]}"
-            self._fail(message, *path, "default", fix="put it into a file")
-            return None
-        return None if default is None else str(default)
+        return {name: self.parse_parameter((*path, name), content) for name, content in section.items()}
 
     def _environment(self) -> ProjectEnvironment:
         given = [key for key in _ENVIRONMENT_KEYS if key in self._content]
         if len(given) > 1:
             message = f"a project has at most one environment, but this one has {' and '.join(given)}"
-            last = max(given, key=lambda key: self._document.line(key) or 0)
-            self._fail(message, last, fix="remove all but one")
+            last = max(given, key=lambda key: self.document.line(key) or 0)
+            self.fail(message, last, fix="remove all but one")
         environment: ProjectEnvironment | None = None
         for key in given:
             value = self._content[key]
             if not value:
-                self._warn(f"{key!r} is empty; it is ignored", key, fix="remove it, or say what it is")
+                self.warn(f"{key!r} is empty; it is ignored", key, fix="remove it, or say what it is")
             elif key == "docker_env":
                 environment = self._docker(value)
             elif (file := self._environment_file(key, value)) is not None:
@@ -308,46 +216,46 @@ class _Parser:
     def _environment_file(self, key: str, value: Any) -> Path | None:
         if not isinstance(value, str):
             fix = f"write '{key}: {_FILE_ENVIRONMENTS[key][0]}'"
-            self._fail(f"{key!r} must name a file, not {kind_of(value)}", key, fix=fix)
+            self.fail(f"{key!r} must name a file, not {kind_of(value)}", key, fix=fix)
             return None
         file = self._directory / value
         if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises for names that are too long
             message = f"{key!r} names the file {value!r}, which does not exist in {self._directory}"
-            self._fail(message, key, fix=f"create it, or remove {key!r}")
+            self.fail(message, key, fix=f"create it, or remove {key!r}")
             return None
         if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(self._directory)):
             message = f"{key!r} names the file {value!r} outside the project's folder; copies of the folder lack it"
-            self._warn(message, key, fix="move it into the project")
+            self.warn(message, key, fix="move it into the project")
         return file
 
     def _docker(self, section: Any) -> DockerEnvironment | None:
         key = "docker_env"
         if not isinstance(section, dict):
             message = f"'docker_env' must be a mapping with an 'image', not {kind_of(section)}"
-            self._fail(message, key, fix="write 'docker_env: {image: name:tag}'")
+            self.fail(message, key, fix="write 'docker_env: {image: name:tag}'")
             return None
-        self._warn_of_unknown(section, ("image", "volumes", "environment"), " in 'docker_env'", key)
+        self.warn_of_unknown(section, ("image", "volumes", "environment"), " in 'docker_env'", key)
         image = section.get("image")
         if not isinstance(image, str) or not image:
-            self._fail("'docker_env' needs an 'image' that is text", key, "image", fix="write 'image: name:tag'")
+            self.fail("'docker_env' needs an 'image' that is text", key, "image", fix="write 'image: name:tag'")
             image = ""
         volumes = section.get("volumes") or []
         if not isinstance(volumes, list) or not all(isinstance(each, str) for each in volumes):
             fix = 'write ["/host/path:/container/path"]'
-            self._fail("'volumes' of 'docker_env' must be a list of texts", key, "volumes", fix=fix)
+            self.fail("'volumes' of 'docker_env' must be a list of texts", key, "volumes", fix=fix)
             volumes = []
         for volume in volumes:
             try:
                 expand_volume(volume, self._directory)
             except ValueError as error:
                 fix = "only $(pwd), $PWD (the project's folder) and $HOME are expanded; write an absolute path"
-                self._fail(f"volume {volume!r} of 'docker_env' can't be used: {error}", key, "volumes", fix=fix)
+                self.fail(f"volume {volume!r} of 'docker_env' can't be used: {error}", key, "volumes", fix=fix)
         return DockerEnvironment(image, tuple(volumes), tuple(self._docker_variables(section.get("environment") or [])))
 
     def _docker_variables(self, entries: Any) -> Iterator[tuple[str, str | None]]:
         path, fix = ("docker_env", "environment"), 'write [["NEW_VARIABLE", "value"], "COPIED_FROM_HOST"]'
         if not isinstance(entries, list):
-            self._fail(f"'environment' of 'docker_env' must be a list, not {kind_of(entries)}", *path, fix=fix)
+            self.fail(f"'environment' of 'docker_env' must be a list, not {kind_of(entries)}", *path, fix=fix)
             return
         for index, entry in enumerate(entries):
             is_pair = isinstance(entry, list) and len(entry) == 2
@@ -357,7 +265,7 @@ class _Parser:
                 yield str(entry[0]), str(entry[1])
             else:
                 message = "each entry of 'environment' must be a name or a pair of name and value"
-                self._fail(message, *path, str(index), fix=fix)
+                self.fail(message, *path, str(index), fix=fix)
 
     def _spark_job(self, entry_points: Mapping[str, EntryPoint]) -> Mapping[str, Any] | None:
         key = "databricks_spark_job"
@@ -365,29 +273,19 @@ class _Parser:
         if job is None:
             return None
         if not isinstance(job, dict):
-            self._fail(f"{key!r} must be a mapping, not {kind_of(job)}", key)
+            self.fail(f"{key!r} must be a mapping, not {kind_of(job)}", key)
             return None
-        self._warn_of_unknown(job, ("python_file", "parameters", "python_libraries"), f" in {key!r}", key)
+        self.warn_of_unknown(job, ("python_file", "parameters", "python_libraries"), f" in {key!r}", key)
         if job.get("python_file") is None and not entry_points:
-            self._fail(f"{key!r} needs a 'python_file', or the project needs 'entry_points'", key)
+            self.fail(f"{key!r} needs a 'python_file', or the project needs 'entry_points'", key)
         if job.get("python_file") is not None and entry_points:
-            self._fail(f"{key!r} with a 'python_file' can't be combined with 'entry_points'", key, fix="remove one")
+            self.fail(f"{key!r} with a 'python_file' can't be combined with 'entry_points'", key, fix="remove one")
         for environment in _ENVIRONMENT_KEYS:
             if environment in self._content:
-                self._fail(f"{key!r} can't be combined with {environment!r}", environment, fix="remove one")
+                self.fail(f"{key!r} can't be combined with {environment!r}", environment, fix="remove one")
         for entry_point in entry_points.values():
             for name in (name for name, each in entry_point.parameters.items() if each.type == "path"):
                 message = f"a {key!r} has no parameters of type path, but {name!r} is one"
                 path = ("entry_points", entry_point.name, "parameters", name)
-                self._fail(message, *path, fix="declare it as uri", parameter=name)
+                self.fail(message, *path, fix="declare it as uri", parameter=name)
         return dict(job)
-
-
-def _is_small(value: Any) -> bool:
-    """Whether a nested value stays short when it is written out; aliases can make a few lines endless."""
-    left, pending = _MAX_DEFAULT_VALUES, [value]
-    while pending and left:
-        left -= 1
-        each = pending.pop()
-        pending += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
-    return not pending

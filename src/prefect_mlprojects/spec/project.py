@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from prefect_mlprojects.exceptions import Problem
 
-ParameterType: TypeAlias = Literal["string", "float", "int", "path", "uri"]
+ParameterType: TypeAlias = Literal["string", "float", "int", "path", "uri", "bool", "choice", "list"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,13 @@ class ProjectParameter:
         default: Its default as text; None if a value is required.
         line: Its line in the file, counted from 1.
         secret: Whether its value is never shown or stored.
+        description: A sentence for people; empty if there is none.
+        choices: The values that are allowed; empty for any.
+        minimum: The least number allowed, if any.
+        maximum: The greatest number allowed, if any.
+        optional: Whether a call may leave it out, so that it vanishes from the command.
+        option: The command line option before its value, or before each item of a list; for a bool, all there is.
+        separator: The text between a list's items in the command; None makes each item a word.
     """
 
     name: str
@@ -33,11 +40,18 @@ class ProjectParameter:
     default: str | None = None
     line: int | None = None
     secret: bool = False
+    description: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    optional: bool = False
+    option: str | None = None
+    separator: str | None = None
 
     @property
     def required(self) -> bool:
         """Whether a call must give a value."""
-        return self.default is None
+        return self.default is None and not self.optional
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -129,6 +129,7 @@ class RunResult:
         error: The error of a run that failed in this process.
         category: The stable category of a failure; None for a finished run.
         cause: Why the command ended, in a few words ("exit code 3"); may be empty.
+        metrics: The last values of a finished run's metrics, if this process knows them.
     """
 
     status: RunStatus
@@ -141,6 +142,7 @@ class RunResult:
     error: ExecutionException | None = None
     category: FailureCategory | None = None
     cause: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -149,6 +151,7 @@ class RunSession:
 
     Attributes:
         tracking_uri: The tracking URI; None for the one that this process resolves.
+        name: ``project/entry_point``; empty until it is known.
         parent_run_id: The MLflow run that this one is nested in.
         begun: True once the first step has started.
         started_here: False if no caller in this process started the run: a worker's policy applies to it.
@@ -165,6 +168,7 @@ class RunSession:
     observer: RunObserver = field(default_factory=RunObserver)
     rebuild_environment: bool = False
     started_here: bool = True
+    name: str = ""
 
     flow_run_id: str | None = field(default=None, init=False)
     tracked_run: TrackedRun | None = field(default=None, init=False)

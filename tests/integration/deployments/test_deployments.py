@@ -150,6 +150,25 @@ def test_deployments_commands_list_pause_resume_delete(project: Path, call: Call
     started = mlprojects("start", made.name)
     assert started.returncode == 0, started.stderr
     assert str(call("read_flow_run", UUID(started.stdout.strip())).deployment_id) == made.id
+
+    with_options = mlprojects("start", made.name, "--timeout", "60", "--retries", "2", "-P", "extra=1")
+    first = call("read_flow_run", UUID(with_options.stdout.strip()))
+    assert (first.parameters["timeout"], first.parameters["retries"]) == (60, 2)
+    waiting = mlprojects("status", str(first.id)).stdout
+    assert f"It waits for a worker of the work pool '{pool}'." in waiting
+    assert f"mlprojects worker --pool {pool}" in waiting
+    again = mlprojects("rerun", str(first.id), "-P", "more=x", "--retries", "0", "--detach")
+    assert again.returncode == 0, again.stderr
+    repeated = call("read_flow_run", UUID(again.stdout.strip()))
+    assert (str(repeated.deployment_id), repeated.parameters["timeout"], repeated.parameters["retries"]) == (
+        made.id,
+        60,
+        0,
+    )
+    assert repeated.parameters["extra_parameters"] == {"extra": "1", "more": "x"}
+    refused = mlprojects("rerun", str(first.id), "-e", "main", "--detach")
+    assert (refused.returncode, "it is for the entry point 'sleep'" in refused.stderr) == (2, True)
+
     assert mlprojects("deployments", "delete", made.name).returncode == 0
     missing = mlprojects("start", made.name)
     assert missing.returncode == 2

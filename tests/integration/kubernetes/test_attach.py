@@ -111,7 +111,7 @@ def test_job_that_ended_unwatched_reports_its_outcome(cluster: Any) -> None:
 def test_unwatched_jobs_are_listed_and_cleaned(cluster: Any, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
-    from prefect_mlprojects.cli.resources import kubernetes_command
+    from prefect_mlprojects.cli.backends import kubernetes_command
 
     flow_run_id = str(uuid.uuid4())
     first = _start(cluster, flow_run_id, "echo begun; sleep 1000")

@@ -18,8 +18,8 @@ from prefect_mlprojects.exceptions import ParameterError
 from prefect_mlprojects.request import unknown_options
 from prefect_mlprojects.server.compat import schema_errors
 from prefect_mlprojects.spec import find_entry_point, load_project
-from prefect_mlprojects.spec.parameters import schema_changes, typed_value
 from prefect_mlprojects.spec.project import EntryPoint
+from prefect_mlprojects.spec.schema import schema_changes, typed_value
 
 PARAMETERS = """\
       count: int

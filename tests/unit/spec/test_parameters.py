@@ -24,7 +24,7 @@ from prefect_mlprojects.spec import (
     lint,
     load_project,
 )
-from prefect_mlprojects.spec.parameters import parameters_schema
+from prefect_mlprojects.spec.schema import parameters_schema
 
 
 def entry_point(command: str = "echo", **types: str) -> EntryPoint:

@@ -231,7 +231,7 @@ def test_types_of_other_formats_are_understood_and_unknown_ones_warn_once(tmp_pa
     assert [each.type for each in parameters.values()] == [
         "string",
         "float",
-        "string",
+        "bool",
         "string",
         "string",
         "float",

@@ -13,7 +13,7 @@ import pytest
 from prefect_mlprojects._support.secrets import MASK, Secret, reveal, reveal_values
 from prefect_mlprojects.exceptions import ParameterError
 from prefect_mlprojects.spec import CheckedParameters, EntryPoint, build_command, check_parameters, load_project
-from prefect_mlprojects.spec.parameters import parameters_schema
+from prefect_mlprojects.spec.schema import parameters_schema
 
 HOSTILE = "a'b\"c $HOME `id` $(id) \\ *\n{x} ;&|<>#!"
 

@@ -1,0 +1,88 @@
+"""Values of parameters as text: what a caller, a form or a file gives, what is allowed, and what the command gets. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from prefect_mlprojects.spec.project import ProjectParameter
+
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "y", "on", "1", "t"), "True"),
+    **dict.fromkeys(("false", "no", "n", "off", "0", "f"), "False"),
+}
+BOOLEANS = "true or false (yes, no, on, off, 1 and 0 are understood)"
+
+
+def parse_bool(text: str) -> bool | None:
+    """Returns the truth value that a text means; None if it means none."""
+    known = _BOOLEANS.get(text.strip().lower())
+    return None if known is None else known == "True"
+
+
+def list_items(text: str) -> tuple[str, ...]:
+    """Returns the items of a list's text: a JSON array, or items with commas between them."""
+    if text.lstrip().startswith("["):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if isinstance(found, list):
+            return tuple(map(_item_text, found))
+    return tuple(each.strip() for each in text.split(",")) if text.strip() else ()
+
+
+def list_text(items: Iterable[Any]) -> str:
+    """Returns the text of a list, from which `list_items` returns its items: with commas where that is enough, else JSON."""
+    texts = [_item_text(each) for each in items]
+    plain = ",".join(texts)
+    return plain if list_items(plain) == tuple(texts) else json.dumps(texts, ensure_ascii=False)
+
+
+def _item_text(item: Any) -> str:
+    return item if isinstance(item, str) else json.dumps(item) if isinstance(item, list | dict) else str(item)
+
+
+def value_text(parameter: ProjectParameter | None, value: Any) -> str:
+    """Returns a caller's value as text: by ``str``, as in MLflow; a sequence for a list parameter as its list's text."""
+    if parameter is not None and parameter.type == "list" and isinstance(value, list | tuple):
+        return list_text(value)
+    return str(value)
+
+
+def normalised(parameter: ProjectParameter, text: str) -> str:
+    """Returns a valid text as the command gets it: a bool as ``True`` or ``False``, as ``mlflow run`` writes YAML's booleans.
+
+    An author's default stays as it is written.
+    """
+    if text == parameter.default:
+        return text
+    if parameter.type == "bool":
+        return _BOOLEANS.get(text.strip().lower(), text)
+    return list_text(list_items(text)) if parameter.type == "list" else text
+
+
+def constraint(parameter: ProjectParameter, text: str) -> str | None:
+    """Returns what was expected if a text of the right type breaks the parameter's choices or limits; else None."""
+    texts = list_items(text) if parameter.type == "list" else (text,)
+    if parameter.choices and any(each not in parameter.choices for each in texts):
+        return f"one of {', '.join(parameter.choices)}"
+    if parameter.minimum is None and parameter.maximum is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    low, high = parameter.minimum, parameter.maximum
+    if math.isnan(number) or (low is not None and number < low) or (high is not None and number > high):
+        limits = (
+            f"from {low:g} to {high:g}"
+            if low is not None and high is not None
+            else f"of at least {low:g}"
+            if low is not None
+            else f"of at most {high:g}"
+        )
+        return f"a number {limits}"
+    return None
