@@ -145,6 +145,16 @@ def may_access(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
+def is_within(path: Path, root: Path | None) -> bool:
+    """Whether a path, which need not exist, is `root` or below it once all links are followed; true without a `root`."""
+    if root is None:
+        return True
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+    except (OSError, ValueError):
+        return False
+
+
 def disk_usage(path: Path) -> int:
     """Returns the bytes of all blocks in a folder; files hard-linked from uv's cache count in full."""
     total = 0

@@ -202,12 +202,14 @@ class Backend(ABC, Generic[ConfigT, ValueT]):
             ``extra="forbid"`` and ``hide_input_in_errors=True``.
         downloads_paths: Whether remote ``path`` parameters are downloaded to this machine first; otherwise `map_paths` gets
             their URIs.
+        runs_here: Whether commands run with this process's account and files; others get files of this machine only as sent.
         tracks_runs: Whether the backend creates the MLflow run itself, and reports it by `ExecutionEvents.adopt_run`.
     """
 
     name: ClassVar[str]
     config_model: type[ConfigT]
     downloads_paths: ClassVar[bool] = True
+    runs_here: ClassVar[bool] = False
     tracks_runs: ClassVar[bool] = False
 
     def parse_config(self, config: BackendConfig) -> ConfigT:

@@ -38,6 +38,7 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
 
     name = "local"
     config_model = LocalConfig
+    runs_here = True
 
     def environment_kind(self, request: _Request) -> str:
         """Returns the environment manager's name; raises `EnvironmentBuildError` if it is unknown or does not fit."""

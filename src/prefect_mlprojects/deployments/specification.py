@@ -161,7 +161,7 @@ def specify(
     )
     copy = source.fetch(StopSignal(), lambda _: None)
     try:
-        project = load_project(copy.directory)
+        project = load_project(copy.directory, root=copy.root)
         found = find_entry_point(project, followed.entry_point, copy.uri)
         fitting = _fitting_values(
             found, followed.parameters or {}, copy.directory, complete=schedule is not None and not paused
@@ -244,7 +244,7 @@ def _fitting_values(
         for name, parameter in entry_point.parameters.items()
         if parameter.secret and given.get(name) is not None and not is_reference(str(given[name]))
     ]
-    refuse_secret_parameters("The deployment can't be created", literal)
+    refuse_secret_parameters("The deployment can't be created", literal, declared=True)
     checked = check_parameters(entry_point, given, project)
     texts = {**checked.declared, **checked.downloads, **checked.extra}
     values: dict[str, Any] = {}

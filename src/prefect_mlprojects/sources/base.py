@@ -34,6 +34,7 @@ class WorkingCopy:
         repository_url: The URL of the repository's first remote.
         dirty: Whether tracked files differ from ``commit``; untracked ones do not count.
         temporary: Whether it is removed when its run has ended.
+        root: The folder with everything that was fetched, which the project's files must not lead out of; None for a local one.
     """
 
     directory: Path
@@ -45,6 +46,7 @@ class WorkingCopy:
     repository_url: str | None = None
     dirty: bool = False
     temporary: bool = False
+    root: Path | None = None
 
 
 class Source(Protocol):

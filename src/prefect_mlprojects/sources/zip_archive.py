@@ -63,6 +63,7 @@ class ZipSource:
             kind="zip",
             source_name=f"{name}#{self.subdirectory}" if self.subdirectory else name,
             temporary=True,
+            root=folder,
         )
 
     def remove(self, copy: WorkingCopy) -> None:

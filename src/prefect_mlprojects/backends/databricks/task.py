@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -169,7 +169,9 @@ class DriverEnvironment:
 
 def driver_environment(request: DatabricksRequest) -> DriverEnvironment:
     """Returns the command's environment: the driver's own without a file, for a Spark job, and for ``--env-manager local``."""
-    project = request.project
+    # What the files name is sent to the driver.
+    project = replace(request.project, root=request.project.root or request.project.directory)
+    request = replace(request, project=project)
     if request.env_manager == "local" or project.databricks_spark_job is not None:
         return DriverEnvironment()
     if request.env_manager == "conda":
@@ -241,7 +243,7 @@ def _inside(request: DatabricksRequest, path: Path) -> Path:
 
 
 def _locked(request: DatabricksRequest, lock: Path) -> DriverEnvironment:
-    found = files.read_lock(lock)
+    found = files.read_lock(lock, request.project)
     if isinstance(found, Problem):
         raise _problems(request, (found,))
     requires, packages = found

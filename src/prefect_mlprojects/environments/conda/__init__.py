@@ -115,10 +115,29 @@ class CondaSpecification(Specification):
         return f"conda, {f'Python {version}, ' if version else ''}{packages}{pip} ({self.file.file.name})"
 
 
+def _project_file(project: Project) -> CondaFile | tuple[Problem, ...]:
+    """Reads a project's ``conda.yaml``; what it names outside of the project's files is a problem."""
+    assert isinstance(project.environment, CondaEnvironment)
+    if problem := files.outside_problem(project):
+        return (problem,)
+    file = read_conda_file(project.environment.file)
+    if isinstance(file, tuple):
+        return file
+    named = [*file.channels, *(part for each in file.dependencies for part in split_channel(each.text) if part)]
+    folders = [(text, settings.local_folder(text, file.file.parent)) for text in named]
+    return (
+        tuple(
+            Problem(f"{text!r} is outside of the project's files", file.file, fix="put it into the project")
+            for text, folder in folders
+            if folder is not None and not project.allows(folder)
+        )
+        or file
+    )
+
+
 def read_specification(project: Project, environ: Mapping[str, str]) -> CondaSpecification:
     """Reads a project's conda.yaml and conda's settings; needs no network. Raises an ``EnvironmentBuildError``."""
-    assert isinstance(project.environment, CondaEnvironment)
-    file = read_conda_file(project.environment.file)
+    file = _project_file(project)
     if isinstance(file, tuple):
         raise problems_error(project, file, "conda")
     pip = expand_requirements(file.pip, file.file, project, "uv")
@@ -173,8 +192,7 @@ def _normalised(spec: CondaSpec) -> str:
 
 def check_conda_environment(project: Project) -> tuple[Problem, ...]:
     """Returns the problems of a project's conda.yaml and of the files that it names; needs no network."""
-    assert isinstance(project.environment, CondaEnvironment)
-    file = read_conda_file(project.environment.file)
+    file = _project_file(project)
     if isinstance(file, tuple):
         return file
     pip = expand_requirements(file.pip, file.file, project, "uv")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from prefect_mlprojects._support.files import list_directory
 from prefect_mlprojects._support.redaction import redact, strip_user_info
@@ -224,6 +225,13 @@ def channel_urls(name: str, configuration: CondaConfiguration, base: Path) -> tu
             url = custom if "://" in custom else _folder_url(custom, base)
             return (f"{url.rstrip('/')}/{name}",)
     return (f"{_ANACONDA if name in _ANACONDA_NAMES else configuration.channel_alias}/{name}",)
+
+
+def local_folder(name: str, base: Path) -> Path | None:
+    """Returns the folder or file of a channel or package that is one; None for a name or another URL."""
+    if name.lower().startswith("file:"):
+        return base / unquote(urlsplit(name).path)
+    return base / Path(name).expanduser() if name.startswith((".", "/", "~")) else None
 
 
 def _folder_url(folder: str, base: Path) -> str:

@@ -71,6 +71,7 @@ class GitSource:
             branch=resolved.branch,
             repository_url=address,
             temporary=True,
+            root=folder,
         )
 
     def remove(self, copy: WorkingCopy) -> None:
