@@ -59,7 +59,7 @@ def test_starter_can_set_nothing_but_the_form(project: Path, prefect_server: Ser
     policy.write_text(f"sources: ['{project}']\nbackends: [local]\n")
     good = start({"parameters": {"word": "b"}}).json()["id"]
     worker = [sys.executable, "-m", "prefect_mlprojects", "worker", "--once", "--policy", str(policy)]
-    subprocess.run(worker, check=True, timeout=200, capture_output=True)
+    subprocess.run(worker, check=True, timeout=500, capture_output=True)
 
     def state(flow_run: str) -> Any:
         return client.get(f"/flow_runs/{flow_run}").json()["state"]
@@ -72,6 +72,6 @@ def test_starter_can_set_nothing_but_the_form(project: Path, prefect_server: Ser
     # The worker's policy holds whatever the deployment says.
     policy.write_text("sources: ['https://github.com/acme/*']\n")
     elsewhere = start({}).json()["id"]
-    subprocess.run(worker, check=True, timeout=200, capture_output=True)
+    subprocess.run(worker, check=True, timeout=500, capture_output=True)
     assert state(elsewhere)["type"] == "FAILED"
     assert "the worker's policy, allows https://github.com/acme/* only" in state(elsewhere)["message"]
