@@ -121,6 +121,7 @@ class Project:
         entry_points: The declared entry points by name, in the order of the file.
         environment: The environment it needs.
         databricks_spark_job: The file's ``databricks_spark_job`` mapping as written, if any.
+        experiment: The MLflow experiment that the file names, if any.
         warnings: Harmless oddities, such as unknown keys and parameter types.
         temporary: Whether the folder is a working copy that is removed with the run.
     """
@@ -131,6 +132,7 @@ class Project:
     entry_points: Mapping[str, EntryPoint]
     environment: ProjectEnvironment
     databricks_spark_job: Mapping[str, Any] | None = None
+    experiment: str | None = None
     warnings: tuple[Problem, ...] = ()
     temporary: bool = False
 
