@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from prefect_mlprojects._support.documents import decode, load_json, load_yaml, read_limited
 from prefect_mlprojects._support.secrets import has_secret, storable, without_secrets
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import BackendError
@@ -44,7 +45,7 @@ def load_backend_config(config: Mapping[str, Any] | str | Path | None, *, backen
         message = f"The backend configuration {str(config)!r} is neither a mapping nor a .json, .yaml or .yml file."
         raise BackendError(message, backend=backend)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decode(read_limited(path))
     except OSError as error:
         message = f"The backend configuration {path} can't be read: {error.strerror or error}."
         raise BackendError(message, backend=backend) from None
@@ -63,18 +64,21 @@ def _as_mapping(loaded: Any, what: str, backend: str) -> dict[str, Any]:
 def _parse(path: str, kind: str, text: str, backend: str) -> Any:
     if kind == ".json":
         try:
-            return json.loads(text)
+            return load_json(text)
         except json.JSONDecodeError as error:
             raise BackendError(f"{path}:{error.lineno}: not valid JSON: {error.msg}.", backend=backend) from None
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        documents = load_yaml(text)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise BackendError(f"{path}{line}: not valid YAML: {error.problem}.", backend=backend) from None
     except yaml.YAMLError as error:
         raise BackendError(f"{path}: not valid YAML: {error}.", backend=backend) from None
+    if len(documents) > 1:
+        raise BackendError(f"{path}: the file has more than one document.", backend=backend)
+    return documents[0] if documents else None
 
 
 def parse_config(model: type[_Model], config: Mapping[str, Any], *, backend: str) -> _Model:

@@ -151,6 +151,23 @@ class BackendPlan:
     sections: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Demands:
+    """What a run would use that a worker's policy may refuse.
+
+    Attributes:
+        images: The images of its containers.
+        host_paths: The files and folders of the machine that they mount or read.
+        privileges: What gives them more rights than usual, for people to read ("privileged", "pid host").
+        unknown: True if the backend does not tell.
+    """
+
+    images: tuple[str, ...] = ()
+    host_paths: tuple[str, ...] = ()
+    privileges: tuple[str, ...] = ()
+    unknown: bool = False
+
+
 class ExecutionEvents(Protocol):
     """Receives the events of an execution, from any thread; never raises."""
 
@@ -185,12 +202,14 @@ class Backend(ABC, Generic[ConfigT, ValueT]):
             ``extra="forbid"`` and ``hide_input_in_errors=True``.
         downloads_paths: Whether remote ``path`` parameters are downloaded to this machine first; otherwise `map_paths` gets
             their URIs.
+        runs_here: Whether commands run with this process's account and files; others get files of this machine only as sent.
         tracks_runs: Whether the backend creates the MLflow run itself, and reports it by `ExecutionEvents.adopt_run`.
     """
 
     name: ClassVar[str]
     config_model: type[ConfigT]
     downloads_paths: ClassVar[bool] = True
+    runs_here: ClassVar[bool] = False
     tracks_runs: ClassVar[bool] = False
 
     def parse_config(self, config: BackendConfig) -> ConfigT:
@@ -222,6 +241,11 @@ class Backend(ABC, Generic[ConfigT, ValueT]):
         """
         del request
         return paths
+
+    def demands(self, request: BackendRequest[ConfigT]) -> Demands:
+        """Returns what a checked request would use, for a worker's policy, which refuses a backend that does not tell."""
+        del request
+        return Demands(unknown=True)
 
     @abstractmethod
     def plan(self, request: BackendRequest[ConfigT], command: str) -> BackendPlan:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,19 +13,14 @@ from prefect import flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Failed
 
-from prefect_mlprojects._support.redaction import environment_secrets, redact, redact_error
+from prefect_mlprojects._support.event_loop import all_or_stop
+from prefect_mlprojects._support.redaction import environment_secrets, redact_error
 from prefect_mlprojects._support.secrets import Secret, reveal, secrets_in
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.contract import AnyPrepared, RunIdentity
-from prefect_mlprojects.blocks.resolution import (
-    git_credentials_lookup,
-    read_project,
-    resolve_backend_config,
-    resolve_tracking,
-)
+from prefect_mlprojects.blocks.resolution import read_project, resolve_backend_config, resolve_tracking
 from prefect_mlprojects.exceptions import (
     ExecutionException,
     ParameterError,
@@ -39,10 +33,17 @@ from prefect_mlprojects.exceptions import (
 )
 from prefect_mlprojects.flows.announcement import RunAnnouncement, end_labels, set_labels
 from prefect_mlprojects.flows.cancellation import watch_cancellation
-from prefect_mlprojects.flows.secrets import refuse_missing, remembering, secret_resolver, store_public_parameters
+from prefect_mlprojects.flows.deployment_check import apply_policies, check_form
+from prefect_mlprojects.flows.secrets import (
+    credentials_lookup,
+    refuse_missing,
+    secret_resolver,
+    store_public_parameters,
+)
 from prefect_mlprojects.flows.tracked_run import finish_tracked_run, tracking_request
 from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RunRequest, document_options
 from prefect_mlprojects.request.check import CheckedRun, RunContext
+from prefect_mlprojects.server.api import api_variables
 from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.base import remove_run_folder
@@ -100,7 +101,7 @@ async def run_project(
     assert context is not None
     assert context.flow_run is not None
     with shared_session() as session, session.known_secrets as known:
-        known.add(*environment_secrets(os.environ), *session.secrets.known())
+        known.add(*environment_secrets(), *session.secrets.known())
         session.set_flow_run_id(str(context.flow_run.id))
         async with watch_cancellation(context.flow_run.id, session.stop):
             return await _ProjectRun(request, session, context.flow_run, context.client).run()
@@ -179,7 +180,7 @@ class _ProjectRun:
             return error
         try:
             deployment = await self._client.read_deployment(self._flow_run.deployment_id)
-            project = await asyncio.to_thread(load_project, self._working_copy.directory)
+            project = await asyncio.to_thread(load_project, self._working_copy.directory, root=self._working_copy.root)
             changes = schema_changes(
                 deployment.parameter_openapi_schema or {}, find_entry_point(project, self._request.entry_point)
             )
@@ -192,35 +193,35 @@ class _ProjectRun:
         return ParameterError(headline, [*problems, Problem("deploy it again to update its form: mlprojects deploy")])
 
     async def _steps(self) -> int | None:
+        await check_form(self._client, self._flow_run)
+        self._session.known_secrets.add(*secrets_in(api_variables()))
         if self._request.uri.startswith(PROJECT_SCHEME):
             self._request = self._request.with_project(await read_project(self._client, self._request.uri))
         request, session = self._request, self._session
+        policies = () if session.started_here else apply_policies(request)
         refuse_missing(request, session.secrets)
         resolved = await resolve_backend_config(self._client, request.backend_config, request.backend)
         config = get_backend(request.backend).parse_config({**resolved, **session.secrets.backend_config})
-        session.known_secrets.add(*secrets_in(config))
-        tracking_uri = await resolve_tracking(self._client, request.tracking) if request.tracking else None
-        lookup = git_credentials_lookup(self._client, asyncio.get_running_loop(), request.git_credentials)
-        credentials = remembering(lookup, session.known_secrets)
+        named = await resolve_tracking(self._client, request.tracking) if request.tracking else None
+        tracking_uri = named or session.tracking_uri or self._default_tracking_uri()
+        session.known_secrets.add(tracking_uri, *secrets_in(config))
+        credentials = credentials_lookup(self._client, request.git_credentials, session.known_secrets)
         uri = reveal(session.secrets.uri) if session.secrets.uri else request.uri
-        tracking_uri = tracking_uri or session.tracking_uri or self._default_tracking_uri()
-        session.known_secrets.add(tracking_uri)
         context = RunContext(
             config,
             tracking_uri,
             session.secrets,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
-            secret_resolver(self._client, asyncio.get_running_loop(), session.known_secrets),
+            policies,
+            secret_resolver(self._client, session.known_secrets),
         )
         self._source = detect_source(uri, request.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)
         checked, invocation = await self._prepare(self._working_copy, context)
-        tracked, prepared = session.tracked_run, self._prepared
+        prepared = self._prepared
         assert prepared is not None
-        if tracked is not None and prepared.tags:
-            tags = {name: redact(value) for name, value in prepared.tags.items()}
-            await asyncio.to_thread(session.tracker.set_tags, tracked, tags)
+        await asyncio.to_thread(session.set_tags, prepared.tags)
         run = execute.with_options(retries=request.retries) if request.retries else execute
         outcome = await run(checked, invocation, prepared, self._target(checked))
         if isinstance(outcome, State):
@@ -241,7 +242,7 @@ class _ProjectRun:
                 FLOW_RUN_ID_VARIABLE: flow_run_id,
                 **({f"{PREFIX}ENV_MANAGER": manager} if (manager := self._request.env_manager) else {}),
                 # So that a Prefect client in the child, or a nested run, uses the same server.
-                **({"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}),
+                **api_variables(),
             },
             timeout=self._request.timeout,
         )
@@ -282,7 +283,7 @@ class _ProjectRun:
             result = self._checked = await checked
             await store_public_parameters(self._client, self._flow_run.id, self._request, self._session.secrets, result)
             resolution, tracking = self._resolve_environment(result, stop), self._start_tracking(result, working_copy)
-            invocation, *_ = await _all_or_stop(stop, validation, resolution, tracking)
+            invocation, *_ = await all_or_stop(stop, validation, resolution, tracking)
         finally:
             forget()
         return result, invocation
@@ -369,15 +370,3 @@ class _ProjectRun:
         except Exception:  # noqa: BLE001 - whatever fails here, the teardown continues
             return "FAILED"
         return "KILLED" if state is not None and (state.is_cancelling() or state.is_cancelled()) else "FAILED"
-
-
-async def _all_or_stop(stop: StopSignal, *awaitables: Awaitable[Any]) -> list[Any]:
-    """Returns all results; at the first failure stops the others, waits for them and raises it."""
-    futures = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
-    done, pending = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
-    if pending:
-        stop.request("another step of the run failed")
-        await asyncio.wait(pending)
-        for future in done:
-            future.result()
-    return [future.result() for future in futures]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,6 +15,7 @@ from prefect_mlprojects.backends import get_backend, select_backend
 from prefect_mlprojects.backends.contract import AnyBackend, AnyRequest, BackendRequest
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.request import RunRequest
+from prefect_mlprojects.request.policy import Policy
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.sources.git import GitCredentialsLookup
 from prefect_mlprojects.spec import (
@@ -92,6 +94,7 @@ class RunContext:
     secrets: RunSecrets = field(default_factory=RunSecrets, repr=False)
     git_credentials: GitCredentialsLookup | None = field(default=None, repr=False, compare=False)
     rebuild_environment: bool = False
+    policies: tuple[Policy, ...] = ()
     resolve_secret: Callable[[str, Secret], Secret] = field(default=lambda _, value: value, repr=False, compare=False)
 
 
@@ -145,6 +148,7 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
         {**(request.parameters or {}), **{name: reveal(value) for name, value in kept.items()}},
         working_copy.uri,
         spark_job=request.backend == "databricks",
+        root=working_copy.root,
         hidden=[name for name, value in kept.items() if not isinstance(value, Withheld)],
     )
     if request.backend != "databricks":
@@ -170,12 +174,48 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
         run_options={name: getattr(request, name) for name in _PASSED_ON},
     )
     checked = CheckedRun(project, entry_point, parameters, backend, backend_request)
+    _check_defaults(checked, request.parameters or {})
     if config is not None:
         backend.check(backend_request)
     else:
         # Also fails for an environment manager that does not fit.
         backend.environment_kind(backend_request)
+    for policy in context.policies:
+        in_container = backend.name == "local" and checked.environment_kind == "docker"
+        policy.check_demands("docker" if in_container else request.backend, backend.demands(backend_request))
     return checked
+
+
+# fsspec's protocols that read files of this machine; "::" chains protocols.
+_LOCAL_PROTOCOLS = ("local:", "git:", "memory:", "reference:")
+
+
+def _may_be_sent(checked: CheckedRun, name: str, text: str) -> bool:
+    if name in checked.parameters.downloads:
+        is_local = text.lower().startswith(_LOCAL_PROTOCOLS) or "::" in text
+        return not is_local or checked.project.root is None
+    return checked.project.allows(Path(text))
+
+
+def _check_defaults(checked: CheckedRun, given: Mapping[str, Any]) -> None:
+    """Raises a `ParameterError` for defaults by which a fetched project would get this machine's files sent or mounted."""
+    if checked.backend.runs_here:
+        return
+    problems = [
+        Problem(
+            f"the default of parameter {name!r}, {text!r}, is outside of the project's files",
+            file=checked.project.file,
+            line=checked.entry_point.parameters[name].line,
+            fix=f"give {name}=VALUE",
+            parameter=name,
+        )
+        for name, text in checked.parameters.declared.items()
+        if given.get(name) is None
+        and checked.entry_point.parameters[name].type == "path"
+        and not _may_be_sent(checked, name, text)
+    ]
+    if problems:
+        raise ParameterError(f"Parameters of entry point '{checked.entry_point.name}' do not fit", problems)
 
 
 def refuse_foreign_references(secrets: Mapping[str, Secret]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import posixpath
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from prefect_mlprojects._support.files import check_private
 from prefect_mlprojects._support.process_folders import create_process_folder, remove_process_folder
-from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
-from prefect_mlprojects.settings import PREFIX, cache_directory, keep_working_copies, trusted_sources
+from prefect_mlprojects.settings import PREFIX, cache_directory, keep_working_copies, source_limits
 from prefect_mlprojects.types import StopSignal
 
 SourceKind: TypeAlias = Literal["local", "git", "zip"]
@@ -33,6 +33,7 @@ class WorkingCopy:
         repository_url: The URL of the repository's first remote.
         dirty: Whether tracked files differ from ``commit``; untracked ones do not count.
         temporary: Whether it is removed when its run has ended.
+        root: The folder with everything that was fetched, which the project's files must not lead out of; None for a local one.
     """
 
     directory: Path
@@ -44,6 +45,7 @@ class WorkingCopy:
     repository_url: str | None = None
     dirty: bool = False
     temporary: bool = False
+    root: Path | None = None
 
 
 class Source(Protocol):
@@ -78,23 +80,35 @@ def describe_working_copy(copy: WorkingCopy) -> str:
     return f"{origin}{version}{' (with uncommitted changes)' if copy.dirty else ''}"
 
 
+def checked_cache(shown: str) -> Path:
+    """Returns the cache folder; raises `FetchError`, which names the redacted URI `shown`, if others may have written to it."""
+    try:
+        return check_private(cache_directory())
+    except OSError as error:
+        raise _not_stored(shown, cache_directory(), error) from None
+
+
+def _not_stored(shown: str, folder: Path, error: OSError) -> FetchError:
+    return SourceUnavailableError(
+        f"The files of {shown!r} can't be stored: {error.filename or folder}: {error.strerror or error}. "
+        "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
+        uri=shown,
+    )
+
+
 def create_run_folder(shown: str, name: str = "project") -> Path:
     """Creates an empty folder `name` for a run, locked by this process, so that later ones remove it if this one is killed.
 
     Raises:
         FetchError: The cache can't be written; the message names the project's redacted URI, `shown`.
     """
-    root = cache_directory() / "working-copies"
+    root = checked_cache(shown) / "working-copies"
     try:
         # The run's own folder is private; the project's below it has an ordinary mode.
         content = create_process_folder(root) / name
         content.mkdir()
     except OSError as error:
-        raise SourceUnavailableError(
-            f"The files of {shown!r} can't be stored: {error.filename or root}: {error.strerror or error}. "
-            "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
-            uri=shown,
-        ) from None
+        raise _not_stored(shown, root, error) from None
     return content
 
 
@@ -141,28 +155,50 @@ def nearest_folder(folder: Path) -> str:
 def check_trusted(url: str, shown: str) -> None:
     """Refuses a source, a URL or absolute path, that no pattern of ``PREFECT_MLPROJECTS_TRUSTED_SOURCES`` allows.
 
-    Patterns are those of shells (``*`` also matches slashes), such as ``https://github.com/acme/*`` or ``/srv/projects/*``.
+    Patterns are those of shells (``*`` also matches slashes), such as ``https://github.com/acme/*`` or ``/srv/projects/*``. Servers
+    read unusual spellings of a path in their own ways, so that these are refused instead of normalised.
     """
-    patterns = trusted_sources()
-    if not patterns or any(fnmatchcase(_canonical(url), pattern) for pattern in patterns):
-        return
-    raise FetchError(
-        f"{shown!r} may not run here: the setting {PREFIX}TRUSTED_SOURCES allows {', '.join(patterns)} only. "
-        "The worker's operator can add it.",
-        uri=shown,
-    )
+    ambiguous, address = _is_ambiguous(url), _without_user(url)
+    for patterns in source_limits():
+        setting = f"{shown!r} may not run here: the setting {PREFIX}TRUSTED_SOURCES, or the worker's policy, allows"
+        if ambiguous:
+            raise FetchError(
+                f"{setting} no address with '.' or '..' in its path, with '\\', '::' or blanks, or with an encoded dot, slash or "
+                "percent sign. Write it without them.",
+                uri=shown,
+            )
+        if not any(fnmatchcase(address, pattern) for pattern in patterns):
+            allowed = ", ".join(filter(None, patterns)) or "nothing"
+            raise FetchError(f"{setting} {allowed} only. The worker's operator can add it.", uri=shown)
 
 
-def _canonical(url: str) -> str:
-    """Returns a URL or path without user name, password, ``.`` and ``..``."""
-    parts = urlsplit(strip_user_info(url))
-    # Twice-encoded slashes and dots must not hide where a path leads.
-    path = parts.path
-    while (decoded := unquote(path)) != path:
-        path = decoded
-    path = posixpath.normpath(path) if path else ""
-    if path.startswith("//"):
-        path = path[1:]
-    if parts.scheme in ("", "file"):
+_AMBIGUOUS = re.compile(r"%(2e|2f|5c|25|[01][0-9a-f]|7f|(?![0-9a-f]{2}))|\\|::|[\x00-\x20\x7f]", re.IGNORECASE)
+
+
+def _is_ambiguous(url: str) -> bool:
+    path = _local_path(url)
+    if path is None:
+        # A port may follow an address in brackets, which has colons.
+        without_address = re.sub(r"^([\w+.-]+://[^/?#]*)\[[0-9A-Fa-f:.]+\]", r"\1", url)
+        path = urlsplit(without_address).path
+        if _AMBIGUOUS.search(without_address):
+            return True
+    return any(segment in (".", "..") for segment in path.split("/"))
+
+
+def _local_path(url: str) -> str | None:
+    """Returns the path of an absolute path or ``file://`` URL as the system reads it; None for any other URL."""
+    return url if url.startswith("/") else unquote(urlsplit(url).path) if url.lower().startswith("file://") else None
+
+
+def _without_user(url: str) -> str:
+    """Returns what is compared with patterns: a path, or a URL without password, and without user name where it is only a login."""
+    path = _local_path(url)
+    if path is not None:
         return path
-    return urlunsplit((parts.scheme.lower(), parts.netloc.lower(), path, "", ""))
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    # An ssh user has its own home folder; the "user" of abfs:// is a container.
+    is_login = parts.scheme in ("http", "https", "git", "ftp") or user == "git"
+    netloc = host if is_login else parts.netloc
+    return urlunsplit(parts._replace(netloc=netloc.lower(), fragment=""))

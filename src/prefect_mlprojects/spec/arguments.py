@@ -47,7 +47,12 @@ def adapt_template(
     for parameter in appended_parameters(template, entry_point):
         option = parameter.option or f"--{shlex.quote(parameter.name)}"
         words = list(
-            _words(dataclasses.replace(parameter, option=option), Placeholder(parameter.name, "word"), values, secrets)
+            _words(
+                dataclasses.replace(parameter, option=option),
+                Placeholder(parameter.name, template.end),
+                values,
+                secrets,
+            )
         )
         appended += [" ", *words] if words else []
     if appended and template.line_ends and isinstance(parts[-1], str):

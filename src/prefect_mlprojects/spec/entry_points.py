@@ -98,17 +98,18 @@ def check_call(
     *,
     spark_job: bool = False,
     hidden: Collection[str] = (),
+    root: Path | None = None,
 ) -> tuple[Project, EntryPoint, CheckedParameters]:
     """Parses the project in a folder and checks a call of it; reports the problems of file, command and values together.
 
-    The parameters `hidden` are secret, whether the project says so or not. With `spark_job`, the ``python_file`` of a Databricks
-    Spark job is the entry point, whatever `name` is.
+    The parameters `hidden` are secret, whether the project says so or not. `root` is that of the project. With `spark_job`, the
+    entry point is the ``python_file`` of a Databricks Spark job.
 
     Raises:
         ProjectSpecError: The file is malformed, or the entry point does not exist or can't be used.
         ParameterError: Only the values are wrong.
     """
-    project, problems = parse_project(directory)
+    project, problems = parse_project(directory, root=root)
     entry_point, checked, error = _check_values(
         project, problems, name, values, uri, spark_job=spark_job, hidden=hidden
     )
@@ -261,12 +262,16 @@ def command_problems(project: Project, entry_point: EntryPoint) -> tuple[Problem
 def _unquotable_warnings(project: Project, entry_point: EntryPoint) -> list[Problem]:
     line = entry_point.command_line or entry_point.line
     where = f"in the command of entry point {entry_point.name!r}"
-    message = "values can't be quoted at {{{}}}; values with other than plain characters are refused"
+    messages = {
+        "unquotable": "values can't be quoted at {{{}}}; values with other than plain characters are refused",
+        "number": "the shell calculates at {{{}}}; values other than numbers are refused",
+    }
     fix = "values are quoted already: write placeholders as words of their own"
     placeholders = parse_template(entry_point.command).placeholders
     return [
-        Problem(f"{where}, {message.format(name)}", project.file, line, fix, name)
-        for name in dict.fromkeys(each.name for each in placeholders if each.place == "unquotable")
+        Problem(f"{where}, {messages[place].format(name)}", project.file, line, fix, name)
+        for name, place in dict.fromkeys((each.name, each.place) for each in placeholders)
+        if place in messages
         if name in entry_point.parameters and entry_point.parameters[name].type not in {"int", "float"}
     ]
 
@@ -287,11 +292,15 @@ class Finding:
 
 
 def lint(
-    path: str | Path, entry_point: str | None = None, parameters: Mapping[str, Any] | None = None
+    path: str | Path,
+    entry_point: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    root: Path | None = None,
 ) -> list[Finding]:
     """Returns the findings in a project's MLproject file, all entry points included, in the order of the file.
 
-    With `entry_point`, a call of it with these parameters is checked, too.
+    With `entry_point`, a call of it with these parameters is checked, too. `root` is that of the project.
 
     Raises:
         ProjectSpecError: The folder does not exist.
@@ -299,7 +308,7 @@ def lint(
     directory = Path(path).expanduser().absolute()
     if not directory.is_dir():
         load_project(path)
-    project, problems = parse_project(directory, strict=True)
+    project, problems = parse_project(directory, strict=True, root=root)
     errors, warnings = list(problems), list(project.warnings)
     warnings += (
         Problem(f"no {PROJECT_FILE_NAME} file found in {path}: {each.message}", fix=each.fix)

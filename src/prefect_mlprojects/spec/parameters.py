@@ -20,7 +20,8 @@ from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.spec.arguments import adapt_template, command_values
 from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
 from prefect_mlprojects.spec.secrets import is_reference, shown_value, variables_for
-from prefect_mlprojects.spec.template import CommandTemplate, is_plain, parse_template
+from prefect_mlprojects.spec.shell import Place
+from prefect_mlprojects.spec.template import CommandTemplate, fits, parse_template
 from prefect_mlprojects.spec.values import BOOLEANS, constraint, list_items, normalised, parse_bool, value_text
 
 _INT = re.compile(r"[+-]?[0-9]+")
@@ -273,30 +274,37 @@ def place_problems(
     template: CommandTemplate, declared: Mapping[str, str], extra: Mapping[str, str], secrets: Collection[str] = ()
 ) -> tuple[Problem, ...]:
     """Returns the values that can't be quoted at their placeholders (see :mod:`prefect_mlprojects.spec.template`)."""
-    names = {each.name for each in template.placeholders if each.place == "unquotable"}
-    found = {name: text for name, text in declared.items() if name in names and not is_plain(text)}
-    if template.end != "word":
-        found |= {name: text for name, text in extra.items() if not (is_plain(name) and is_plain(text))}
-    hidden = {name for name in secrets if name in names or (template.end != "word" and name in extra)}
-    found = {name: text for name, text in found.items() if name not in hidden}
+    places = {(each.name, each.place) for each in template.placeholders if each.name in declared}
+    found = {name: place for name, place in sorted(places) if not fits(declared[name], place)}
+    found |= {
+        name: template.end
+        for name, text in extra.items()
+        if not (fits(name, template.end) and fits(text, template.end))
+    }
+    quotable = {"word", "double-quotes", "single-quotes"}
+    misplaced = {each.name for each in template.placeholders if each.place not in quotable}
+    hidden = {name for name in secrets if name in misplaced or (template.end != "word" and name in extra)}
+    shown = {name: _shorten(text) for name, text in {**declared, **extra}.items()}
     return tuple(
         Problem(
             f"the secret parameter '{name}' can't stand at its place in the command (in backquotes, a here-document, a comment, "
-            "arithmetic, a subscript or ${…}, or after a backslash or a $)",
+            "arithmetic, a subscript or ${…}, or after a backslash, a $ or >&)",
             fix="write its placeholder as a word of its own",
             parameter=name,
         )
         for name in sorted(hidden)
-    ) + tuple(
-        Problem(
-            f"parameter '{name}' has the value {_shorten(text)!r}, which can't be quoted at its place in the command "
-            "(in backquotes, a here-document, a comment, arithmetic, a subscript or ${…}, or after a backslash or a $)",
-            fix="give a value of letters, digits and @%+=:,./- only, or put it elsewhere in the command",
-            parameter=name,
-            value=_shorten(text),
-        )
-        for name, text in found.items()
-    )
+    ) + tuple(_misplaced(name, place, shown[name]) for name, place in found.items() if name not in hidden)
+
+
+def _misplaced(name: str, place: Place, shown: str) -> Problem:
+    if place == "number":
+        where = "where the shell calculates (in arithmetic, a subscript or ${…}) and takes a name for a variable"
+        fix = "give a number, or put it elsewhere in the command"
+    else:
+        where = "(in backquotes, a here-document, a comment or ${…}, or after a backslash, a $ or >&)"
+        fix = "give a value of letters, digits and @%+=:,./- only, or put it elsewhere in the command"
+    message = f"parameter '{name}' has the value {shown!r}, which can't be quoted at its place in the command {where}"
+    return Problem(message, fix=fix, parameter=name, value=shown)
 
 
 def _typo_warnings(entry_point: EntryPoint, given: Mapping[str, str]) -> tuple[Problem, ...]:

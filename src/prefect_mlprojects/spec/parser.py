@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from prefect_mlprojects._support.documents import read_limited
 from prefect_mlprojects.exceptions import Problem, ProjectSpecError
 from prefect_mlprojects.spec.parameter_parser import ParameterParser
 from prefect_mlprojects.spec.project import (
@@ -40,8 +41,8 @@ _FILE_ENVIRONMENTS: Mapping[str, tuple[str, type[PythonEnvironment | CondaEnviro
 _DEPENDENCIES = re.compile(r"^\s*(dependencies\s*=|\[tool\.poetry\.dependencies\])", re.MULTILINE)
 
 
-def load_project(path: str | Path) -> Project:
-    """Parses and validates the project in a folder.
+def load_project(path: str | Path, *, root: Path | None = None) -> Project:
+    """Parses and validates the project in a folder; `root` is the one of `Project`.
 
     Raises:
         ProjectSpecError: The folder does not exist, or its MLproject file is malformed; with every problem found.
@@ -53,18 +54,20 @@ def load_project(path: str | Path) -> Project:
     if not directory.is_dir():
         fix = f"give the folder it is in, {directory.parent}"
         raise ProjectSpecError(headline, [Problem(f"{directory} is not a folder", fix=fix)])
-    project, problems = parse_project(directory)
+    project, problems = parse_project(directory, root=root)
     if problems:
         raise ProjectSpecError(headline, problems)
     return project
 
 
-def parse_project(directory: Path, *, strict: bool = False) -> tuple[Project, tuple[Problem, ...]]:
+def parse_project(
+    directory: Path, *, strict: bool = False, root: Path | None = None
+) -> tuple[Project, tuple[Problem, ...]]:
     """Parses the project in an existing folder as far as possible; also returns all problems in the order of the file.
 
     Keys that are given twice are problems if `strict`, else warnings: MLflow takes the last one.
     """
-    unusable = Project(directory, None, None, {}, NoEnvironment())
+    unusable = Project(directory, None, None, {}, NoEnvironment(), root=root)
     try:
         entries = sorted(directory.iterdir(), key=lambda entry: (entry.name != PROJECT_FILE_NAME, entry.name))
     except OSError as error:
@@ -77,9 +80,13 @@ def parse_project(directory: Path, *, strict: bool = False) -> tuple[Project, tu
             for entry in entries
             if entry.stem.lower() == PROJECT_FILE_NAME.lower() and entry.suffix in _WRONG_SUFFIXES and entry.is_file()
         )
-        return dataclasses.replace(unusable, environment=_default_environment(directory), warnings=warnings), ()
+        environment = _default_environment(directory)
+        project = dataclasses.replace(unusable, environment=environment, warnings=warnings)
+        return project, tuple(_outside_problems(project, environment))
     file, *others = files
     unusable = dataclasses.replace(unusable, file=file)
+    if not unusable.allows(file):
+        return unusable, (Problem("it is a link that leads out of the project's files", file),)
     if file.exists() and not file.is_file():
         return unusable, (Problem("it is not a regular file", file),)
     document = read_yaml(file)
@@ -89,7 +96,7 @@ def parse_project(directory: Path, *, strict: bool = False) -> tuple[Project, tu
     if not isinstance(document.content, dict):
         message = "the file must be a mapping of keys such as 'name' and 'entry_points'"
         return unusable, (Problem(f"{message}, not {kind_of(document.content)}", file, 1),)
-    parser = _Parser(directory, document)
+    parser = _Parser(unusable, document)
     (parser.problems if strict else parser.warnings).extend(document.duplicates)
     message = f"it is not read, since {file.name} is beside it"
     parser.warnings += (Problem(message, other, fix="remove one") for other in others)
@@ -97,16 +104,22 @@ def parse_project(directory: Path, *, strict: bool = False) -> tuple[Project, tu
     return project, tuple(sorted(parser.problems, key=lambda problem: problem.line or 0))
 
 
-def _unused_files(directory: Path) -> Iterator[Problem]:
+def _outside_problems(project: Project, environment: ProjectEnvironment) -> Iterator[Problem]:
+    if isinstance(environment, PythonEnvironment | CondaEnvironment) and not project.allows(environment.file):
+        yield Problem("it is a link that leads out of the project's files", environment.file)
+
+
+def _unused_files(project: Project) -> Iterator[Problem]:
     """Warns of files that list dependencies, which are not installed without an environment file."""
+    directory = project.directory
     requirements, package = directory / "requirements.txt", directory / "pyproject.toml"
     message = "it is not used, since the project names no environment"
     if requirements.is_file():
         fix = "write a python_env.yaml with 'dependencies: [-r requirements.txt]'"
         yield Problem(message, requirements, fix=fix)
-    if package.is_file() and not (directory / "uv.lock").is_file():
+    if package.is_file() and not (directory / "uv.lock").is_file() and project.allows(package):
         try:
-            text = package.read_text(encoding="utf-8", errors="replace")
+            text = read_limited(package).decode("utf-8", errors="replace")
         except OSError:
             return
         if _DEPENDENCIES.search(text):
@@ -121,9 +134,10 @@ def _default_environment(directory: Path) -> ProjectEnvironment:
 class _Parser(ParameterParser):
     """Parses one MLproject file and collects its problems and warnings."""
 
-    def __init__(self, directory: Path, document: YamlDocument) -> None:
+    def __init__(self, empty: Project, document: YamlDocument) -> None:
         super().__init__(document)
-        self._directory = directory
+        self._empty = empty
+        self._directory = empty.directory
         self._content: Mapping[str, Any] = document.content
 
     def parse(self) -> Project:
@@ -138,9 +152,8 @@ class _Parser(ParameterParser):
         entry_points = self._entry_points()
         environment = self._environment()
         spark_job = self._spark_job(entry_points)
-        return Project(
-            directory=self._directory,
-            file=self.document.file,
+        return dataclasses.replace(
+            self._empty,
             name=None if name is None or name == "" else str(name),
             entry_points=entry_points,
             # MLflow gives Spark jobs no environment, not even that of a default file.
@@ -213,9 +226,11 @@ class _Parser(ParameterParser):
                 environment = self._docker(value)
             elif (file := self._environment_file(key, value)) is not None:
                 environment = _FILE_ENVIRONMENTS[key][1](file)
-        environment = environment or _default_environment(self._directory)
+        if environment is None:
+            environment = _default_environment(self._directory)
+            self.problems += _outside_problems(self._empty, environment)
         if not given and isinstance(environment, NoEnvironment) and "databricks_spark_job" not in self._content:
-            self.warnings += _unused_files(self._directory)
+            self.warnings += _unused_files(self._empty)
         return environment
 
     def _environment_file(self, key: str, value: Any) -> Path | None:
@@ -224,6 +239,10 @@ class _Parser(ParameterParser):
             self.fail(f"{key!r} must name a file, not {kind_of(value)}", key, fix=fix)
             return None
         file = self._directory / value
+        if not self._empty.allows(file):
+            message = f"{key!r} names the file {value!r}, which is outside of the project's files"
+            self.fail(message, key, fix="put it into the project")
+            return None
         if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises for names that are too long
             message = f"{key!r} names the file {value!r}, which does not exist in {self._directory}"
             self.fail(message, key, fix=f"create it, or remove {key!r}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from prefect_mlprojects._support.files import is_within
 from prefect_mlprojects.exceptions import Problem
 
 ParameterType: TypeAlias = Literal["string", "float", "int", "path", "uri", "bool", "choice", "list"]
@@ -124,6 +125,8 @@ class Project:
         experiment: The MLflow experiment that the file names, if any.
         warnings: Harmless oddities, such as unknown keys and parameter types.
         temporary: Whether the folder is a working copy that is removed with the run.
+        root: The folder that all files of the project must be in, as the author of a fetched project must not read this
+            machine's files; None if they may be anywhere.
     """
 
     directory: Path
@@ -135,6 +138,11 @@ class Project:
     experiment: str | None = None
     warnings: tuple[Problem, ...] = ()
     temporary: bool = False
+    root: Path | None = None
+
+    def allows(self, path: Path) -> bool:
+        """Whether the project may name a file or folder, which need not exist."""
+        return is_within(path, self.root)
 
     @property
     def display_name(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from prefect_mlprojects._support.documents import decode, load_yaml, read_limited
 from prefect_mlprojects.exceptions import Problem
 
 KeyPath: TypeAlias = tuple[str, ...]
@@ -46,27 +47,10 @@ class YamlDocument:
         return Problem(message, file=self.file, line=self.line(*path), fix=fix, parameter=parameter)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader whose errors about values (``2020-13-45`` as a date, ``!!int x``) have a line."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            value = super().construct_object(node, deep=deep)
-            if isinstance(value, int):
-                str(value)  # Raises for hexadecimal numbers of thousands of digits.
-        except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
-            said = str(node.value)[:50] if isinstance(node, yaml.ScalarNode) else "this"
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{said!r} can't be read as {node.tag.rpartition(':')[2]}", node.start_mark
-            ) from error
-        return value
-
-
 def read_yaml(file: Path) -> YamlDocument:
     """Reads a YAML file of plain values; all errors are in the document's ``problems``."""
     try:
-        # Not read_text(): its error knows only the part of the file that it decoded last.
-        text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        text = decode(read_limited(file))
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         return _unreadable(Problem("the file is not UTF-8 text", file, line, "save it as UTF-8"))
@@ -74,16 +58,9 @@ def read_yaml(file: Path) -> YamlDocument:
         return _unreadable(Problem(f"the file can't be read: {error.strerror or error}", file=file))
     walk = _Walk(file)
     try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is not None:
-                # First, since the construction merges "<<" into the nodes.
-                walk.keys(node)
-                walk.positions(node, ())
-            content = loader.construct_document(node) if node is not None else None
-        finally:
-            loader.dispose()
+        documents = load_yaml(text, walk.visit)
+        if len(documents) > 1:
+            return _unreadable(Problem("not valid YAML: the file has more than one document", file))
     except yaml.MarkedYAMLError as error:
         return _unreadable(_syntax_problem(file, text, error))
     except yaml.reader.ReaderError as error:
@@ -91,8 +68,7 @@ def read_yaml(file: Path) -> YamlDocument:
         return _unreadable(
             Problem(f"not valid YAML: the character {chr(error.character)!r} is not allowed", file, line)
         )
-    except RecursionError:
-        return _unreadable(Problem("not valid YAML: it is nested too deeply", file))
+    content = documents[0] if documents else None
     return YamlDocument(file, content, walk.lines, duplicates=tuple(walk.duplicates))
 
 
@@ -123,6 +99,11 @@ class _Walk:
         self._seen: set[int] = set()
         self.lines: dict[KeyPath, int] = {}
         self.duplicates: list[Problem] = []
+
+    def visit(self, node: yaml.Node) -> None:
+        """Walks over a document, before its construction merges "<<" into the nodes."""
+        self.keys(node)
+        self.positions(node, ())
 
     def keys(self, node: yaml.Node) -> None:
         """Turns all keys into text and finds duplicates; visits each node once, however many aliases it has."""

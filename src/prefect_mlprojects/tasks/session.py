@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefect_mlprojects._support.event_loop import SIGNAL_SECONDS
 from prefect_mlprojects._support.known_secrets import KnownSecrets
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.request.check import RunSecrets
@@ -156,6 +157,7 @@ class RunSession:
         name: ``project/entry_point``; empty until it is known.
         parent_run_id: The MLflow run that this one is nested in.
         begun: True once the first step has started.
+        started_here: False if no caller in this process started the run: a worker's policy applies to it.
         downloads: The folder of downloaded parameters to remove with the run.
         output_copy: The end of the command's output, for the MLflow run's artifacts.
         server_lost: True once the run, after a stop request, no longer waits for its Prefect server.
@@ -169,6 +171,7 @@ class RunSession:
     output: OutputSink = field(default_factory=TerminalOutput)
     observer: RunObserver = field(default_factory=RunObserver)
     rebuild_environment: bool = False
+    started_here: bool = True
     name: str = ""
 
     flow_run_id: str | None = field(default=None, init=False)
@@ -202,6 +205,11 @@ class RunSession:
         self.wake()
         self.observer.tracked(run)
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets tags of the MLflow run, redacted; a no-op without one, or without tags."""
+        if self.tracked_run is not None and tags:
+            self.tracker.set_tags(self.tracked_run, {name: redact(value) for name, value in tags.items()})
+
     def set_result(self, result: RunResult) -> None:
         """Publishes the run's result to waiters."""
         self.result = result
@@ -227,8 +235,8 @@ _current: ContextVar[RunSession | None] = ContextVar("prefect_mlprojects_session
 
 
 def current_session() -> RunSession:
-    """Returns the session of the current flow run, or one with the defaults."""
-    return _current.get() or RunSession()
+    """Returns the session of the current flow run, or one with the defaults: a worker or ``serve`` started it."""
+    return _current.get() or RunSession(started_here=False)
 
 
 @contextmanager

@@ -95,8 +95,8 @@ def test_folder_without_project_file_is_loaded(tmp_path: Path) -> None:
         ("docker_env:\n  image: a\n  environment:\n    - [a, b, c]\n", 4, "name or a pair"),
         ("databricks_spark_job: {}\n", 1, "needs a 'python_file'"),
         ("name: \x00\n", 1, "not valid YAML"),
-        ("name: &a [*a]\n", 1, "'name' must be text, not a list"),
-        ("x: " + "[" * 3000 + "]" * 3000, None, "nested too deeply"),
+        ("name: &a [*a]\n", 1, "an alias contains itself"),
+        ("x: " + "[" * 3000 + "]" * 3000, 1, "nested too deeply"),
     ],
 )
 def test_invalid_file_reports_problem_with_line(text: str, line: int | None, message: str, tmp_path: Path) -> None:

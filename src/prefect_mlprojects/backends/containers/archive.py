@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
+from prefect_mlprojects._support.documents import read_limited
 from prefect_mlprojects._support.files import may_access
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.sources.base import WorkingCopy
@@ -170,7 +171,7 @@ def _own_patterns(directory: Path) -> list[str]:
     file = directory / IGNORE_FILE
     if not file.is_file():
         return []
-    lines = (line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+    lines = (line.strip() for line in read_limited(file).decode("utf-8", errors="replace").splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 

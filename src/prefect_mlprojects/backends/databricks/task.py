@@ -6,13 +6,13 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects._support.secrets import reveal
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.backends.databricks import failure
 from prefect_mlprojects.backends.databricks.config import DatabricksRequest
 from prefect_mlprojects.backends.databricks.storage import Upload, driver_path
@@ -139,7 +139,7 @@ def submission(
 def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
     copy, spark = request.working_copy, spark_arguments(request, command)
     words = ["python", *spark] if spark else shlex.split(command)
-    provider = _PROVIDERS.get(urlsplit(copy.repository_url or "").hostname or "")
+    provider = _PROVIDERS.get(split_url(copy.repository_url or "").hostname or "")
     if not copy.commit or not copy.repository_url or copy.dirty:
         problem = "the project must be a commit of a git repository, without uncommitted changes"
     elif provider is None:
@@ -169,7 +169,9 @@ class DriverEnvironment:
 
 def driver_environment(request: DatabricksRequest) -> DriverEnvironment:
     """Returns the command's environment: the driver's own without a file, for a Spark job, and for ``--env-manager local``."""
-    project = request.project
+    # What the files name is sent to the driver.
+    project = replace(request.project, root=request.project.root or request.project.directory)
+    request = replace(request, project=project)
     if request.env_manager == "local" or project.databricks_spark_job is not None:
         return DriverEnvironment()
     if request.env_manager == "conda":
@@ -241,7 +243,7 @@ def _inside(request: DatabricksRequest, path: Path) -> Path:
 
 
 def _locked(request: DatabricksRequest, lock: Path) -> DriverEnvironment:
-    found = files.read_lock(lock)
+    found = files.read_lock(lock, request.project)
     if isinstance(found, Problem):
         raise _problems(request, (found,))
     requires, packages = found

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from prefect_mlprojects._support.files import write_private
+from prefect_mlprojects._support.documents import decode, load_yaml, read_limited
+from prefect_mlprojects._support.files import is_within, write_private
 from prefect_mlprojects._support.process_folders import create_private_folder, remove_private_folder
 from prefect_mlprojects._support.redaction import holds_secret, mark_variable, redact
 from prefect_mlprojects._support.secrets import Secret, reveal, reveal_all
@@ -174,8 +175,12 @@ def load_template(config: KubernetesConfig, directory: Path) -> dict[str, Any] |
     path = Path(config.kube_job_template_path).expanduser()
     if not path.is_absolute() and not path.exists() and (directory / path).exists():
         path = directory / path
+        if not is_within(path, directory):
+            raise backend_error(
+                f"The job template {path} ('kube-job-template-path') leads out of the project's folder."
+            )
     try:
-        documents = [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each is not None]
+        documents = [each for each in load_yaml(decode(read_limited(path))) if each is not None]
     except OSError as error:
         reason = error.strerror or error
         raise backend_error(f"The job template {path} ('kube-job-template-path') can't be read: {reason}.") from None
@@ -286,7 +291,7 @@ def _parse_kubeconfig(text: str) -> dict[str, Any]:
     import yaml
 
     try:
-        loaded = yaml.safe_load(text)
+        loaded = next(iter(load_yaml(text)), None)
     except yaml.YAMLError:
         loaded = None
     if not isinstance(loaded, dict):

@@ -63,6 +63,8 @@ class PythonSpecification(Specification):
 def read_contents(project: Project, manager: VenvManagerName) -> Contents | tuple[Problem, ...]:
     """Reads a project's environment files."""
     environment = project.environment
+    if problem := files.outside_problem(project):
+        return (problem,)
     if isinstance(environment, PythonEnvironment):
         spec = files.read_python_env(environment.file)
     elif isinstance(environment, CondaEnvironment):
@@ -85,7 +87,7 @@ def read_contents(project: Project, manager: VenvManagerName) -> Contents | tupl
 
 
 def _locked_contents(project: Project, lock: Path) -> Contents | tuple[Problem, ...]:
-    found = files.read_lock(lock)
+    found = files.read_lock(lock, project)
     if isinstance(found, Problem):
         return (found,)
     python, source, packages = found[0], str(lock), found[1]
@@ -98,11 +100,9 @@ def _locked_contents(project: Project, lock: Path) -> Contents | tuple[Problem, 
 
 def pinned_python(project: Project) -> str | None:
     """Returns the Python that a project's ``.python-version`` requests; None without one."""
-    try:
-        requests = (project.directory / ".python-version").read_text(encoding="utf-8").split()[:1]
-    except (OSError, UnicodeDecodeError):
-        return None
-    return next(filter(files.is_python_request, requests), None)
+    file = project.directory / ".python-version"
+    text = files.read_text(file) if project.allows(file) else None
+    return next(filter(files.is_python_request, text.split()[:1]), None) if isinstance(text, str) else None
 
 
 def read_specification(
@@ -121,7 +121,7 @@ def read_specification(
         raise EnvironmentBuildError(_no_python_message(contents, environ, cache), manager=manager)
     key, warnings = _key(manager, project, contents, version, environ), contents.warnings
     sources = contents.build.text_inputs, contents.run.text_inputs
-    private = contents.build.private or contents.run.private
+    private = contents.build.private or contents.run.private or bool(installers.index_credentials(environ))
     return PythonSpecification(project, key, sources, private, version, warnings, manager, contents, interpreter)
 
 
@@ -140,6 +140,7 @@ def _key(
         *(KEY_VERSION, manager, f"cpython {version}", f"{sys.platform}-{platform.machine()}-{libc_family()}"),
         *("build", *contents.build.key_inputs, "run", *contents.run.key_inputs),
     ]
+    texts += files.digest_credentials((*contents.build.credentials, *contents.run.credentials))
     if contents.locked is not None and contents.source is not None:
         texts.append(f"lock {contents.source.read_bytes().decode('utf-8', 'surrogateescape')}")
         texts.append(f"project {files.digest_metadata(project.directory)}")

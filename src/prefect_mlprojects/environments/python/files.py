@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,11 +18,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from prefect_mlprojects._support.documents import read_limited
 from prefect_mlprojects._support.files import list_directory
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import Problem
-from prefect_mlprojects.spec.project import NoEnvironment, Project
+from prefect_mlprojects.spec.project import CondaEnvironment, NoEnvironment, Project, PythonEnvironment
 from prefect_mlprojects.spec.yaml_lines import YamlDocument, read_yaml
 
 if sys.version_info >= (3, 11):
@@ -130,10 +132,14 @@ def _redacted(problem: Problem) -> Problem:
     return replace(problem, message=redact(problem.message), fix=problem.fix and redact(problem.fix))
 
 
+# A uv.lock of some hundred packages has 1 MB, and takes 0.2 s to parse.
+_MAX_TEXT = 4 << 20
+
+
 def read_text(path: Path) -> str | Problem:
     """Reads a small text file without its byte order mark."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_limited(path, _MAX_TEXT).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return Problem(f"it is not UTF-8 text (byte {error.start})", file=path, fix="save it as UTF-8")
     except OSError as error:
@@ -148,7 +154,9 @@ def read_toml(path: Path) -> dict[str, Any] | Problem:
         return text
     try:
         return _parse_toml(text.replace("\r\n", "\n"))
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        return Problem("it is not valid TOML: it is nested too deeply", file=path)
+    except ValueError as error:  # also for a number of thousands of digits
         return Problem(f"it is not valid TOML: {error}", file=path)
 
 
@@ -156,6 +164,14 @@ def read_toml(path: Path) -> dict[str, Any] | Problem:
 @lru_cache(maxsize=16)
 def _parse_toml(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
+
+
+def outside_problem(project: Project) -> Problem | None:
+    """Returns the problem of an environment file that the project must not name."""
+    environment = project.environment
+    if not isinstance(environment, PythonEnvironment | CondaEnvironment) or project.allows(environment.file):
+        return None
+    return Problem("it is outside of the project's files", environment.file, fix="put it into the project")
 
 
 def read_python_env(path: Path) -> PythonSpec | tuple[Problem, ...]:
@@ -203,8 +219,11 @@ def read_conda_env(path: Path, manager: str) -> PythonSpec | tuple[Problem, ...]
     return PythonSpec(path, python, python_range, python_line, tuple(build), pip, tuple(warnings))
 
 
-def read_lock(path: Path) -> tuple[str | None, tuple[LockedPackage, ...]] | Problem:
+def read_lock(path: Path, project: Project) -> tuple[str | None, tuple[LockedPackage, ...]] | Problem:
     """Reads a ``uv.lock`` (format version 1): its range of Python versions, and its packages with a local source."""
+    for file in (path, path.with_name("pyproject.toml")):
+        if not project.allows(file):
+            return Problem("it is a link that leads out of the project's files", file=file)
     lock = read_toml(path)
     if isinstance(lock, Problem):
         return lock
@@ -213,10 +232,16 @@ def read_lock(path: Path) -> tuple[str | None, tuple[LockedPackage, ...]] | Prob
         return Problem("it is not a uv lock file: it has no version", file=path, fix="create it with 'uv lock'")
     packages = []
     for package in listed:
+        if not isinstance(package, dict):
+            return Problem("it is not a uv lock file: a package is no table", file=path, fix="create it with 'uv lock'")
         source = package.get("source")
-        kind = next((kind for kind in _LOCAL_SOURCES if isinstance(source, dict) and kind in source), None)
+        places = source if isinstance(source, dict) else {}
+        kind = next((kind for kind in _LOCAL_SOURCES if kind in places), None)
         if kind is not None:
-            folder = (path.parent / str(source[kind])).resolve()
+            folder = (path.parent / str(places[kind])).resolve()
+            if not project.allows(folder):
+                message = f"its package {package.get('name')!r} is in {folder}, outside of the project's files"
+                return Problem(message, file=path, fix="put it into the project")
             packages.append(LockedPackage(str(package.get("name")), folder, installed=kind != "virtual"))
     return requires.replace(" ", "") if isinstance(requires, str) else None, tuple(packages)
 
@@ -299,10 +324,23 @@ def digest_text(texts: Iterable[str]) -> str:
     return digest.hexdigest()[:32]
 
 
+def digest_credentials(texts: Iterable[str]) -> tuple[str, ...]:
+    """Returns a digest of URLs and other texts that hold credentials as a text for a cache key; none without any.
+
+    Whoever has other credentials, or none, must not get what was built with these. The digest takes long to compute, since keys
+    are shown and a password may be short.
+    """
+    data = "\0".join(texts).encode("utf-8", "surrogateescape")
+    return (f"credentials {hashlib.scrypt(data, salt=b'mlprojects', n=2**14, r=8, p=1).hex()}",) if data else ()
+
+
 def digest_file(path: Path) -> str:
     """Returns a digest of a file; "unreadable" if it can't be read, which the installer will explain."""
     try:
-        size, modified = path.stat().st_size, path.stat().st_mtime_ns
+        found = path.stat()
+        size, modified = found.st_size, found.st_mtime_ns
+        if not stat.S_ISREG(found.st_mode):
+            return "unreadable"  # A device has no end.
         return f"{size}@{modified}" if size > _LARGE_FILE else hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return "unreadable"

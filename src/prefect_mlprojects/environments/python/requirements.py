@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.files import is_within
+from prefect_mlprojects._support.redaction import holds_secret, redact
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.environments.python import files
 from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.spec.project import Project
@@ -55,6 +57,8 @@ _ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _COMMENT = re.compile(r"(^|\s)#.*$")
 _PER_REQUIREMENT_OPTIONS = re.compile(r"\s--?[a-zA-Z].*$")
 _VERSION_CONTROL = re.compile(r"^(git|hg|svn|bzr)\+")
+_FILE_URL = re.compile(r"file:", re.IGNORECASE)
+_MAX_NESTING = 20  # of files in files
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _EXTRAS = re.compile(r"\[[^\]]*\]$")
 
@@ -89,9 +93,14 @@ class RequirementSet:
     local_packages: list[LocalPackage] = field(default_factory=list)
 
     @property
+    def credentials(self) -> tuple[str, ...]:
+        """The lines, of the files as well, in which a URL holds a secret, with the values of environment variables."""
+        return tuple(filter(holds_secret, map(expand_variables, self.text_inputs)))
+
+    @property
     def private(self) -> bool:
         """Whether a URL in the lines or in the files holds a secret."""
-        return any(redact(text) != text for text in map(_expand_variables, self.text_inputs))
+        return bool(self.credentials)
 
     def file_text(self, links: Iterable[str], constraints: str) -> str:
         """Returns a requirements file with these `links`; `constraints` is the name of the file of the constraints."""
@@ -109,8 +118,12 @@ class _Line:
     folders: tuple[Path, ...]
     stack: tuple[Path, ...] = ()
     constraint: bool = False
+    quotable: bool = True
 
     def problem(self, message: str, fix: str | None = None) -> Problem:
+        """Returns a problem of this line, which is not quoted if its file is outside of the project."""
+        if not self.quotable:
+            message, fix = "this line can't be used; it is not shown, since its file is outside of the project", None
         return Problem(redact(message), file=self.file, line=self.number, fix=fix)
 
     def find(self, path: Path) -> Path:
@@ -142,12 +155,14 @@ class _Expansion:
             self._add_option(name, value, line)
 
     def _add_option(self, name: str, value: str, line: _Line) -> None:
-        expanded = _expand_variables(value)
-        is_url = "://" in expanded
-        if name in ("-r", "-c") and (not is_url or expanded.startswith("file:")):
+        expanded = expand_variables(value)
+        is_url = "://" in expanded and _FILE_URL.match(expanded) is None
+        if name in ("-r", "-c") and not is_url:
             self._add_file(line.find(_file_path(expanded)), replace(line, constraint=line.constraint or name == "-c"))
         elif name == "-f" and not is_url:
-            path = line.find(Path(expanded))
+            path = line.find(_file_path(expanded))
+            if not self._allows(path, line):
+                return
             self._add_text(f"-f {expanded}")
             self.found.key_inputs.append(files.digest_listing(path))
             # uv fails for a missing one, which pip ignores.
@@ -157,6 +172,14 @@ class _Expansion:
         else:
             self._add_text(f"{name} {value}".strip())
             self._emit_option(name, value, line)
+
+    def _allows(self, path: Path, line: _Line) -> bool:
+        """Whether the project may name a path; else adds a problem, before anything of it is read."""
+        if self.project.allows(path):
+            return True
+        fix = "put it into the project: others are only for projects in a local folder that run on this machine"
+        self.problems.append(line.problem(f"it names {path}, which is outside of the project's files", fix))
+        return False
 
     def _emit_option(self, name: str, value: str, line: _Line) -> None:
         how, found = "line" if self.installer == "pip" else _OPTIONS[name].uv, self.found
@@ -186,20 +209,30 @@ class _Expansion:
         self.found.text_inputs.append(text)
 
     def _add_file(self, path: Path, line: _Line) -> None:
+        if not self._allows(path, line):
+            return
         kind = "constraints" if line.constraint else "requirements"
         text = files.read_text(path)
         if path in line.stack:
             self.problems.append(line.problem(f"the {kind} file {path} includes itself"))
+        elif len(line.stack) == _MAX_NESTING:
+            self.problems.append(line.problem(f"the {kind} file {path} is nested too deeply"))
         elif isinstance(text, Problem):
             self.problems.append(line.problem(f"it names the {kind} file {path}, but {text.message}", text.fix))
         else:
             self._add_text(f"begin {kind}")
             for number, content in _logical_lines(enumerate(text.splitlines(), start=1)):
-                self.add(_Line(content, number, path, (path.parent,), (*line.stack, path), line.constraint))
+                stack = (*line.stack, path)
+                quotable = is_within(path, self.project.root or self.project.directory)
+                self.add(_Line(content, number, path, (path.parent,), stack, line.constraint, quotable))
             self._add_text(f"end {kind}")
 
     def _add_requirement(self, text: str, line: _Line, *, editable: bool) -> None:
-        found, path = self.found, _local_path(_expand_variables(text), self.project.directory)
+        expanded, folder = expand_variables(text), self.project.directory
+        found, path = self.found, _local_path(expanded, folder)
+        named = path or _local_repository(expanded, folder)
+        if named is not None and not self._allows(named, line):
+            return
         found.count += editable or not line.constraint
         # A temporary working copy is gone after the run; uv makes only folders editable.
         live = editable and (self.installer == "pip" if _VERSION_CONTROL.match(text) else not self.project.temporary)
@@ -311,9 +344,9 @@ def _local_path(text: str, project: Path) -> Path | None:
     bare = re.split(r"\s*;|\s+--", text, maxsplit=1)[0].strip()
     if " @ " in bare:
         bare = bare.split(" @ ", 1)[1].strip()
-        if "://" not in bare and not bare.startswith("file:"):
+        if "://" not in bare and not _FILE_URL.match(bare):
             return (project / _EXTRAS.sub("", bare)).absolute()
-    if bare.startswith("file:"):
+    if _FILE_URL.match(bare):
         return (project / _file_path(bare.split("#", 1)[0])).absolute()
     if "://" in bare or _VERSION_CONTROL.match(bare):
         return None
@@ -322,10 +355,19 @@ def _local_path(text: str, project: Path) -> Path | None:
     return Path(os.path.normpath(project / bare)) if looks_local else None
 
 
+def _local_repository(text: str, project: Path) -> Path | None:
+    """Returns the folder of a requirement such as ``git+file:///repository@v1``; None for others."""
+    match = re.search(r"\b(?:git|hg|svn|bzr)\+(file:[^#;\s]*)", text, re.IGNORECASE)
+    if match is None:
+        return None
+    path = _file_path(match[1])
+    return (project / (path if path.exists() else str(path).rpartition("@")[0] or path)).absolute()
+
+
 def _file_path(value: str) -> Path:
-    return Path(unquote(urlsplit(value).path)) if value.startswith("file:") else Path(value)
+    return Path(unquote(split_url(value).path)) if _FILE_URL.match(value) else Path(value)
 
 
-def _expand_variables(text: str) -> str:
+def expand_variables(text: str) -> str:
     """Replaces ``${NAME}`` by the environment variable's value, as pip does; unknown ones stay."""
     return _VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), text)

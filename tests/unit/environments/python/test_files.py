@@ -13,6 +13,7 @@ from prefect_mlprojects.environments.python.files import (
     read_python_env,
 )
 from prefect_mlprojects.exceptions import Problem
+from prefect_mlprojects.spec import load_project
 
 FULL = """\
 python: "3.10"   # quoted, as it must be
@@ -241,7 +242,7 @@ source = { registry = "https://pypi.org/simple" }
 
 
 def test_lock_python_range_and_local_packages_are_read(tmp_path: Path) -> None:
-    assert read_lock(write(tmp_path, LOCK, "uv.lock")) == (
+    assert read_lock(write(tmp_path, LOCK, "uv.lock"), load_project(tmp_path)) == (
         ">=3.10,<3.13",
         (
             LockedPackage("demo", tmp_path.resolve(), installed=False),
@@ -255,5 +256,5 @@ def test_lock_python_range_and_local_packages_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "hello", "version = 1\nnonsense\n", b"\xff\xfe"])
 def test_invalid_lock_is_reported(tmp_path: Path, text: str | bytes) -> None:
-    problem = read_lock(write(tmp_path, text, "uv.lock"))
+    problem = read_lock(write(tmp_path, text, "uv.lock"), load_project(tmp_path))
     assert isinstance(problem, Problem)
