@@ -98,6 +98,10 @@ def detect_source(
     if not text or "\0" in text:
         problem = "empty" if not text else "not a path"
         raise FetchError(f"The project's URI {shown!r} is {problem}. Give {_ACCEPTED_FORMS}.", uri=shown)
+    try:
+        urlsplit(text)
+    except ValueError as error:
+        raise FetchError(f"{shown!r} is no URL: {error}. Give {_ACCEPTED_FORMS}.", uri=shown) from None
     version = version or None
     if version is not None and (version.startswith("-") or any(ord(letter) < 33 for letter in version)):
         raise FetchError(f"{version!r} is no version of {shown!r}: name a branch, a tag or a commit.", uri=shown)

@@ -104,7 +104,9 @@ def _check_members(members: list[zipfile.ZipInfo], limit: int, shown: str) -> No
     for member in members:
         name, mode = member.filename, member.external_attr >> 16
         problem = ""
-        if name.startswith("/") or "\\" in name or ":" in PurePosixPath(name).parts[:1] or ".." in name.split("/"):
+        if not name:
+            problem = "has no name"
+        elif name.startswith("/") or "\\" in name or ":" in PurePosixPath(name).parts[:1] or ".." in name.split("/"):
             problem = "would be written outside of its folder"
         elif mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_IFMT(mode) == 0):
             problem = "is a link or a special file"
