@@ -103,6 +103,8 @@ def redact_known(text: str) -> str:
     return replace_values(text, _current)
 
 
+# https://acme@dev.azure.com/…: a name that is a word is none to redact in all output.
+_PLAIN_NAME = re.compile(r"https?://([A-Za-z_.\-]{1,15})@", re.IGNORECASE)
 _DOCUMENT = re.compile(r"\A\s*\{.*:|^\s*[\w-]+:\s.*\n", re.MULTILINE)
 _OPAQUE_WORD = re.compile(r"(?=[^\W\d]*\d)[\w+/=.\-]{12,}")
 _lock = threading.Lock()
@@ -136,7 +138,7 @@ class KnownSecrets:
                 value = reveal(secret)
                 if isinstance(secret, Withheld) or not value:
                     continue
-                inside = {reveal(each) for each in url_secrets(value)}
+                inside = {reveal(each) for each in url_secrets(value)} - set(_PLAIN_NAME.findall(value))
                 if _DOCUMENT.search(value):
                     # Of a kubeconfig, not each line is secret.
                     inside |= set(_OPAQUE_WORD.findall(value))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -33,7 +33,11 @@ _REFERENCE = re.compile(r"\{\{\s*(secrets/[^/}]+/[^}]+|prefect\.blocks\.[^}]+|\$
 # What may follow the "@" of a URL's user-info, and a digest of an image, which looks like a host.
 _HOST = r"@(?!sha\d+:)(?=(?:[\w.\-]+|\[[0-9A-Fa-f:.%]+\]|(?=[/?]))(?:[:/?#\s'\"<>,;()\[\]{}&|\\`*…]|$))"
 _PORT = r"(?!\d{1,5}(?:[/?#;,\s'\"<>)\]]|$))"
-_DATABASES = r"(?:postgres(?:ql)?|mysql|mariadb|mssql|oracle|snowflake|redshift|clickhouse|mongodb|rediss?|amqps?|sqlite)(?:\+\w+)?"
+_DATABASE = re.compile(
+    r"(?:postgres(?:ql)?|mysql|mariadb|mssql|oracle|snowflake|redshift|clickhouse|mongodb|rediss?|amqps?|sqlite)(?:\+\w+)?$",
+    re.IGNORECASE,
+)
+_WEB = re.compile(r"(?<![\w.\-])(?:[a-z]{2,8}\+)?https?$", re.IGNORECASE)
 _QUERY_NAME = re.compile(
     r"password|passwd|passphrase|pwd|secret|token(?!s|iz)|signature|credential|bearer|jwt"
     r"|(api|access|private|account|shared)[_\-]?(access)?[_\-]?key|^(sig|auth|key|pw)$",
@@ -61,41 +65,59 @@ def _is_password(match: _Match) -> bool:
     return match["value"] != MASK
 
 
-# A sign without which a pattern can't match, the pattern with its group ``value``, and whether a match is a secret.
-# Quantifiers are bounded: a line of a megabyte takes no longer than a megabyte of lines.
+def _scheme(match: _Match) -> str:
+    return match.string[max(0, match.start() - 40) : match.start()]
+
+
+def _is_database_password(match: _Match) -> bool:
+    return match["value"] != MASK and _DATABASE.search(_scheme(match)) is not None
+
+
+def _is_lone_token(match: _Match) -> bool:
+    return match["value"] != MASK and _WEB.search(_scheme(match)) is not None
+
+
+# Signs of which a text (in lower case) has one if a pattern can match, the pattern with its group ``value``, and whether a match is
+# a secret. Quantifiers are bounded: a line of a megabyte takes no longer than a megabyte of lines.
 _PATTERNS = (
     # user:password@ of a URL. A password may contain "/", "?", "#" and quotes, and "@", although they should be quoted.
+    (("@",), re.compile(rf"://[^\s/?#'\"<>:@]*:{_PORT}(?P<value>(?:(?!://)\S){{1,400}}?){_HOST}"), _is_password),
     (
-        "://",
-        re.compile(rf"[A-Za-z][\w+.\-]{{0,40}}://[^\s/?#'\"<>:@]*:{_PORT}(?P<value>(?:(?!://)\S){{1,400}}?){_HOST}"),
-        _is_password,
-    ),
-    (
-        "://",
-        re.compile(rf"{_DATABASES}://[^\s/?#'\"<>:@]*:{_PORT}(?P<value>(?:(?!://)[^\n@]){{1,100}}?){_HOST}"),
-        _is_password,
+        ("@",),
+        re.compile(rf"://[^\s/?#'\"<>:@]*:{_PORT}(?P<value>(?:(?!://)[^\n@]){{1,100}}?){_HOST}"),
+        _is_database_password,
     ),
     # A lone name in front of the host may be a token: https://TOKEN@host.
+    (("@",), re.compile(r"://(?P<value>[^\s/?#'\"<>:@]+)@"), _is_lone_token),
     (
-        "://",
-        re.compile(r"(?<![\w.\-])(?:[a-z]{2,8}\+)?https?://(?P<value>[^\s/?#'\"<>:@]+)@", re.IGNORECASE),
-        _is_password,
-    ),
-    (
-        "://",
+        ("/t/",),
         re.compile(
             r"://[^\s'\"]{1,400}?/t/(?P<value>[^\s/'\"?#:]+)(?!/\d+(?:[/?#\s'\").,]|$))(?=/|(?<=\d)(?:[\s'\"]|$))"
         ),
         _is_password,
     ),
-    ("=", re.compile(r"(?P<lead>[?&;#])(?P<name>[\w.\-%\[\]]{1,80})=(?P<value>[^&;#\s'\"<>]+)"), _is_secret_parameter),
     (
-        "%3",
+        ("=",),
+        re.compile(r"(?P<lead>[?&;#])(?P<name>[\w.\-%\[\]]{1,80})=(?P<value>[^&;#\s'\"<>]+)"),
+        _is_secret_parameter,
+    ),
+    (
+        ("%3d",),
         re.compile(r"(?:pwd|password)%3D(?P<value>%7B.{1,400}?%7D|.{1,400}?)(?=%3B|%26|[&;\s'\"<>]|$)", re.IGNORECASE),
         _is_password,
     ),
     (
-        "=",
+        (
+            "password=",
+            "passwd=",
+            "passphrase=",
+            "pwd=",
+            "accountkey=",
+            "accesskey=",
+            "signature=",
+            "client_secret=",
+            "access_key=",
+        ),
         re.compile(
             r"(?:password|passwd|passphrase|pwd|accountkey|sharedaccess(?:key|signature)|client_secret|secret_access_key)="
             r"(?P<value>\{[^}\n]{1,400}\}|'[^'\n]{1,400}'|\"[^\"\n]{1,400}\"|[^\s;&'\"]+)",
@@ -104,7 +126,7 @@ _PATTERNS = (
         _is_credential,
     ),
     (
-        ":",
+        ("authorization",),
         re.compile(
             r"\bauthorization['\"]?\s{0,3}[:=]\s{0,3}b?['\"]?(?:(?:bearer|basic|token|apikey)\s+(?P<value>[^\s'\",;]+))",
             re.IGNORECASE,
@@ -112,7 +134,7 @@ _PATTERNS = (
         _is_credential,
     ),
     (
-        ":",
+        ("authorization", "api-key", "auth-token", "access-token", "private-token", "vault-token"),
         re.compile(
             r"\b(?:authorization|(?:x-)?(?:api-key|auth-token|access-token|private-token|vault-token))['\"]?\s{0,3}:\s{0,3}b?['\"]?"
             r"(?P<value>(?!(?:bearer|basic|token|apikey)\b)(?:(?=[^\s'\",;]*\d)[^\s'\",;]{6,}|[^\s'\",;]{16,}))",
@@ -120,11 +142,15 @@ _PATTERNS = (
         ),
         _is_credential,
     ),
-    ("earer ", re.compile(r"\b[Bb]earer\s+(?P<value>(?=[^\s]*\d)[\w.~+/=\-]{8,}|[\w.~+/=\-]{24,})"), _is_credential),
-    ("Basic ", re.compile(r"\bBasic\s+(?P<value>(?=[^\s]*[\d=])[A-Za-z0-9+/]{8,}={0,2})"), _is_credential),
+    (
+        ("bearer ",),
+        re.compile(r"\b[Bb]earer\s+(?P<value>(?=[^\s]*\d)[\w.~+/=\-]{8,}|[\w.~+/=\-]{24,})"),
+        _is_credential,
+    ),
+    (("basic ",), re.compile(r"\bBasic\s+(?P<value>(?=[^\s]*[\d=])[A-Za-z0-9+/]{8,}={0,2})"), _is_credential),
     # user:password@host:port, as proxies are written.
     (
-        "@",
+        ("@",),
         re.compile(
             r"(?<![\w/:.@\-+%])(?=[\d.\-+%]*[A-Za-z_])[\w.\-+%]{1,100}:(?P<value>[^\s/@:'\"<>,;()\[\]]{1,200})"
             r"@(?!sha\d+:)[\w.\-]+:\d{1,5}(?![\w.])"
@@ -132,12 +158,12 @@ _PATTERNS = (
         _is_password,
     ),
     (
-        "PRIVATE KEY",
+        ("private key",),
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?P<value>.{1,20000}?)-----END", re.DOTALL),
         _is_password,
     ),
     (
-        "",
+        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "dapi", "hf_", "eyj"),
         re.compile(
             r"\b(?P<value>gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w\-]{16,}|xox[abprs]-[\w\-]{10,}|dapi[0-9a-f]{30,}"
             r"|hf_[A-Za-z0-9]{25,}|eyJ[\w\-]{8,}\.[\w\-]{8,}\.[\w\-]*)"
@@ -145,6 +171,14 @@ _PATTERNS = (
         _is_password,
     ),
 )
+
+
+def _likely(text: str) -> Iterator[tuple[re.Pattern[str], Callable[[_Match], bool]]]:
+    """Yields the patterns that can match in a text."""
+    lowered = text.lower()
+    for signs, pattern, is_secret_match in _PATTERNS:
+        if any(sign in lowered for sign in signs):
+            yield pattern, is_secret_match
 
 
 def redact(text: str, *secrets: Secret) -> str:
@@ -157,13 +191,12 @@ def redact(text: str, *secrets: Secret) -> str:
     known = known_secrets()
     for each in (known, spellings(_with_parts(secrets))) if secrets else (known,):
         text = replace_values(text, each)
-    for sign, pattern, is_secret_match in _PATTERNS:
-        if sign in text:
-            text = pattern.sub(partial(_masked, is_secret_match), text)
+    for pattern, is_secret_match in _likely(text):
+        text = pattern.sub(partial(_masked, is_secret_match), text)
     return text
 
 
-def _masked(is_secret_match: Any, match: _Match) -> str:
+def _masked(is_secret_match: Callable[[_Match], bool], match: _Match) -> str:
     if not is_secret_match(match):
         return match[0]
     start, end = match.span("value")
@@ -199,10 +232,10 @@ def _redacted(value: Any) -> Any:
     return value
 
 
-def environment_secrets(environ: Mapping[str, str]) -> list[Secret]:
-    """Returns the secrets in variables: long values under a secret's name, and those within URLs; no existing paths."""
+def environment_secrets() -> list[Secret]:
+    """Returns the secrets in this process's variables: values under a secret's name that are no paths, and those within URLs."""
     found: list[Secret] = []
-    for name, value in environ.items():
+    for name, value in os.environ.items():
         if SECRET_NAME.search(name) and len(value) >= _SHORTEST_VARIABLE:
             found += [Secret(value)] if is_secret(name, value) and not os.path.exists(value) else []  # noqa: PTH110 - any text
         else:
@@ -214,8 +247,7 @@ def url_secrets(url: str) -> list[Secret]:
     """Returns the secrets in a URL or another text, both quoted and unquoted."""
     found = [
         match["value"]
-        for sign, pattern, is_secret_match in _PATTERNS
-        if sign in url
+        for pattern, is_secret_match in _likely(url)
         for match in pattern.finditer(url)
         if is_secret_match(match)
     ]

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from prefect_mlprojects._support.redaction import holds_secret
 from prefect_mlprojects.blocks.credentials import DATABRICKS_LOGO, KUBERNETES_LOGO, MLFLOW_LOGO, DatabricksWorkspace
+from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.request import options_of, secret_uri_problem
 
 
@@ -59,6 +60,21 @@ class MLflowProject(Block):
             # Anyone who may read the block sees its URI.
             raise ValueError(str(secret_uri_problem(uri)))
         return uri
+
+    @model_validator(mode="after")
+    def _fields_hold_no_secret(self) -> MLflowProject:
+        from prefect_mlprojects.request.secrets import split_parameters, storable_options
+
+        if names := split_parameters(self.parameters)[1]:
+            raise ValueError(
+                f"the parameters hold secrets ({', '.join(names)}), which whoever may read the block would see; declare them with "
+                "'secret: true' in the MLproject file, and refer to blocks: block://secret/NAME"
+            )
+        try:
+            storable_options("The project block can't be created", self.options)
+        except ExecutionException as error:
+            raise ValueError(error.message) from None
+        return self
 
 
 class MLprojectBackend(Block):

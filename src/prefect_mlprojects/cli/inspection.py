@@ -122,6 +122,7 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
 @click.pass_context
 def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     """Show what `mlprojects run` would do with the same options; nothing is built or run."""
+    from prefect_mlprojects._support.redaction import redact_url
     from prefect_mlprojects._support.secrets import reveal
     from prefect_mlprojects.backends.contract import BackendPlan
     from prefect_mlprojects.request.check import check_request, context_before_run, map_paths
@@ -133,7 +134,8 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
     with _working_copy(reveal(secrets.uri) if secrets.uri else request.uri, request.version) as copy:
         known = context_before_run(request, resolve_tracking_uri(), secrets)
         checked = check_request(request, copy, known)
-        parameters = checked.parameters.with_downloads(dict(checked.parameters.downloads.items()))
+        downloads = {name: redact_url(uri) for name, uri in checked.parameters.downloads.items()}
+        parameters = checked.parameters.with_downloads(downloads)
         if known.config is not None:
             parameters, _ = map_paths(checked, parameters)
         command = build_command(checked.entry_point, parameters)
@@ -152,7 +154,7 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
         "environment": planned.environment,
         "environment_location": str(plan.location) if plan and plan.location else None,
         "environment_ready": plan.ready if plan else None,
-        "downloads": dict(checked.parameters.downloads),
+        "downloads": downloads,
         "command": command,
         "backend": request.backend,
         "backend_config": request.backend_config,
@@ -170,7 +172,7 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
         "source": describe_working_copy(copy),
         "entry point": checked.name,
         "environment": f"{plain['environment']}{ready}",
-        **{f"download {name}": uri for name, uri in checked.parameters.downloads.items()},
+        **{f"download {name}": uri for name, uri in downloads.items()},
         "command": command,
         "backend": request.backend,
         **{title: text for title, text in remote.items() if "\n" not in text},

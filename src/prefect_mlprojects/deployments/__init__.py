@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import reveal
 from prefect_mlprojects.deployments.provisioning import (
     Update,
@@ -25,13 +26,14 @@ from prefect_mlprojects.deployments.provisioning import (
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
 from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem
 from prefect_mlprojects.request import FLOW_NAME, unknown_options
-from prefect_mlprojects.request.secrets import refuse_secret_arguments
+from prefect_mlprojects.request.secrets import refuse_secret_parameters, split_parameters, storable_options
 from prefect_mlprojects.runs.attached import AttachedSubmittedRun
 from prefect_mlprojects.runs.handles import SubmittedRun
 from prefect_mlprojects.runs.records import RunRecord
 from prefect_mlprojects.server.api import call_api, read_all, use_api
 from prefect_mlprojects.spec.project import ParameterType
 from prefect_mlprojects.spec.schema import typed_value
+from prefect_mlprojects.spec.secrets import REFERENCE_PATTERN, is_reference
 from prefect_mlprojects.tracking import resolve_tracking_uri
 
 if TYPE_CHECKING:
@@ -97,12 +99,13 @@ def run_deployment(
     from prefect_mlprojects.server.process import resolve_api
 
     api_url, headline = resolve_api().api_url, f"The deployment {full_name(name)} can't run"
-    refuse_secret_arguments(headline, (options or {}).get("docker_args"))
     found = _existing(api_url, name, headline, "create it with `mlprojects deploy`")
     own_entry_point = found.parameters.get("entry_point", "main")
     if entry_point is not None and own_entry_point != entry_point:
         raise ParameterError(headline, [Problem(f"it is for the entry point {own_entry_point!r}, not {entry_point!r}")])
-    values = _with_values(found.parameters, found.parameter_openapi_schema or {}, parameters or {}, options or {})
+    schema = found.parameter_openapi_schema or {}
+    _refuse_secrets(headline, schema, parameters or {}, {"backend": found.parameters.get("backend"), **(options or {})})
+    values = _with_values(found.parameters, schema, parameters or {}, options or {})
     return AttachedSubmittedRun(call_api(api_url, _start, found.id, headline, values))
 
 
@@ -120,15 +123,32 @@ def repeat_run(
         resolve_api().api_url,
         f"The run {record.id} of the deployment {deployment['name']} can't be repeated",
     )
-    refuse_secret_arguments(headline, arguments.get("docker_args"))
     options = {name: value for name, value in given.items() if name not in ("parameters", "docker_args")}
     if options.pop("entry_point", arguments["entry_point"]) != record.request.get("entry_point", "main"):
         raise ParameterError(headline, [Problem(f"it is for the entry point {record.request.get('entry_point')!r}")])
     chosen = {name: arguments[name] for name in ("version", "docker_args") if arguments.get(name)}
     stored = {name: value for name, value in record.request.items() if name != "run_id"}
     schema = deployment.get("parameter_openapi_schema") or {}
+    _refuse_secrets(
+        headline, schema, given.get("parameters") or {}, {"backend": stored.get("backend"), **chosen, **options}
+    )
     values = _with_values(stored, schema, given.get("parameters") or {}, {**chosen, **options})
     return AttachedSubmittedRun(call_api(api_url, _start, UUID(str(deployment["id"])), headline, values))
+
+
+def _refuse_secrets(
+    headline: str, schema: Mapping[str, Any], parameters: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    """Raises `ExecutionException` for values with secrets, which the server would store, or refuse and quote."""
+    fields = schema.get("properties", {}).get("parameters", {}).get("properties", {})
+    literal = [
+        name
+        for name, value in parameters.items()
+        if fields.get(name, {}).get("pattern") == REFERENCE_PATTERN and not is_reference(str(value))
+    ]
+    refuse_secret_parameters(headline, literal, declared=True)
+    refuse_secret_parameters(headline, split_parameters(parameters)[1])
+    storable_options(headline, options)
 
 
 def _existing(api_url: str, name: str, headline: str, fix: str) -> Any:
@@ -279,7 +299,7 @@ async def _start(client: PrefectClient, deployment_id: UUID, headline: str, para
     except PrefectHTTPStatusError as error:
         if error.response.status_code != 409:
             raise
-        raise ParameterError(headline, [Problem(str(error.response.json().get("detail", "")))]) from None
+        raise ParameterError(headline, [Problem(redact(str(error.response.json().get("detail", ""))))]) from None
     return str(flow_run.id)
 
 

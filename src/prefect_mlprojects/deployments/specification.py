@@ -238,7 +238,7 @@ def _fitting_values(
         for name, parameter in entry_point.parameters.items()
         if parameter.secret and given.get(name) is not None and not is_reference(str(given[name]))
     ]
-    refuse_secret_parameters("The deployment can't be created", literal)
+    refuse_secret_parameters("The deployment can't be created", literal, declared=True)
     checked = check_parameters(entry_point, given, project)
     texts = {**checked.declared, **checked.downloads, **checked.extra}
     values: dict[str, Any] = {}

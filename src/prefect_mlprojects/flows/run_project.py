@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -22,12 +21,7 @@ from prefect_mlprojects._support.redaction import environment_secrets, redact, r
 from prefect_mlprojects._support.secrets import Secret, reveal, secrets_in
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.contract import AnyPrepared, RunIdentity
-from prefect_mlprojects.blocks.resolution import (
-    git_credentials_lookup,
-    read_project,
-    resolve_backend_config,
-    resolve_tracking,
-)
+from prefect_mlprojects.blocks.resolution import read_project, resolve_backend_config, resolve_tracking
 from prefect_mlprojects.exceptions import (
     ExecutionException,
     ParameterError,
@@ -40,7 +34,12 @@ from prefect_mlprojects.exceptions import (
 )
 from prefect_mlprojects.flows.announcement import RunAnnouncement, end_labels, set_labels
 from prefect_mlprojects.flows.cancellation import watch_cancellation
-from prefect_mlprojects.flows.secrets import refuse_missing, remembering, secret_resolver, store_public_parameters
+from prefect_mlprojects.flows.secrets import (
+    credentials_lookup,
+    refuse_missing,
+    secret_resolver,
+    store_public_parameters,
+)
 from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RUN_ID_LABEL, RunRequest, document_options
 from prefect_mlprojects.request.check import CheckedRun, RunContext
 from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
@@ -102,7 +101,7 @@ async def run_project(
     assert context is not None
     assert context.flow_run is not None
     with shared_session() as session, session.known_secrets as known:
-        known.add(*environment_secrets(os.environ), *session.secrets.known())
+        known.add(*environment_secrets(), *session.secrets.known())
         session.set_flow_run_id(str(context.flow_run.id))
         async with watch_cancellation(context.flow_run.id, session.stop):
             return await _ProjectRun(request, session, context.flow_run, context.client).run()
@@ -200,29 +199,25 @@ class _ProjectRun:
         refuse_missing(request, session.secrets)
         resolved = await resolve_backend_config(self._client, request.backend_config, request.backend)
         config = get_backend(request.backend).parse_config({**resolved, **session.secrets.backend_config})
-        session.known_secrets.add(*secrets_in(config))
-        tracking_uri = await resolve_tracking(self._client, request.tracking) if request.tracking else None
-        lookup = git_credentials_lookup(self._client, asyncio.get_running_loop(), request.git_credentials)
-        credentials = remembering(lookup, session.known_secrets)
+        named = await resolve_tracking(self._client, request.tracking) if request.tracking else None
+        tracking_uri = named or session.tracking_uri or self._default_tracking_uri()
+        session.known_secrets.add(tracking_uri, *secrets_in(config))
+        credentials = credentials_lookup(self._client, request.git_credentials, session.known_secrets)
         uri = reveal(session.secrets.uri) if session.secrets.uri else request.uri
-        tracking_uri = tracking_uri or session.tracking_uri or self._default_tracking_uri()
-        session.known_secrets.add(tracking_uri)
         context = RunContext(
             config,
             tracking_uri,
             session.secrets,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
-            secret_resolver(self._client, asyncio.get_running_loop(), session.known_secrets),
+            secret_resolver(self._client, session.known_secrets),
         )
         self._source = detect_source(uri, request.version, git_credentials=credentials)
         self._working_copy = await fetch(self._source)
         checked, invocation = await self._prepare(self._working_copy, context)
-        tracked, prepared = session.tracked_run, self._prepared
+        prepared = self._prepared
         assert prepared is not None
-        if tracked is not None and prepared.tags:
-            tags = {name: redact(value) for name, value in prepared.tags.items()}
-            await asyncio.to_thread(session.tracker.set_tags, tracked, tags)
+        await asyncio.to_thread(session.set_tags, prepared.tags)
         run = execute.with_options(retries=request.retries) if request.retries else execute
         outcome = await run(checked, invocation, prepared, self._target(checked))
         if isinstance(outcome, State):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects._support.known_secrets import KnownSecrets
 from prefect_mlprojects._support.secrets import Secret, Withheld, reveal
-from prefect_mlprojects.blocks.resolution import load_block
+from prefect_mlprojects.blocks.resolution import git_credentials_lookup, load_block
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.request import RunRequest
 from prefect_mlprojects.request.check import CheckedRun, RunSecrets
 from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl
 from prefect_mlprojects.spec.secrets import BLOCK_SCHEME, VARIABLE_SCHEME
+
+_logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -23,8 +26,9 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
 
-def remembering(lookup: GitCredentialsLookup, known: KnownSecrets) -> GitCredentialsLookup:
-    """Returns a look-up whose credentials are redacted in the run's output and messages."""
+def credentials_lookup(client: PrefectClient, name: str | None, known: KnownSecrets) -> GitCredentialsLookup:
+    """Returns a look-up of git credentials, for threads, which are redacted in the run's output and messages."""
+    lookup = git_credentials_lookup(client, asyncio.get_running_loop(), name)
 
     def find(url: GitUrl) -> GitCredentials | None:
         if found := lookup(url):
@@ -55,13 +59,15 @@ async def store_public_parameters(
     }
     if public:
         stored = replace(request, parameters={**(request.parameters or {}), **public})
-        await client.update_flow_run(flow_run_id, parameters=asdict(stored))
+        try:
+            await client.update_flow_run(flow_run_id, parameters=asdict(stored))
+        except Exception as error:  # noqa: BLE001 - the run itself does not depend on it
+            _logger.warning("The flow run's parameters could not be stored: %s", error)
 
 
-def secret_resolver(
-    client: PrefectClient, loop: asyncio.AbstractEventLoop, known: KnownSecrets
-) -> Callable[[str, Secret], Secret]:
+def secret_resolver(client: PrefectClient, known: KnownSecrets) -> Callable[[str, Secret], Secret]:
     """Returns a function for threads that returns the value of a secret parameter, which may be a reference."""
+    loop = asyncio.get_running_loop()
 
     def resolve(name: str, value: Secret) -> Secret:
         text = reveal(value)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from prefect_mlprojects._support.redaction import holds_secret, mark_variable, redact_url
+from prefect_mlprojects._support.redaction import holds_secret, redact_url
 from prefect_mlprojects._support.secrets import MASK, Secret, Withheld, disclose, has_secret, reveal, reveal_all
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.configuration import is_block_reference, load_backend_config, split_config
@@ -77,15 +77,25 @@ def storable_request(headline: str, request: RunRequest, secrets: RunSecrets) ->
         ParameterError: Container arguments or parameters hold secrets.
         BackendError: The backend's configuration does.
     """
-    refuse_secret_arguments(headline, secrets.docker_args)
+    arguments = {name: disclose(value) for name, value in secrets.docker_args.items()}
+    refuse_secret_arguments(headline, arguments)
     refuse_secret_parameters(headline, secrets.parameters)
     config = {name: disclose(value) for name, value in secrets.backend_config.items()}
     if hidden := {name: value for name, value in config.items() if has_secret(value) or holds_secret_url(value)}:
         raise _stored_secrets(request.backend, hidden)
     written = request.backend_config
     stored = {**written, **config} if isinstance(written, Mapping) else written
-    arguments = {name: disclose(value) for name, value in secrets.docker_args.items()}
     return replace(request, backend_config=stored, docker_args={**(request.docker_args or {}), **arguments} or None)
+
+
+def storable_options(headline: str, options: Mapping[str, Any]) -> None:
+    """Refuses run options with secrets, which the Prefect server would store; raises as `storable_request` does."""
+    config = options.get("backend_config")
+    if config:
+        secrets = separate_config(str(options.get("backend") or "local"), config)[1]
+        request = RunRequest("", backend=str(options.get("backend") or "local"), backend_config={})
+        storable_request(headline, request, RunSecrets(backend_config=secrets))
+    refuse_secret_arguments(headline, options.get("docker_args"))
 
 
 def _stored_secrets(backend: str, names: Iterable[str]) -> BackendError:
@@ -105,10 +115,15 @@ def refuse_secret_arguments(headline: str, docker_args: Mapping[str, Any] | None
         raise ParameterError(headline, [Problem(problem.format(name), parameter=name, fix=fix) for name in secrets])
 
 
-def refuse_secret_parameters(headline: str, names: Iterable[str]) -> None:
-    """Raises `ParameterError` for parameters whose values hold a secret, which the Prefect server would store."""
+def refuse_secret_parameters(headline: str, names: Iterable[str], *, declared: bool = False) -> None:
+    """Raises `ParameterError` for parameters whose values hold a secret, which the Prefect server would store.
+
+    `declared` says that the project declares them as secret.
+    """
     problem = "the value of parameter '{}' is secret, and would be stored on the Prefect server"
-    fix = f"declare the parameter with 'secret: true' in the MLproject file, and give {REFERENCE_HELP}"
+    fix = f"give {REFERENCE_HELP}"
+    if not declared:
+        fix = f"declare the parameter with 'secret: true' in the MLproject file, and {fix}"
     if problems := [Problem(problem.format(name), parameter=name, fix=fix) for name in names]:
         raise ParameterError(headline, problems)
 
@@ -118,14 +133,14 @@ def withhold(
 ) -> tuple[RunRequest, RunSecrets]:
     """Moves the values of secret parameters from a request to its secrets.
 
-    Without the declarations (None: the project is not fetched yet) that is each value that could be secret; the flow stores
-    those that are not as soon as it has read the project.
+    Without the declarations (None: the project is not fetched yet) that is each value; the flow stores those that are not secret
+    as soon as it has read the project.
     """
     kept = dict(secrets.parameters)
     for name, value in (request.parameters or {}).items():
         if name in kept or value is None or (isinstance(value, str) and is_reference(value)):
             continue
-        if declared is None and isinstance(value, str | list) and has_secret(mark_variable("", _text(value))):
+        if declared is None and not isinstance(value, bool):
             kept[name] = Withheld(_text(value))
         elif declared is not None and name in declared and declared[name].secret:
             kept[name] = Secret(_text(value))

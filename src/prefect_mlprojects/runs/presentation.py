@@ -115,8 +115,9 @@ def display_live(read: Callable[[], RunView], kind: str) -> None:
     view = read()
     handle = import_module("IPython.display").display(_bundle(view, kind), raw=True, display_id=True)
     if view.live and handle is not None:
-        # The kernel sends what a thread displays to the cell of its context.
-        context = contextvars.copy_context()
+        # Without the context of this cell the kernel sends updates as part of the cell that executes then: programs that execute
+        # notebooks (nbclient) ignore messages of earlier cells. The display is found by its ID in any case.
+        context = contextvars.Context()
         name = f"display of run {view.flow_run_id}"
         threading.Thread(target=context.run, args=(_follow, handle, read, kind), name=name, daemon=True).start()
 

@@ -252,7 +252,9 @@ async def _errors_as_result(api_url: str, session: RunSession) -> AsyncIterator[
         yield
     except (Exception, SystemExit) as error:
         # A SystemExit (of a logging handler, of the caller's own callbacks) would end the event loop for all runs.
-        message = f"The flow run on the Prefect server at {api_url} ended early: {type(error).__name__}: {error}"
+        message = redact(
+            f"The flow run on the Prefect server at {api_url} ended early: {type(error).__name__}: {error}"
+        )
         failure = error if isinstance(error, ExecutionException) else PrefectServerError(message, api_url=api_url)
         if session.flow_run_id is None:
             raise failure from error

@@ -29,7 +29,8 @@ def parameters_schema(entry_point: EntryPoint, values: Mapping[str, Any]) -> dic
 def _property(parameter: ProjectParameter, position: int, value: Any) -> dict[str, Any]:
     if parameter.secret:
         # The form's values are stored: only a reference may be.
-        reference = {"type": "string", "pattern": REFERENCE_PATTERN, "description": f"secret: {REFERENCE_HELP}"}
+        about = f"{parameter.description.rstrip('.')}. " if parameter.description else ""
+        reference = {"type": "string", "pattern": REFERENCE_PATTERN, "description": f"{about}secret: {REFERENCE_HELP}"}
         given = {} if value is None else {"default": str(value)}
         return {"title": parameter.name, "position": position, **reference, **given}
     text = parameter.default if value is None else value_text(parameter, value)

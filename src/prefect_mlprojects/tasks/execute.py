@@ -72,12 +72,8 @@ class _Events:
         self._step.report(line)
 
     def tag(self, tags: Mapping[str, str]) -> None:
-        session = self._step.session
-        if session.tracked_run is None:
-            return
         try:
-            redacted = {name: redact(value) for name, value in tags.items()}
-            session.tracker.set_tags(session.tracked_run, redacted)
+            self._step.session.set_tags(tags)
         except TrackingError as error:
             self._step.report(f"Warning: the MLflow run's tags could not be set: {error}")
 

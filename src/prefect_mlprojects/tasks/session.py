@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefect_mlprojects._support.event_loop import SIGNAL_SECONDS
 from prefect_mlprojects._support.known_secrets import KnownSecrets
+from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.request.check import RunSecrets
@@ -197,6 +198,11 @@ class RunSession:
         self.tracked_run = run
         self.wake()
         self.observer.tracked(run)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets tags of the MLflow run, redacted; a no-op without one, or without tags."""
+        if self.tracked_run is not None and tags:
+            self.tracker.set_tags(self.tracked_run, {name: redact(value) for name, value in tags.items()})
 
     def set_result(self, result: RunResult) -> None:
         """Publishes the run's result to waiters."""

@@ -56,6 +56,23 @@ def test_secrets_are_read_on_the_driver(bench: Bench, runtime: str) -> None:
     assert "s3cr3t" not in json.dumps(bench.last.body)
 
 
+def test_secret_parameter_is_read_on_the_driver_or_refused(bench: Bench) -> None:
+    bench.workspace.secrets.values = {"mlflow": {"token": "s3cr3t"}}
+    bench.write(
+        MLproject="name: p\nentry_points:\n  main:\n    parameters: {token: {secret: true}}\n"
+        "    command: echo got {token}\n"
+    )
+
+    outcome = bench.run(parameters={"token": "{{secrets/mlflow/token}}"})
+
+    assert outcome.output_tail == ("got s3cr3t",)
+    assert "s3cr3t" not in json.dumps(bench.last.body)
+    for value in ("s3cr3t", "block://secret/token", "env://TOKEN"):
+        with pytest.raises(BackendError, match="secrets/SCOPE/KEY") as caught:
+            bench.run(parameters={"token": value})
+        assert "s3cr3t" not in caught.value.message
+
+
 def test_unreadable_secret_is_reported(bench: Bench) -> None:
     bench.workspace.secrets.values = {"mlflow": {"token": "s3cr3t"}}
     bench.workspace.secrets.readers = {"mlflow": {"bob@example.com"}}

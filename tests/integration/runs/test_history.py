@@ -205,22 +205,22 @@ entry_points:
   main:
     parameters: {alpha: {type: float, default: 0.5}, word: {type: string, default: x}}
     command: python -c "import mlflow; mlflow.log_metric('val_loss', {alpha}); print('alpha', {alpha}, '{word}')"
-  fail: {command: "exit 7"}
+  fail: {command: "exit 7 # whatever is appended"}
 """
 
 
 def test_status_says_why_and_rerun_repeats_a_run(mlprojects: Run, workspace: Path, git_url: str) -> None:
     folder = workspace / "repository"
-    first = json.loads(mlprojects("run", git_url, "-P", "alpha=0.25", "--json", *LOCAL).stdout)
+    other_store = {"MLFLOW_TRACKING_URI": f"sqlite:///{workspace / 'other.db'}"}
+    first = json.loads(mlprojects("run", git_url, "-P", "alpha=0.25", "--json", *LOCAL, env=other_store).stdout)
     (folder / "MLproject").write_text(PROJECT.replace("'alpha'", "'changed'"))
     git(folder, "commit", "-qam", "two")
     git(folder, "push", "-q", "origin", "main")
 
-    failed = mlprojects("run", git_url, "-e", "fail", *LOCAL)
-    assert failed.returncode == 1
+    failed = mlprojects("rerun", first["run_id"], "-e", "fail")
+    assert failed.returncode == 1, failed.stderr
     status = mlprojects("status", "last")
     assert status.stdout.startswith("FAILED\n")
-    assert mlprojects("rerun", "last").returncode == 1
     for words in (
         "exit code 7",
         "user-code",
@@ -235,8 +235,7 @@ def test_status_says_why_and_rerun_repeats_a_run(mlprojects: Run, workspace: Pat
     assert (facts["status"], facts["metric"]) == ("FINISHED", {"name": "val_loss", "value": 0.25})
     assert facts["run_id"] == first["run_id"]
 
-    # From another folder, with MLflow's default there.
-    (workspace / "elsewhere").mkdir()
+    # MLflow's default would be mlflow.db in this folder.
     again = mlprojects("rerun", first["run_id"], "-P", "word=y z", "--json", env={"MLFLOW_TRACKING_URI": ""})
     assert again.returncode == 0, again.stderr
     assert "alpha 0.25 y z" in again.stderr

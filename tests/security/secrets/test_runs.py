@@ -67,7 +67,7 @@ def test_secret_parameters_reach_the_program_and_nothing_else(
         name: marker(name) for name in ("token", "key", "variable", "password", "query", "header", "environment")
     }
     control, name = marker("control"), f"hush-{uuid.uuid4().hex[:8]}"
-    save_block(SecretBlock[str].model_validate({"value": secrets["key"]}), name)
+    save_block(SecretBlock.model_validate({"value": secrets["key"]}), name)
     house.environment |= {"HUSH_VALUE": secrets["variable"], "ACME_API_TOKEN": secrets["environment"]}
     url = f"postgresql://me:p/w?'\"{secrets['password']}@db/x"
     folder = house.root / "work"

@@ -57,8 +57,10 @@ def test_redact_after_the_run_knows_its_secrets_no_longer() -> None:
 
 def test_known_secrets_of_a_url_are_its_password_only(known: KnownSecrets) -> None:
     known.add(Secret("http://mlflow.example.com"), Secret("postgresql://me:s3cr3t-pw@db/mlflow"))
+    known.add(Secret("https://acme@dev.azure.com/acme/x"), Secret("https://0a1b2c3d4e5f@host/x"))
 
-    assert redact("http://mlflow.example.com, db, me, s3cr3t-pw") == "http://mlflow.example.com, db, me, ***"
+    text = "http://mlflow.example.com, db, me, acme, s3cr3t-pw, 0a1b2c3d4e5f"
+    assert redact(text) == "http://mlflow.example.com, db, me, acme, ***, ***"
 
 
 def test_redact_short_known_secret_leaves_words_that_contain_it(known: KnownSecrets) -> None:
