@@ -172,14 +172,14 @@ def fuzz_yaml(content: bytes) -> None:
         _guarded(lambda: load_backend_config(folder / "config.json"))
 
 
-def fuzz_template(command: str, value: str, folder: Path | None = None) -> None:
+def fuzz_template(command: str, value: str) -> None:
     """A command with a hostile value, run by bash and dash, and compared with tree-sitter's grammar."""
     from tests.security.test_shell_values import check_against_tree_sitter, run_with
 
     check_against_tree_sitter(command)
     with tempfile.TemporaryDirectory() as name:
         for shell in ("bash", "dash"):
-            run_with(template_of(command), value, shell, folder or Path(name))
+            run_with(template_of(command), value, shell, Path(name))
 
 
 def fuzz_uri(uri: str, version: str | None) -> None:
