@@ -44,6 +44,13 @@ class SmartHttp(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/moved/"):
             self._send(301, {"Location": self.moved_to + self.path.removeprefix("/moved")}, b"")
             return
+        if self.path.startswith("/by-token/"):
+            # As servers that take all after the "?" for parameters; git appends its own path to the last one.
+            path, _, query = self.path.removeprefix("/by-token").partition("?access_token=")
+            if not query.startswith(f"{TOKEN}/"):
+                self._send(401, {}, b"")
+                return
+            self.path = f"/open{path}/{query.partition('/')[2].replace('&', '?', 1)}"
         expected = "Basic " + base64.b64encode(f"{USER}:{TOKEN}".encode()).decode()
         if not self.path.startswith("/open/") and self.headers.get("Authorization") != expected:
             self._send(401, {"WWW-Authenticate": 'Basic realm="git"'}, b"")

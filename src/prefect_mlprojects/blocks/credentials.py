@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlunsplit
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr, field_validator
 
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.blocks.resolution import plain_values
 from prefect_mlprojects.sources.git import GitCredentials, host_origins, parse_git_url
 
@@ -270,7 +271,7 @@ class MLflowTrackingServer(Block):
         """Returns the tracking URI with user name and password in it, for use in memory."""
         if self.username is None:
             return self.uri
-        parts = urlsplit(self.uri)
+        parts = split_url(self.uri)
         secret = self.password.get_secret_value() if self.password is not None else ""
         user = f"{quote(self.username, safe='')}:{quote(secret, safe='')}"
         return urlunsplit(parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}"))

@@ -10,10 +10,10 @@ import logging
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.known_secrets import redact_known
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.backends.contract import AnyPrepared
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.request import (
@@ -267,7 +267,7 @@ def commit_url(repository_url: str | None, commit: str) -> str | None:
     """Returns the web page of a commit on a known hosting service; None for other repositories."""
     text = repository_url or ""
     scp = re.match(r"^[^@/\s]+@([^:/\s]+):(.+)$", text)
-    parts = urlsplit(text)
+    parts = split_url(text)
     host, path = (scp[1], scp[2]) if scp else (parts.hostname or "", parts.path)
     path = path.strip("/").removesuffix(".git")
     kinds = {"github.com": "commit", "codeberg.org": "commit", "gitlab.com": "-/commit", "bitbucket.org": "commits"}

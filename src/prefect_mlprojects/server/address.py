@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote
 from urllib.request import (
     HTTPRedirectHandler,
     HTTPSHandler,
@@ -29,6 +29,7 @@ from urllib.request import (
 )
 
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.exceptions import PrefectServerError
 
 _TRUE = {"1", "true", "t", "yes", "y", "on"}
@@ -55,7 +56,7 @@ def check_reachable(api_url: str, timeout: float = 10.0) -> None:
             advice = "Set PREFECT_API_SSL_CERT_FILE to the file of its certificate authority."
         raise failure(f"can't be reached: {redact(_reason(cause))}", advice) from None
     if status in {401, 403}:
-        has_key = _authorization(urlsplit(api_url)) is not None
+        has_key = _authorization(split_url(api_url)) is not None
         raise failure(
             f"refused {'the key or password' if has_key else 'access without a key'} ({status})",
             f"{'Correct' if has_key else 'Set'} PREFECT_API_KEY (Prefect Cloud) or PREFECT_API_AUTH_STRING.",
@@ -122,7 +123,7 @@ def send(
 
     Returns the status and the answer, of an error its first 1000 bytes. Raises `OSError`, `HTTPException` or `ValueError`.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("it is not an http(s) address")
     address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

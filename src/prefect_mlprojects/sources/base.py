@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import posixpath
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,7 +12,6 @@ from typing import Literal, Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from prefect_mlprojects._support.process_folders import create_process_folder, remove_process_folder
-from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
 from prefect_mlprojects.settings import PREFIX, cache_directory, keep_working_copies, trusted_sources
@@ -143,28 +142,50 @@ def nearest_folder(folder: Path) -> str:
 def check_trusted(url: str, shown: str) -> None:
     """Refuses a source, a URL or absolute path, that no pattern of ``PREFECT_MLPROJECTS_TRUSTED_SOURCES`` allows.
 
-    Patterns are those of shells (``*`` also matches slashes), such as ``https://github.com/acme/*`` or ``/srv/projects/*``.
+    Patterns are those of shells (``*`` also matches slashes), such as ``https://github.com/acme/*`` or ``/srv/projects/*``. Servers
+    read unusual spellings of a path in their own ways, so that these are refused instead of normalised.
     """
     patterns = trusted_sources()
-    if not patterns or any(fnmatchcase(_canonical(url), pattern) for pattern in patterns):
+    if not patterns:
         return
-    raise FetchError(
-        f"{shown!r} may not run here: the setting {PREFIX}TRUSTED_SOURCES allows {', '.join(patterns)} only. "
-        "The worker's operator can add it.",
-        uri=shown,
-    )
+    setting = f"{shown!r} may not run here: the setting {PREFIX}TRUSTED_SOURCES allows"
+    if _is_ambiguous(url):
+        raise FetchError(
+            f"{setting} no address with '.' or '..' in its path, with '\\', '::' or blanks, or with an encoded dot, slash or "
+            "percent sign. Write it without them.",
+            uri=shown,
+        )
+    if not any(fnmatchcase(_without_user(url), pattern) for pattern in patterns):
+        raise FetchError(f"{setting} {', '.join(patterns)} only. The worker's operator can add it.", uri=shown)
 
 
-def _canonical(url: str) -> str:
-    """Returns a URL or path without user name, password, ``.`` and ``..``."""
-    parts = urlsplit(strip_user_info(url))
-    # Twice-encoded slashes and dots must not hide where a path leads.
-    path = parts.path
-    while (decoded := unquote(path)) != path:
-        path = decoded
-    path = posixpath.normpath(path) if path else ""
-    if path.startswith("//"):
-        path = path[1:]
-    if parts.scheme in ("", "file"):
+_AMBIGUOUS = re.compile(r"%(2e|2f|5c|25|[01][0-9a-f]|7f|(?![0-9a-f]{2}))|\\|::|[\x00-\x20\x7f]", re.IGNORECASE)
+
+
+def _is_ambiguous(url: str) -> bool:
+    path = _local_path(url)
+    if path is None:
+        # A port may follow an address in brackets, which has colons.
+        without_address = re.sub(r"^([\w+.-]+://[^/?#]*)\[[0-9A-Fa-f:.]+\]", r"\1", url)
+        path = urlsplit(without_address).path
+        if _AMBIGUOUS.search(without_address):
+            return True
+    return any(segment in (".", "..") for segment in path.split("/"))
+
+
+def _local_path(url: str) -> str | None:
+    """Returns the path of an absolute path or ``file://`` URL as the system reads it; None for any other URL."""
+    return url if url.startswith("/") else unquote(urlsplit(url).path) if url.lower().startswith("file://") else None
+
+
+def _without_user(url: str) -> str:
+    """Returns what is compared with patterns: a path, or a URL without password, and without user name where it is only a login."""
+    path = _local_path(url)
+    if path is not None:
         return path
-    return urlunsplit((parts.scheme.lower(), parts.netloc.lower(), path, "", ""))
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    # An ssh user has its own home folder; the "user" of abfs:// is a container.
+    is_login = parts.scheme in ("http", "https", "git", "ftp") or user == "git"
+    netloc = host if is_login else parts.netloc
+    return urlunsplit(parts._replace(netloc=netloc.lower(), fragment=""))

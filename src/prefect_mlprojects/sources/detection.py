@@ -95,15 +95,10 @@ def detect_source(
         raise FetchError(
             f"{shown!r} can't be found: the working directory does not exist any more.", uri=shown
         ) from None
-    if not text or "\0" in text:
-        problem = "empty" if not text else "not a path"
+    if problem := _malformed(text):
         raise FetchError(f"The project's URI {shown!r} is {problem}. Give {_ACCEPTED_FORMS}.", uri=shown)
-    try:
-        urlsplit(text)
-    except ValueError as error:
-        raise FetchError(f"{shown!r} is no URL: {error}. Give {_ACCEPTED_FORMS}.", uri=shown) from None
     version = version or None
-    if version is not None and (version.startswith("-") or any(ord(letter) < 33 for letter in version)):
+    if version is not None and (version.startswith("-") or re.search(r"[\x00-\x20\ud800-\udfff]", version)):
         raise FetchError(f"{version!r} is no version of {shown!r}: name a branch, a tag or a commit.", uri=shown)
     readings = list(_readings(text, base))
     source = (
@@ -114,6 +109,23 @@ def detect_source(
     if source is None:
         raise _not_found(text, readings, shown)
     return source
+
+
+def _malformed(text: str) -> str:
+    """Returns what is wrong with a URI that is neither a path nor a URL, or ""."""
+    if not text or "\0" in text:
+        return "empty" if not text else "not a path"
+    is_url = _SCHEME.match(text) is not None
+    try:
+        # A path may have bytes that are no text, which Python keeps as surrogates.
+        text.encode(errors="strict" if is_url else "surrogateescape")
+        if is_url:
+            _ = urlsplit(text.partition("#")[0]).port
+    except UnicodeError:
+        return "no text: it has half of a UTF-16 pair"
+    except ValueError as error:
+        return f"no URL: {error}"
+    return ""
 
 
 _Reading = tuple[Path, str]

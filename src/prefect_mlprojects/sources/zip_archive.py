@@ -11,11 +11,12 @@ from pathlib import Path, PurePosixPath
 
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
-from prefect_mlprojects.settings import PREFIX, max_zip_bytes
+from prefect_mlprojects.settings import PREFIX, max_zip_bytes, trusted_sources
 from prefect_mlprojects.sources.base import (
     SourceKind,
     WorkingCopy,
     apply_subdirectory,
+    check_trusted,
     create_run_folder,
     remove_run_folder,
 )
@@ -47,7 +48,8 @@ class ZipSource:
                 unpack(self.location, folder, self.uri, stop)
             else:
                 with tempfile.TemporaryDirectory(prefix="mlprojects-zip-", dir=folder.parent) as temporary:
-                    file = download(self.location, Path(temporary), report=report, stop=stop)
+                    check = self._check_redirect if trusted_sources() else None
+                    file = download(self.location, Path(temporary), report=report, stop=stop, check_redirect=check)
                     unpack(file, folder, self.uri, stop)
             root = folder if self.subdirectory else _project_root(folder)
             if root != folder:
@@ -65,6 +67,9 @@ class ZipSource:
             temporary=True,
             root=folder,
         )
+
+    def _check_redirect(self, target: str) -> None:
+        check_trusted(target, f"{self.uri} (redirected to {strip_user_info(target)})")
 
     def remove(self, copy: WorkingCopy) -> None:
         """Removes the unpacked folder, unless it is to be kept; see ``Source``."""
@@ -104,8 +109,10 @@ def _check_members(members: list[zipfile.ZipInfo], limit: int, shown: str) -> No
     for member in members:
         name, mode = member.filename, member.external_attr >> 16
         problem = ""
-        if not name:
+        if not name.strip("./") and not name.endswith("/"):
             problem = "has no name"
+        elif any(0xD800 <= ord(letter) < 0xE000 for letter in name):
+            problem = "has a name that is no text"
         elif name.startswith("/") or "\\" in name or ":" in PurePosixPath(name).parts[:1] or ".." in name.split("/"):
             problem = "would be written outside of its folder"
         elif mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_IFMT(mode) == 0):

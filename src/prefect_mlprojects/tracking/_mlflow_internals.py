@@ -13,8 +13,8 @@ import sys
 from collections.abc import Container, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import urlsplit
 
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.types import RunStatus
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def model_location(uri: str, tracking_uri: str, registry_uri: str) -> str:
 
 
 def _is_plain_model(uri: str, registry_uri: str) -> bool:
-    parts = urlsplit(uri)
+    parts = split_url(uri)
     return parts.scheme == "models" and not parts.netloc and not registry_uri.startswith(("databricks", "uc:"))
 
 
@@ -247,7 +247,7 @@ def _imported(name: str) -> ModuleType | None:
 
 def import_mlflow(tracking_uri: str) -> None:
     """Imports MLflow without the packages that only its full variant uses, and with them if that fails."""
-    if urlsplit(tracking_uri).scheme.partition("+")[0] not in _BUILT_IN_SCHEMES:
+    if split_url(tracking_uri).scheme.partition("+")[0] not in _BUILT_IN_SCHEMES:
         # A plugin's store may use anything.
         return
     blocked = [name for name in _OPTIONAL_IMPORTS if name not in sys.modules]

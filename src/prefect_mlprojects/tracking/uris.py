@@ -9,10 +9,11 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from prefect_mlprojects._support.redaction import redact_url, strip_user_info
 from prefect_mlprojects._support.secrets import Secret, reveal
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.tracking._mlflow_internals import run_in_use, tracking_uri_in_use
 
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -80,7 +81,7 @@ def absolute_tracking_uri(uri: str, directory: Path) -> str:
 
 def scheme_of(uri: str) -> str:
     """Returns the scheme without a driver's name: ``postgresql`` for ``postgresql+psycopg://…``."""
-    return urlsplit(uri).scheme.partition("+")[0]
+    return split_url(uri).scheme.partition("+")[0]
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -97,7 +98,7 @@ def is_on_this_machine(uri: str) -> bool:
     """Returns whether an absolute URI is valid on this machine only: a file, a SQLite database, a loopback address."""
     if scheme_of(uri).lower() in ("file", "sqlite") or uri.startswith("/"):
         return True
-    host = (urlsplit(uri).hostname or "").lower()
+    host = (split_url(uri).hostname or "").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -84,6 +84,18 @@ def test_password_of_an_index_and_of_a_requirement_is_private(
     workshop.run(environment, "python -c 'import indexed, direct'")
     assert exposed_files(workshop.cache, MARKER) == []
     assert environment.plan.location.parent.stat().st_mode & 0o077 == 0
+    kept = [file for file in workshop.cache.rglob("*") if file.is_file() and MARKER.encode() in file.read_bytes()]
+    assert kept == []
+    # What the right password has got is not given to others, nor is what the installer has kept of it.
+    for password in ("wrong", ""):
+        monkeypatch.setenv("PIP_INDEX_URL", f"{index.replace(MARKER, password)}/simple")
+        monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+        with pytest.raises(EnvironmentBuildError):
+            workshop.prepare(workshop.project({"python_env.yaml": text.replace(MARKER, password)}), manager)
+        with pytest.raises(EnvironmentBuildError):
+            workshop.prepare(workshop.project({"python_env.yaml": "dependencies: [indexed]\n"}), manager)
+    monkeypatch.delenv("PIP_INDEX_URL")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"{index}/simple")
     with pytest.raises(EnvironmentBuildError) as caught:
         workshop.prepare(workshop.project({"python_env.yaml": text + "  - nosuchpackage\n"}), manager)
     shown = [*workshop.lines, *caught.value.output_tail, *traceback.format_exception(caught.value), caplog.text]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,33 @@ def other_site(tmp_path: Path) -> Iterator[GitSite]:
     (tmp_path / "other").mkdir()
     with serve_git(tmp_path / "other") as site:
         yield site
+
+
+class ProcessList:
+    """The command lines of all processes, as any user of the machine sees them."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.is_set():
+                for file in Path("/proc").glob("[0-9]*/cmdline"):
+                    with suppress(OSError):
+                        self.seen.add(file.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace"))
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+@pytest.fixture
+def process_list() -> ProcessList:
+    return ProcessList()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from tests.services.git_server import TOKEN, USER, GitSite
 
+from prefect_mlprojects.environments.python.installers import take_git_credentials
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.sources.git import GitCredentials, GitUrl, host_origins
 
-from .conftest import Fetch, add_repository
+from .conftest import Fetch, ProcessList, add_repository
 
 
 @pytest.mark.parametrize("hosts", [(), ("OWN",)])
@@ -77,6 +80,47 @@ def test_token_for_https_host_is_not_sent_by_http(own_site: GitSite, fetch: Fetc
         fetch(f"{own_site.address}/project.git", credentials=GitCredentials(USER, TOKEN, hosts=(host,)))
 
     assert not own_site.got_token
+
+
+def test_token_in_query_is_in_no_command_line_and_no_file(
+    own_site: GitSite, fetch: Fetch, cache: Path, process_list: ProcessList
+) -> None:
+    add_repository(own_site, "project", {"MLproject": "name: secret\n"})
+    with process_list.watching():
+        copy = fetch(f"{own_site.address}/by-token/project.git?access_token={TOKEN}")
+
+    assert (copy.directory / "MLproject").read_text() == "name: secret\n"
+    assert any("remote-http" in line for line in process_list.seen)
+    assert not any(TOKEN in line for line in process_list.seen)
+    assert not [file for file in cache.rglob("*") if file.is_file() and TOKEN.encode() in file.read_bytes()]
+    with pytest.raises(FetchError) as caught:
+        fetch(f"{own_site.address}/by-token/project.git?access_token=wrong-{TOKEN}")
+    assert TOKEN not in str(caught.value)
+
+
+def test_cached_commit_of_private_repository_is_given_to_its_credentials_only(own_site: GitSite, fetch: Fetch) -> None:
+    commit = add_repository(own_site, "project", {"MLproject": "name: x\n"})
+    uri = f"{own_site.address}/project.git"
+    right = GitCredentials(USER, TOKEN)
+    fetch(uri, credentials=right)
+    for wrong in (None, GitCredentials(USER, "wrong"), GitCredentials("mallory", TOKEN)):
+        for version in (commit, commit[:9]):
+            with pytest.raises(FetchError):
+                fetch(uri, version, wrong)
+    own_site.received.clear()
+    assert fetch(uri, commit, right).commit == commit
+    assert own_site.received == []
+
+
+def test_login_of_git_requirement_is_in_no_command_line() -> None:
+    text = "a @ git+https://u:s%40cret@h.example/a.git@v1\nb @ git+https://h.example/b\n-e git+http://token@h.example:1/c#egg=c\n"
+    taken, variables = take_git_credentials(text, {"PATH": "x"})
+
+    assert taken == text.replace("u:s%40cret@", "").replace("token@", "")
+    settings = {variables[f"GIT_CONFIG_KEY_{n}"]: variables[f"GIT_CONFIG_VALUE_{n}"] for n in range(6)}
+    assert settings["credential.https://h.example.username"] == "u"
+    assert settings["credential.http://h.example:1.username"] == "token"
+    assert "s@cret" in variables.values()
 
 
 @pytest.mark.parametrize(

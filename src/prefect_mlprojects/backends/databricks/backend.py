@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import redact, redact_url
 from prefect_mlprojects._support.secrets import disclose, reveal, without_secrets
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.backends.contract import Backend, BackendPlan, Command, ExecutionEvents, Prepared, Report
 from prefect_mlprojects.backends.databricks import NAME, failure, storage, unavailable
 from prefect_mlprojects.backends.databricks.config import DatabricksConfig, DatabricksRequest, connect, insist
@@ -133,7 +133,7 @@ def _check_tracking(uri: str, config: DatabricksConfig) -> None:
             f"{redact_url(uri)}. Please specify a valid tracking URI via mlflow.set_tracking_uri or by setting the "
             "MLFLOW_TRACKING_URI environment variable."
         )
-    if urlsplit(uri).username and not {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"} & set(config.secrets):
+    if split_url(uri).username and not {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"} & set(config.secrets):
         raise failure(
             f"The tracking URI {redact_url(uri)} holds a password, which must not be in the submitted task. Put user and password "
             "into a Databricks secret scope and name them in the backend configuration: secrets: {MLFLOW_TRACKING_USERNAME: "

@@ -9,7 +9,6 @@ from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -17,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from prefect_mlprojects._support.redaction import SECRET_NAME, is_secret, mark_variable, redact
 from prefect_mlprojects._support.retry import Backoff, retry
 from prefect_mlprojects._support.secrets import Secret, Withheld, disclose, has_secret, reveal_all, secrets_in
-from prefect_mlprojects._support.text import nearest
+from prefect_mlprojects._support.text import nearest, split_url
 from prefect_mlprojects.backends.configuration import parse_config
 from prefect_mlprojects.backends.contract import BackendRequest
 from prefect_mlprojects.backends.databricks import NAME, failure, unavailable
@@ -207,7 +206,7 @@ def connect(config: DatabricksConfig, tracking_uri: str, stop: StopSignal | None
         # The environment may hold other credentials, and the SDK refuses several methods at once.
         kind = "oauth-m2m" if values.get("client_secret") else "pat" if values.get("token") else None
         values |= {"auth_type": kind} if kind else {}
-    parts = urlsplit(tracking_uri)
+    parts = split_url(tracking_uri)
     # MLflow: "databricks://scope:prefix" names a secret scope, which exists inside a workspace only.
     named = parts.netloc.partition(":")[0] if parts.scheme in ("databricks", "databricks-uc") else ""
     if not values and (profile := config.profile or named):

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects._support.secrets import reveal
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.backends.databricks import failure
 from prefect_mlprojects.backends.databricks.config import DatabricksRequest
 from prefect_mlprojects.backends.databricks.storage import Upload, driver_path
@@ -139,7 +139,7 @@ def submission(
 def _git_task(request: DatabricksRequest, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
     copy, spark = request.working_copy, spark_arguments(request, command)
     words = ["python", *spark] if spark else shlex.split(command)
-    provider = _PROVIDERS.get(urlsplit(copy.repository_url or "").hostname or "")
+    provider = _PROVIDERS.get(split_url(copy.repository_url or "").hostname or "")
     if not copy.commit or not copy.repository_url or copy.dirty:
         problem = "the project must be a commit of a git repository, without uncommitted changes"
     elif provider is None:

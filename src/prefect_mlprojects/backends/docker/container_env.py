@@ -7,8 +7,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlunsplit
 
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.backends.containers.image import CODE_FOLDER
 from prefect_mlprojects.exceptions import BackendError
 from prefect_mlprojects.tracking.uris import RUN_ID_VARIABLE, TRACKING_URI_VARIABLE, is_on_this_machine, sqlite_path
@@ -109,7 +110,7 @@ def _store_folders(uri: str) -> list[Path]:
         # With a SQLite store MLflow keeps artifacts in ./mlruns of the folder where the experiment was created.
         artifacts = Path.cwd() / "mlruns"
         return [folder] if artifacts.is_relative_to(folder) or not artifacts.is_dir() else [folder, artifacts]
-    parts = urlsplit(uri)
+    parts = split_url(uri)
     if parts.scheme == "file":
         return [_created(Path(unquote(parts.path)))]
     return []
@@ -117,7 +118,7 @@ def _store_folders(uri: str) -> list[Path]:
 
 def _artifact_volumes(artifact_uri: str, run_id: str, engine_is_here: bool) -> list[str]:
     """Returns the volume of a local artifact folder: the experiment's, which holds its models and nested runs too."""
-    parts = urlsplit(artifact_uri)
+    parts = split_url(artifact_uri)
     if not artifact_uri or parts.scheme not in ("", "file"):
         return []
     path = Path(unquote(parts.path) if parts.scheme else artifact_uri)
@@ -136,7 +137,7 @@ def _artifact_volumes(artifact_uri: str, run_id: str, engine_is_here: bool) -> l
 def _credentials(environ: Mapping[str, str], artifact_uri: str) -> tuple[dict[str, str], list[str]]:
     """Returns the variables and volumes of files with credentials: those that variables name, ``~/.aws``, Kerberos tickets."""
     variables, volumes = dict[str, str](), list[str]()
-    scheme, aws = urlsplit(artifact_uri).scheme, Path(environ.get("HOME") or "~").expanduser() / ".aws"
+    scheme, aws = split_url(artifact_uri).scheme, Path(environ.get("HOME") or "~").expanduser() / ".aws"
     if scheme == "s3" and aws.is_dir():
         # The folder that MLflow uses; boto3 looks there only if the home directory is "/".
         volumes.append(f"{aws}:/.aws")
@@ -167,7 +168,7 @@ def _is_loopback(url: str) -> bool:
 
 
 def _on_host(url: str) -> str:
-    parts = urlsplit(url)
+    parts = split_url(url)
     user, at, _ = parts.netloc.rpartition("@")
     port = f":{parts.port}" if parts.port else ""
     return urlunsplit(parts._replace(netloc=f"{user}{at}{HOST_NAME}{port}"))

@@ -13,10 +13,15 @@ from prefect_mlprojects.environments import Build, CachingManager, Specification
 from prefect_mlprojects.environments.activation import conda_variables, own_environment, write_state
 from prefect_mlprojects.environments.cache import Report, cache_errors
 from prefect_mlprojects.environments.conda import configuration as settings
-from prefect_mlprojects.environments.conda.configuration import expand_variables, public_url, split_channel
+from prefect_mlprojects.environments.conda.configuration import (
+    channel_credentials,
+    expand_variables,
+    public_url,
+    split_channel,
+)
 from prefect_mlprojects.environments.python import files, libc_family
 from prefect_mlprojects.environments.python.files import RequirementEntry
-from prefect_mlprojects.environments.python.installers import install_with_uv, key_settings
+from prefect_mlprojects.environments.python.installers import index_credentials, install_with_uv, key_settings
 from prefect_mlprojects.environments.python.requirements import RequirementSet, expand_requirements
 from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, Project
@@ -167,10 +172,12 @@ def read_specification(project: Project, environ: Mapping[str, str]) -> CondaSpe
         *(f"{name}={environ[name]}" for name in sorted(environ) if name.startswith("CONDA_OVERRIDE_")),
         *(key_settings(environ, "uv", project.directory) if pip.key_inputs else ()),
     ]
+    credentials = channel_credentials(channels, environ)
+    texts += files.digest_credentials((*credentials, *pip.credentials))
     matches = (_EXACT_PYTHON.match(split_channel(spec.text)[1]) for spec in specs)
     python = next((match[1] for match in matches if match is not None), None)
     key, sources = files.digest_text(texts), (specs, channels, pip.text_inputs)
-    private = pip.private or any(redact(url) != url for url in channels)
+    private = pip.private or bool(credentials) or bool(index_credentials(environ))
     common = (project, key, sources, private, python, file.warnings)
     return CondaSpecification(*common, file, tuple(specs), tuple(channels), pip, configuration)
 

@@ -5,6 +5,7 @@ See https://docs.conda.io/projects/conda/en/stable/user-guide/configuration/use-
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
 import sys
@@ -12,10 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from prefect_mlprojects._support.files import list_directory
 from prefect_mlprojects._support.redaction import redact, strip_user_info
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.exceptions import EnvironmentBuildError, InvalidEnvironmentError
 from prefect_mlprojects.spec.yaml_lines import read_yaml
 
@@ -230,7 +232,7 @@ def channel_urls(name: str, configuration: CondaConfiguration, base: Path) -> tu
 def local_folder(name: str, base: Path) -> Path | None:
     """Returns the folder or file of a channel or package that is one; None for a name or another URL."""
     if name.lower().startswith("file:"):
-        return base / unquote(urlsplit(name).path)
+        return base / unquote(split_url(name).path)
     return base / Path(name).expanduser() if name.startswith((".", "/", "~")) else None
 
 
@@ -247,6 +249,8 @@ def environment_channels(names: Iterable[str], configuration: CondaConfiguration
     found = (url for name in wanted or ["defaults"] for url in channel_urls(name, configuration, base))
     unique = tuple(dict.fromkeys(found))
     for url in unique:
+        if not split_url(url).scheme:
+            raise InvalidEnvironmentError(f"The conda channel {public_url(url)!r} is no URL.", manager="conda")
         check_allowed(url, configuration, base)
     return unique
 
@@ -274,3 +278,12 @@ def split_channel(spec: str) -> tuple[str | None, str]:
 def public_url(url: str) -> str:
     """Returns a channel's URL without passwords and tokens, for messages and cache keys."""
     return _TOKEN.sub("", strip_user_info(url))
+
+
+def channel_credentials(urls: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the URLs that hold credentials, and the content of the file that ``RATTLER_AUTH_FILE`` names."""
+    found = [url for url in urls if public_url(url) != url]
+    if file := environ.get("RATTLER_AUTH_FILE"):
+        with contextlib.suppress(OSError):
+            found.append(Path(file).read_text(encoding="utf-8", errors="replace"))
+    return tuple(found)

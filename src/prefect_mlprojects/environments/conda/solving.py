@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlunsplit
 
 import rattler
 from rattler.exceptions import GatewayError, SolverError
@@ -23,11 +23,18 @@ from rattler.lock import LockChannel, LockPlatform
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process_folders import private_folder
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.environments import Build
 from prefect_mlprojects.environments.activation import read_json
 from prefect_mlprojects.environments.cache import Report, stopped_error
 from prefect_mlprojects.environments.conda import CondaSpecification
-from prefect_mlprojects.environments.conda.configuration import CondaConfiguration, public_url, split_channel
+from prefect_mlprojects.environments.conda.configuration import (
+    CondaConfiguration,
+    channel_credentials,
+    public_url,
+    split_channel,
+)
+from prefect_mlprojects.environments.python.files import digest_credentials, digest_text
 from prefect_mlprojects.types import StopSignal
 
 _T = TypeVar("_T")
@@ -55,14 +62,9 @@ class _Solving:
         self._warn_of_certificates()
         with self._failing("conda's network settings are invalid"):
             client = _make_client(configuration, credentials)
-        folder = _package_cache(build.cache)
-        urls = map(self.access.url, self.specification.channels)
-        if folder.is_relative_to(build.cache) and any(redact(url) != url for url in urls):
-            # The library writes URLs to its cache, here with a secret that `take_credentials` had to leave in.
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
+        packages, indexes = self._caches(build.cache)
         source = rattler.SourceConfig(cache_action="force-cache-only" if configuration.offline else "cache-or-fetch")
-        gateway = rattler.Gateway(cache_dir=folder / "repodata", default_config=source, client=client)
+        gateway = rattler.Gateway(cache_dir=indexes, default_config=source, client=client)
         platforms = [platform, rattler.Subdir("noarch")]
         has_pip = await self._fetch_channels(gateway, platforms)
         add_pip = has_pip and configuration.add_pip_as_python_dependency
@@ -72,7 +74,7 @@ class _Solving:
             await rattler.install(
                 records,
                 build.location,
-                cache_dir=folder / "pkgs",
+                cache_dir=packages,
                 platform=platform,
                 execute_link_scripts=True,  # as conda does
                 show_progress=False,
@@ -80,6 +82,23 @@ class _Solving:
                 reporter=_Progress(build.report, len(records)),  # type: ignore[abstract]  # its bodies are defaults
             )
         return tuple(records)
+
+    def _caches(self, cache: Path) -> tuple[Path, Path]:
+        """Returns the folders of downloaded packages and of channels' indexes.
+
+        The index of a private channel is not given to somebody with other credentials for it, or none; and what the library writes
+        is only for this user where `take_credentials` had to leave a secret in a URL.
+        """
+        folder, channels = _package_cache(cache), self.specification.channels
+        credentials = channel_credentials(channels, os.environ)
+        if not credentials:
+            return folder / "pkgs", folder / "repodata"
+        (digest,) = digest_credentials(credentials)
+        private = cache / "conda" / "private" / digest_text([digest])
+        private.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private.chmod(0o700)
+        clean = all(public_url(url) == url for url in map(self.access.url, channels))
+        return (folder if clean else private) / "pkgs", private / "repodata"
 
     @contextlib.contextmanager
     def _failing(self, cause: str) -> Iterator[None]:
@@ -121,7 +140,7 @@ class _Solving:
         self, gateway: rattler.Gateway, platforms: list[rattler.Subdir], *, add_pip: bool
     ) -> list[rattler.RepoDataRecord]:
         specification, failure = self.specification, self.build.failure
-        listed = ", ".join(redact(spec.text) for spec in specification.specs)
+        listed = ", ".join(_redacted(spec.text) for spec in specification.specs)
         self.build.report(f"Solving for {listed or 'nothing'}")
         strict, disabled = rattler.ChannelPriority.Strict, rattler.ChannelPriority.Disabled
         with self._failing("this machine's virtual packages can't be detected"):
@@ -142,7 +161,7 @@ class _Solving:
             except SolverError as error:
                 if order is chosen[-1]:
                     channels = ", ".join(public_url(url) for url in specification.channels)
-                    lines = [f"\n  {line}" for line in redact(str(error)).strip().splitlines() if line.strip()]
+                    lines = [f"\n  {line}" for line in _redacted(str(error)).strip().splitlines() if line.strip()]
                     cause = f"no set of packages fits {specification.file.file} in the channels {channels}."
                     raise failure(cause + "".join(lines)) from None
             except GatewayError as error:
@@ -156,8 +175,13 @@ def _package_cache(cache: Path) -> Path:
     return Path(named).expanduser() if named else cache / "conda"
 
 
+def _redacted(text: str) -> str:
+    """Redacts secrets and all tokens of channels, also those further in a path."""
+    return redact(_URL.sub(lambda match: public_url(match[0]), text))
+
+
 def _error_text(error: BaseException) -> str:
-    return redact(" ".join(str(error).split())) or type(error).__name__
+    return _redacted(" ".join(str(error).split())) or type(error).__name__
 
 
 def _with_channel(match: str, access: ChannelAccess) -> str:
@@ -255,7 +279,7 @@ def take_credentials(urls: Iterable[str]) -> ChannelAccess:
     clean: dict[str, str] = {}
     credentials: dict[str, Mapping[str, Any]] = {}
     for url in urls:
-        split = urlsplit(url)
+        split = split_url(url)
         token = _TOKEN_PATH.match(split.path)
         if split.scheme not in ("http", "https") or not split.hostname or bool(split.username) == bool(token):
             continue

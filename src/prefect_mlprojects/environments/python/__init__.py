@@ -121,7 +121,7 @@ def read_specification(
         raise EnvironmentBuildError(_no_python_message(contents, environ, cache), manager=manager)
     key, warnings = _key(manager, project, contents, version, environ), contents.warnings
     sources = contents.build.text_inputs, contents.run.text_inputs
-    private = contents.build.private or contents.run.private
+    private = contents.build.private or contents.run.private or bool(installers.index_credentials(environ))
     return PythonSpecification(project, key, sources, private, version, warnings, manager, contents, interpreter)
 
 
@@ -140,6 +140,7 @@ def _key(
         *(KEY_VERSION, manager, f"cpython {version}", f"{sys.platform}-{platform.machine()}-{libc_family()}"),
         *("build", *contents.build.key_inputs, "run", *contents.run.key_inputs),
     ]
+    texts += files.digest_credentials((*contents.build.credentials, *contents.run.credentials))
     if contents.locked is not None and contents.source is not None:
         texts.append(f"lock {contents.source.read_bytes().decode('utf-8', 'surrogateescape')}")
         texts.append(f"project {files.digest_metadata(project.directory)}")

@@ -324,6 +324,16 @@ def digest_text(texts: Iterable[str]) -> str:
     return digest.hexdigest()[:32]
 
 
+def digest_credentials(texts: Iterable[str]) -> tuple[str, ...]:
+    """Returns a digest of URLs and other texts that hold credentials as a text for a cache key; none without any.
+
+    Whoever has other credentials, or none, must not get what was built with these. The digest takes long to compute, since keys
+    are shown and a password may be short.
+    """
+    data = "\0".join(texts).encode("utf-8", "surrogateescape")
+    return (f"credentials {hashlib.scrypt(data, salt=b'mlprojects', n=2**14, r=8, p=1).hex()}",) if data else ()
+
+
 def digest_file(path: Path) -> str:
     """Returns a digest of a file; "unreadable" if it can't be read, which the installer will explain."""
     try:

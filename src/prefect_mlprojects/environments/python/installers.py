@@ -16,17 +16,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process.run import ToolResult, run_tool
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.process_folders import private_folder
+from prefect_mlprojects._support.redaction import holds_secret, redact
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.environments import Build
-from prefect_mlprojects.environments.cache import Report, cache_errors
-from prefect_mlprojects.environments.python.files import digest_file, read_toml
+from prefect_mlprojects.environments.cache import Report
+from prefect_mlprojects.environments.python.files import digest_credentials, digest_file, read_toml
 from prefect_mlprojects.environments.python.interpreters import Interpreter
-from prefect_mlprojects.environments.python.requirements import RequirementSet
+from prefect_mlprojects.environments.python.requirements import RequirementSet, expand_variables
 from prefect_mlprojects.exceptions import EnvironmentBuildError
+from prefect_mlprojects.sources.git import credential_settings
+from prefect_mlprojects.sources.git.program import configure
 from prefect_mlprojects.types import StopSignal
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ _KEY_SETTINGS = (
     *("UV_RESOLUTION", "UV_EXCLUDE_NEWER", "UV_NO_BINARY", "UV_NO_BUILD", "UV_NO_SOURCES", "UV_TORCH_BACKEND"),
 )
 _KEY_FILES = ("PIP_CONSTRAINT", "UV_CONSTRAINT", "UV_OVERRIDE")
+_UV_INDEX_LOGIN = re.compile(r"UV_INDEX_\w+_(USERNAME|PASSWORD)")
 _UV_INDEX_SETTING = re.compile(r"UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS|CONFIG_FILE)")
 
 
@@ -97,7 +102,15 @@ def key_settings(environ: Mapping[str, str], manager: str, project: Path) -> tup
         texts.extend(f"{name} {digest_file(Path(file))}" for file in environ.get(name, "").split())
     if manager == "uv" and (configuration := uv_configuration(project)) is not None:
         texts.append(f"uv configuration {digest_file(configuration)}")
-    return tuple(texts)
+    return (*texts, *digest_credentials(index_credentials(environ)))
+
+
+def index_credentials(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the user's settings for pip and uv that hold credentials for an index."""
+    urls = [_pip_settings(environ).get(name, "") for name in ("index-url", "extra-index-url", "find-links")]
+    urls += [environ[name] for name in sorted(environ) if _UV_INDEX_SETTING.fullmatch(name)]
+    own = [environ[name] for name in sorted(environ) if _UV_INDEX_LOGIN.fullmatch(name)]
+    return (*filter(holds_secret, urls), *filter(None, own))
 
 
 def uv_configuration(directory: Path) -> Path | None:
@@ -157,8 +170,8 @@ def _is_true(text: str) -> bool:
 
 def _is_usable_link(link: str) -> bool:
     """Returns whether uv accepts a ``find-links`` value; unlike pip, it fails on a missing folder."""
-    scheme = urlsplit(link).scheme
-    return Path(urlsplit(link).path).exists() if scheme in ("", "file") else True
+    scheme = split_url(link).scheme
+    return Path(split_url(link).path).exists() if scheme in ("", "file") else True
 
 
 def uv_executable() -> str:
@@ -256,6 +269,8 @@ def build_with_virtualenv(
     command = [sys.executable, "-m", "virtualenv", "--no-periodic-update", "--python", str(interpreter.path)]
     run_step(build, "creating it", [*command, str(build.location)], build_variables(os.environ, os.environ))
     installer = [_python(build), "-m", "pip", "install", "--progress-bar", "off"]
+    if specification.private:
+        installer.append("--no-cache-dir")  # a cached package would be given to somebody with another password, or none
     variables = build_variables(os.environ, activated)
     _install(build, "build_dependencies", contents.build, installer, variables)
     _install(build, "dependencies", contents.run, installer, variables)
@@ -266,6 +281,10 @@ def install_with_uv(build: Build, name: str, requirements: RequirementSet, activ
     installer = [uv_executable(), "pip", "install", "--color", "never", "--python", _python(build)]
     # uv reuses the wheel of a local folder until its pyproject.toml, setup.py or setup.cfg changes.
     names = [package.name for package in requirements.local_packages if not package.editable]
+    if requirements.private or index_credentials(os.environ):
+        installer.append(
+            "--refresh"
+        )  # an index that asks for a password must see this one before its cached pages are used
     installer += ["--reinstall"] if None in names else [f"--reinstall-package={name}" for name in names]
     ignored: list[str] = []
 
@@ -303,12 +322,40 @@ def _install(
 ) -> None:
     if not requirements.key_inputs:
         return
-    file, constraints = build.location / f"{name}.txt", build.location / f"{name}.constraints.txt"
-    with cache_errors(build.cache, build.manager):
-        # A requirement's URL, or an index's, may hold a password.
-        write_private(file, requirements.file_text([link.as_uri() for link in requirements.links], constraints.name))
-        write_private(constraints, "".join(f"{line}\n" for line in requirements.constraints))
-    run_step(build, f"installing the {name.replace('_', ' ')}", [*installer, "-r", str(file)], variables)
+    text = requirements.file_text([link.as_uri() for link in requirements.links], "constraints.txt")
+    text, git_variables = take_git_credentials(text, variables)
+    # A requirement's URL, or an index's, may hold a password, so that the file is not kept with the environment.
+    with private_folder() as folder:
+        file = folder / f"{name}.txt"
+        write_private(file, text)
+        write_private(folder / "constraints.txt", "".join(f"{line}\n" for line in requirements.constraints))
+        run_step(build, f"installing the {name.replace('_', ' ')}", [*installer, "-r", str(file)], git_variables)
+
+
+_GIT_LOGIN = re.compile(r"(?P<scheme>git\+https?)://(?P<login>[^@/\s]+)@(?P<host>[^/\s]+)")
+
+
+def take_git_credentials(text: str, variables: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Removes user names and passwords from ``git+https://`` URLs, which other users would see in the list of processes.
+
+    Returns the text, and the variables with settings by which git finds them. A host's second login stays in its URL.
+    """
+    logins: dict[str, str] = {}
+
+    def take(match: re.Match[str]) -> str:
+        origin = f"{match['scheme'].removeprefix('git+')}://{match['host']}"
+        login = expand_variables(match["login"])
+        return f"{match['scheme']}://{match['host']}" if logins.setdefault(origin, login) == login else match[0]
+
+    text = _GIT_LOGIN.sub(take, text)
+    settings, found = [], dict(variables)
+    for number, (origin, login) in enumerate(logins.items()):
+        user, _, password = login.partition(":")
+        more, credentials = credential_settings(origin, unquote(user), unquote(password), number)
+        settings += credentials
+        found |= more
+    configure(found, settings)
+    return text, found
 
 
 def _seed(build: Build, python_version: str, variables: Mapping[str, str]) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from prefect_mlprojects._support.files import is_within
-from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.redaction import holds_secret, redact
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.environments.python import files
 from prefect_mlprojects.exceptions import Problem
 from prefect_mlprojects.spec.project import Project
@@ -92,9 +93,14 @@ class RequirementSet:
     local_packages: list[LocalPackage] = field(default_factory=list)
 
     @property
+    def credentials(self) -> tuple[str, ...]:
+        """The lines, of the files as well, in which a URL holds a secret, with the values of environment variables."""
+        return tuple(filter(holds_secret, map(expand_variables, self.text_inputs)))
+
+    @property
     def private(self) -> bool:
         """Whether a URL in the lines or in the files holds a secret."""
-        return any(redact(text) != text for text in map(_expand_variables, self.text_inputs))
+        return bool(self.credentials)
 
     def file_text(self, links: Iterable[str], constraints: str) -> str:
         """Returns a requirements file with these `links`; `constraints` is the name of the file of the constraints."""
@@ -149,7 +155,7 @@ class _Expansion:
             self._add_option(name, value, line)
 
     def _add_option(self, name: str, value: str, line: _Line) -> None:
-        expanded = _expand_variables(value)
+        expanded = expand_variables(value)
         is_url = "://" in expanded and _FILE_URL.match(expanded) is None
         if name in ("-r", "-c") and not is_url:
             self._add_file(line.find(_file_path(expanded)), replace(line, constraint=line.constraint or name == "-c"))
@@ -222,7 +228,7 @@ class _Expansion:
             self._add_text(f"end {kind}")
 
     def _add_requirement(self, text: str, line: _Line, *, editable: bool) -> None:
-        expanded, folder = _expand_variables(text), self.project.directory
+        expanded, folder = expand_variables(text), self.project.directory
         found, path = self.found, _local_path(expanded, folder)
         named = path or _local_repository(expanded, folder)
         if named is not None and not self._allows(named, line):
@@ -359,9 +365,9 @@ def _local_repository(text: str, project: Path) -> Path | None:
 
 
 def _file_path(value: str) -> Path:
-    return Path(unquote(urlsplit(value).path)) if _FILE_URL.match(value) else Path(value)
+    return Path(unquote(split_url(value).path)) if _FILE_URL.match(value) else Path(value)
 
 
-def _expand_variables(text: str) -> str:
+def expand_variables(text: str) -> str:
     """Replaces ``${NAME}`` by the environment variable's value, as pip does; unknown ones stay."""
     return _VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), text)

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from prefect_mlprojects import settings
 from prefect_mlprojects._support.locks import LockStoppedError
 from prefect_mlprojects._support.progress import ProgressSink, progress_sink
 from prefect_mlprojects._support.redaction import redact, redact_url
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
-from prefect_mlprojects.sources.downloads.files import DownloadCache, describe_remote, fetch_item
+from prefect_mlprojects.sources.downloads.files import DownloadCache, describe_remote, fetch_item, follow_redirects
 from prefect_mlprojects.types import StopSignal
 
 FetchArtifact: TypeAlias = Callable[[str, Path], Path]
@@ -93,17 +94,19 @@ def download(
     report: Callable[[str], None],
     stop: StopSignal,
     fetch_artifact: FetchArtifact | None = None,
+    check_redirect: Callable[[str], None] | None = None,
 ) -> Path:
     """Downloads a remote file or folder into a new folder in `directory`; returns its absolute path, with its remote name.
 
     The URI is of any protocol of ``fsspec``, or of an MLflow artifact (``runs:/``, ``models:/``, …) for `fetch_artifact`. Transient
     errors are retried, sizes are compared with the announced ones, and a download that fails or is stopped leaves nothing behind.
+    `check_redirect` gets each address that a web server redirects to, before it is asked, and may raise a `FetchError`.
 
     Raises:
         FetchError: It does not exist, the store refused or broke off, its driver is not installed, the disk is full or
             read-only, or a stop was requested.
     """
-    job = _Download(uri, report, stop, fetch_artifact, progress_sink())
+    job = _Download(uri, report, stop, fetch_artifact, progress_sink(), check_redirect)
     try:
         directory = directory.absolute()
         directory.mkdir(parents=True, exist_ok=True)
@@ -135,6 +138,7 @@ class _Download:
     stop: StopSignal
     fetch_artifact: FetchArtifact | None
     progress: ProgressSink
+    check_redirect: Callable[[str], None] | None = None
 
     @property
     def shown(self) -> str:
@@ -165,17 +169,20 @@ class _Download:
 
     @property
     def _scheme(self) -> str:
-        return urlsplit(self.uri).scheme.lower()
+        return split_url(self.uri).scheme.lower()
 
     def _by_fsspec(self, folder: Path) -> Path:
-        item = describe_remote(self.uri, self.shown)
+        check, uri = self.check_redirect, self.uri
+        if check is not None and self._scheme in ("http", "https"):
+            uri = follow_redirects(uri, check)
+        item = describe_remote(uri, self.shown, redirects=check is None)
         name = _local_name(self.uri)
         target = folder / name
 
         def fetch(path: Path) -> None:
             fetch_item(item, path, _progress(self))
             # An entry of the cache must be what its key says.
-            if path != target and describe_remote(self.uri, self.shown).key != item.key:
+            if path != target and describe_remote(uri, self.shown, redirects=check is None).key != item.key:
                 raise ConnectionError("it changed while it was downloaded")
 
         cache = DownloadCache(settings.cache_directory() / "downloads")
@@ -258,7 +265,7 @@ def _progress(job: _Download, *, is_top: bool = True) -> Any:
 
 
 def _local_name(uri: str) -> str:
-    name = PurePosixPath(unquote(urlsplit(uri).path)).name
+    name = PurePosixPath(unquote(split_url(uri).path)).name
     # No file system takes NUL or slashes; a leading dot would hide it, or make it look like one of ours.
     return re.sub(r"[\0/]", "_", name).lstrip(".")[:200] or "download"
 

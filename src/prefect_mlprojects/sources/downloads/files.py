@@ -25,11 +25,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin
 
 from prefect_mlprojects._support.files import may_access
 from prefect_mlprojects._support.locks import hold_lock, try_lock
 from prefect_mlprojects._support.redaction import strip_user_info
+from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.exceptions import FetchError
 from prefect_mlprojects.types import StopSignal
 
@@ -40,6 +41,7 @@ UNUSED_DAYS = 30
 _TAGS = ("ETag", "etag", "VersionId", "generation", "md5Hash", "Content-MD5", "content_md5", "Digest")
 _CONNECT_SECONDS = 60.0
 _SILENCE_SECONDS = 300.0
+_MAX_REDIRECTS = 10
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class RemoteItem:
         return digest.hexdigest()[:32]
 
 
-def describe_remote(uri: str, shown: str) -> RemoteItem:
+def describe_remote(uri: str, shown: str, *, redirects: bool = True) -> RemoteItem:
     """Returns the file or folder at any URI that ``fsspec`` knows; of a web page only headers are requested.
 
     Raises:
@@ -88,9 +90,9 @@ def describe_remote(uri: str, shown: str) -> RemoteItem:
     """
     import fsspec
 
-    scheme = urlsplit(uri).scheme.lower()
+    scheme = split_url(uri).scheme.lower()
     if scheme in ("http", "https"):
-        filesystem, path = fsspec.core.url_to_fs(uri, **_http_options(scheme))
+        filesystem, path = fsspec.core.url_to_fs(uri, allow_redirects=redirects, **_http_options(scheme))
         return RemoteItem(uri, path, filesystem, is_folder=False, files={"": _headers(filesystem, path)})
     filesystem, path = fsspec.core.url_to_fs(uri)
     # fsspec keeps listings for the life of a process; the data may have changed since another run.
@@ -114,7 +116,7 @@ def fetch_item(item: RemoteItem, target: Path, progress: Any) -> None:
         item.filesystem.get(f"{item.path.rstrip('/')}/", f"{target}/", recursive=True, callback=progress)
     else:
         # A compressed transfer would not have the announced size, which aiohttp compares.
-        is_web = urlsplit(item.uri).scheme.lower() in ("http", "https")
+        is_web = split_url(item.uri).scheme.lower() in ("http", "https")
         options = {"headers": {"Accept-Encoding": "identity"}} if is_web else {}
         item.filesystem.get_file(item.path, str(target), callback=progress, **options)
     for name, announced in item.files.items():
@@ -142,7 +144,7 @@ def _headers(filesystem: Any, url: str) -> RemoteFile:
         session = await filesystem.set_session()
         headers = {**filesystem.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
         options = {**filesystem.kwargs, "headers": headers}
-        async with session.head(filesystem.encode_url(url), allow_redirects=True, **options) as answer:
+        async with session.head(filesystem.encode_url(url), **options) as answer:
             tag = answer.headers.get("ETag") or answer.headers.get("Content-MD5") or answer.headers.get("Digest")
             if answer.status != 200 or not tag:
                 return RemoteFile()
@@ -155,6 +157,33 @@ def _headers(filesystem: Any, url: str) -> RemoteFile:
     except Exception:  # noqa: BLE001 - the download itself will report the error
         return RemoteFile()
     return found
+
+
+def follow_redirects(uri: str, check: Callable[[str], None]) -> str:
+    """Returns the address where the redirects of a web file end; `check` sees each before it is asked, and may raise.
+
+    Raises:
+        ConnectionError: There are too many of them.
+        Exception: Any error of the driver, and of `check`.
+    """
+    import fsspec
+    from fsspec.asyn import sync
+
+    filesystem, _ = fsspec.core.url_to_fs(uri, **_http_options(split_url(uri).scheme.lower()))
+
+    async def next_address(url: str) -> str | None:
+        session = await filesystem.set_session()
+        async with session.get(filesystem.encode_url(url), **{**filesystem.kwargs, "allow_redirects": False}) as answer:
+            location = answer.headers.get("Location") if 300 <= answer.status < 400 else None
+            return urljoin(url, location) if location else None
+
+    for _ in range(_MAX_REDIRECTS):
+        target = sync(filesystem.loop, next_address, uri)
+        if target is None:
+            return uri
+        check(target)
+        uri = target
+    raise ConnectionError(f"it redirects more than {_MAX_REDIRECTS} times")
 
 
 def _described(info: Mapping[str, Any]) -> RemoteFile:

@@ -14,11 +14,12 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from prefect_mlprojects._support.files import write_private
 from prefect_mlprojects._support.process_folders import private_folder
-from prefect_mlprojects._support.redaction import redact_url
+from prefect_mlprojects._support.redaction import holds_secret, redact_url
 from prefect_mlprojects.exceptions import FetchError
 
 GIT_SCHEMES = ("https", "http", "ssh", "git", "file")
 """The transports that are allowed; git's own ``ext::`` and other remote helpers run any program."""
+_TRANSPORT = "mlprojects"
 _PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 
 # git-clone(1), "Git URLs": a colon before any slash. "name::address" names one of git's remote helpers.
@@ -28,8 +29,6 @@ _SCP_ADDRESS = re.compile(
 
 _USERNAME_VARIABLE = "MLPROJECTS_GIT_USERNAME"
 _TOKEN_VARIABLE = "MLPROJECTS_GIT_TOKEN"  # noqa: S105 - the name of a variable
-# git runs this with /bin/sh and asks it for "get"; the secret itself is in the environment only.
-_HELPER = f'!f() {{ test "$1" = get && printf "username=%s\\npassword=%s\\n" "${_USERNAME_VARIABLE}" "${_TOKEN_VARIABLE}"; }}; f'
 
 
 @dataclass(frozen=True)
@@ -112,17 +111,41 @@ def git_settings(
     settings: list[tuple[str, str]] = []
     credentials = credentials or GitCredentials()
     if origin.startswith(("http://", "https://")):
-        username = credentials.username or ("git" if credentials.token is not None else None)
-        if username is not None:
-            settings.append((f"credential.{origin}.username", username))
         if credentials.token is not None:
-            # The empty helper resets those configured before: they would be asked first, and be told the token.
-            settings += [(f"credential.{origin}.helper", ""), (f"credential.{origin}.helper", _HELPER)]
-            variables |= {_USERNAME_VARIABLE: username or "git", _TOKEN_VARIABLE: credentials.token}
+            variables, settings = credential_settings(origin, credentials.username or "git", credentials.token)
+        elif credentials.username is not None:
+            settings.append((f"credential.{origin}.username", credentials.username))
     with ExitStack() as stack:
         if credentials.ssh_private_key is not None:
             variables["GIT_SSH_COMMAND"] = _ssh_command(credentials, stack.enter_context(private_folder()))
         yield variables, settings
+
+
+@contextmanager
+def secret_transport(url: GitUrl, path: str) -> Iterator[tuple[dict[str, str], list[tuple[str, str]]]]:
+    """Yields variables and configuration with which git fetches a secret URL and no command line has it.
+
+    Git passes a URL to its programs as an argument, unless a transport of its user's starts them (gitremote-helpers(7)).
+    """
+    with private_folder() as folder:
+        program = folder / f"git-remote-{_TRANSPORT}"
+        write_private(program, f"#!/bin/sh\nexec git remote-{url.scheme} {_TRANSPORT}\n")
+        program.chmod(0o700)
+        allowed = ":".join((*GIT_SCHEMES, _TRANSPORT))
+        variables = {"PATH": f"{folder}:{path}", "GIT_ALLOW_PROTOCOL": allowed}
+        yield variables, [(f"remote.{_TRANSPORT}.url", url.url)]
+
+
+def credential_settings(
+    origin: str, username: str, token: str, number: int = 0
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Returns variables and configuration that make git use a token for one ``scheme://host[:port]``; each needs its number."""
+    name, secret = (f"{each}{number or ''}" for each in (_USERNAME_VARIABLE, _TOKEN_VARIABLE))
+    # git runs this with /bin/sh and asks it for "get"; the secret itself is in the environment only.
+    helper = f'!f() {{ test "$1" = get && printf "username=%s\\npassword=%s\\n" "${name}" "${secret}"; }}; f'
+    # The empty helper resets those configured before: they would be asked first, and be told the token.
+    keys = (("username", username), ("helper", ""), ("helper", helper))
+    return {name: username, secret: token}, [(f"credential.{origin}.{key}", value) for key, value in keys]
 
 
 def _ssh_command(credentials: GitCredentials, folder: Path) -> str:
@@ -150,9 +173,19 @@ class GitUrl:
     scp: str | None = None
 
     @property
-    def address(self) -> str:
-        """The argument for git: ``host:path`` is relative to the user's home there, and ``insteadOf`` matches it as written."""
+    def written(self) -> str:
+        """The address as written: ``host:path`` is relative to the user's home there, and ``insteadOf`` matches it."""
         return self.scp or self.url
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether the query holds a secret, such as ``?access_token=…``."""
+        return self.scheme in ("http", "https") and holds_secret(self.url)
+
+    @property
+    def address(self) -> str:
+        """The argument for git, which other users see: for a secret URL, that of the transport in ``secret_transport``."""
+        return f"{_TRANSPORT}::url" if self.is_secret else self.written
 
     @property
     def scheme(self) -> str:

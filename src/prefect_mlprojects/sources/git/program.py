@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from prefect_mlprojects._support.progress import report_progress
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import MASK
 from prefect_mlprojects.exceptions import SourceUnavailableError
-from prefect_mlprojects.sources.git import GIT_SCHEMES, GitCredentials, GitUrl, git_settings
+from prefect_mlprojects.settings import trusted_sources
+from prefect_mlprojects.sources.git import GIT_SCHEMES, GitCredentials, GitUrl, git_settings, secret_transport
 from prefect_mlprojects.types import StopSignal
 
 # A git hook or a wrapper may have set these for another repository than the project's.
@@ -81,6 +83,7 @@ class GitProgram:
     stop: StopSignal
     shown: str
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    login: str = "own"  # a digest of the credentials; those that git itself finds are this user's own
 
     def run(
         self, *arguments: str, folder: Path | None = None, report: Callable[[str], None] | None = None
@@ -141,10 +144,24 @@ def use_git(url: GitUrl, credentials: GitCredentials | None, stop: StopSignal, s
     }
     if "GIT_SSH_COMMAND" not in variables and "GIT_SSH" not in variables:
         variables["GIT_SSH_COMMAND"] = "ssh -o BatchMode=yes -o ConnectTimeout=30"
-    with git_settings(credentials, f"{url.scheme}://{url.host}") as (more, settings):
+    with ExitStack() as stack:
+        more, settings = stack.enter_context(git_settings(credentials, f"{url.scheme}://{url.host}"))
         variables |= more
-        configure(variables, [*_SETTINGS, *settings])
-        yield GitProgram(variables, stop, shown, _secrets(credentials))
+        if url.is_secret:
+            more, settings_of_url = stack.enter_context(secret_transport(url, variables.get("PATH", os.defpath)))
+            variables |= more
+            settings = [*settings, *settings_of_url]
+        # Elsewhere than at the trusted address, see CachedRepository.
+        redirects = [("http.followRedirects", "false")] if trusted_sources() else []
+        configure(variables, [*_SETTINGS, *redirects, *settings])
+        yield GitProgram(variables, stop, shown, _secrets(credentials), _login(credentials))
+
+
+def _login(credentials: GitCredentials | None) -> str:
+    if credentials is None:
+        return "own"
+    data = "\0".join(filter(None, (credentials.username, credentials.token, credentials.ssh_private_key))).encode()
+    return hashlib.scrypt(data, salt=b"mlprojects", n=2**14, r=8, p=1, dklen=16).hex()
 
 
 def _secrets(credentials: GitCredentials | None) -> tuple[str, ...]:
@@ -170,6 +187,7 @@ _SIGNS: Mapping[str, str] = {
     "host-key": "host key verification failed|no ed25519 host key is known|remote host identification has changed",
     "authentication": "authentication failed|could not read username|could not read password|permission denied (|"
     "the requested url returned error: 401|the requested url returned error: 403|invalid username or password|access denied",
+    "redirected": "the requested url returned error: 30|unable to update url base from redirection",
     "disk": "no space left|read-only file system",
     "unreachable": "could not resolve host|couldn't connect to server|connection refused|connection timed out|"
     "network is unreachable|no route to host|operation too slow|unable to look up|connection reset|"
@@ -226,6 +244,7 @@ def _advice(cause: str, scheme: str, host: str) -> str:
         "authentication": f"Keep a user name and token in a git-credentials block for the host {host}, or configure a "
         "credential helper of git (git config --global credential.helper …). Nobody is asked for a password while a project "
         "runs.",
+        "redirected": "Name the address that it redirects to, since only trusted sources may run here.",
         "disk": "Free some disk space.",
         "unreachable": f"Is {host or 'the host'} right, and can it be reached from here?",
         "missing": "Check the URL; services also say so of a private repository without credentials.",

@@ -14,7 +14,8 @@ from prefect_mlprojects._support.files import replacing
 from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
-from prefect_mlprojects.settings import cache_directory
+from prefect_mlprojects.settings import cache_directory, trusted_sources
+from prefect_mlprojects.sources.base import check_trusted
 from prefect_mlprojects.sources.git import GitUrl
 from prefect_mlprojects.sources.git.program import GitAnswer, GitFailure, GitProgram, explain_failure
 
@@ -22,6 +23,8 @@ _FULL_SHA = re.compile(r"^[0-9a-f]{40}$")
 _SHORT_SHA = re.compile(r"^[0-9a-fA-F]{4,40}$")
 # What git-check-ref-format(1) forbids in names, and what ls-remote would take for a pattern.
 _BAD_VERSION = re.compile(r"^-|[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|^/|//|/$|\.lock$|\.$")
+
+_REDIRECTED = "warning: redirecting to "
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,9 @@ class CachedRepository:
         self._shown = shown
         self._git = git
         self._report = report
+        self._located: str | None = None
         name = re.sub(r"[^A-Za-z0-9._-]", "-", url.url.rstrip("/").rpartition("/")[2].removesuffix(".git"))[:40]
-        key = hashlib.sha256(url.address.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        key = hashlib.sha256(url.written.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self.directory = cache_directory() / "repositories" / f"{name.lstrip('.-') or 'repository'}-{key}.git"
 
     def fetch_version(self, version: str | None) -> ResolvedVersion:
@@ -60,6 +64,7 @@ class CachedRepository:
         if version is not None and _SHORT_SHA.match(version):
             known = self._known_commit(version.lower())
             if known is not None:
+                self._insist_on_access()
                 return ResolvedVersion(known)
         resolved = self._ask_remote(version)
         if resolved is None:
@@ -71,13 +76,31 @@ class CachedRepository:
 
     def fetch_commit(self, commit: str) -> None:
         """Fetches a commit if it is not cached; raises `FetchError` as `fetch_version`."""
-        if not self.has(commit):
+        if self.has(commit):
+            self._insist_on_access()
+        else:
             self._fetch_sha(commit)
 
     def has(self, commit: str) -> bool:
         """Returns whether the cache has a commit with all its files."""
         # Only a fetch that has succeeded leaves the mark; an object alone may be part of a killed one.
         return self._done_mark(commit).exists() and self._git_in_cache("cat-file", "-e", f"{commit}^{{tree}}").succeeded
+
+    def _insist_on_access(self) -> None:
+        """Raises a `FetchError` unless the remote has accepted these credentials: others may have fetched what is cached."""
+        if self._url.scheme != "file" and not self._access_mark().exists():
+            answer = self._git.run("ls-remote", "--", self._address(), "HEAD")
+            if not answer.succeeded:
+                raise self._error(answer)
+            self._note_access()
+
+    def _note_access(self) -> None:
+        mark = self._access_mark()
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+
+    def _access_mark(self) -> Path:
+        return self.directory / "mlprojects-access" / self._git.login
 
     def _known_commit(self, sha: str) -> str | None:
         if not self.directory.is_dir():
@@ -91,13 +114,27 @@ class CachedRepository:
         is_reference = self._git_in_cache("for-each-ref", "--count=1", *references).lines != ()
         return commit if commit.startswith(sha) and self.has(commit) and not is_reference else None
 
+    def _address(self) -> str:
+        """Returns the argument for git; where only trusted sources may run, the address where redirects end, once it is trusted."""
+        if self._located is None:
+            self._located = self._url.address
+            if trusted_sources() and self._url.scheme in ("http", "https"):
+                answer = self._git.run("-c", "http.followRedirects=initial", "ls-remote", "--", self._located, "HEAD")
+                if not answer.succeeded:
+                    raise self._error(answer)
+                for line in answer.lines:
+                    if line.startswith(_REDIRECTED):
+                        self._located = line.removeprefix(_REDIRECTED).rstrip("/")
+                        check_trusted(self._located, f"{self._shown} (redirected to {self._located})")
+        return self._located
+
     def _ask_remote(self, version: str | None) -> ResolvedVersion | None:
         """Resolves a reference at the remote; None if it may be a SHA instead."""
         version = version or "HEAD"
         exact = version == "HEAD" or version.startswith("refs/")
         names = [version] if exact else [f"refs/heads/{version}", f"refs/tags/{version}"]
         patterns = [pattern for name in names for pattern in (name, f"{name}^{{}}")]
-        answer = self._git.run("ls-remote", "--symref", "--", self._url.address, *patterns)
+        answer = self._git.run("ls-remote", "--symref", "--", self._address(), *patterns)
         if not answer.succeeded:
             raise self._error(answer)
         found, default = _parse_references(answer.lines)
@@ -115,7 +152,7 @@ class CachedRepository:
         raise self._unknown(version)
 
     def _unknown(self, version: str) -> FetchError:
-        answer = self._git.run("ls-remote", "--heads", "--tags", "--refs", "--", self._url.address)
+        answer = self._git.run("ls-remote", "--heads", "--tags", "--refs", "--", self._address())
         names = [ref.split("/", 2)[2] for ref in _parse_references(answer.lines)[0] if ref.count("/") >= 2]
         near = nearest(version, names)
         listed = ", ".join(sorted(names)[:8]) + (", …" if len(names) > 8 else "")
@@ -177,7 +214,7 @@ class CachedRepository:
 
     def _fetch_by_git(self, options: list[str], refspecs: list[str]) -> GitAnswer:
         options = ["--quiet", "--progress", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", *options]
-        return self._git_in_cache("fetch", *options, "--", self._url.address, *refspecs, report=self._report)
+        return self._git_in_cache("fetch", *options, "--", self._address(), *refspecs, report=self._report)
 
     def _finish_fetch(self, answer: GitAnswer, commit: str) -> None:
         if not answer.succeeded:
@@ -188,6 +225,7 @@ class CachedRepository:
         mark = self._done_mark(commit)
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
+        self._note_access()
 
     def _done_mark(self, commit: str) -> Path:
         return self.directory / "mlprojects-complete" / commit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ class GitSource:
             try:
                 self._check_out(repository.directory, resolved.commit, self.url, folder, git, report)
                 self._add_submodules(folder, resolved.commit, self.url, git, report, depth=0)
+                _refuse_links_out(folder, self.uri)
                 directory = apply_subdirectory(folder, self.subdirectory, self.uri)
             except BaseException:
                 remove_run_folder(folder)
@@ -87,7 +89,7 @@ class GitSource:
         if (cache / "shallow").exists():
             shutil.copyfile(cache / "shallow", inside / "shallow")
         with (inside / "config").open("a") as config:
-            config.write(f'[remote "origin"]\n\turl = "{_escaped(strip_user_info(url.address))}"\n')
+            config.write(f'[remote "origin"]\n\turl = "{_escaped(strip_user_info(url.written))}"\n')
         self._insist(git.run("checkout", "--quiet", "--detach", commit, "--", folder=folder))
         self._add_large_files(folder, cache, git, report)
 
@@ -152,6 +154,20 @@ class GitSource:
         raise SourceUnavailableError(
             f"{self.uri!r} can't be checked out: {failure.text}. {failure.advice}".rstrip(), uri=self.uri
         )
+
+
+def _refuse_links_out(folder: Path, shown: str) -> None:
+    """Raises a `FetchError` for a symbolic link to something outside of a working copy: its text could get into a message."""
+    root = os.path.realpath(folder)
+    for parent, folders, files in os.walk(folder):
+        for link in filter(os.path.islink, (os.path.join(parent, name) for name in (*folders, *files))):  # noqa: PTH118
+            target = os.path.realpath(link)
+            if os.path.commonpath((root, target)) != root and os.path.exists(target):  # noqa: PTH110
+                raise FetchError(
+                    f"{shown!r} is not used: its link {os.path.relpath(link, folder)!r} leads out of the project, to "
+                    f"{os.readlink(link)!r}. Remove the link, or run the project from a folder of this machine.",  # noqa: PTH115
+                    uri=shown,
+                )
 
 
 def _submodule_addresses(folder: Path, git: GitProgram) -> dict[str, str]:

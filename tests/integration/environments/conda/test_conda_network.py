@@ -96,6 +96,11 @@ def test_channel_url_password_is_redacted(workshop: Any, conda: Any, server: Cha
     assert any(line.startswith("Downloading data") for line in workshop.lines)
     kept = [file for file in workshop.cache.rglob("*") if file.is_file() and b"geheim" in file.read_bytes()]
     assert kept == []
+    assert workshop.prepare(project, "conda").reused
+    for login in ("user:wrong@", ""):  # what the right password has got is not given to others
+        others = workshop.project({"conda.yaml": conda.yaml([f"http://{login}{server.place}/channel"], "data")})
+        with pytest.raises(EnvironmentBuildError, match="can't be reached"):
+            workshop.prepare(others, "conda")
     server.password = "user:other"
     with pytest.raises(EnvironmentBuildError, match=f"the channel http://{server.place}/channel can't be reached") as e:
         workshop.prepare(project, "conda", rebuild=True)
@@ -110,6 +115,10 @@ def test_channel_url_token_is_redacted(workshop: Any, conda: Any, server: Channe
     lock = lock_file(environment.plan.location).read_text()
     assert f"http://{server.place}/channel/noarch/data-1.0-0.conda" in lock
     assert "tk-1234" not in lock + "".join(workshop.lines)
+    for token in ("/t/tk-wrong", ""):
+        others = workshop.project({"conda.yaml": conda.yaml([f"http://{server.place}{token}/channel"], "data")})
+        with pytest.raises(EnvironmentBuildError, match="can't be reached"):
+            workshop.prepare(others, "conda")
     kept = [file for file in workshop.cache.rglob("*") if file.is_file() and b"tk-1234" in file.read_bytes()]
     assert kept == []
 

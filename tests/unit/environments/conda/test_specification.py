@@ -139,11 +139,20 @@ def test_files_and_settings_that_choose_packages_are_part_of_the_key(project: Pr
     assert read_specification(project, {**environ, "CONDA_REMOTE_MAX_RETRIES": "9"}).key in keys
 
 
-def test_passwords_are_no_part_of_the_key(project: Project, environ: dict[str, str]) -> None:
+def test_other_credentials_for_a_channel_have_another_key(
+    project: Project, environ: dict[str, str], tmp_path: Path
+) -> None:
     def key(alias: str) -> str:
         return read_specification(project, {**environ, "CONDA_CHANNEL_ALIAS": alias}).key
 
-    assert key("https://a:b@host") == key("https://host") == key("https://host/t/tk-1")
+    urls = ("https://host", "https://a:b@host", "https://a:c@host", "https://host/t/tk-1", "https://host/t/tk-2")
+    assert len(set(map(key, urls))) == 5
+    assert key("https://a:b@host") == key("https://a:b@host")
+    (tmp_path / "logins.json").write_text("{}")
+    environ["RATTLER_AUTH_FILE"] = str(tmp_path / "logins.json")
+    one = key("https://host")
+    (tmp_path / "logins.json").write_text('{"host": {}}')
+    assert key("https://host") != one
 
 
 def test_channel_of_dependency_is_searched_too(project: Project, environ: dict[str, str]) -> None:

@@ -115,11 +115,16 @@ def test_build_variables_omit_install_target_overrides(home: dict[str, str]) -> 
     assert (variables["PIP_NO_INPUT"], variables["GIT_TERMINAL_PROMPT"]) == ("1", "0")
 
 
-def test_settings_that_choose_packages_are_part_of_the_key_and_addresses_are_not(tmp_path: Path) -> None:
+def test_settings_that_choose_packages_and_credentials_are_part_of_the_key_and_addresses_are_not(
+    tmp_path: Path,
+) -> None:
     limits = tmp_path / "limits.txt"
     limits.write_text("six<2\n")
-    plain = key_settings({"PIP_INDEX_URL": "https://u:p@example.org"}, "uv", tmp_path)
+    plain = key_settings({"PIP_INDEX_URL": "https://example.org"}, "uv", tmp_path)
     assert plain == key_settings({}, "uv", tmp_path)
+    urls = ("https://example.org", "https://u:p@example.org", "https://u:q@example.org")
+    assert len({key_settings({"PIP_INDEX_URL": url}, "uv", tmp_path) for url in urls}) == 3
+    assert key_settings({"UV_INDEX_OWN_PASSWORD": "p"}, "uv", tmp_path) != plain
     assert key_settings({"PIP_PRE": "1"}, "uv", tmp_path) != plain
     limited = key_settings({"PIP_CONSTRAINT": str(limits)}, "virtualenv", tmp_path)
     limits.write_text("six<1\n")

@@ -76,7 +76,7 @@ def test_key_includes_manager_and_user_settings(specify: Any, environ: dict[str,
     keys = {specify(text).key, specify(text, "virtualenv").key}
     environ["UV_PRERELEASE"] = "allow"
     keys.add(specify(text).key)
-    environ["PIP_INDEX_URL"] = "https://user:token@example.org"
+    environ["PIP_INDEX_URL"] = "https://example.org"
     keys.add(specify(text).key)
     assert len(keys) == 3
 
