@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,10 +13,10 @@ from prefect import flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Failed
 from prefect.utilities.urls import url_for
 
+from prefect_mlprojects._support.event_loop import all_or_stop
 from prefect_mlprojects._support.redaction import environment_secrets, redact, redact_error
 from prefect_mlprojects._support.secrets import Secret, reveal, secrets_in
 from prefect_mlprojects.backends import get_backend
@@ -34,6 +34,7 @@ from prefect_mlprojects.exceptions import (
 )
 from prefect_mlprojects.flows.announcement import RunAnnouncement, end_labels, set_labels
 from prefect_mlprojects.flows.cancellation import watch_cancellation
+from prefect_mlprojects.flows.deployment_check import apply_policies, check_form
 from prefect_mlprojects.flows.secrets import (
     credentials_lookup,
     refuse_missing,
@@ -42,6 +43,7 @@ from prefect_mlprojects.flows.secrets import (
 )
 from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RUN_ID_LABEL, RunRequest, document_options
 from prefect_mlprojects.request.check import CheckedRun, RunContext
+from prefect_mlprojects.server.api import api_variables
 from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.base import remove_run_folder
@@ -193,9 +195,12 @@ class _ProjectRun:
         return ParameterError(headline, [*problems, Problem("deploy it again to update its form: mlprojects deploy")])
 
     async def _steps(self) -> int | None:
+        await check_form(self._client, self._flow_run)
+        self._session.known_secrets.add(*secrets_in(api_variables()))
         if self._request.uri.startswith(PROJECT_SCHEME):
             self._request = self._request.with_project(await read_project(self._client, self._request.uri))
         request, session = self._request, self._session
+        policies = () if session.started_here else apply_policies(request)
         refuse_missing(request, session.secrets)
         resolved = await resolve_backend_config(self._client, request.backend_config, request.backend)
         config = get_backend(request.backend).parse_config({**resolved, **session.secrets.backend_config})
@@ -210,6 +215,7 @@ class _ProjectRun:
             session.secrets,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
+            policies,
             secret_resolver(self._client, session.known_secrets),
         )
         self._source = detect_source(uri, request.version, git_credentials=credentials)
@@ -238,7 +244,7 @@ class _ProjectRun:
                 FLOW_RUN_ID_VARIABLE: flow_run_id,
                 **({f"{PREFIX}ENV_MANAGER": manager} if (manager := self._request.env_manager) else {}),
                 # So that a Prefect client in the child, or a nested run, uses the same server.
-                **({"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}),
+                **api_variables(),
             },
             timeout=self._request.timeout,
         )
@@ -279,7 +285,7 @@ class _ProjectRun:
             result = self._checked = await checked
             await store_public_parameters(self._client, self._flow_run.id, self._request, self._session.secrets, result)
             resolution, tracking = self._resolve_environment(result, stop), self._start_tracking(result, working_copy)
-            invocation, *_ = await _all_or_stop(stop, validation, resolution, tracking)
+            invocation, *_ = await all_or_stop(stop, validation, resolution, tracking)
         finally:
             forget()
         return result, invocation
@@ -386,15 +392,3 @@ class _ProjectRun:
         except Exception:  # noqa: BLE001 - whatever fails here, the teardown continues
             return "FAILED"
         return "KILLED" if state is not None and (state.is_cancelling() or state.is_cancelled()) else "FAILED"
-
-
-async def _all_or_stop(stop: StopSignal, *awaitables: Awaitable[Any]) -> list[Any]:
-    """Returns all results; at the first failure stops the others, waits for them and raises it."""
-    futures = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
-    done, pending = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
-    if pending:
-        stop.request("another step of the run failed")
-        await asyncio.wait(pending)
-        for future in done:
-            future.result()
-    return [future.result() for future in futures]

@@ -31,6 +31,7 @@ from urllib.request import (
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.exceptions import PrefectServerError
+from prefect_mlprojects.server.access import known_auth
 
 _TRUE = {"1", "true", "t", "yes", "y", "on"}
 
@@ -182,7 +183,7 @@ def publish_in_process(api_url: str) -> None:
         from prefect_mlprojects.server.compat import use_api_everywhere
 
         _published.add(api_url)
-        use_api_everywhere(api_url)
+        use_api_everywhere(api_url, known_auth(api_url))
 
 
 def configured_api_url() -> str | None:

@@ -155,6 +155,7 @@ class RunSession:
         name: ``project/entry_point``; empty until it is known.
         parent_run_id: The MLflow run that this one is nested in.
         begun: True once the first step has started.
+        started_here: False if no caller in this process started the run: a worker's policy applies to it.
         downloads: The folder of downloaded parameters to remove with the run.
         server_lost: True once the run, after a stop request, no longer waits for its Prefect server.
     """
@@ -167,6 +168,7 @@ class RunSession:
     output: OutputSink = field(default_factory=TerminalOutput)
     observer: RunObserver = field(default_factory=RunObserver)
     rebuild_environment: bool = False
+    started_here: bool = True
     name: str = ""
 
     flow_run_id: str | None = field(default=None, init=False)
@@ -229,8 +231,8 @@ _current: ContextVar[RunSession | None] = ContextVar("prefect_mlprojects_session
 
 
 def current_session() -> RunSession:
-    """Returns the session of the current flow run, or one with the defaults."""
-    return _current.get() or RunSession()
+    """Returns the session of the current flow run, or one with the defaults: a worker or ``serve`` started it."""
+    return _current.get() or RunSession(started_here=False)
 
 
 @contextmanager
