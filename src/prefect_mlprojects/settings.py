@@ -112,6 +112,14 @@ def log_uncommitted_changes() -> bool:
     return _read("LOG_DIFF", True, _switch, "true or false")
 
 
+def output_artifact_bytes() -> int:
+    """How much of a run's output is kept with the MLflow run, its end if it is more (``PREFECT_MLPROJECTS_OUTPUT_ARTIFACT_MB``).
+
+    In megabytes, default 10; 0 switches it off.
+    """
+    return int(_read("OUTPUT_ARTIFACT_MB", 10.0, _number(float, 0), "a number of megabytes, 0 or more") * 1_000_000)
+
+
 def max_zip_bytes() -> int:
     """The maximum total size of the files in a zip archive, in bytes (``PREFECT_MLPROJECTS_MAX_ZIP_BYTES``, default 10 GiB)."""
     return _read("MAX_ZIP_BYTES", 10 * 1024**3, _number(int, 1), "a whole number of bytes, 1 or more")

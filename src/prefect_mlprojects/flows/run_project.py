@@ -14,10 +14,9 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Failed
-from prefect.utilities.urls import url_for
 
 from prefect_mlprojects._support.event_loop import all_or_stop
-from prefect_mlprojects._support.redaction import environment_secrets, redact, redact_error
+from prefect_mlprojects._support.redaction import environment_secrets, redact_error
 from prefect_mlprojects._support.secrets import Secret, reveal, secrets_in
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.contract import AnyPrepared, RunIdentity
@@ -41,7 +40,8 @@ from prefect_mlprojects.flows.secrets import (
     secret_resolver,
     store_public_parameters,
 )
-from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RUN_ID_LABEL, RunRequest, document_options
+from prefect_mlprojects.flows.tracked_run import finish_tracked_run, tracking_request
+from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RunRequest, document_options
 from prefect_mlprojects.request.check import CheckedRun, RunContext
 from prefect_mlprojects.server.api import api_variables
 from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
@@ -57,10 +57,8 @@ from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_sessi
 from prefect_mlprojects.tasks.steps import configure_logging
 from prefect_mlprojects.tracking import (
     TrackedRun,
-    TrackingRequest,
     child_variables,
     display_uri,
-    failure_tags,
     resolve_tracking_uri,
 )
 from prefect_mlprojects.tracking.uris import short_lived_default
@@ -296,22 +294,8 @@ class _ProjectRun:
     async def _start_tracking(self, checked: CheckedRun, working_copy: WorkingCopy) -> None:
         if checked.backend.tracks_runs:
             return
-        options, session = self._request, self._session
-        request = TrackingRequest(
-            tracking_uri=checked.backend_request.tracking_uri,
-            experiment_name=options.experiment_name,
-            experiment_id=options.experiment_id,
-            run_id=options.run_id or self._earlier_run_id(),
-            run_name=options.run_name and redact(options.run_name),
-            parent_run_id=session.parent_run_id,
-            entry_point=checked.entry_point.name,
-            working_copy=working_copy,
-            environment=checked.environment_kind,
-            backend=options.backend,
-            parameters=checked.parameters.recorded,
-            flow_run_id=str(self._flow_run.id),
-            flow_run_url=url_for("flow-run", obj_id=self._flow_run.id),
-        )
+        session = self._session
+        request = tracking_request(self._request, session, checked, self._flow_run)
         # Read before the command can change the files.
         patch = None
         if working_copy.dirty and log_uncommitted_changes():
@@ -324,11 +308,6 @@ class _ProjectRun:
         self._announcement = RunAnnouncement(
             self._flow_run, self._client, self._session, checked, self._request.backend, tracked, patch
         )
-
-    def _earlier_run_id(self) -> str | None:
-        """Returns the MLflow run of an earlier attempt of this flow run: a retried one, or one whose worker died."""
-        run_id = (self._flow_run.labels or {}).get(RUN_ID_LABEL)
-        return run_id if isinstance(run_id, str) else None
 
     async def _finish(
         self,
@@ -348,13 +327,12 @@ class _ProjectRun:
         summary = cause or (error.summary if error else message)
         labels = end_labels(category, summary, exit_code, session.secrets)
         announced = asyncio.ensure_future(self._publish_end(status, reason, labels))
-        if tracked is not None and not (self._checked and self._checked.backend.tracks_runs):
-            tags = failure_tags(category, cause or message) if category is not None else {}
-            try:
-                # One thread for both: it continues if this task is cancelled meanwhile.
-                await asyncio.to_thread(session.tracker.finish, tracked, status, tags)
-            except TrackingError as problem:
-                get_run_logger().warning("The MLflow run could not be updated (status %s): %s", status, problem)
+        if tracked is not None:
+            failure = None if category is None else (category, cause or message)
+            ends_itself = self._checked is not None and self._checked.backend.tracks_runs
+            await finish_tracked_run(
+                session, tracked, self._flow_run, status, message, failure, ends_itself=ends_itself
+            )
         metrics = {} if session.server_lost else await announced
         if self._checked is not None and self._prepared is not None:
             await asyncio.to_thread(self._checked.backend.release, self._prepared)

@@ -23,6 +23,8 @@ from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.request.check import RunSecrets
+from prefect_mlprojects.settings import output_artifact_bytes
+from prefect_mlprojects.tasks.output_copy import OutputCopy
 from prefect_mlprojects.tracking import TrackedRun, Tracker
 from prefect_mlprojects.types import FailureCategory, OutputSink, RunStatus, StopSignal, StreamName
 
@@ -157,6 +159,7 @@ class RunSession:
         begun: True once the first step has started.
         started_here: False if no caller in this process started the run: a worker's policy applies to it.
         downloads: The folder of downloaded parameters to remove with the run.
+        output_copy: The end of the command's output, for the MLflow run's artifacts.
         server_lost: True once the run, after a stop request, no longer waits for its Prefect server.
     """
 
@@ -174,6 +177,7 @@ class RunSession:
     flow_run_id: str | None = field(default=None, init=False)
     tracked_run: TrackedRun | None = field(default=None, init=False)
     downloads: Path | None = field(default=None, init=False)
+    output_copy: OutputCopy = field(default_factory=lambda: OutputCopy(output_artifact_bytes()), init=False)
     result: RunResult | None = field(default=None, init=False)
     begun: bool = field(default=False, init=False)
     server_lost: bool = field(default=False, init=False)
