@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prefect_mlprojects.cli.options import RUN, json_option, print_json
-from prefect_mlprojects.cli.tables import print_table, shown, styled_status, write_line
+from prefect_mlprojects.cli.tables import print_table, styled_status, write_line
+from prefect_mlprojects.exceptions import shown
 
 if TYPE_CHECKING:
     from prefect_mlprojects.runs.records import RunRecord
