@@ -29,6 +29,7 @@ from urllib.request import (
 )
 
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import reveal
 from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.exceptions import PrefectServerError
 from prefect_mlprojects.server.access import known_auth
@@ -147,6 +148,8 @@ def _authorization(parts: SplitResult) -> str | None:
     # The order of httpx and PrefectClient.__init__: the URL's password, the server's password, the key.
     if parts.username:
         return _basic(f"{unquote(parts.username)}:{unquote(parts.password or '')}")
+    if known := known_auth(f"{parts.scheme}://{parts.netloc}/api"):
+        return _basic(reveal(known))
     if auth := read_setting("PREFECT_API_AUTH_STRING", "api", "auth_string"):
         return _basic(auth)
     key = read_setting("PREFECT_API_KEY", "api", "key")
