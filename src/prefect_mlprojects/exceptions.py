@@ -7,6 +7,7 @@ or URI, and what to do; they hold no secret.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,21 @@ from typing import Any, ClassVar, TypedDict
 from typing_extensions import Unpack
 
 from prefect_mlprojects.types import FailureCategory
+
+
+def shown(value: str, *, lines: bool = False) -> str:
+    """Returns a text with its control characters escaped, which a terminal would obey; `lines` keeps line breaks and tabs."""
+    if value.isprintable():
+        return value
+    kept = "\n\t" if lines else ""
+    return "".join(
+        each if each.isprintable() or each in kept or _is_blank(each) else each.encode("unicode_escape").decode()
+        for each in value
+    )
+
+
+def _is_blank(character: str) -> bool:
+    return unicodedata.category(character) == "Zs"
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class Problem:
     def __str__(self) -> str:
         line = "" if self.line is None else f":{self.line}"
         location = "" if self.file is None else f"{self.file}{line}: "
-        return f"{location}{self.message}" + (f" ({self.fix})" if self.fix else "")
+        return shown(f"{location}{self.message}" + (f" ({self.fix})" if self.fix else ""))
 
 
 def _restore(cls: type[ExecutionException], message: str, attributes: dict[str, Any]) -> ExecutionException:
@@ -66,7 +82,8 @@ class ExecutionException(Exception):  # noqa: N818 - MLflow's name for it
     exit_status: ClassVar[int] = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
+        # It may quote files and output of other people.
+        super().__init__(shown(message, lines=True))
 
     @property
     def message(self) -> str:

@@ -15,6 +15,9 @@ PREFIX = "PREFECT_MLPROJECTS_"
 OWN_VARIABLES = f"{PREFIX}OWN_VARIABLES"
 """Names the variables that the command line set for itself, separated by blanks; a project's command does not get them."""
 
+POLICY_VARIABLE = f"{PREFIX}POLICY"
+"""Names a worker's policy file. It counts in the environment of the worker: that of a run can add a policy, not replace one."""
+
 _T = TypeVar("_T")
 _N = TypeVar("_N", int, float)
 
@@ -76,6 +79,14 @@ def server_start_timeout() -> float:
     return _read("SERVER_START_TIMEOUT", 120.0, _number(float, 0), "a number of seconds, 0 or more")
 
 
+def server_auth() -> bool:
+    """Whether the embedded server asks for a password (``PREFECT_MLPROJECTS_SERVER_AUTH``, default true).
+
+    Without one, every user and program of this machine can read its secrets and start commands as the user of its workers.
+    """
+    return _read("SERVER_AUTH", True, _switch, "true or false")
+
+
 def max_concurrent_runs() -> int:
     """The maximum number of concurrent runs in one process (``PREFECT_MLPROJECTS_MAX_CONCURRENT_RUNS``, default 16)."""
     return _read("MAX_CONCURRENT_RUNS", 16, _number(int, 1), "a whole number, 1 or more")
@@ -101,14 +112,36 @@ def log_uncommitted_changes() -> bool:
     return _read("LOG_DIFF", True, _switch, "true or false")
 
 
+def output_artifact_bytes() -> int:
+    """How much of a run's output is kept with the MLflow run, its end if it is more (``PREFECT_MLPROJECTS_OUTPUT_ARTIFACT_MB``).
+
+    In megabytes, default 10; 0 switches it off.
+    """
+    return int(_read("OUTPUT_ARTIFACT_MB", 10.0, _number(float, 0), "a number of megabytes, 0 or more") * 1_000_000)
+
+
 def max_zip_bytes() -> int:
     """The maximum total size of the files in a zip archive, in bytes (``PREFECT_MLPROJECTS_MAX_ZIP_BYTES``, default 10 GiB)."""
     return _read("MAX_ZIP_BYTES", 10 * 1024**3, _number(int, 1), "a whole number of bytes, 1 or more")
 
 
+_policy_sources: list[tuple[str, ...]] = []
+
+
+def limit_sources(patterns: tuple[str, ...]) -> None:
+    """Restricts the projects that this process may run, whatever ``PREFECT_MLPROJECTS_TRUSTED_SOURCES`` is."""
+    _policy_sources.append(patterns or ("",))
+
+
+def source_limits() -> tuple[tuple[str, ...], ...]:
+    """URI patterns of projects that may run: of the worker's policy, and of the setting; each has to allow a project."""
+    configured = tuple(os.environ.get(f"{PREFIX}TRUSTED_SOURCES", "").split())
+    return (*_policy_sources, *((configured,) if configured else ()))
+
+
 def trusted_sources() -> tuple[str, ...]:
     """URI patterns of projects that may run (``PREFECT_MLPROJECTS_TRUSTED_SOURCES``, separated by spaces); empty: all."""
-    return tuple(os.environ.get(f"{PREFIX}TRUSTED_SOURCES", "").split())
+    return next(reversed(source_limits()), ())
 
 
 def public_variables() -> frozenset[str]:

@@ -52,6 +52,7 @@ DOCUMENTS = {
     "surrogate": 'a: "\\ud800"',
     "not-text": "a: \udcff",
     "no-date": "a: 2020-13-45",
+    "empty-integer": "a: !!int\n",
     "set-of-lists": "? [a, b]\n: c\n",
     "documents": "a: b\n---\nc: d\n",
     "unclosed": "a: [",

@@ -86,7 +86,7 @@ class _Values:
             value = super().construct_object(node, deep=deep)  # type: ignore[misc]
             if isinstance(value, int):
                 str(value)  # Raises for hexadecimal numbers of thousands of digits.
-        except (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as error:
             said = str(node.value)[:50] if isinstance(node, yaml.ScalarNode) else "this"
             raise yaml.constructor.ConstructorError(
                 None, None, f"{said!r} can't be read as {node.tag.rpartition(':')[2]}", node.start_mark

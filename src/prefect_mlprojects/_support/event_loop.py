@@ -12,8 +12,10 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
+
+from prefect_mlprojects.types import StopSignal
 
 _T = TypeVar("_T")
 
@@ -91,3 +93,15 @@ def call_before_exit(callback: Callable[[], None]) -> None:
 
     register: Callable[[Callable[[], None]], None] = threading._register_atexit  # type: ignore[attr-defined]  # noqa: SLF001
     register(callback)
+
+
+async def all_or_stop(stop: StopSignal, *awaitables: Awaitable[Any]) -> list[Any]:
+    """Returns all results; at the first failure stops the others, waits for them and raises it."""
+    futures = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    done, pending = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+    if pending:
+        stop.request("another step of the run failed")
+        await asyncio.wait(pending)
+        for future in done:
+            future.result()
+    return [future.result() for future in futures]

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefect_mlprojects._support.files import make_directories
 from prefect_mlprojects.types import StopSignal
 
 _POLL_SECONDS = 0.2
@@ -52,7 +53,7 @@ def try_lock(file: Path, *, shared: bool = False, wait: bool = False, create: bo
     import fcntl
 
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
     except OSError as error:
         try:
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
@@ -85,7 +86,7 @@ def hold_lock(
         LockTimeoutError: The lock was not free in time.
         OSError: The file can't be created or locked.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_directories(file.parent)
     waiter = stop or StopSignal()
     deadline = None if timeout is None else time.monotonic() + timeout
     lock = try_lock(file)

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefect_mlprojects._support.files import remove_tree
+from prefect_mlprojects._support.files import make_directories, remove_tree
 from prefect_mlprojects._support.locks import Lock, try_lock
 from prefect_mlprojects.settings import cache_directory
 
@@ -28,7 +28,7 @@ def create_process_folder(root: Path) -> Path:
     Raises:
         OSError: `root` can't be written.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    make_directories(root)
     sweep_process_folders(root)
     folder, lock = _claim_name(root)
     folder.mkdir(mode=0o700)

@@ -151,6 +151,23 @@ class BackendPlan:
     sections: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Demands:
+    """What a run would use that a worker's policy may refuse.
+
+    Attributes:
+        images: The images of its containers.
+        host_paths: The files and folders of the machine that they mount or read.
+        privileges: What gives them more rights than usual, for people to read ("privileged", "pid host").
+        unknown: True if the backend does not tell.
+    """
+
+    images: tuple[str, ...] = ()
+    host_paths: tuple[str, ...] = ()
+    privileges: tuple[str, ...] = ()
+    unknown: bool = False
+
+
 class ExecutionEvents(Protocol):
     """Receives the events of an execution, from any thread; never raises."""
 
@@ -224,6 +241,11 @@ class Backend(ABC, Generic[ConfigT, ValueT]):
         """
         del request
         return paths
+
+    def demands(self, request: BackendRequest[ConfigT]) -> Demands:
+        """Returns what a checked request would use, for a worker's policy, which refuses a backend that does not tell."""
+        del request
+        return Demands(unknown=True)
 
     @abstractmethod
     def plan(self, request: BackendRequest[ConfigT], command: str) -> BackendPlan:

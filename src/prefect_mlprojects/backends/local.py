@@ -17,6 +17,7 @@ from prefect_mlprojects.backends.contract import (
     BackendPlan,
     BackendRequest,
     Command,
+    Demands,
     ExecutionEvents,
     Prepared,
     Report,
@@ -42,6 +43,11 @@ class LocalBackend(Backend[LocalConfig, PreparedEnvironment]):
     def environment_kind(self, request: _Request) -> str:
         """Returns the environment manager's name; raises `EnvironmentBuildError` if it is unknown or does not fit."""
         return choose_manager(request.project, request.env_manager)
+
+    def demands(self, request: _Request) -> Demands:
+        """Returns nothing: the command runs as this user, without a container."""
+        del request
+        return Demands()
 
     def check(self, request: _Request) -> None:
         """Raises `EnvironmentBuildError` if the environment manager is unknown or does not fit the project."""

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
@@ -23,7 +24,7 @@ from prefect_mlprojects.cli.options import (
     run_options,
 )
 from prefect_mlprojects.request import OPTIONS, options_of
-from prefect_mlprojects.settings import OWN_VARIABLES
+from prefect_mlprojects.settings import OWN_VARIABLES, POLICY_VARIABLE
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -37,6 +38,18 @@ _DEPLOYMENT_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--paused", is_flag=True, help="Create the schedule paused."),
     click.option("--no-schedule", is_flag=True, help="Remove the schedule of an existing deployment."),
     click.option("--tag", "tags", multiple=True, metavar="TAG", help="Tag of the deployment. May be repeated."),
+    click.option(
+        "--form-option",
+        "form_options",
+        multiple=True,
+        callback=lambda _context, _option, value: value or None,
+        shell_complete=lambda _context, _option, start: [
+            name for name in ("all", "none", *(option.name for option in options_of("form"))) if name.startswith(start)
+        ],
+        metavar="NAME",
+        help="Run option that the form has, and that whoever starts runs may set; 'all' or 'none'. May be repeated. Default: "
+        "what it has, at first all but backend, backend_config, docker_args, version, tracking.",
+    ),
     click.option(
         "--concurrency-limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of concurrent runs."
     ),
@@ -100,6 +113,7 @@ def deploy_command(
     """
     from prefect_mlprojects.deployments import create_deployment
     from prefect_mlprojects.deployments.provisioning import next_times
+    from prefect_mlprojects.server.access import login_link
 
     deployment = create_deployment(_specify(uri, options, job_variables), work_pool)
     if as_json:
@@ -115,7 +129,7 @@ def deploy_command(
         times = [f"{time:%Y-%m-%d %H:%M %Z}" for time in next_times(deployment.specification.schedule)]
         click.echo(f"  next times:             {', '.join(times)}")
     if deployment.url:
-        click.echo(f"  start it from its form: {deployment.url}")
+        click.echo(f"  start it from its form: {login_link(deployment.url)}")
     tracking = deployment.specification.options.get("tracking")
     if tracking:
         results = f"the tracking server of the block '{tracking}'"
@@ -150,19 +164,39 @@ def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> N
 @click.option("-n", "--name", metavar="NAME", help="Name of the worker.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of concurrent runs.")
 @click.option("--once", is_flag=True, help="Execute the runs that are due now, then exit.")
-def worker_command(pool: str | None, name: str | None, limit: int | None, once: bool) -> None:
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Policy file: what its runs may use of this machine.",
+)
+@click.option(
+    "--restrict-pool", is_flag=True, help="Give the pool a job template by which runs can't set commands and variables."
+)
+def worker_command(
+    pool: str | None, name: str | None, limit: int | None, once: bool, policy: Path | None, restrict_pool: bool
+) -> None:
     """Start a process worker: it executes the runs of deployments on this machine until Ctrl-C."""
+    if policy is not None:
+        from prefect_mlprojects.request.policy import read_policy
+
+        os.environ[POLICY_VARIABLE] = str(read_policy(policy.absolute()).file)
     api_url = connect()
     from prefect_mlprojects._support.secrets import reveal
     from prefect_mlprojects.deployments.provisioning import (
         HEARTBEAT_SECONDS,
-        ensure_work_pool,
         ensure_zombie_automation,
     )
+    from prefect_mlprojects.deployments.work_pools import ensure_work_pool, open_template_note, restrict_work_pool
     from prefect_mlprojects.server.api import call_api
     from prefect_mlprojects.tracking import display_uri, resolve_tracking_uri
 
-    work_pool = call_api(api_url, ensure_work_pool, pool).name
+    found = call_api(api_url, ensure_work_pool, pool)
+    if restrict_pool:
+        found = call_api(api_url, restrict_work_pool, found)
+    if note := open_template_note(found):
+        click.echo(note, err=True)
+    work_pool = found.name
     call_api(api_url, ensure_zombie_automation)
     arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", work_pool, "--type", "process"]
     for option, value in (("--name", name), ("--limit", limit)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from prefect_mlprojects.exceptions import shown
 from prefect_mlprojects.tasks.session import STEPS, RunObserver, quiet_on_broken_pipe
 
 if TYPE_CHECKING:
@@ -98,6 +100,8 @@ class RunDisplay(RunObserver):
 
     def step(self, event: StepEvent) -> None:
         """Shows a step's progress."""
+        output = tuple(shown(line) for line in event.output)
+        event = dataclasses.replace(event, detail=shown(event.detail, lines=True), output=output)
         lines: list[Text] = []
         begins_output = event.phase == "started" and event.step == "execute"
         with self._lock:
@@ -155,7 +159,7 @@ class RunDisplay(RunObserver):
         if result.status == "FINISHED" or not result.message:
             self._print(Text(f"=== Run (ID '{result.run_id}') {headline} ===", style=style))
         else:
-            self._print(Text(result.message, style=style))
+            self._print(Text(shown(result.message, lines=True), style=style))
         rows: list[tuple[str, Any]] = [(name, f"{value:g}") for name, value in sorted(metrics.items())]
         rows.append(("flow run", url or result.flow_run_id))
         if tracked is not None:

@@ -11,7 +11,8 @@ import click
 
 from prefect_mlprojects._support.text import span
 from prefect_mlprojects.cli.options import RUN, json_option, print_json
-from prefect_mlprojects.cli.tables import print_table, shown, styled_status, write_line
+from prefect_mlprojects.cli.tables import print_table, styled_status, write_line
+from prefect_mlprojects.exceptions import shown
 
 if TYPE_CHECKING:
     from prefect_mlprojects.runs.records import RunRecord

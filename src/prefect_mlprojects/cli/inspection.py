@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prefect_mlprojects.cli.options import click_option, json_option, print_json, request_from_options, run_options
+from prefect_mlprojects.exceptions import shown
 from prefect_mlprojects.request import OPTIONS
 
 if TYPE_CHECKING:
@@ -98,18 +99,20 @@ def describe_command(uri: str, version: str | None, as_json: bool) -> None:
 
     entry_points_by_name = project.entry_points
     console = Console(highlight=False, soft_wrap=False)
-    console.print(f"Project {project.display_name}", markup=False)
+    console.print(f"Project {shown(project.display_name)}", markup=False)
     if not entry_points:
         console.print("It declares no entry points; its .py, .sh and .R files can be run by name.")
     for name, described in entry_points.items():
-        console.print(f"\n{name}: {described['command']}", markup=False, style="bold", soft_wrap=True)
+        console.print(
+            f"\n{shown(name)}: {shown(described['command'], lines=True)}", markup=False, style="bold", soft_wrap=True
+        )
         if not described["parameters"]:
             continue
         table = Table()
         for column in ("parameter", "type", "default", "description"):
             table.add_column(column)
         for parameter in entry_points_by_name[name].parameters.values():
-            table.add_row(*map(escape, (parameter.name, *describe_parameter(parameter))))
+            table.add_row(*(escape(shown(text)) for text in (parameter.name, *describe_parameter(parameter))))
         console.print(table)
 
 
@@ -160,12 +163,12 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
         "retries": request.retries,
     }
     for warning in (*checked.project.warnings, *checked.parameters.warnings, *(plan.warnings if plan else ())):
-        click.echo(f"Warning: {warning}", err=True)
+        click.echo(shown(f"Warning: {warning}"), err=True)
     if as_json:
         print_json(plain)
         return
     ready = f" ({'in the cache' if plan.ready else 'to be built'})" if plan and plan.location else ""
-    shown = {
+    rows = {
         "source": describe_working_copy(copy),
         "entry point": checked.name,
         "environment": f"{plain['environment']}{ready}",
@@ -174,12 +177,12 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
         "backend": request.backend,
         **{title: text for title, text in remote.items() if "\n" not in text},
     }
-    width = max(map(len, shown))
-    for name, value in shown.items():
-        click.echo(f"{name:<{width}}  {value}")
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        click.echo(f"{name:<{width}}  {shown(str(value), lines=True)}")
     for title, text in remote.items():
         if "\n" in text:
-            click.echo(f"\n{title}:\n{text.rstrip()}")
+            click.echo(f"\n{title}:\n{shown(text.rstrip(), lines=True)}")
 
 
 @contextmanager
@@ -188,7 +191,7 @@ def _working_copy(uri: str, version: str | None) -> Iterator[WorkingCopy]:
     from prefect_mlprojects.types import StopSignal
 
     source = detect_source(uri, version)
-    copy = source.fetch(StopSignal(), lambda line: click.echo(line, err=True))
+    copy = source.fetch(StopSignal(), lambda line: click.echo(shown(line), err=True))
     try:
         yield copy
     finally:

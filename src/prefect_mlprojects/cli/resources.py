@@ -48,10 +48,12 @@ def server_command() -> None:
 @server_command.command("start")
 def server_start() -> None:
     """Start the embedded Prefect server in the background (no-op if it is running)."""
+    from prefect_mlprojects.server.access import login_link
     from prefect_mlprojects.server.process import ensure_server
 
     address = ensure_server()
-    click.echo(f"{'Started' if address.started else 'Already running'}: {address.ui_url}  (API: {address.api_url})")
+    started = "Started" if address.started else "Already running"
+    click.echo(f"{started}: {login_link(address.ui_url)}  (API: {address.api_url})")
 
 
 @server_command.command("stop")
@@ -112,6 +114,7 @@ def ui_command(port: int | None) -> None:
     """
     from prefect_mlprojects._support.redaction import strip_user_info
     from prefect_mlprojects._support.secrets import reveal
+    from prefect_mlprojects.server.access import login_link
     from prefect_mlprojects.server.address import choose_port
     from prefect_mlprojects.server.process import resolve_api
     from prefect_mlprojects.tracking import resolve_tracking_uri
@@ -119,7 +122,7 @@ def ui_command(port: int | None) -> None:
 
     prefect = resolve_api()
     if prefect.ui_url:
-        click.echo(f"Prefect: {prefect.ui_url}")
+        click.echo(f"Prefect: {login_link(prefect.ui_url)}")
     uri = reveal(resolve_tracking_uri())
     if scheme_of(uri) in ("http", "https", "databricks"):
         click.echo(f"MLflow:  {uri if scheme_of(uri) == 'databricks' else strip_user_info(uri)}")

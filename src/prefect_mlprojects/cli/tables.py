@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import click
 
+from prefect_mlprojects.exceptions import shown
+
 _COLORS = {"RUNNING": "cyan", "FINISHED": "green", "FAILED": "red", "KILLED": "yellow"}
 _GAP = 2
 _LEAST = 12
@@ -56,14 +58,6 @@ def _encodes(text: str) -> bool:
     except (UnicodeError, LookupError):
         return False
     return True
-
-
-def shown(value: str, *, lines: bool = False) -> str:
-    """Returns a text without control characters, which a terminal would obey; `lines` keeps line breaks."""
-    return "".join(
-        each if each.isprintable() or (lines and each == "\n") else each.encode("unicode_escape").decode()
-        for each in value
-    )
 
 
 def styled_status(text: str) -> str:

@@ -12,10 +12,9 @@ from uuid import UUID
 
 from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import reveal
+from prefect_mlprojects.deployments.form import form_options_of
 from prefect_mlprojects.deployments.provisioning import (
     Update,
-    default_job_variables,
-    ensure_work_pool,
     ensure_zombie_automation,
     find_deployment,
     full_name,
@@ -24,6 +23,7 @@ from prefect_mlprojects.deployments.provisioning import (
     schedule_texts,
 )
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, specify
+from prefect_mlprojects.deployments.work_pools import default_job_variables, ensure_work_pool
 from prefect_mlprojects.exceptions import ExecutionException, ParameterError, Problem
 from prefect_mlprojects.request import FLOW_NAME, unknown_options
 from prefect_mlprojects.request.secrets import refuse_secret_parameters, split_parameters, storable_options
@@ -175,6 +175,13 @@ def _with_values(
     """Returns a deployment's flow parameters with other values; texts get the types of its form."""
     if problems := unknown_options(options, "form"):
         raise ParameterError("The deployment can't run", problems)
+    shown = form_options_of(schema)
+    if hidden := [name for name in options if shown is not None and name not in shown]:
+        fix = "deploy it again with it: form_options=[…], or --form-option on the command line"
+        problems = [
+            Problem("the deployment's form does not have this run option", parameter=name, fix=fix) for name in hidden
+        ]
+        raise ParameterError("The deployment can't run", problems)
     form = schema.get("properties", {}).get("parameters", {})
     declared = form.get("properties", {})
     # A deployment that was made from the flow's signature, by prefect.yaml for example, declares no parameters.
@@ -205,6 +212,7 @@ def deploy(  # noqa: D417 - the run options are listed with run()
     paused: bool = False,
     no_schedule: bool = False,
     job_variables: Mapping[str, Any] | None = None,
+    form_options: Sequence[str] | None = None,
     announce: Callable[[str], None] | None = None,
     version: str | None = None,
     parameters: Mapping[str, Any] | None = None,
@@ -249,6 +257,8 @@ def deploy(  # noqa: D417 - the run options are listed with run()
         no_schedule: Remove the schedule of an existing deployment.
         job_variables: Overrides for the work pool's base job template: ``{"image": …}`` on a ``docker`` or ``kubernetes``
             pool, ``{"pip_packages": ["prefect-mlprojects"]}`` on a managed one.
+        form_options: Run options that the form has, and that whoever starts runs may set; ``["all"]`` for all. Default: what
+            the deployment has; for a new one all but ``backend``, ``backend_config``, ``docker_args``, ``version``, ``tracking``.
         announce: Receives lines about a server that is being started. Default: they are printed to stderr.
 
     Raises:
@@ -293,7 +303,7 @@ async def _create(
         **update.settings,
         work_pool_name=work_pool.name,
         entrypoint=ENTRYPOINT,
-        parameter_openapi_schema=dict(specification.schema),
+        parameter_openapi_schema=update.schema,
         pull_steps=[],
         job_variables={**default_job_variables(work_pool), **update.job_variables},
     )
@@ -343,7 +353,7 @@ def _runner_deployment(update: Update) -> Any:
     deployment: Any = run_project.to_deployment(
         name=update.specification.name, **settings, entrypoint_type=EntrypointType.MODULE_PATH
     )
-    set_parameter_schema(deployment, update.specification.schema)
+    set_parameter_schema(deployment, update.schema)
     return deployment
 
 

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from prefect_mlprojects.deployments.form import default_form_options, form_options_of, narrow_form
 from prefect_mlprojects.deployments.specification import DeploymentSpecification, Schedule, refused
-from prefect_mlprojects.exceptions import InvalidInputError
 from prefect_mlprojects.request import FLOW_NAME
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import WorkPool
 
-DEFAULT_WORK_POOL = "mlprojects"
 AUTOMATION_NAME = "prefect-mlprojects: runs without a heartbeat have crashed"
 HEARTBEAT_SECONDS = 60
 """Interval of the heartbeats of runs on our own workers."""
@@ -84,6 +82,7 @@ class Update:
     existing: Any
     settings: dict[str, Any]
     job_variables: dict[str, Any]
+    schema: dict[str, Any]
 
     def schedule_text(self) -> str | None:
         """Returns the schedule, and whether it is paused."""
@@ -98,11 +97,13 @@ class Update:
             return []
         schedules = schedule_texts(existing.schedules), schedule_texts(new["schedules"])
         limits = _limit_of(existing), new["concurrency_limit"]
+        forms = form_options_of(existing.parameter_openapi_schema), form_options_of(self.schema)
         pairs: list[tuple[str, tuple[Any, Any], Any]] = [
             ("schedule", schedules, specification.schedule),
             ("tags", (sorted(existing.tags), sorted(new["tags"])), specification.tags),
             ("concurrency limit", limits, specification.concurrency_limit),
             ("version", (existing.version, specification.version), True),
+            ("run options in the form", (_form_text(forms[0]), _form_text(forms[1])), True),
         ]
         lines = []
         for name, (before, after), named in pairs:
@@ -113,6 +114,10 @@ class Update:
         if new["paused"] or not all(each.active for each in new["schedules"]):
             lines.append(f"still paused; resume it with `mlprojects deployments resume {specification.name}`")
         return lines
+
+
+def _form_text(options: tuple[str, ...] | None) -> str:
+    return "all" if options is None else ", ".join(options) or "none"
 
 
 def _limit_of(deployment: Any) -> int | None:
@@ -162,7 +167,12 @@ async def read_update(client: PrefectClient, specification: DeploymentSpecificat
         "description": specification.description,
         "enforce_parameter_schema": True,
     }
-    return Update(specification, existing, settings, dict(specification.job_variables or variables or {}))
+    chosen = specification.form_options
+    if chosen is None and existing:
+        chosen = form_options_of(existing.parameter_openapi_schema)
+    shown = default_form_options() if chosen is None else chosen
+    schema = narrow_form(specification.schema, shown, specification.options)
+    return Update(specification, existing, settings, dict(specification.job_variables or variables or {}), schema)
 
 
 def _schedules(specification: DeploymentSpecification, existing: list[Any]) -> list[Any]:
@@ -175,47 +185,6 @@ def _schedules(specification: DeploymentSpecification, existing: list[Any]) -> l
     # A schedule that an operator paused stays so.
     active = not specification.paused and (not existing or any(each.active for each in existing))
     return [DeploymentScheduleCreate(schedule=prefect_schedule(specification.schedule), active=active)]
-
-
-def default_job_variables(pool: WorkPool) -> dict[str, Any]:
-    """Returns overrides that our flow needs in a work pool's job template.
-
-    Prefect copies the working directory before each run of a deployment without pull steps. A process worker starts runs in
-    an empty one, but a container starts in its image's, which may be ``/``.
-    """
-    known = ((pool.base_job_template or {}).get("variables") or {}).get("properties") or {}
-    if pool.type not in ("docker", "kubernetes") or "command" not in known:
-        return {}
-    return {"command": "sh -c 'cd \"$(mktemp -d)\" && exec prefect flow-run execute'"}
-
-
-async def ensure_work_pool(client: PrefectClient, name: str | None, kind: str = "process") -> WorkPool:
-    """Returns a work pool; creates the default one, of type `kind`, if it does not exist.
-
-    Raises `InvalidInputError` if no other pool has the name.
-    """
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.client.schemas.filters import WorkPoolFilter
-    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-
-    wanted = name or DEFAULT_WORK_POOL
-    try:
-        return await client.read_work_pool(wanted)
-    except ObjectNotFound:
-        if name is not None and name != DEFAULT_WORK_POOL:
-            known = [pool.name for pool in await client.read_work_pools(work_pool_filter=WorkPoolFilter())]
-            raise InvalidInputError(
-                f"No work pool {name!r} exists"
-                + (f"; known: {', '.join(known)}" if known else "")
-                + f". Create it with `prefect work-pool create {name} --type {kind}`."
-            ) from None
-        try:
-            return await client.create_work_pool(
-                WorkPoolCreate(name=wanted, type=kind, description="Runs of MLflow projects (prefect-mlprojects).")
-            )
-        except ObjectAlreadyExists:
-            # Another process created it in the meantime.
-            return await client.read_work_pool(wanted)
 
 
 async def ensure_zombie_automation(client: PrefectClient, silence: float = SILENCE_SECONDS) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_mlprojects._support.redaction import holds_secret
+from prefect_mlprojects.deployments.form import parse_form_options
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.request import (
     PROJECT_SCHEME,
@@ -60,7 +61,8 @@ class DeploymentSpecification:
         parameters: Values of declared parameters, with JSON's types.
         extra_parameters: Values of undeclared parameters.
         options: Run options by name.
-        schema: The JSON schema of the flow's parameters: the form.
+        schema: The JSON schema of the flow's parameters: the form, with every run option.
+        form_options: The run options that the form shall have; None: those that it has, else the default ones.
         description: Markdown for Prefect's UI.
         version: The project's commit at the time of deployment.
         no_schedule: Whether the schedule of an existing deployment is removed.
@@ -82,6 +84,7 @@ class DeploymentSpecification:
     no_schedule: bool = False
     concurrency_limit: int | None = None
     job_variables: Mapping[str, Any] = field(default_factory=dict)
+    form_options: tuple[str, ...] | None = None
 
     def flow_parameters(self) -> dict[str, Any]:
         """Returns the flow parameters of a run that is started without others."""
@@ -139,12 +142,14 @@ def specify(
     paused: bool = False,
     no_schedule: bool = False,
     job_variables: Mapping[str, Any] | None = None,
+    form_options: Sequence[str] | None = None,
     announce: Callable[[str], None] | None = None,
     **options: Any,
 ) -> DeploymentSpecification:
     """Fetches the project and returns a deployment that fits it; arguments and errors are those of ``deploy()``."""
     if problems := unknown_options(options, "deploy"):
         raise ParameterError("The deployment can't be created", problems)
+    chosen_form = parse_form_options(form_options) if form_options is not None else None
     request = _storable_request({**options, "uri": uri, "entry_point": entry_point}, job_variables or {})
     blocks = _Blocks(announce)
     # The version of a project block is not copied: runs follow the block.
@@ -186,6 +191,7 @@ def specify(
         no_schedule=no_schedule,
         concurrency_limit=concurrency_limit,
         job_variables=dict(job_variables or {}),
+        form_options=chosen_form,
     )
 
 

@@ -29,7 +29,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from prefect_mlprojects import settings
-from prefect_mlprojects._support.files import disk_usage, list_directory, remove_tree, write_atomically
+from prefect_mlprojects._support.files import (
+    check_private,
+    disk_usage,
+    list_directory,
+    make_directories,
+    remove_tree,
+    write_atomically,
+)
 from prefect_mlprojects._support.locks import Lock, LockStoppedError, hold_lock, try_lock
 from prefect_mlprojects.exceptions import EnvironmentBuildError
 from prefect_mlprojects.types import StopSignal
@@ -167,7 +174,7 @@ class EnvironmentCache:
         # An atomic rename for other processes; deleting the tree may take a while.
         removed = self.folder / f"{_REMOVED_PREFIX}{uuid.uuid4().hex}"
         try:
-            self._locks.mkdir(parents=True, exist_ok=True)
+            make_directories(self._locks)
             if (lock := try_lock(self._locks / f"{key}.lock")) is None:
                 return False
             with contextlib.ExitStack() as held:
@@ -213,8 +220,14 @@ class EnvironmentCache:
 
 
 def user_cache() -> EnvironmentCache:
-    """Returns the cache in the user's cache directory."""
-    return EnvironmentCache(settings.cache_directory())
+    """Returns the cache in the user's cache directory.
+
+    Raises:
+        EnvironmentBuildError: Another user may have placed environments there.
+    """
+    root = settings.cache_directory()
+    with cache_errors(root, ""):
+        return EnvironmentCache(check_private(root))
 
 
 def _remove_build(location: Path) -> None:
@@ -278,8 +291,8 @@ def cache_errors(root: Path, manager: str) -> Iterator[None]:
         else:
             file = f" ({error.filename})" if error.filename and str(error.filename) != str(root) else ""
             message = (
-                f"The cache folder {root} can't be written: {error.strerror or error}{file}. Make it writable, or name "
-                "another folder in the environment variable PREFECT_MLPROJECTS_CACHE_DIR."
+                f"The cache folder {root} can't be used: {error.strerror or error}{file}. Make it writable for "
+                "yourself, or name another folder in the environment variable PREFECT_MLPROJECTS_CACHE_DIR."
             )
         raise EnvironmentBuildError(message, manager=manager) from error
 

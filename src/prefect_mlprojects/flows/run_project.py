@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,11 +14,10 @@ from prefect import flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Failed
-from prefect.utilities.urls import url_for
 
-from prefect_mlprojects._support.redaction import environment_secrets, redact, redact_error
+from prefect_mlprojects._support.event_loop import all_or_stop
+from prefect_mlprojects._support.redaction import environment_secrets, redact_error
 from prefect_mlprojects._support.secrets import Secret, reveal, secrets_in
 from prefect_mlprojects.backends import get_backend
 from prefect_mlprojects.backends.contract import AnyPrepared, RunIdentity
@@ -36,15 +35,17 @@ from prefect_mlprojects.exceptions import (
 from prefect_mlprojects.flows.announcement import RunAnnouncement, end_labels, set_labels
 from prefect_mlprojects.flows.cancellation import watch_cancellation
 from prefect_mlprojects.flows.card import RunFacts
+from prefect_mlprojects.flows.deployment_check import apply_policies, check_form
 from prefect_mlprojects.flows.secrets import (
     credentials_lookup,
     refuse_missing,
     secret_resolver,
     store_public_parameters,
 )
-from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RUN_ID_LABEL, RunRequest, document_options
+from prefect_mlprojects.flows.tracked_run import finish_tracked_run, tracking_request
+from prefect_mlprojects.request import FLOW_NAME, PROJECT_SCHEME, RunRequest, document_options
 from prefect_mlprojects.request.check import CheckedRun, RunContext
-from prefect_mlprojects.request.tags import mlflow_tags
+from prefect_mlprojects.server.api import api_variables
 from prefect_mlprojects.settings import PREFIX, log_uncommitted_changes
 from prefect_mlprojects.sources import Source, WorkingCopy, detect_source
 from prefect_mlprojects.sources.base import remove_run_folder
@@ -58,10 +59,8 @@ from prefect_mlprojects.tasks.session import RunResult, RunSession, shared_sessi
 from prefect_mlprojects.tasks.steps import configure_logging
 from prefect_mlprojects.tracking import (
     TrackedRun,
-    TrackingRequest,
     child_variables,
     display_uri,
-    failure_tags,
     resolve_tracking_uri,
 )
 from prefect_mlprojects.tracking.uris import short_lived_default
@@ -198,9 +197,12 @@ class _ProjectRun:
         return ParameterError(headline, [*problems, Problem("deploy it again to update its form: mlprojects deploy")])
 
     async def _steps(self) -> int | None:
+        await check_form(self._client, self._flow_run)
+        self._session.known_secrets.add(*secrets_in(api_variables()))
         if self._request.uri.startswith(PROJECT_SCHEME):
             self._request = self._request.with_project(await read_project(self._client, self._request.uri))
         request, session = self._request, self._session
+        policies = () if session.started_here else apply_policies(request)
         refuse_missing(request, session.secrets)
         resolved = await resolve_backend_config(self._client, request.backend_config, request.backend)
         config = get_backend(request.backend).parse_config({**resolved, **session.secrets.backend_config})
@@ -215,6 +217,7 @@ class _ProjectRun:
             session.secrets,
             with_url_credentials(credentials, uri),
             session.rebuild_environment,
+            policies,
             secret_resolver(self._client, session.known_secrets),
         )
         self._source = detect_source(uri, request.version, git_credentials=credentials)
@@ -244,7 +247,7 @@ class _ProjectRun:
                 FLOW_RUN_ID_VARIABLE: flow_run_id,
                 **({f"{PREFIX}ENV_MANAGER": manager} if (manager := self._request.env_manager) else {}),
                 # So that a Prefect client in the child, or a nested run, uses the same server.
-                **({"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}),
+                **api_variables(),
             },
             timeout=self._request.timeout,
         )
@@ -285,7 +288,7 @@ class _ProjectRun:
             result = self._checked = await checked
             await store_public_parameters(self._client, self._flow_run.id, self._request, self._session.secrets, result)
             resolution, tracking = self._resolve_environment(result, stop), self._start_tracking(result, working_copy)
-            invocation, *_ = await _all_or_stop(stop, validation, resolution, tracking)
+            invocation, *_ = await all_or_stop(stop, validation, resolution, tracking)
         finally:
             forget()
         return result, invocation
@@ -296,23 +299,8 @@ class _ProjectRun:
     async def _start_tracking(self, checked: CheckedRun, working_copy: WorkingCopy) -> None:
         if checked.backend.tracks_runs:
             return
-        options, session = self._request, self._session
-        request = TrackingRequest(
-            tracking_uri=checked.backend_request.tracking_uri,
-            experiment_name=options.experiment_name,
-            experiment_id=options.experiment_id,
-            run_id=options.run_id or self._earlier_run_id(),
-            run_name=options.run_name and redact(options.run_name),
-            parent_run_id=session.parent_run_id,
-            entry_point=checked.entry_point.name,
-            working_copy=working_copy,
-            environment=checked.environment_kind,
-            backend=options.backend,
-            parameters=checked.parameters.recorded,
-            flow_run_id=str(self._flow_run.id),
-            flow_run_url=url_for("flow-run", obj_id=self._flow_run.id),
-            tags=mlflow_tags([*self._flow_run.tags, *session.tags]),
-        )
+        session = self._session
+        request = tracking_request(self._request, session, checked, self._flow_run)
         # Read before the command can change the files.
         patch = None
         if working_copy.dirty and log_uncommitted_changes():
@@ -325,11 +313,6 @@ class _ProjectRun:
         self._announcement = RunAnnouncement(
             self._flow_run, self._client, self._session, checked, self._request.backend, tracked, patch
         )
-
-    def _earlier_run_id(self) -> str | None:
-        """Returns the MLflow run of an earlier attempt of this flow run: a retried one, or one whose worker died."""
-        run_id = (self._flow_run.labels or {}).get(RUN_ID_LABEL)
-        return run_id if isinstance(run_id, str) else None
 
     async def _finish(
         self,
@@ -348,22 +331,16 @@ class _ProjectRun:
         reason = "\n".join([message, *getattr(error, "output_tail", ())])
         summary = cause or (error.summary if error else message)
         labels = end_labels(category, summary, exit_code, session.secrets)
-        facts = RunFacts(
-            status,
-            "" if status == "FINISHED" else reason,
-            exit_code,
-            time.monotonic() - self._started,
-            self._command,
-            self._prepared.description if self._prepared is not None else "",
-        )
+        environment = self._prepared.description if self._prepared is not None else ""
+        shown, seconds = "" if status == "FINISHED" else reason, time.monotonic() - self._started
+        facts = RunFacts(status, shown, exit_code, seconds, self._command, environment)
         announced = asyncio.ensure_future(self._publish_end(facts, labels))
-        if tracked is not None and not (self._checked and self._checked.backend.tracks_runs):
-            tags = failure_tags(category, cause or message) if category is not None else {}
-            try:
-                # One thread for both: it continues if this task is cancelled meanwhile.
-                await asyncio.to_thread(session.tracker.finish, tracked, status, tags)
-            except TrackingError as problem:
-                get_run_logger().warning("The MLflow run could not be updated (status %s): %s", status, problem)
+        if tracked is not None:
+            failure = None if category is None else (category, cause or message)
+            ends_itself = self._checked is not None and self._checked.backend.tracks_runs
+            await finish_tracked_run(
+                session, tracked, self._flow_run, status, message, failure, ends_itself=ends_itself
+            )
         metrics = {} if session.server_lost else await announced
         if self._checked is not None and self._prepared is not None:
             await asyncio.to_thread(self._checked.backend.release, self._prepared)
@@ -401,15 +378,3 @@ class _ProjectRun:
         except Exception:  # noqa: BLE001 - whatever fails here, the teardown continues
             return "FAILED"
         return "KILLED" if state is not None and (state.is_cancelling() or state.is_cancelled()) else "FAILED"
-
-
-async def _all_or_stop(stop: StopSignal, *awaitables: Awaitable[Any]) -> list[Any]:
-    """Returns all results; at the first failure stops the others, waits for them and raises it."""
-    futures = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
-    done, pending = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
-    if pending:
-        stop.request("another step of the run failed")
-        await asyncio.wait(pending)
-        for future in done:
-            future.result()
-    return [future.result() for future in futures]

@@ -78,6 +78,8 @@ class RunOption:
         values: Returns its closed set of values; None for an open one.
         bounds: Its limits, as in JSON schema.
         expected: Describes valid values in the message about one that is out of bounds.
+        restricted: True if it can make the worker run other code, elsewhere, or report to another server. A deployment's form
+            has it only if the deployment says so.
     """
 
     name: str
@@ -93,6 +95,7 @@ class RunOption:
     values: Callable[[], tuple[str, ...]] | None = field(default=None, repr=False)
     bounds: Mapping[str, float] = field(default_factory=dict)
     expected: str = ""
+    restricted: bool = False
 
     def json_schema(self, value: Any = None) -> dict[str, Any]:
         """Returns its field in a form, with `value` as the default."""
@@ -148,6 +151,7 @@ class RunRequest:
         "Branch, tag or commit of a git project. Default: its default branch, or a folder as it is.",
         flags=("-v", "--version"),
         metavar="VERSION",
+        restricted=True,
     )
     parameters: Mapping[str, Any] | None = _option(
         "Parameter values by name; undeclared ones are appended to the command as --NAME VALUE.",
@@ -161,6 +165,7 @@ class RunRequest:
         flags=("-A", "--docker-args"),
         metavar="NAME[=VALUE]",
         mlflow_key="DOCKER_ARGS",
+        restricted=True,
     )
     experiment_name: str | None = _option(
         "MLflow experiment by name; created if it does not exist.",
@@ -181,6 +186,7 @@ class RunRequest:
         flags=("-b", "--backend"),
         metavar="NAME",
         values=_backend_names,
+        restricted=True,
     )
     backend_config: Mapping[str, Any] | str | None = _option(
         "Configuration of the backend: a mapping, a .json or .yaml file, a JSON text, or block-type/block-name.",
@@ -188,6 +194,7 @@ class RunRequest:
         entrances=_EVERYWHERE,
         flags=("-c", "--backend-config"),
         metavar="FILE",
+        restricted=True,
     )
     storage_dir: str | None = _option(
         "Folder for downloads of remote 'path' parameters. Default: one that is deleted with the run.",
@@ -239,6 +246,7 @@ class RunRequest:
         "Name of an mlflow-tracking-server block. Default: MLflow's own setting where the run executes.",
         title="Tracking server",
         metavar="NAME",
+        restricted=True,
     )
 
     @classmethod

@@ -15,6 +15,7 @@ from prefect_mlprojects.backends import get_backend, select_backend
 from prefect_mlprojects.backends.contract import AnyBackend, AnyRequest, BackendRequest
 from prefect_mlprojects.exceptions import ParameterError, Problem
 from prefect_mlprojects.request import RunRequest
+from prefect_mlprojects.request.policy import Policy
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.sources.git import GitCredentialsLookup
 from prefect_mlprojects.spec import (
@@ -93,6 +94,7 @@ class RunContext:
     secrets: RunSecrets = field(default_factory=RunSecrets, repr=False)
     git_credentials: GitCredentialsLookup | None = field(default=None, repr=False, compare=False)
     rebuild_environment: bool = False
+    policies: tuple[Policy, ...] = ()
     resolve_secret: Callable[[str, Secret], Secret] = field(default=lambda _, value: value, repr=False, compare=False)
 
 
@@ -178,6 +180,9 @@ def check_request(request: RunRequest, working_copy: WorkingCopy, context: RunCo
     else:
         # Also fails for an environment manager that does not fit.
         backend.environment_kind(backend_request)
+    for policy in context.policies:
+        in_container = backend.name == "local" and checked.environment_kind == "docker"
+        policy.check_demands("docker" if in_container else request.backend, backend.demands(backend_request))
     return checked
 
 

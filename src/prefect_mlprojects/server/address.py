@@ -29,8 +29,10 @@ from urllib.request import (
 )
 
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import reveal
 from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.exceptions import PrefectServerError
+from prefect_mlprojects.server.access import known_auth
 
 _TRUE = {"1", "true", "t", "yes", "y", "on"}
 
@@ -146,6 +148,8 @@ def _authorization(parts: SplitResult) -> str | None:
     # The order of httpx and PrefectClient.__init__: the URL's password, the server's password, the key.
     if parts.username:
         return _basic(f"{unquote(parts.username)}:{unquote(parts.password or '')}")
+    if known := known_auth(f"{parts.scheme}://{parts.netloc}/api"):
+        return _basic(reveal(known))
     if auth := read_setting("PREFECT_API_AUTH_STRING", "api", "auth_string"):
         return _basic(auth)
     key = read_setting("PREFECT_API_KEY", "api", "key")
@@ -182,7 +186,7 @@ def publish_in_process(api_url: str) -> None:
         from prefect_mlprojects.server.compat import use_api_everywhere
 
         _published.add(api_url)
-        use_api_everywhere(api_url)
+        use_api_everywhere(api_url, known_auth(api_url))
 
 
 def configured_api_url() -> str | None:

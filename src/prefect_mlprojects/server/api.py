@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from prefect_mlprojects._support.event_loop import background_loop
+from prefect_mlprojects._support.secrets import Secret, reveal
 from prefect_mlprojects.exceptions import PrefectServerError
+from prefect_mlprojects.server.access import known_auth
 
 _T = TypeVar("_T")
 
@@ -15,14 +17,32 @@ _T = TypeVar("_T")
 @contextmanager
 def use_api(api_url: str) -> Iterator[None]:
     """Makes `api_url` the Prefect API of the current context; does nothing if the settings already name it."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_URL,
+        PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
+        temporary_settings,
+    )
 
-    if PREFECT_API_URL.value() == api_url:
+    auth = known_auth(api_url)
+    password = {PREFECT_API_AUTH_STRING: reveal(auth)} if auth is not None else {}
+    if PREFECT_API_URL.value() == api_url and all(each.value() == value for each, value in password.items()):
         yield
         return
     # The embedded server needs no CSRF token, and fetching one costs each client a request.
-    with temporary_settings({PREFECT_API_URL: api_url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}):
+    with temporary_settings({PREFECT_API_URL: api_url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False, **password}):
         yield
+
+
+def api_variables() -> dict[str, Secret | str]:
+    """Returns the variables by which a Prefect client in another process uses the API of the current settings."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+    url, auth = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
+    return {
+        **({"PREFECT_API_URL": str(url)} if url else {}),
+        **({"PREFECT_API_AUTH_STRING": Secret(str(auth))} if url and auth else {}),
+    }
 
 
 def call_api(api_url: str, method: Callable[..., Coroutine[Any, Any, _T]], *arguments: Any) -> _T:

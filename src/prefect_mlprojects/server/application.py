@@ -26,12 +26,13 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from prefect_mlprojects._support.files import replacing, temporary_pattern
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.server.address import PROFILE
 from prefect_mlprojects.server.compat import publish_profile
+from prefect_mlprojects.server.guard import ServerGuard
 from prefect_mlprojects.server.process import DATABASE_ERROR_PREFIX, DATABASE_EXIT_CODE
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 
@@ -89,7 +90,7 @@ class _MigrationEngine:
         function(self._connection)
 
 
-def create_app() -> FastAPI:
+def create_app() -> ServerGuard:
     """Creates the application, and a SQLite database that does not exist yet; uvicorn calls it in the server's process.
 
     Exits with `DATABASE_EXIT_CODE` when the database can't be created.
@@ -98,13 +99,16 @@ def create_app() -> FastAPI:
     if str(url).startswith("sqlite"):
         _create_database_or_exit(str(url))
         dependencies.MODELS_DEPENDENCIES["database_config"] = ImmediateSqliteConfiguration(connection_url=url)
+    settings = get_current_settings().server
+    auth = Secret(settings.api.auth_string.get_secret_value()) if settings.api.auth_string else None
     try:
-        publish_profile(PROFILE, str(get_current_settings().server.ui.api_url))
+        publish_profile(PROFILE, str(settings.ui.api_url), auth)
     except (OSError, ValueError) as error:
         _log(f"the Prefect profile {PROFILE!r} could not be written: {error}")
     from prefect.server.api.server import create_app as create_prefect_app
 
-    return create_prefect_app(final=True)
+    # Around the application, not in it: Prefect's own services call that one directly, under another host name.
+    return ServerGuard(create_prefect_app(final=True), auth=auth, origins=settings.api.cors_allowed_origins.split(","))
 
 
 def _create_database_or_exit(url: str) -> None:

@@ -11,7 +11,10 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from prefect_mlprojects._support.secrets import Secret, reveal
 
 if TYPE_CHECKING:
     from prefect.blocks.core import Block
@@ -32,6 +35,14 @@ def set_parameter_schema(deployment: Any, schema: Mapping[str, Any]) -> None:
     from prefect.utilities.callables import ParameterSchema
 
     deployment._parameter_openapi_schema = ParameterSchema.model_validate(dict(schema))  # noqa: SLF001
+
+
+def schema_errors(parameters: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
+    """Returns what a flow run's parameters violate in a deployment's schema, as Prefect's server reads it."""
+    from prefect.utilities.schema_tools.validation import validate
+
+    errors = validate(dict(parameters), dict(schema))
+    return [f"{'.'.join(map(str, error.absolute_path)) or 'run options'}: {error.message}" for error in errors]
 
 
 async def run_flow(flow: Any, parameters: Mapping[str, Any], flow_run: FlowRun | None = None) -> State[Any] | None:
@@ -75,32 +86,50 @@ async def schedule_dates(schedule: Any, count: int) -> list[datetime]:
     return dates
 
 
-def use_api_everywhere(api_url: str) -> None:
-    """Changes the Prefect API of this process, for code that enters no settings of its own."""
+def use_api_everywhere(api_url: str, auth: Secret | None) -> None:
+    """Changes the Prefect API of this process, and its password, for code that enters no settings of its own."""
     from prefect import context
-    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED
 
     present = context.GLOBAL_SETTINGS_CONTEXT
-    settings = present.settings.copy_with_update(
-        updates={PREFECT_API_URL: api_url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}
-    )
+    updates: dict[Any, Any] = {PREFECT_API_URL: api_url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}
+    if auth is not None:
+        updates[PREFECT_API_AUTH_STRING] = reveal(auth)
+    settings = present.settings.copy_with_update(updates=updates)
     context.GLOBAL_SETTINGS_CONTEXT = context.SettingsContext(profile=present.profile, settings=settings)
 
 
-def publish_profile(name: str, api_url: str) -> None:
-    """Names a Prefect API in a profile and makes that the active one, unless the user has chosen another."""
-    from prefect.settings import PREFECT_API_URL, Profile, load_profiles, save_profiles
+def publish_profile(name: str, api_url: str, auth: Secret | None = None) -> None:
+    """Names a Prefect API and its password in a profile and makes that the active one, unless the user has chosen another.
+
+    Raises:
+        OSError: The file of profiles can't be written, or can't be closed to other users.
+    """
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_URL,
+        Profile,
+        get_current_settings,
+        load_profiles,
+        save_profiles,
+    )
 
     profiles = load_profiles(include_defaults=False)
     active = profiles.active_name
     chosen = active is not None and active != name and (active != "ephemeral" or active in profiles.names)
     if chosen or os.environ.get("PREFECT_PROFILE", name) != name:
         return
-    if name in profiles.names:
-        profiles.update_profile(name, {PREFECT_API_URL: api_url})
-    else:
-        profiles.add_profile(Profile(name=name, settings={PREFECT_API_URL: api_url}))
+    settings = {PREFECT_API_URL: api_url, PREFECT_API_AUTH_STRING: reveal(auth) if auth is not None else None}
+    if name not in profiles.names:
+        profiles.add_profile(Profile(name=name, settings={}))
+    profiles.update_profile(name, settings)
     profiles.set_active(name)
+    if auth is not None:
+        # Before the password is written: Prefect keeps the mode of an existing file.
+        file = Path(str(get_current_settings().profiles_path))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
+        file.chmod(0o600)
     save_profiles(profiles)
 
 

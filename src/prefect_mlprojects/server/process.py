@@ -6,22 +6,22 @@ Nothing here imports Prefect: the command line resolves the address before it pa
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from prefect_mlprojects._support.files import write_atomically
+from prefect_mlprojects._support.files import close_files, open_private, private_directory
 from prefect_mlprojects._support.locks import LockTimeoutError, hold_lock
 from prefect_mlprojects._support.process.tree import process_birth
 from prefect_mlprojects._support.redaction import redact
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import PrefectServerError
+from prefect_mlprojects.server.access import login_link, new_auth, read_auth, remember_auth, write_auth
 from prefect_mlprojects.server.address import (
     check_reachable,
     choose_port,
@@ -31,13 +31,25 @@ from prefect_mlprojects.server.address import (
     ui_url_of,
     uses_proxy,
 )
-from prefect_mlprojects.settings import server_directory, server_port, server_start_timeout
+from prefect_mlprojects.server.environment import server_environment
+from prefect_mlprojects.server.record import (
+    APPLICATION,
+    HOST,
+    INSTANCE_HEADER,
+    ServerAddress,
+    ServerRecord,
+    answers,
+    count_active_runs,
+    is_alive,
+    read_record,
+    stop_process,
+    write_record,
+)
+from prefect_mlprojects.settings import server_auth, server_directory, server_port, server_start_timeout
+
+__all__ = ["ServerAddress", "ServerStatus", "ensure_server", "resolve_api", "server_status", "stop_server"]
 
 Announce = Callable[[str], None]
-
-HOST = "127.0.0.1"
-INSTANCE_HEADER = "x-prefect-mlprojects-server"
-"""Response header of every embedded server; its value identifies the instance."""
 
 DATABASE_EXIT_CODE = 73
 """The server process's exit code when its database can't be created: ``EX_CANTCREAT`` of sysexits.h."""
@@ -45,39 +57,8 @@ DATABASE_ERROR_PREFIX = "the database could not be created: "
 """Start of the line with which the server process says why."""
 
 _BUSY_SECONDS = 30.0
-_PROBE_SECONDS = 2.0
 _MAX_LOG_BYTES = 5_000_000
 _LOG_MARK = "=== server started "
-# Variables of an enclosing run, or for Prefect clients only.
-_CLIENT_VARIABLES = {"PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_MLPROJECTS_EXECUTION_ID", "MLFLOW_RUN_ID"}
-
-
-@dataclass(frozen=True)
-class ServerAddress:
-    """URLs of a Prefect server, the UI's if it is known, and whether this call started it."""
-
-    api_url: str
-    ui_url: str | None
-    started: bool = False
-
-
-@dataclass(frozen=True)
-class ServerRecord:
-    """Content of the embedded server's state file, ``server.json``.
-
-    `birth` is the process's start time (`process_birth`), which differs if the pid was reused; `instance` the value of
-    `INSTANCE_HEADER` in the server's responses; `ready` is True once it has answered.
-    """
-
-    pid: int
-    birth: str
-    port: int
-    instance: str
-    ready: bool
-
-    def address(self, *, started: bool = False) -> ServerAddress:
-        """Returns the server's URLs."""
-        return ServerAddress(f"http://{HOST}:{self.port}/api", f"http://{HOST}:{self.port}", started)
 
 
 @dataclass(frozen=True)
@@ -99,7 +80,7 @@ class ServerStatus:
             return f"The embedded Prefect server is not running. Folder: {self.directory}"
         health = "" if self.healthy else ", does not answer"
         return (
-            f"The embedded Prefect server is running: {self.address.ui_url} (API: {self.address.api_url}, process "
+            f"The embedded Prefect server is running: {login_link(self.address.ui_url)} (API: {self.address.api_url}, process "
             f"{self.pid}{health}). Folder: {self.directory}"
         )
 
@@ -115,8 +96,19 @@ def resolve_api(announce: Announce | None = None) -> ServerAddress:
     configured = configured_api_url()
     if configured:
         check_reachable(configured)
+        if read_setting("PREFECT_API_AUTH_STRING", "api", "auth_string") is None:
+            _remember_if_embedded(configured)
         return ServerAddress(configured, ui_url_of(configured))
     return ensure_server(announce)
+
+
+def _remember_if_embedded(api_url: str) -> None:
+    """Uses the embedded server's password for a configured URL that is the embedded server's."""
+    directory = server_directory()
+    with contextlib.suppress(PermissionError):
+        record = read_record(directory)
+        if record is not None and record.address().api_url == api_url.rstrip("/") and is_alive(record):
+            remember_auth(api_url, read_auth(directory) if record.protected else None)
 
 
 def ensure_server(announce: Announce | None = None) -> ServerAddress:
@@ -126,18 +118,30 @@ def ensure_server(announce: Announce | None = None) -> ServerAddress:
     `PrefectServerError` if it could not be started.
     """
     directory = server_directory()
-    record = read_record(directory)
-    if record is not None and is_alive(record) and answers(record):
-        return _published(record.address())
     report = announce or _print_to_stderr
-    try:
+    with _folder_errors(directory):
+        record = read_record(directory)
+        if record is not None and _is_acceptable(record) and is_alive(record) and answers(record):
+            return _published(directory, record)
+        private_directory(directory)
         with hold_lock(
             directory / "server.lock",
             timeout=server_start_timeout() + _BUSY_SECONDS,
             on_wait=lambda: report("Waiting for the Prefect server that another process is starting ..."),
         ):
             record = _wait_for_recorded(directory, report)
-            return _published(record.address() if record is not None else _start(directory, report))
+            if record is not None and not _is_acceptable(record):
+                record = _replace_unprotected(record, report)
+            if record is not None:
+                return _published(directory, record)
+            return _published(directory, _start(directory, report), started=True)
+
+
+@contextlib.contextmanager
+def _folder_errors(directory: Path) -> Iterator[None]:
+    """Converts an ``OSError`` on the server's folder to a `PrefectServerError` with advice."""
+    try:
+        yield
     except LockTimeoutError:
         raise PrefectServerError(
             f"Another process has been starting the Prefect server in {directory} for too long. See"
@@ -151,32 +155,49 @@ def ensure_server(announce: Announce | None = None) -> ServerAddress:
         ) from None
 
 
-def _published(address: ServerAddress) -> ServerAddress:
+def _published(directory: Path, record: ServerRecord, *, started: bool = False) -> ServerAddress:
+    address = record.address(started=started)
+    remember_auth(address.api_url, read_auth(directory) if record.protected else None)
     publish_in_process(address.api_url)
     return address
+
+
+def _is_acceptable(record: ServerRecord) -> bool:
+    return record.protected or not server_auth()
+
+
+def _replace_unprotected(record: ServerRecord, report: Announce) -> ServerRecord | None:
+    """Stops a server without a password, as older versions started them; one with active runs is used.
+
+    The caller holds the lock.
+    """
+    who = f"The Prefect server (process {record.pid}) was started without a password"
+    if count_active_runs(record):
+        report(f"{who} and has active runs. Restart it once they have ended: `mlprojects server stop`.")
+        return record
+    report(f"{who}; starting one with a password. Workers that use it have to be restarted.")
+    stop_process(record)
+    return None
 
 
 def server_status() -> ServerStatus:
     """Returns whether the embedded server is running, and where."""
     directory = server_directory()
-    record = read_record(directory)
-    if record is None or not is_alive(record):
-        return ServerStatus(directory)
-    return ServerStatus(directory, record.address(), record.pid, answers(record))
+    with _folder_errors(directory):
+        record = read_record(directory)
+        if record is None or not is_alive(record):
+            return ServerStatus(directory)
+        return ServerStatus(directory, _published(directory, record), record.pid, answers(record))
 
 
 def stop_server() -> bool:
     """Stops the embedded server and returns whether it was running; its database and state file stay."""
-    record = read_record(server_directory())
-    if record is None or not is_alive(record):
-        return False
-    try:
+    directory = server_directory()
+    with _folder_errors(directory):
+        record = read_record(directory)
+        if record is None or not is_alive(record):
+            return False
         stop_process(record)
-    except PermissionError:
-        raise PrefectServerError(
-            f"The embedded Prefect server (process {record.pid}) belongs to another user, who has to stop it.",
-            api_url=record.address().api_url,
-        ) from None
     return True
 
 
@@ -207,7 +228,7 @@ def _wait_for_recorded(directory: Path, report: Announce) -> ServerRecord | None
     return record
 
 
-def _start(directory: Path, report: Announce) -> ServerAddress:
+def _start(directory: Path, report: Announce) -> ServerRecord:
     """Starts the server; the caller holds the lock."""
     variables = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
     configured = (read_setting(name, "server", "database", "connection_url") for name in variables)
@@ -221,13 +242,16 @@ def _start(directory: Path, report: Announce) -> ServerAddress:
     # The port of the last server: its address is in profiles, links and other processes.
     last = read_record(directory)
     port = server_port(last.port if last is not None else None)
+    close_files(directory, "prefect.db*", "server.*")
     for attempt in range(3):
         record, process = _spawn(directory, choose_port(HOST, port if attempt == 0 else 0), log, url)
         failure = _wait_until_healthy(record, process, server_start_timeout(), report)
         if failure is None:
-            write_record(directory, replace(record, ready=True))
-            report(f"Prefect server: {record.address().ui_url}  (stays running; stop it with `mlprojects server stop`)")
-            return record.address(started=True)
+            record = replace(record, ready=True)
+            write_record(directory, record)
+            link = login_link(_published(directory, record).ui_url)
+            report(f"Prefect server: {link}  (stays running; stop it with `mlprojects server stop`)")
+            return record
         stop_process(record)
         tail = _tail(log)
         if first and process.returncode == DATABASE_EXIT_CODE:
@@ -244,23 +268,13 @@ def _spawn(directory: Path, port: int, log: Path, url: str) -> tuple[ServerRecor
     """Starts the server's process and records it at once, so that it is found if this process is killed now."""
     if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("PREFECT__") and name not in _CLIENT_VARIABLES
-    }
-    environment |= {
-        "PREFECT_SERVER_API_HOST": HOST,
-        "PREFECT_SERVER_API_PORT": str(port),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": url,
-    }
+    auth = _choose_auth(directory, port)
+    environment = server_environment(os.environ, port, url, auth)
     instance = uuid4().hex
-    argv = [sys.executable, "-m", "uvicorn", "--factory", "prefect_mlprojects.server.application:create_app"]
+    argv = [sys.executable, "-m", "uvicorn", "--factory", APPLICATION]
     argv += ["--host", HOST, "--port", str(port), "--timeout-keep-alive", "5", "--log-level", "warning"]
     argv += ["--header", f"{INSTANCE_HEADER}:{instance}"]
-    with log.open("ab") as output:
+    with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as output:
         output.write(f"{_LOG_MARK}{time.strftime('%Y-%m-%d %H:%M:%S')} on port {port}\n".encode())
         output.flush()
         process = subprocess.Popen(
@@ -271,14 +285,30 @@ def _spawn(directory: Path, port: int, log: Path, url: str) -> tuple[ServerRecor
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=0o077,
         )
-    record = ServerRecord(process.pid, process_birth(process.pid) or "", port, instance, ready=False)
+    birth = process_birth(process.pid) or ""
+    record = ServerRecord(process.pid, birth, port, instance, ready=False, protected=auth is not None)
     try:
         write_record(directory, record)
     except BaseException:
         stop_process(record)
         raise
     return record, process
+
+
+def _choose_auth(directory: Path, port: int) -> Secret | None:
+    """Returns the password of a server that starts on a port, and stores it; None if it shall have none.
+
+    It stays the same over restarts, for browsers and workers. On another port it is new: whoever took the last one may have
+    received it from a client.
+    """
+    configured = read_setting("PREFECT_SERVER_API_AUTH_STRING", "server", "api", "auth_string")
+    last = read_record(directory)
+    kept = read_auth(directory) if last is not None and last.port == port else None
+    auth = Secret(configured) if configured else (kept or new_auth()) if server_auth() else None
+    write_auth(directory, auth)
+    return auth
 
 
 def _wait_until_healthy(
@@ -313,55 +343,3 @@ def _tail(log: Path, lines: int = 15) -> str:
     except OSError:
         return ""
     return redact("\n".join(f"  {line}" for line in text.rpartition(_LOG_MARK)[2].splitlines()[-lines:]))
-
-
-def read_record(directory: Path) -> ServerRecord | None:
-    """Reads a server folder's state file; returns None if it is missing or invalid."""
-    try:
-        data = json.loads((directory / "server.json").read_text(encoding="utf-8"))
-        kinds = {"pid": int, "birth": str, "port": int, "instance": str, "ready": bool}
-        return ServerRecord(**{name: kind(data[name]) for name, kind in kinds.items()})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def write_record(directory: Path, record: ServerRecord) -> None:
-    """Replaces a server folder's state file."""
-    write_atomically(directory / "server.json", json.dumps(asdict(record)))
-
-
-def is_alive(record: ServerRecord) -> bool:
-    """Returns whether the recorded process is alive; another process that got its pid does not count."""
-    return process_birth(record.pid) == record.birth
-
-
-def answers(record: ServerRecord) -> bool:
-    """Returns whether the recorded server reports that it is healthy; another server on its port does not count."""
-    import http.client  # takes longer than the rest of this module
-
-    connection = http.client.HTTPConnection(HOST, record.port, timeout=_PROBE_SECONDS)
-    with contextlib.closing(connection):
-        try:
-            connection.request("GET", "/api/health")
-            response = connection.getresponse()
-            healthy = response.status == 200 and response.read(100).strip() == b"true"
-        except (OSError, http.client.HTTPException):
-            return False
-        return healthy and response.headers.get(INSTANCE_HEADER) == record.instance
-
-
-def stop_process(record: ServerRecord, timeout: float = 10.0) -> None:
-    """Sends SIGTERM, then SIGKILL, to the recorded process; waits up to `timeout` seconds for it to exit after each.
-
-    Raises `PermissionError` if the process belongs to another user.
-    """
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if not is_alive(record):
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(record.pid, number)
-        deadline = time.monotonic() + timeout
-        while is_alive(record) and time.monotonic() < deadline:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(record.pid, os.WNOHANG)
-            time.sleep(0.05)

@@ -11,10 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from prefect_mlprojects._support.files import check_private
 from prefect_mlprojects._support.process_folders import create_process_folder, remove_process_folder
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
-from prefect_mlprojects.settings import PREFIX, cache_directory, keep_working_copies, trusted_sources
+from prefect_mlprojects.settings import PREFIX, cache_directory, keep_working_copies, source_limits
 from prefect_mlprojects.types import StopSignal
 
 SourceKind: TypeAlias = Literal["local", "git", "zip"]
@@ -79,23 +80,35 @@ def describe_working_copy(copy: WorkingCopy) -> str:
     return f"{origin}{version}{' (with uncommitted changes)' if copy.dirty else ''}"
 
 
+def checked_cache(shown: str) -> Path:
+    """Returns the cache folder; raises `FetchError`, which names the redacted URI `shown`, if others may have written to it."""
+    try:
+        return check_private(cache_directory())
+    except OSError as error:
+        raise _not_stored(shown, cache_directory(), error) from None
+
+
+def _not_stored(shown: str, folder: Path, error: OSError) -> FetchError:
+    return SourceUnavailableError(
+        f"The files of {shown!r} can't be stored: {error.filename or folder}: {error.strerror or error}. "
+        "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
+        uri=shown,
+    )
+
+
 def create_run_folder(shown: str, name: str = "project") -> Path:
     """Creates an empty folder `name` for a run, locked by this process, so that later ones remove it if this one is killed.
 
     Raises:
         FetchError: The cache can't be written; the message names the project's redacted URI, `shown`.
     """
-    root = cache_directory() / "working-copies"
+    root = checked_cache(shown) / "working-copies"
     try:
         # The run's own folder is private; the project's below it has an ordinary mode.
         content = create_process_folder(root) / name
         content.mkdir()
     except OSError as error:
-        raise SourceUnavailableError(
-            f"The files of {shown!r} can't be stored: {error.filename or root}: {error.strerror or error}. "
-            "PREFECT_MLPROJECTS_CACHE_DIR names another folder.",
-            uri=shown,
-        ) from None
+        raise _not_stored(shown, root, error) from None
     return content
 
 
@@ -145,18 +158,18 @@ def check_trusted(url: str, shown: str) -> None:
     Patterns are those of shells (``*`` also matches slashes), such as ``https://github.com/acme/*`` or ``/srv/projects/*``. Servers
     read unusual spellings of a path in their own ways, so that these are refused instead of normalised.
     """
-    patterns = trusted_sources()
-    if not patterns:
-        return
-    setting = f"{shown!r} may not run here: the setting {PREFIX}TRUSTED_SOURCES allows"
-    if _is_ambiguous(url):
-        raise FetchError(
-            f"{setting} no address with '.' or '..' in its path, with '\\', '::' or blanks, or with an encoded dot, slash or "
-            "percent sign. Write it without them.",
-            uri=shown,
-        )
-    if not any(fnmatchcase(_without_user(url), pattern) for pattern in patterns):
-        raise FetchError(f"{setting} {', '.join(patterns)} only. The worker's operator can add it.", uri=shown)
+    ambiguous, address = _is_ambiguous(url), _without_user(url)
+    for patterns in source_limits():
+        setting = f"{shown!r} may not run here: the setting {PREFIX}TRUSTED_SOURCES, or the worker's policy, allows"
+        if ambiguous:
+            raise FetchError(
+                f"{setting} no address with '.' or '..' in its path, with '\\', '::' or blanks, or with an encoded dot, slash or "
+                "percent sign. Write it without them.",
+                uri=shown,
+            )
+        if not any(fnmatchcase(address, pattern) for pattern in patterns):
+            allowed = ", ".join(filter(None, patterns)) or "nothing"
+            raise FetchError(f"{setting} {allowed} only. The worker's operator can add it.", uri=shown)
 
 
 _AMBIGUOUS = re.compile(r"%(2e|2f|5c|25|[01][0-9a-f]|7f|(?![0-9a-f]{2}))|\\|::|[\x00-\x20\x7f]", re.IGNORECASE)

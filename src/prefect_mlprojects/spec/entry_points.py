@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from prefect_mlprojects._support.text import nearest
-from prefect_mlprojects.exceptions import ParameterError, Problem, ProjectSpecError
+from prefect_mlprojects.exceptions import ParameterError, Problem, ProjectSpecError, shown
 from prefect_mlprojects.spec.arguments import (
     adapt_template,
     appended_parameters,
@@ -288,7 +288,7 @@ class Finding:
         if self.problem.line is not None:
             location += f":{self.problem.line}"
         fix = f" ({self.problem.fix})" if self.problem.fix else ""
-        return f"{location}: {self.severity}: {self.problem.message}{fix}"
+        return shown(f"{location}: {self.severity}: {self.problem.message}{fix}")
 
 
 def lint(

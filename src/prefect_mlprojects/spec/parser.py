@@ -32,7 +32,7 @@ from prefect_mlprojects.spec.yaml_lines import YamlDocument, kind_of, read_yaml
 PROJECT_FILE_NAME = "MLproject"
 _WRONG_SUFFIXES = (".yaml", ".yml", ".txt")
 _ENVIRONMENT_KEYS = ("python_env", "conda_env", "docker_env")
-_TOP_LEVEL_KEYS = ("name", "entry_points", *_ENVIRONMENT_KEYS, "databricks_spark_job")
+_TOP_LEVEL_KEYS = ("name", "entry_points", "experiment", *_ENVIRONMENT_KEYS, "databricks_spark_job")
 _FILE_ENVIRONMENTS: Mapping[str, tuple[str, type[PythonEnvironment | CondaEnvironment]]] = {
     "python_env": ("python_env.yaml", PythonEnvironment),
     "conda_env": ("conda.yaml", CondaEnvironment),
@@ -145,6 +145,10 @@ class _Parser(ParameterParser):
         name = self._content.get("name")
         if isinstance(name, dict | list):
             self.fail(f"'name' must be text, not {kind_of(name)}", "name")
+        experiment = self._content.get("experiment")
+        if isinstance(experiment, dict | list | bool):
+            self.fail(f"'experiment' must be an experiment's name, not {kind_of(experiment)}", "experiment")
+            experiment = None
         entry_points = self._entry_points()
         environment = self._environment()
         spark_job = self._spark_job(entry_points)
@@ -155,6 +159,7 @@ class _Parser(ParameterParser):
             # MLflow gives Spark jobs no environment, not even that of a default file.
             environment=environment if spark_job is None else NoEnvironment(),
             databricks_spark_job=spark_job,
+            experiment=None if experiment in (None, "") else str(experiment),
             warnings=tuple(self.warnings),
         )
 

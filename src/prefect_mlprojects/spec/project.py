@@ -122,6 +122,7 @@ class Project:
         entry_points: The declared entry points by name, in the order of the file.
         environment: The environment it needs.
         databricks_spark_job: The file's ``databricks_spark_job`` mapping as written, if any.
+        experiment: The MLflow experiment that the file names, if any.
         warnings: Harmless oddities, such as unknown keys and parameter types.
         temporary: Whether the folder is a working copy that is removed with the run.
         root: The folder that all files of the project must be in, as the author of a fetched project must not read this
@@ -134,6 +135,7 @@ class Project:
     entry_points: Mapping[str, EntryPoint]
     environment: ProjectEnvironment
     databricks_spark_job: Mapping[str, Any] | None = None
+    experiment: str | None = None
     warnings: tuple[Problem, ...] = ()
     temporary: bool = False
     root: Path | None = None

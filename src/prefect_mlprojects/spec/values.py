@@ -64,6 +64,17 @@ def normalised(parameter: ProjectParameter, text: str) -> str:
     return list_text(list_items(text)) if parameter.type == "list" else text
 
 
+def may_be_written_otherwise(parameter: ProjectParameter | None, text: str) -> bool:
+    """Whether a text is a number that a program may write in another way: 5 as 5.0, 1e-5 as 1e-05."""
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    if parameter is not None and parameter.type == "int":
+        return not text.lstrip("-").isdigit() or text != str(int(text))
+    return text != repr(number)
+
+
 def constraint(parameter: ProjectParameter, text: str) -> str | None:
     """Returns what was expected if a text of the right type breaks the parameter's choices or limits; else None."""
     texts = list_items(text) if parameter.type == "list" else (text,)

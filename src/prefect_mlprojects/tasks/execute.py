@@ -28,7 +28,7 @@ from prefect_mlprojects.server.compat import client_context
 from prefect_mlprojects.tasks.flow_log import FlowRunLog
 from prefect_mlprojects.tasks.prepare import Invocation
 from prefect_mlprojects.tasks.steps import Step, run_step
-from prefect_mlprojects.tracking.records import FLOW_RUN_ID_TAG
+from prefect_mlprojects.tracking.records import FLOW_RUN_ID_TAG, experiment_advice
 from prefect_mlprojects.types import FailureCategory, OutputSink, StopSignal, StreamName
 
 _logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class _Events:
         self._tags_of_adopted = tags_of_adopted
         self._loop = loop
         # The terminal first: it never waits for the log.
-        self._sinks: tuple[OutputSink, ...] = (step.session.output, log)
+        self._sinks: tuple[OutputSink, ...] = (step.session.output, step.session.output_copy, log)
         self._redactors = {stream: OutputRedactor() for stream in get_args(StreamName)}
 
     def write(self, stream: StreamName, data: bytes) -> None:
@@ -141,7 +141,8 @@ async def execute(
             finally:
                 events.close()
         if not outcome.succeeded:
-            missing = missing_module_advice(checked.project, checked.environment_kind, outcome.output_tail)
+            tail = outcome.output_tail
+            missing = missing_module_advice(checked.project, checked.environment_kind, tail) or experiment_advice(tail)
             outcome = replace(outcome, advice=f"{outcome.advice} {missing}".strip())
         step.detail, step.cancelled = outcome.cause, outcome.ending == "stopped"
         tracked = step.session.tracked_run

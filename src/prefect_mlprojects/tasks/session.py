@@ -23,6 +23,8 @@ from prefect_mlprojects._support.redaction import redact
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import ExecutionException
 from prefect_mlprojects.request.check import RunSecrets
+from prefect_mlprojects.settings import output_artifact_bytes
+from prefect_mlprojects.tasks.output_copy import OutputCopy
 from prefect_mlprojects.tracking import TrackedRun, Tracker
 from prefect_mlprojects.types import FailureCategory, OutputSink, RunStatus, StopSignal, StreamName
 
@@ -156,7 +158,9 @@ class RunSession:
         parent_run_id: The MLflow run that this one is nested in.
         tags: Tags of the flow run that this process starts.
         begun: True once the first step has started.
+        started_here: False if no caller in this process started the run: a worker's policy applies to it.
         downloads: The folder of downloaded parameters to remove with the run.
+        output_copy: The end of the command's output, for the MLflow run's artifacts.
         server_lost: True once the run, after a stop request, no longer waits for its Prefect server.
     """
 
@@ -168,12 +172,14 @@ class RunSession:
     output: OutputSink = field(default_factory=TerminalOutput)
     observer: RunObserver = field(default_factory=RunObserver)
     rebuild_environment: bool = False
+    started_here: bool = True
     name: str = ""
     tags: tuple[str, ...] = ()
 
     flow_run_id: str | None = field(default=None, init=False)
     tracked_run: TrackedRun | None = field(default=None, init=False)
     downloads: Path | None = field(default=None, init=False)
+    output_copy: OutputCopy = field(default_factory=lambda: OutputCopy(output_artifact_bytes()), init=False)
     result: RunResult | None = field(default=None, init=False)
     begun: bool = field(default=False, init=False)
     server_lost: bool = field(default=False, init=False)
@@ -231,8 +237,8 @@ _current: ContextVar[RunSession | None] = ContextVar("prefect_mlprojects_session
 
 
 def current_session() -> RunSession:
-    """Returns the session of the current flow run, or one with the defaults."""
-    return _current.get() or RunSession()
+    """Returns the session of the current flow run, or one with the defaults: a worker or ``serve`` started it."""
+    return _current.get() or RunSession(started_here=False)
 
 
 @contextmanager

@@ -34,8 +34,11 @@ class TrackingRequest:
     Attributes:
         tracking_uri: Absolute.
         parameters: Declared (defaults included) and extra parameters as text, unquoted.
+        late_parameters: Those that are logged when the run ends, unless the project's code has logged them: numbers that it may
+            write otherwise (5 and 5.0), which MLflow takes for a change and refuses.
         experiment_name: Created if it does not exist. With neither name nor ID, MLflow's default is used:
-            ``MLFLOW_EXPERIMENT_NAME``, then ``MLFLOW_EXPERIMENT_ID``, then the experiment ``Default``.
+            ``MLFLOW_EXPERIMENT_NAME``, then ``MLFLOW_EXPERIMENT_ID``, then `project_experiment`, then ``Default``.
+        project_experiment: The experiment that the project chooses, by name.
         run_id: An existing run to continue; None creates a new one.
         tags: The user's tags.
         environment: An environment manager's name or ``docker``; ``local`` is not recorded, as in MLflow.
@@ -45,8 +48,10 @@ class TrackingRequest:
     working_copy: WorkingCopy
     entry_point: str
     parameters: Mapping[str, str] = field(default_factory=dict)
+    late_parameters: Mapping[str, str] = field(default_factory=dict)
     experiment_name: str | None = None
     experiment_id: str | None = None
+    project_experiment: str | None = None
     run_id: str | None = None
     run_name: str | None = None
     parent_run_id: str | None = None
@@ -65,6 +70,7 @@ class TrackedRun:
         url: The run's page in MLflow's UI; None when it is not known.
         hint: The command that serves the page ("mlprojects ui"); None when an MLflow server does.
         artifact_uri: Where its artifacts are stored; empty if unknown.
+        late_parameters: Parameters to log at its end, unless its code has.
     """
 
     run_id: str
@@ -74,6 +80,7 @@ class TrackedRun:
     hint: str | None = None
     run_name: str | None = None
     artifact_uri: str = field(default="", repr=False)
+    late_parameters: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def child_variables(run: TrackedRun) -> dict[str, Secret | str]:
@@ -124,6 +131,33 @@ def project_tags(request: TrackingRequest) -> dict[str, str]:
 def failure_tags(category: str, cause: str) -> dict[str, str]:
     """Returns the tags that say why a run did not finish: its `FailureCategory`, and the cause in words."""
     return storable("tag", {"mlprojects.failure.category": str(category), "mlprojects.failure.cause": redact(cause)})
+
+
+def experiment_advice(output_tail: Iterable[str]) -> str:
+    """Returns advice on MLflow's refusal to continue the run in another experiment, if that is in the last output; else ""."""
+    if not any("active experiment ID does not match environment run ID" in line for line in output_tail):
+        return ""
+    return (
+        "The project's code sets another experiment than the run's, and MLflow can't move a run: name that experiment as "
+        "'experiment:' in the MLproject file or as experiment_name, or remove set_experiment() from the code."
+    )
+
+
+DESCRIPTION_TAG = "mlflow.note.content"
+_OUR_DESCRIPTION = "<!-- by prefect-mlprojects -->"
+
+
+def run_description(flow_run_id: str, flow_run_url: str | None, reason: str = "") -> str:
+    """Returns a run's description in markdown: why it ended so, a link to its flow run, the command that repeats it."""
+    link = f"[Flow run {flow_run_id}]({flow_run_url})" if flow_run_url else f"Flow run `{flow_run_id}`"
+    fence = "`" * max(3, max((len(each) for each in re.findall("`+", reason)), default=0) + 1)
+    sections = [f"{fence}text\n{redact(reason)}\n{fence}"] if reason else []
+    return "\n\n".join([_OUR_DESCRIPTION, *sections, link, f"To run it again: `mlprojects rerun {flow_run_id}`"])
+
+
+def is_our_description(text: str | None) -> bool:
+    """Whether a description may be replaced: it is empty, or of an earlier attempt."""
+    return not text or text.startswith(_OUR_DESCRIPTION)
 
 
 def user_name() -> str:

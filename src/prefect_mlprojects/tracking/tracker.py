@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
@@ -14,7 +15,15 @@ from prefect_mlprojects._support.retry import Backoff, retry
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import InvalidTrackingError, TrackingError
 from prefect_mlprojects.tracking._mlflow_internals import MlflowStore
-from prefect_mlprojects.tracking.records import FinalStatus, TrackedRun, TrackingRequest, project_tags, storable
+from prefect_mlprojects.tracking.records import (
+    DESCRIPTION_TAG,
+    FinalStatus,
+    TrackedRun,
+    TrackingRequest,
+    is_our_description,
+    project_tags,
+    storable,
+)
 from prefect_mlprojects.tracking.stores import is_transient, store_of
 from prefect_mlprojects.tracking.uris import EXPERIMENT_ID_VARIABLE, EXPERIMENT_NAME_VARIABLE, display_uri, run_page
 
@@ -58,11 +67,11 @@ class Tracker:
                 tracking_uri=display_uri(uri),
             )
         if not request.run_id:
-            return _tracked(self._create(request), uri, request.run_name)
+            return _tracked(self._create(request), request)
         run_id = request.run_id
         run = self._call(uri, "continue the run", lambda store: _resume(store, run_id, request), once=True)
         self._finished.pop(run_id, None)
-        return _tracked(run, uri, request.run_name)
+        return _tracked(run, request)
 
     def resolve_experiment(self, uri: Secret, name: str | None, experiment_id: str | None) -> str:
         """Returns the ID of an experiment by name, ID or MLflow's default; creates one that is given by name."""
@@ -71,7 +80,7 @@ class Tracker:
 
     def adopt(self, run_id: str, tracking_uri: Secret) -> TrackedRun:
         """Returns an MLflow run that another program created and will finish; changes nothing."""
-        return _tracked(self._read(run_id, tracking_uri), tracking_uri)
+        return _of_store(self._read(run_id, tracking_uri), tracking_uri)
 
     def set_tags(self, run: TrackedRun, tags: Mapping[str, str]) -> None:
         """Sets tags of a run; no-op without tags."""
@@ -83,8 +92,14 @@ class Tracker:
         """Stores a text as an artifact of a run; `name` is its path: ``source/uncommitted-changes.patch``."""
         self._call(run.tracking_uri, f"store {name}", lambda store: store.log_text(run.run_id, name, text))
 
-    def finish(self, run: TrackedRun, status: FinalStatus, tags: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Sets the run's final status and end time, then the tags. Idempotent.
+    def finish(
+        self,
+        run: TrackedRun,
+        status: FinalStatus,
+        tags: Mapping[str, str] = MappingProxyType({}),
+        description: str = "",
+    ) -> None:
+        """Logs the run's late parameters, sets its final status and end time, then tags and description. Idempotent.
 
         A run that the project's own code ended as FAILED or KILLED is not made FINISHED. Unless it finished, RUNNING runs
         nested in it are ended too: nothing executes them any more. The project's run has ended even if this fails: report
@@ -93,7 +108,7 @@ class Tracker:
         if self._finished.get(run.run_id) != status:
             # Hours may have passed since the last call.
             store_of(run.tracking_uri).distrust()
-            end = partial(_end_run, run_id=run.run_id, status=status, end_time=_now_milliseconds())
+            end = partial(_end_run, run=run, status=status, end_time=_now_milliseconds(), description=description)
             self._call(run.tracking_uri, f"set the run {run.run_id} to {status}", end)
             self._finished[run.run_id] = status
         self.set_tags(run, tags)
@@ -126,7 +141,8 @@ class Tracker:
         parameters = storable("parameter", request.parameters)
 
         def create(store: MlflowStore) -> Run:
-            experiment_id = _experiment_id(store, uri, request.experiment_name, request.experiment_id)
+            chosen = request.experiment_name, request.experiment_id
+            experiment_id = _experiment_id(store, uri, *chosen, project_default=request.project_experiment)
             try:
                 return store.create_run(experiment_id, tags["mlflow.user"], _now_milliseconds(), tags, request.run_name)
             except Exception:
@@ -139,7 +155,7 @@ class Tracker:
         except BaseException:
             # The caller never learns of this run: it must not stay RUNNING.
             try:
-                self.finish(_tracked(run, uri), "FAILED")
+                self.finish(_of_store(run, uri), "FAILED")
             except TrackingError as error:
                 _logger.warning("The run %s can't be marked as failed: %s", run.info.run_id, error)
             raise
@@ -154,25 +170,37 @@ class Tracker:
         )
 
 
-def _end_run(store: MlflowStore, run_id: str, status: FinalStatus, end_time: int) -> None:
-    if status == "FINISHED":
-        run = store.get_run(run_id)
-        if run is not None and run.info.status in ("FAILED", "KILLED"):
-            return
-    else:
-        for nested in store.running_below(run_id):
+def _end_run(store: MlflowStore, run: TrackedRun, status: FinalStatus, end_time: int, description: str) -> None:
+    found = store.get_run(run.run_id)
+    if found is not None:
+        late = {name: value for name, value in run.late_parameters.items() if name not in found.data.params}
+        tags = storable("tag", {DESCRIPTION_TAG: description}) if description else {}
+        if tags and not is_our_description(found.data.tags.get(DESCRIPTION_TAG)):
+            tags = {}
+        if late or tags:
+            store.log(run.run_id, late, tags)
+    if status != "FINISHED":
+        for nested in store.running_below(run.run_id):
             store.set_status(nested, status, end_time)
-    store.set_status(run_id, status, end_time)
+    elif found is not None and found.info.status in ("FAILED", "KILLED"):
+        return
+    store.set_status(run.run_id, status, end_time)
 
 
 def _now_milliseconds() -> int:
     return int(time.time() * 1000)
 
 
-def _tracked(run: Run, uri: Secret, name: str | None = None) -> TrackedRun:
+def _tracked(run: Run, request: TrackingRequest) -> TrackedRun:
+    found = _of_store(run, request.tracking_uri)
+    late = storable("parameter", request.late_parameters)
+    return replace(found, run_name=request.run_name or found.run_name, late_parameters=late)
+
+
+def _of_store(run: Run, uri: Secret) -> TrackedRun:
     run_id, experiment_id = str(run.info.run_id), str(run.info.experiment_id)
     url, hint = run_page(uri, experiment_id, run_id)
-    return TrackedRun(run_id, experiment_id, uri, url, hint, name or run.info.run_name, run.info.artifact_uri or "")
+    return TrackedRun(run_id, experiment_id, uri, url, hint, run.info.run_name, run.info.artifact_uri or "")
 
 
 def _resume(store: MlflowStore, run_id: str, request: TrackingRequest) -> Run:
@@ -186,7 +214,7 @@ def _resume(store: MlflowStore, run_id: str, request: TrackingRequest) -> Run:
         )
     logged, parameters = run.data.params, storable("parameter", request.parameters)
     for name, value in parameters.items():
-        if logged.get(name, value) != value:
+        if not _same(logged.get(name, value), value):
             message = "The run %s has the parameter %r = %r already; MLflow never changes one, so %r is not recorded."
             _logger.warning(message, run_id, name, logged[name], value)
     tags = {name: value for name, value in project_tags(request).items() if name not in _TAGS_OF_A_NEW_RUN}
@@ -195,11 +223,23 @@ def _resume(store: MlflowStore, run_id: str, request: TrackingRequest) -> Run:
     return run
 
 
-def _experiment_id(store: MlflowStore, uri: Secret, name: str | None, experiment_id: str | None) -> str:
-    """The experiment's ID, found in MLflow's order (mlflow/tracking/fluent.py, ``_get_experiment_id``)."""
+def _same(one: str, other: str) -> bool:
+    """Whether two texts are the same value: also 5 and 5.0, which the project's code may have logged."""
+    try:
+        return one == other or float(one) == float(other)
+    except ValueError:
+        return False
+
+
+def _experiment_id(
+    store: MlflowStore, uri: Secret, name: str | None, experiment_id: str | None, project_default: str | None = None
+) -> str:
+    """The experiment's ID, found in MLflow's order (mlflow/tracking/fluent.py, ``_get_experiment_id``), and the project's name."""
     if experiment_id:
         return experiment_id
     name = name or os.environ.get(EXPERIMENT_NAME_VARIABLE)
+    if not os.environ.get(EXPERIMENT_ID_VARIABLE):
+        name = name or project_default
     if name:
         experiment = store.experiment_by_name(name)
         if experiment is None:

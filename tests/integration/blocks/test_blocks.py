@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from tests.services.prefect_api import api
 
 from prefect_mlprojects import deploy, run
 from prefect_mlprojects.blocks import GitCredentialsBlock, MLflowProject, MLflowTrackingServer, MLprojectBackend
@@ -46,7 +46,7 @@ def save(save_block: Callable[[Any, str], None]) -> Callable[[Any], str]:
 
 
 def test_embedded_server_registers_block_types(prefect_server: Any) -> None:
-    found = httpx.post(f"{prefect_server.api_url}/block_types/filter", json={"limit": 200}).json()
+    found = api(prefect_server.api_url).post("/block_types/filter", json={"limit": 200}).json()
 
     assert {"git-credentials", "mlflow-tracking-server", "mlflow-project", "mlproject-backend"} <= {
         each["slug"] for each in found
@@ -69,7 +69,7 @@ def test_secrets_are_masked_in_the_api(prefect_server: Any, save: Callable[[Any]
     for block in blocks:
         name = save(block)
         slug = block.get_block_type_slug()
-        shown = httpx.get(f"{prefect_server.api_url}/block_types/slug/{slug}/block_documents/name/{name}").text
+        shown = api(prefect_server.api_url).get(f"/block_types/slug/{slug}/block_documents/name/{name}").text
         assert SECRET not in shown
         assert "********" in shown
         assert SECRET not in repr(block) + str(block)
@@ -80,7 +80,7 @@ def test_backend_config_is_read_from_a_block(save: Callable[[Any], str], prefect
     done = run(GREET, backend_config=f"mlproject-backend/{name}", env_manager="local")
 
     assert done.get_status() == "FINISHED"
-    stored = httpx.get(f"{prefect_server.api_url}/flow_runs/{done.flow_run_id}").json()
+    stored = api(prefect_server.api_url).get(f"/flow_runs/{done.flow_run_id}").json()
     assert stored["parameters"]["backend_config"] == f"mlproject-backend/{name}"
 
 
@@ -141,7 +141,7 @@ def test_project_block_is_deployed_by_name(save: Callable[[Any], str], prefect_s
     name = save(MLflowProject(uri=GREET, parameters={"name": "block"}, options={"env_manager": "local"}))
 
     made = deploy(f"block://{name}", name=f"of-{name}", parameters={"times": 3}, work_pool=None)
-    stored = httpx.get(f"{prefect_server.api_url}/deployments/{made.id}").json()
+    stored = api(prefect_server.api_url).get(f"/deployments/{made.id}").json()
     # Where the project is and which version stays the block's matter; the form shows its values.
     assert stored["parameters"]["uri"] == f"block://{name}"
     assert stored["parameters"]["parameters"] == {"name": "block", "times": 3}
@@ -222,12 +222,15 @@ def test_literal_credentials_are_never_stored(prefect_server: Any, workspace: Pa
 
     config = {"credentials": {"username": "ci", "password": SECRET}}
     done = run(GREET, backend_config=config, env_manager="local")
-    stored = httpx.get(f"{prefect_server.api_url}/flow_runs/{done.flow_run_id}").json()
+    stored = api(prefect_server.api_url).get(f"/flow_runs/{done.flow_run_id}").json()
     assert done.get_status() == "FINISHED"
     assert SECRET not in json.dumps(stored)
     with pytest.raises(BackendError, match=r"holds secrets \(credentials\)") as caught:
         deploy(GREET, backend_config=config)
     assert SECRET not in str(caught.value)
     (workspace / "config.json").write_text(json.dumps(config))
+    done = run(GREET, backend_config=str(workspace / "config.json"), env_manager="local")
+    stored = api(prefect_server.api_url).get(f"/flow_runs/{done.flow_run_id}").json()
+    assert SECRET not in json.dumps(stored)
     with pytest.raises(BackendError, match="Keep them in a block"):
-        run(GREET, backend_config=str(workspace / "config.json"), env_manager="local")
+        deploy(GREET, backend_config=str(workspace / "config.json"))

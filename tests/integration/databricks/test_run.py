@@ -11,11 +11,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from tests.fakes.databricks_api import FakeWorkspace
 from tests.integration.databricks.bench import CLUSTER, FAST
+from tests.services.prefect_api import api
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects import run
@@ -56,7 +56,7 @@ def test_project_run_records_tags_output_and_link(
     assert "to stderr" in captured.err
     assert "good-token" not in str(tracked.runs[1000].body)
     asked = {"flow_runs": {"id": {"any_": [str(submitted.flow_run_id)]}}}
-    artifacts = httpx.post(f"{prefect_server.api_url}/artifacts/filter", json=asked).json()
+    artifacts = api(prefect_server.api_url).post("/artifacts/filter", json=asked).json()
     assert any(f"{tracked.host}/?o=1#job/77/run/1000" in str(each["data"]) for each in artifacts)
 
 
@@ -258,7 +258,7 @@ def test_blocks_hold_the_workspace_and_the_cluster(
     for each in tracked.runs.values():
         assert "robot-secret" not in str(each.body)
     for submitted in (whole, named):
-        kept = httpx.get(f"{prefect_server.api_url}/flow_runs/{submitted.flow_run_id}").text
+        kept = api(prefect_server.api_url).get(f"/flow_runs/{submitted.flow_run_id}").text
         assert "robot-secret" not in kept
 
 

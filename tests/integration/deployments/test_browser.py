@@ -12,6 +12,7 @@ import pytest
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects import deploy
+from prefect_mlprojects.server.access import login_link
 
 from .conftest import started
 
@@ -100,7 +101,7 @@ def test_form_in_the_browser_starts_a_run(
 ) -> None:
     made = deploy(project, work_pool=pool, env_manager="local")
     assert made.url is not None
-    page.driver.get(f"{made.url}/run")
+    page.driver.get(login_link(f"{made.url}/run"))
     page.shows(
         "Parameters of main",
         "count (Optional)",
@@ -149,7 +150,7 @@ def test_cancelling_in_the_browser_ends_the_work(
     with started("worker", "--pool", pool, log=tmp_path / "worker.log"):
         run = made.run()
         wait_for(lambda: "sleeping 23" in (tmp_path / "worker.log").read_text(), "the command")
-        page.driver.get(f"{prefect_server.ui_url}/runs/flow-run/{run.flow_run_id}")
+        page.driver.get(login_link(f"{prefect_server.ui_url}/runs/flow-run/{run.flow_run_id}"))
         page.shows("Running")
         page.press("Cancel")
         page.press("Confirm")

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from pydantic import SecretStr
 from tests.services.forwarder import Forwarder
+from tests.services.prefect_api import api
 from tests.services.waiting import free_port, wait_for
 
 from prefect_mlprojects import run
@@ -49,7 +49,7 @@ def test_engine_block_with_certificates(
     assert "PRIVATE KEY" not in output.err
     # Given as a mapping, the key stays in memory.
     done = run(".", docker_args=HOST_NETWORK, backend_config={"docker-engine": block.get_credentials()})
-    stored = httpx.get(f"{prefect_server.api_url}/flow_runs/{done.flow_run_id}").text
+    stored = api(prefect_server.api_url).get(f"/flow_runs/{done.flow_run_id}").text
     assert done.flow_run_id in stored
     assert "PRIVATE KEY" not in stored
     with pytest.raises(BackendError, match="No Docker engine answers at tcp://"):

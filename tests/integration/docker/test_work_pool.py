@@ -10,21 +10,21 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from mlflow import MlflowClient
 from tests.services.mlflow_server import MlflowServer
+from tests.services.prefect_api import api
 
 import prefect_mlprojects
 from prefect_mlprojects import deploy
-from prefect_mlprojects.deployments.provisioning import ensure_work_pool
+from prefect_mlprojects.deployments.work_pools import ensure_work_pool
 from prefect_mlprojects.server.api import call_api
 from prefect_mlprojects.server.process import ServerAddress
 
 
 def flow_log(server: ServerAddress, flow_run_id: str) -> str:
     question = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "TIMESTAMP_ASC"}
-    return "\n".join(each["message"] for each in httpx.post(f"{server.api_url}/logs/filter", json=question).json())
+    return "\n".join(each["message"] for each in api(server.api_url).post("/logs/filter", json=question).json())
 
 
 def test_deployment_runs_on_a_docker_pool(

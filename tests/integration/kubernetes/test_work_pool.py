@@ -9,11 +9,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from mlflow import MlflowClient
 from tests.services.mlflow_server import MlflowServer
+from tests.services.prefect_api import api
 from tests.services.waiting import wait_for
 
 import prefect_mlprojects
@@ -99,5 +99,5 @@ def test_kubernetes_work_pool_runs_a_deployment(
     assert (found.info.status, found.data.params) == ("FINISHED", {"word": "from the form"})
     assert pod.metadata.labels["prefect.io/flow-run-id"] == handle.flow_run_id
     question = {"logs": {"flow_run_id": {"any_": [handle.flow_run_id]}}}
-    lines = [each["message"] for each in httpx.post(f"{prefect_server.api_url}/logs/filter", json=question).json()]
+    lines = [each["message"] for each in api(prefect_server.api_url).post("/logs/filter", json=question).json()]
     assert f"from the form\n{cluster.project}" in "\n".join(lines)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mlprojects.server.process import read_record, stop_process
+from prefect_mlprojects.server.record import read_record, stop_process
 
 COMMAND = "from prefect_mlprojects.cli import main; main()"
 SCRIPT = "import sys; from prefect_mlprojects import run; run(sys.argv[2], 'sleep', env_manager='local')"

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from tests.services.prefect_api import api
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects import run
@@ -60,12 +60,12 @@ def test_long_download_updates_progress_artifact(
             "flow_runs": {"id": {"any_": [flow_run_id]}},
             "artifacts": {"type": {"any_": ["progress"]}},
         }
-        found: list[dict[str, Any]] = httpx.post(f"{prefect_server.api_url}/artifacts/filter", json=question).json()
+        found: list[dict[str, Any]] = api(prefect_server.api_url).post("/artifacts/filter", json=question).json()
         return found
 
     def log(flow_run_id: str) -> list[str]:
         question = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}}
-        return [each["message"] for each in httpx.post(f"{prefect_server.api_url}/logs/filter", json=question).json()]
+        return [each["message"] for each in api(prefect_server.api_url).post("/logs/filter", json=question).json()]
 
     handle = run(str(project), parameters={"data": slow_file}, env_manager="local", synchronous=False)
     (early,) = wait_for(lambda: artifacts(handle.flow_run_id), "the artifact")

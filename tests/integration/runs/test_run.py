@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.prefect_api import api
 from tests.services.waiting import is_alive, wait_for
 
 from prefect_mlprojects import SubmittedRun, run
@@ -289,10 +290,8 @@ def test_cancel_kills_process_tree(
 
 
 def cancel_through_the_api(api_url: str, flow_run_id: str) -> None:
-    import httpx
-
-    answer = httpx.post(
-        f"{api_url}/flow_runs/{flow_run_id}/set_state",
+    answer = api(api_url).post(
+        f"/flow_runs/{flow_run_id}/set_state",
         json={"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False},
     )
     answer.raise_for_status()

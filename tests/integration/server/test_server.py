@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.prefect_api import authorization
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects.exceptions import PrefectServerError
@@ -32,6 +33,8 @@ def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
         probe.bind(("127.0.0.1", 0))
         monkeypatch.setenv("PREFECT_MLPROJECTS_SERVER_PORT", str(probe.getsockname()[1]))
     monkeypatch.setenv("PREFECT_MLPROJECTS_SERVER_DIR", str(tmp_path / "server"))
+    # Its profile is not that of the session's server.
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     yield tmp_path / "server"
     stop_server()
 
@@ -41,7 +44,10 @@ ENSURE = "from prefect_mlprojects.server.process import ensure_server; a = ensur
 
 def test_server_starts_is_shared_and_stops(own_server: Path) -> None:
     """One server for three processes at the same instant; reused; healed after kill -9 on a port that was taken."""
-    starters = [subprocess.Popen([sys.executable, "-c", ENSURE], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    # Without a password, as older versions started it.
+    before = {**os.environ, "PREFECT_MLPROJECTS_SERVER_AUTH": "false", "AWS_SECRET_ACCESS_KEY": "of-the-starter"}
+    command = [sys.executable, "-c", ENSURE]
+    starters = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=before) for _ in range(3)]
     outputs = [starter.communicate(timeout=300)[0] for starter in starters]
     found = [line.split()[1:] for output in outputs for line in output.splitlines() if line.startswith("AT ")]
     assert len({url for url, _ in found}) == 1
@@ -51,6 +57,11 @@ def test_server_starts_is_shared_and_stops(own_server: Path) -> None:
 
     status = server_status()
     assert (status.running, status.healthy) == (True, True)
+    assert status.pid is not None
+    if sys.platform == "linux":
+        assert b"of-the-starter" not in Path(f"/proc/{status.pid}/environ").read_bytes()
+    _gets_a_password_once_no_run_is_active(found[0][0])
+    status = server_status()
     assert status.pid is not None
     again = ensure_server(print)
     assert (again.api_url, again.started) == (found[0][0], False)
@@ -80,6 +91,22 @@ def test_server_starts_is_shared_and_stops(own_server: Path) -> None:
     assert stop_server()
     assert not server_status().running
     assert not stop_server()
+
+
+def _gets_a_password_once_no_run_is_active(api_url: str) -> None:
+    import httpx
+
+    flow = httpx.post(f"{api_url}/flows/", json={"name": "kept"}).json()["id"]
+    run = httpx.post(f"{api_url}/flow_runs/", json={"flow_id": flow, "state": {"type": "RUNNING"}}).json()["id"]
+    said: list[str] = []
+    assert not ensure_server(said.append).started
+    assert "has active runs. Restart it once they have ended" in said[0]
+    ended = {"state": {"type": "COMPLETED"}, "force": True}
+    httpx.post(f"{api_url}/flow_runs/{run}/set_state", json=ended).raise_for_status()
+    replaced = ensure_server(said.append)
+    assert (replaced.api_url, replaced.started) == (api_url, True)
+    assert httpx.get(f"{api_url}/flows/{flow}").status_code == 401
+    assert httpx.get(f"{api_url}/flows/{flow}", headers=authorization()).json()["name"] == "kept"
 
 
 def get(base: str, path: str) -> str:
@@ -291,7 +318,7 @@ def test_concurrent_writers_get_no_503(prefect_server: ServerAddress) -> None:
     import httpx
 
     async def hammer() -> list[int]:
-        async with httpx.AsyncClient(base_url=prefect_server.api_url, timeout=120) as client:
+        async with httpx.AsyncClient(base_url=prefect_server.api_url, headers=authorization(), timeout=120) as client:
             flow = (await client.post("/flows/", json={"name": "hammer"})).json()["id"]
             answers = await asyncio.gather(
                 *(client.post("/flow_runs/", json={"flow_id": flow, "state": {"type": "PENDING"}}) for _ in range(150))

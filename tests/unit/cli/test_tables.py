@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from prefect_mlprojects._support.text import span
-from prefect_mlprojects.cli.tables import print_table, shown
+from prefect_mlprojects.cli.tables import print_table
+from prefect_mlprojects.exceptions import shown
 
 HEADS = ("RUN", "NAME", "METRIC", "PARAMETERS")
 ROW = ("2eb80103", "a-project-with-a-long-name/main", "", "alpha=0.1 note=" + "値" * 60)

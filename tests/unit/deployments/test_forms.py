@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
+from prefect_mlprojects.deployments.form import (
+    default_form_options,
+    form_options_of,
+    narrow_form,
+    parse_form_options,
+)
 from prefect_mlprojects.deployments.specification import deployment_schema
+from prefect_mlprojects.exceptions import ParameterError
 from prefect_mlprojects.request import unknown_options
+from prefect_mlprojects.server.compat import schema_errors
 from prefect_mlprojects.spec import find_entry_point, load_project
 from prefect_mlprojects.spec.project import EntryPoint
 from prefect_mlprojects.spec.schema import schema_changes, typed_value
@@ -129,3 +137,52 @@ def test_unknown_option_names_the_nearest() -> None:
     (problem,) = unknown_options({"env_manger": "uv"}, "form")
 
     assert "did you mean 'env_manager'" in str(problem)
+
+
+def narrowed(tmp_path: Path, *names: str, **options: Any) -> dict[str, Any]:
+    schema = deployment_schema("/p", entry_point(tmp_path, "      count: {type: int, default: 1}\n"), {}, options)
+    return narrow_form(schema, parse_form_options(names) if names else default_form_options(), options)
+
+
+def test_narrowed_form_by_default_lacks_restricted_options(tmp_path: Path) -> None:
+    shown = narrowed(tmp_path, backend="kubernetes")["properties"]
+    assert {"backend", "backend_config", "docker_args", "version", "tracking"}.isdisjoint(shown)
+    assert {"parameters", "extra_parameters", "uri", "entry_point", "timeout", "env_manager"} <= set(shown)
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "refused"),
+    [
+        ((), {}, ""),
+        ((), {"backend": "local", "backend_config": {"namespace": "ml"}}, ""),  # what the deployment has
+        ((), {"backend": "databricks"}, "backend: 'local' was expected"),
+        ((), {"backend_config": {"namespace": "ml", "docker-host": "tcp://evil"}}, "backend_config"),
+        ((), {"docker_args": {"image": "evil"}}, "docker_args"),
+        ((), {"version": "evil"}, "version"),
+        ((), {"tracking": "evil"}, "tracking"),
+        ((), {"timeout": 60}, ""),
+        (("backend", "version"), {"backend": "databricks", "version": "evil"}, ""),
+        (("backend", "version"), {"timeout": 60}, "timeout"),
+        (("none",), {"timeout": 60}, "timeout"),
+        (("all",), {"docker_args": {"image": "any"}, "tracking": "any"}, ""),
+        (("all",), {"unknown": 1}, "unknown"),
+        ((), {"uri": "https://evil/x"}, "uri"),
+        ((), {"entry_point": "other"}, "entry_point"),
+    ],
+)
+def test_narrowed_form_refuses_other_values(
+    names: tuple[str, ...], values: dict[str, Any], refused: str, tmp_path: Path
+) -> None:
+    schema = narrowed(tmp_path, *names, backend="local", backend_config={"namespace": "ml"})
+    errors = schema_errors({"uri": "/p", "parameters": {"count": 2}, **values}, schema)
+    assert bool(errors) == bool(refused), errors
+    assert refused in "\n".join(errors)
+
+
+def test_form_options_are_read_back_and_checked(tmp_path: Path) -> None:
+    assert form_options_of(narrowed(tmp_path, "retries", "backend")) == ("backend", "retries")
+    assert form_options_of(narrowed(tmp_path, "none")) == ()
+    assert form_options_of(deployment_schema("/p", entry_point(tmp_path))) is None
+    assert form_options_of(None) is None
+    with pytest.raises(ParameterError, match=r"unknown run option 'bakend' .did you mean 'backend'\?"):
+        parse_form_options(["bakend"])

@@ -16,7 +16,7 @@ from prefect_mlprojects.exceptions import ParameterError, ProjectSpecError
 from prefect_mlprojects.spec import build_command, check_parameters, find_entry_point, load_project
 from prefect_mlprojects.spec.project import EntryPoint, ProjectParameter
 from prefect_mlprojects.spec.schema import parameters_schema, typed_value
-from prefect_mlprojects.spec.values import list_items, list_text
+from prefect_mlprojects.spec.values import list_items, list_text, may_be_written_otherwise
 
 
 def entry_point(folder: Path, parameters: str, command: str = "run") -> EntryPoint:
@@ -221,3 +221,24 @@ def test_optional_and_flags_run_under_a_real_shell(tmp_path: Path) -> None:
     )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout == "[--verbose][--files][a b][$(id)]"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("float", "0.5", False),
+        ("float", "5", True),
+        ("float", "1e-5", True),
+        ("float", "1e-05", False),
+        ("int", "5", False),
+        ("int", "-5", False),
+        ("int", "+5", True),
+        ("int", "05", True),
+        ("string", "5", True),
+        ("string", "five", False),
+        ("string", "inf", False),
+        ("bool", "True", False),
+    ],
+)
+def test_numbers_that_a_program_may_write_otherwise_are_found(kind: Any, text: str, expected: bool) -> None:
+    assert may_be_written_otherwise(ProjectParameter("x", kind, kind), text) is expected

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from prefect_mlprojects._support.secrets import Secret, reveal, reveal_values
 from prefect_mlprojects.exceptions import TrackingError
 from prefect_mlprojects.tracking import TrackedRun, Tracker, TrackingRequest, child_variables, failure_tags
+from prefect_mlprojects.tracking.records import run_description
 from prefect_mlprojects.tracking.stores import UnreachableError
 from prefect_mlprojects.tracking.uris import sqlite_path, sqlite_uri
 
@@ -558,3 +559,60 @@ def test_finish_ends_running_runs_below(tracker: Tracker, any_uri: str, request_
     tracker.finish(run, status)
     assert [client.get_run(each).info.status for each in below] == [status] * 3
     assert [client.get_run(each).info.status for each in (ended, unrelated)] == ["FINISHED", "RUNNING"]
+
+
+def test_late_parameters_are_those_that_the_code_has_not_logged(
+    tracker: Tracker, uri: str, request_for: RequestMaker
+) -> None:
+    run = tracker.start(request_for(uri, parameters={"word": "a"}, late_parameters={"rate": "5", "depth": "10"}))
+    assert stored(run).data.params == {"word": "a"}
+    MlflowClient(uri).log_param(run.run_id, "rate", 5.0)
+
+    tracker.finish(run, "FINISHED")
+
+    assert stored(run).data.params == {"word": "a", "rate": "5.0", "depth": "10"}
+
+
+def test_continued_run_with_the_same_number_written_otherwise_warns_of_nothing(
+    tracker: Tracker, uri: str, request_for: RequestMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = tracker.start(request_for(uri))
+    MlflowClient(uri).log_param(first.run_id, "rate", 5.0)
+    tracker.finish(first, "FINISHED")
+    tracker.start(request_for(uri, run_id=first.run_id, parameters={"rate": "5"}))
+    assert caplog.text == ""
+
+
+def test_description_replaces_our_own_only(tracker: Tracker, uri: str, request_for: RequestMaker) -> None:
+    run = tracker.start(request_for(uri))
+    tracker.finish(run, "FAILED", description=run_description("f-1", "http://ui/f-1", "exit ``` code 3"))
+    text = stored(run).data.tags["mlflow.note.content"]
+    assert "[Flow run f-1](http://ui/f-1)" in text
+    assert "````text\nexit ``` code 3\n````" in text
+    assert "`mlprojects rerun f-1`" in text
+
+    again = tracker.start(request_for(uri, run_id=run.run_id))
+    tracker.finish(again, "FINISHED", description=run_description("f-1", None))
+    assert "exit" not in stored(run).data.tags["mlflow.note.content"]
+
+    MlflowClient(uri).set_tag(run.run_id, "mlflow.note.content", "mine")
+    third = tracker.start(request_for(uri, run_id=run.run_id))
+    tracker.finish(third, "KILLED", description=run_description("f-1", None))
+    assert stored(run).data.tags["mlflow.note.content"] == "mine"
+
+
+def test_experiment_of_the_project_is_the_last_choice(
+    tracker: Tracker, uri: str, request_for: RequestMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(**fields: Any) -> str:
+        run = tracker.start(request_for(uri, project_experiment="project", **fields))
+        return str(MlflowClient(uri).get_experiment(run.experiment_id).name)
+
+    assert chosen() == "project"
+    assert chosen(experiment_name="caller") == "caller"
+    assert chosen(experiment_id="0") == "Default"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "variable")
+    assert chosen() == "variable"
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    assert chosen() == "Default"

@@ -176,6 +176,42 @@ def process_birth(pid: int) -> str | None:
     return None if fields[0] in {"Z", "X"} else f"{boot}/{fields[19]}"
 
 
+def process_owner_and_command(pid: int) -> tuple[int | None, str]:
+    """Returns the effective user id and the command line of a process; None and empty if it is gone."""
+    process = Path(f"/proc/{pid}")
+    try:
+        if Path("/proc/self/stat").exists():
+            return process.stat().st_uid, (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(
+                errors="replace"
+            )
+        command = ["ps", "-ww", "-o", "uid=,command=", "-p", str(pid)]
+        uid, _, rest = (
+            subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().partition(" ")
+        )
+        return int(uid), rest
+    except (OSError, ValueError):
+        return None, ""
+
+
+def ancestor_values(variable: str) -> list[str]:
+    """Returns the values that a variable had when each ancestor of this process started, the nearest first; Linux only.
+
+    An ancestor of another user counts as without the variable.
+    """
+    values, pid = [], os.getppid()
+    prefix = f"{variable}=".encode()
+    while pid > 1:
+        process = Path(f"/proc/{pid}")
+        with contextlib.suppress(OSError):
+            found = (each for each in (process / "environ").read_bytes().split(b"\0") if each.startswith(prefix))
+            values += [os.fsdecode(each[len(prefix) :]) for each in found]
+        try:
+            pid = int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+    return values
+
+
 def main() -> None:
     """Reads ``add COOKIE GRACE``, ``group COOKIE PGID`` and ``remove COOKIE``; at end of file, ends the remaining trees."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -6,11 +6,20 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prefect_mlprojects._support.redaction import redact, redact_url
 from prefect_mlprojects._support.secrets import disclose, reveal, without_secrets
 from prefect_mlprojects._support.text import split_url
-from prefect_mlprojects.backends.contract import Backend, BackendPlan, Command, ExecutionEvents, Prepared, Report
+from prefect_mlprojects.backends.contract import (
+    Backend,
+    BackendPlan,
+    Command,
+    Demands,
+    ExecutionEvents,
+    Prepared,
+    Report,
+)
 from prefect_mlprojects.backends.databricks import NAME, failure, storage, unavailable
 from prefect_mlprojects.backends.databricks.config import DatabricksConfig, DatabricksRequest, connect, insist
 from prefect_mlprojects.backends.databricks.execution import Execution
@@ -33,6 +42,10 @@ class DatabricksBackend(Backend[DatabricksConfig, Upload]):
         """Returns ``databricks``."""
         del request
         return NAME
+
+    def demands(self, request: DatabricksRequest) -> Demands:
+        """Returns the images of the compute."""
+        return Demands(images=tuple(_images(request.config.model_dump())))
 
     def check(self, request: DatabricksRequest) -> None:
         """Checks the compute, the absence of Docker options, and that the cluster can reach the tracking store."""
@@ -139,3 +152,14 @@ def _check_tracking(uri: str, config: DatabricksConfig) -> None:
             "into a Databricks secret scope and name them in the backend configuration: secrets: {MLFLOW_TRACKING_USERNAME: "
             "scope/key, MLFLOW_TRACKING_PASSWORD: scope/key}."
         )
+
+
+def _images(config: Any) -> list[str]:
+    """Returns the images that a configuration names, at any depth."""
+    if isinstance(config, list | tuple):
+        return [image for each in config for image in _images(each)]
+    if not isinstance(config, Mapping):
+        return []
+    named = config.get("docker_image")
+    own = [str(named["url"])] if isinstance(named, Mapping) and named.get("url") else []
+    return [*own, *(image for each in config.values() for image in _images(each))]

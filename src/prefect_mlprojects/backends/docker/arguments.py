@@ -96,6 +96,36 @@ def _hidden(text: str) -> str:
     return f"{name}{separator}{MASK}" if separator else MASK
 
 
+_WEAKENING = (
+    *(
+        "privileged",
+        "cap_add",
+        "devices",
+        "device_cgroup_rules",
+        "security_opt",
+        "volumes_from",
+        "group_add",
+        "runtime",
+    ),
+    *("sysctls", "cgroup_parent", "volume_driver", "userns_mode", "links"),
+)
+_SHARING = ("network_mode", "pid_mode", "ipc_mode", "uts_mode", "cgroupns")
+
+
+def privileges(options: ContainerOptions) -> list[str]:
+    """Returns the options that weaken a container's isolation from the machine and from other containers."""
+    host = options.host
+    shared = [name for name in _SHARING if str(host.get(name, "")).startswith(("host", "container:"))]
+    return [name.replace("_", "-") for name in (*(each for each in _WEAKENING if host.get(each)), *shared)]
+
+
+def read_files(arguments: Mapping[str, Any]) -> list[str]:
+    """Returns the files of this machine from which `docker_args` read variables."""
+    return [
+        text for name, value in arguments.items() if _flag(name) == "env-file" for text in _texts(reveal_all(value))
+    ]
+
+
 def _flag(name: str) -> str:
     return name.lstrip("-").replace("_", "-")
 

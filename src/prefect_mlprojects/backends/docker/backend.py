@@ -22,11 +22,12 @@ from prefect_mlprojects.backends.contract import (
     BackendPlan,
     BackendRequest,
     Command,
+    Demands,
     ExecutionEvents,
     Prepared,
     Report,
 )
-from prefect_mlprojects.backends.docker.arguments import ContainerOptions, parse_arguments
+from prefect_mlprojects.backends.docker.arguments import ContainerOptions, parse_arguments, privileges, read_files
 from prefect_mlprojects.backends.docker.container_env import container_env
 from prefect_mlprojects.backends.docker.containers import (
     PROBE_LABELS,
@@ -80,6 +81,22 @@ class DockerBackend(Backend[LocalConfig, DockerImage]):
                 f"The run options of project '{request.project.display_name}' contradict each other",
                 [Problem(message, parameter="env_manager", fix="leave it out")],
             )
+
+    def demands(self, request: _Request) -> Demands:
+        """Returns the image, the mounted paths with those of ``path`` parameters, and what weakens the container's isolation."""
+        options, config = _options(request), request.config
+        mounts = [str(each["Source"]) for each in options.host.get("mounts", ()) if each.get("Type") == "bind"]
+        volumes = [source for each in options.volumes if "/" in (source := each.partition(":")[0])]
+        declared, parameters = request.entry_point.parameters, request.parameters.declared
+        given = [text for name, text in parameters.items() if declared[name].type == "path" and "://" not in text]
+        inside = request.working_copy.directory
+        outside = [text for text in given if not Path(text).resolve().is_relative_to(inside.resolve())]
+        engine = [name for name in ("docker-host", "docker-engine") if getattr(config, name.replace("-", "_"), None)]
+        return Demands(
+            images=(str(request.image),),
+            host_paths=(*mounts, *volumes, *outside, *read_files(request.docker_args or {})),
+            privileges=(*privileges(options), *engine),
+        )
 
     def map_paths(self, request: _Request, paths: Mapping[str, str]) -> Mapping[str, str]:
         """Maps files of the project to its folder in the container, and each other one to a folder that it is mounted in.

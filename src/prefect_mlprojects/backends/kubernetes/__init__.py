@@ -18,7 +18,15 @@ from prefect_mlprojects.backends.containers.archive import project_files
 from prefect_mlprojects.backends.containers.engine import LocalConfig
 from prefect_mlprojects.backends.containers.engine import connect as connect_engine
 from prefect_mlprojects.backends.containers.image import EngineImages
-from prefect_mlprojects.backends.contract import Backend, BackendPlan, Command, ExecutionEvents, Prepared, Report
+from prefect_mlprojects.backends.contract import (
+    Backend,
+    BackendPlan,
+    Command,
+    Demands,
+    ExecutionEvents,
+    Prepared,
+    Report,
+)
 from prefect_mlprojects.backends.kubernetes import manifest
 from prefect_mlprojects.backends.kubernetes.api import ApiError, nested
 from prefect_mlprojects.backends.kubernetes.config import (
@@ -116,6 +124,13 @@ class KubernetesBackend(Backend[KubernetesConfig, DeliveryName]):
             if delivered is not None and inside != "." and inside not in delivered:
                 raise backend_error(f"{unreachable} is not delivered. Include it by '!{inside}' in the .dockerignore.")
         return mapped
+
+    def demands(self, request: KubernetesRequest) -> Demands:
+        """Returns the images and mounts of the pod, and what weakens its isolation from its node."""
+        import yaml
+
+        planned = self.plan(request, "true").sections
+        return manifest.demands(yaml.safe_load(planned["manifest"]), str(request.image or planned["image"]))
 
     def plan(self, request: KubernetesRequest, command: str) -> BackendPlan:
         """Returns the code delivery and the Job as YAML, without secrets."""
@@ -269,6 +284,7 @@ def _pod_env(request: KubernetesRequest, child_env: Mapping[str, str], report: R
     # In the pod, this address would be the pod itself.
     if is_on_this_machine(pod_env.get("PREFECT_API_URL", "http://elsewhere")):
         del pod_env["PREFECT_API_URL"]
+        pod_env.pop("PREFECT_API_AUTH_STRING", None)
     if override := _pod_tracking_uri(request.config):
         pod_env[TRACKING_URI_VARIABLE] = override
     for name in pod_env:

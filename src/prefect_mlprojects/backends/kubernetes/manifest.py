@@ -17,7 +17,7 @@ from typing import Any
 
 from prefect_mlprojects.backends.containers.image import CODE_FOLDER
 from prefect_mlprojects.backends.containers.prelude import RUN_BY_SHELL, STOP_WHILE_PREPARING
-from prefect_mlprojects.backends.contract import RunIdentity
+from prefect_mlprojects.backends.contract import Demands, RunIdentity
 from prefect_mlprojects.backends.kubernetes.api import Json
 from prefect_mlprojects.backends.kubernetes.config import DeliveryName, KubernetesConfig, backend_error
 
@@ -347,3 +347,19 @@ def _docker_config(auth: Json) -> str:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def demands(job: Mapping[str, Any], image: str) -> Demands:
+    """Returns what a Job asks of its node. `image` is the project's, which the Job may only have built in."""
+    pod = job["spec"]["template"]["spec"]
+    kinds = ("containers", "initContainers", "ephemeralContainers")
+    containers = [each for kind in kinds for each in pod.get(kind) or ()]
+    privileges = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
+    for container in containers:
+        security = container.get("securityContext") or {}
+        privileges += [name for name in ("privileged", "allowPrivilegeEscalation") if security.get(name)]
+        privileges += ["capabilities"] if (security.get("capabilities") or {}).get("add") else []
+    paths = [each["hostPath"]["path"] for each in pod.get("volumes") or () if each.get("hostPath")]
+    images = dict.fromkeys([image, *(str(each.get("image")) for each in containers)])
+    built = [each for each in images if not each.endswith("@DIGEST")]
+    return Demands(tuple(built), tuple(paths), tuple(dict.fromkeys(privileges)))

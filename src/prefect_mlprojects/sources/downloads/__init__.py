@@ -17,12 +17,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
-from prefect_mlprojects import settings
 from prefect_mlprojects._support.locks import LockStoppedError
 from prefect_mlprojects._support.progress import ProgressSink, progress_sink
 from prefect_mlprojects._support.redaction import redact, redact_url
 from prefect_mlprojects._support.text import split_url
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
+from prefect_mlprojects.sources.base import checked_cache
 from prefect_mlprojects.sources.downloads.files import DownloadCache, describe_remote, fetch_item, follow_redirects
 from prefect_mlprojects.types import StopSignal
 
@@ -185,7 +185,7 @@ class _Download:
             if path != target and describe_remote(uri, self.shown, redirects=check is None).key != item.key:
                 raise ConnectionError("it changed while it was downloaded")
 
-        cache = DownloadCache(settings.cache_directory() / "downloads")
+        cache = DownloadCache(checked_cache(self.shown) / "downloads")
         if item.key is None or not cache.is_usable():
             fetch(target)
         elif cache.hand_out(item.key, name, target, fetch, self.report, self.stop):

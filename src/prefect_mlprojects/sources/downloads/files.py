@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urljoin
 
-from prefect_mlprojects._support.files import may_access
+from prefect_mlprojects._support.files import make_directories, may_access
 from prefect_mlprojects._support.locks import hold_lock, try_lock
 from prefect_mlprojects._support.redaction import strip_user_info
 from prefect_mlprojects._support.text import split_url
@@ -208,7 +208,7 @@ class DownloadCache:
     def is_usable(self) -> bool:
         """Whether the folder exists or can be created, and can be written."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_directories(self.folder)
         except OSError:
             return False
         return may_access(self.folder, os.W_OK | os.X_OK)

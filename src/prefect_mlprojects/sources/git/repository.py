@@ -14,8 +14,8 @@ from prefect_mlprojects._support.files import replacing
 from prefect_mlprojects._support.locks import LockStoppedError, hold_lock
 from prefect_mlprojects._support.text import nearest
 from prefect_mlprojects.exceptions import FetchError, SourceUnavailableError
-from prefect_mlprojects.settings import cache_directory, trusted_sources
-from prefect_mlprojects.sources.base import check_trusted
+from prefect_mlprojects.settings import trusted_sources
+from prefect_mlprojects.sources.base import check_trusted, checked_cache
 from prefect_mlprojects.sources.git import GitUrl
 from prefect_mlprojects.sources.git.program import GitAnswer, GitFailure, GitProgram, explain_failure
 
@@ -47,7 +47,7 @@ class CachedRepository:
         self._located: str | None = None
         name = re.sub(r"[^A-Za-z0-9._-]", "-", url.url.rstrip("/").rpartition("/")[2].removesuffix(".git"))[:40]
         key = hashlib.sha256(url.written.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        self.directory = cache_directory() / "repositories" / f"{name.lstrip('.-') or 'repository'}-{key}.git"
+        self.directory = checked_cache(shown) / "repositories" / f"{name.lstrip('.-') or 'repository'}-{key}.git"
 
     def fetch_version(self, version: str | None) -> ResolvedVersion:
         """Resolves a branch, tag, SHA or ``refs/…`` (None: the default branch) and fetches its commit if it is not cached.

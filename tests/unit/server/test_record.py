@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from prefect_mlprojects._support.process.tree import process_birth
-from prefect_mlprojects.server.process import (
+from prefect_mlprojects.server.record import (
+    APPLICATION,
     INSTANCE_HEADER,
     ServerRecord,
     answers,
@@ -39,7 +40,7 @@ def test_record_written_to_file_is_read_back(tmp_path: Path) -> None:
 
 
 def test_stop_process_with_reused_pid_leaves_other_process() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", "input()", APPLICATION], stdin=subprocess.PIPE) as process:
         record = record_of(process.pid)
         recycled = replace(record, birth="earlier")
         assert (is_alive(record), is_alive(recycled)) == (True, False)
@@ -53,7 +54,9 @@ def test_stop_process_with_reused_pid_leaves_other_process() -> None:
 
 def test_stop_process_ignoring_sigterm_is_killed() -> None:
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, APPLICATION], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         record = record_of(process.pid)
