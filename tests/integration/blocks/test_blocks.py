@@ -229,5 +229,8 @@ def test_literal_credentials_are_never_stored(prefect_server: Any, workspace: Pa
         deploy(GREET, backend_config=config)
     assert SECRET not in str(caught.value)
     (workspace / "config.json").write_text(json.dumps(config))
+    done = run(GREET, backend_config=str(workspace / "config.json"), env_manager="local")
+    stored = api(prefect_server.api_url).get(f"/flow_runs/{done.flow_run_id}").json()
+    assert SECRET not in json.dumps(stored)
     with pytest.raises(BackendError, match="Keep them in a block"):
-        run(GREET, backend_config=str(workspace / "config.json"), env_manager="local")
+        deploy(GREET, backend_config=str(workspace / "config.json"))
