@@ -201,15 +201,18 @@ def test_worker_without_tracking_uri_stores_results_in_folder(
 def test_worker_executes_runs_of_a_deployment(project: Path, pool: str, call: Call, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    made = deploy(project, work_pool=pool, env_manager="local")
+    made = deploy(project, work_pool=pool, env_manager="local", tags=["retraining"])
     with started("worker", "--pool", pool, log=tmp_path / "worker.log"):
-        run = made.run({"needed": 2, "count": 0, "extra": "more"})
+        run = made.run({"needed": 2, "count": 0, "extra": "more"}, tags=["team=vision"])
         assert run.wait(), (tmp_path / "worker.log").read_text()
         flow_run = call("read_flow_run", UUID(run.flow_run_id))
         assert flow_run.name == f"{made.name}/main"
+        of_project = {f"project:{made.name}", "entry-point:main", "backend:local"}
+        assert set(flow_run.tags) == {"retraining", "team=vision", *of_project}
         logged = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(run.run_id)
         assert logged.data.params == {"count": "0", "word": "", "needed": "2", "extra": "more"}
         assert logged.data.tags["prefect.flow_run_id"] == run.flow_run_id
+        assert (logged.data.tags["retraining"], logged.data.tags["team"]) == ("true", "vision")
         assert "got 0 " in (tmp_path / "worker.log").read_text()
         from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 

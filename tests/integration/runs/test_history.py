@@ -212,7 +212,9 @@ entry_points:
 def test_status_says_why_and_rerun_repeats_a_run(mlprojects: Run, workspace: Path, git_url: str) -> None:
     folder = workspace / "repository"
     other_store = {"MLFLOW_TRACKING_URI": f"sqlite:///{workspace / 'other.db'}"}
-    first = json.loads(mlprojects("run", git_url, "-P", "alpha=0.25", "--json", *LOCAL, env=other_store).stdout)
+    first = json.loads(
+        mlprojects("run", git_url, "-P", "alpha=0.25", "--tag", "kept", "--json", *LOCAL, env=other_store).stdout
+    )
     (folder / "MLproject").write_text(PROJECT.replace("'alpha'", "'changed'"))
     git(folder, "commit", "-qam", "two")
     git(folder, "push", "-q", "origin", "main")
@@ -236,13 +238,17 @@ def test_status_says_why_and_rerun_repeats_a_run(mlprojects: Run, workspace: Pat
     assert facts["run_id"] == first["run_id"]
 
     # MLflow's default would be mlflow.db in this folder.
-    again = mlprojects("rerun", first["run_id"], "-P", "word=y z", "--json", env={"MLFLOW_TRACKING_URI": ""})
+    again = mlprojects(
+        "rerun", first["run_id"], "-P", "word=y z", "--tag", "new", "--json", env={"MLFLOW_TRACKING_URI": ""}
+    )
     assert again.returncode == 0, again.stderr
     assert "alpha 0.25 y z" in again.stderr
     result = json.loads(again.stdout)
     assert result["run_id"] != first["run_id"]
     assert result["tracking_uri"] == first["tracking_uri"]
-    assert json.loads(mlprojects("status", "last", "--json").stdout)["commit"] == facts["commit"]
+    repeated = json.loads(mlprojects("status", "last", "--json").stdout)
+    assert repeated["commit"] == facts["commit"]
+    assert sorted(repeated["tags"]) == ["backend:local", "entry-point:main", "kept", "new", "project:again"]
 
     started = mlprojects("rerun", "last", "-v", "main", "--detach")
     changed = started.stdout.strip()

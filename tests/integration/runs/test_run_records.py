@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -24,6 +25,7 @@ entry_points:
     command: "python train.py {rate} {tiny} {count} {unused} {name}"
   fail: {command: "python fail.py"}
   other: {command: "python other.py"}
+  curve: {command: "python curve.py"}
 """
 TRAIN = """\
 import sys
@@ -35,6 +37,13 @@ with mlflow.start_run():
     print("trained", flush=True)
     print("warned", file=sys.stderr)
 """
+CURVE = """\
+import mlflow
+with mlflow.start_run():
+    for step in range(3):
+        mlflow.log_metric("val_loss", 3 - step, step=step)
+    mlflow.log_metric("accuracy", 0.5)
+"""
 
 
 @pytest.fixture
@@ -45,7 +54,23 @@ def project(workspace: Path) -> str:
     (folder / "train.py").write_text(TRAIN)
     (folder / "fail.py").write_text("print('going down'); raise SystemExit(3)\n")
     (folder / "other.py").write_text("import mlflow, sys\nmlflow.set_experiment('no' + 'where')\nmlflow.start_run()\n")
+    (folder / "curve.py").write_text(CURVE)
     return str(folder)
+
+
+@pytest.fixture
+def card(prefect_server: Any) -> Callable[[str], str]:
+    """Reads the card of a flow run."""
+    from prefect_mlprojects.server.api import call_api
+
+    async def read(client: Any, flow_run_id: str) -> str:
+        from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(flow_run_id)]))
+        (found,) = await client.read_artifacts(artifact_filter=of_run)
+        return str(found.data)
+
+    return lambda flow_run_id: call_api(prefect_server.api_url, read, flow_run_id)
 
 
 def _output(workspace: Path, run_id: str) -> str:
@@ -86,3 +111,32 @@ def test_failed_run_has_its_output_and_the_reason(project: str, workspace: Path,
 def test_other_experiment_than_the_runs_is_explained(project: str) -> None:
     with pytest.raises(RunFailed, match="sets another experiment than the run's"):
         run(project, "other", env_manager="local")
+
+
+def test_run_of_relative_folder_has_tags_card_and_absolute_uri(
+    project: str, tracked: Callable[[str], Any], prefect_state: Callable[[str], Any], card: Callable[[str], str]
+) -> None:
+    done = run("records", "curve", env_manager="local", tags=["nightly", "team=vision"])
+
+    flow_run = prefect_state(done.flow_run_id)
+    assert flow_run.parameters["uri"] == project
+    assert set(flow_run.tags) == {"nightly", "team=vision", "project:records", "entry-point:curve", "backend:local"}
+    tags = tracked(done.run_id).data.tags
+    assert (tags["nightly"], tags["team"]) == ("true", "vision")
+    assert not any(name.startswith(("project:", "entry-point", "backend:")) for name in tags)
+    text = card(done.flow_run_id)
+    assert "| Exit code | 0 |" in text
+    assert "| MLflow experiment | `Default` (ID 0) |" in text
+    assert "## Command\n\n```text\npython curve.py\n```" in text
+    assert "| Duration |" in text
+    assert "![val_loss](data:image/svg+xml;base64," in text
+
+
+def test_child_run_of_a_flow_has_tags_of_its_own(project: str, prefect_state: Callable[[str], Any]) -> None:
+    from prefect import flow
+
+    @flow
+    def parent() -> str:
+        return run(project, "curve", env_manager="local", tags=["child"]).flow_run_id
+
+    assert set(prefect_state(parent()).tags) == {"child", "project:records", "entry-point:curve", "backend:local"}
