@@ -11,7 +11,7 @@ from prefect_mlprojects._support.secrets import MASK
 from prefect_mlprojects.spec.parameters import type_expectation
 from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
 from prefect_mlprojects.spec.secrets import REFERENCE_HELP, REFERENCE_PATTERN
-from prefect_mlprojects.spec.values import list_items, parse_bool, value_text
+from prefect_mlprojects.spec.values import limits_text, list_items, parse_bool, value_text
 
 
 def parameters_schema(entry_point: EntryPoint, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,9 +53,11 @@ def _limits(parameter: ProjectParameter) -> dict[str, Any]:
             if parameter.type == "list"
             else {"enum": choices}
         )
-    if parameter.description:
-        kind = _TYPE_SCHEMAS[parameter.type]["description"]
-        found["description"] = f"{parameter.description.rstrip('.')}. {kind}" if ":" in kind else parameter.description
+    kind, limits = _TYPE_SCHEMAS[parameter.type]["description"], limits_text(parameter)
+    shown = parameter.description or kind
+    if parameter.description and ":" in kind:
+        shown = f"{shown.rstrip('.')}. {kind}"
+    found["description"] = f"{shown.rstrip('.')} ({limits})" if limits else shown
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -120,13 +122,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
 
 def describe_parameter(parameter: ProjectParameter) -> tuple[str, str, str]:
     """Returns a parameter's type with its choices and limits, its default, and its description, for people."""
-    low, high = parameter.minimum, parameter.maximum
-    limits = f"{'' if low is None else f'{low:g}'} .. {'' if high is None else f'{high:g}'}".strip()
-    facts = [
-        ", ".join(parameter.choices),
-        limits if (low, high) != (None, None) else "",
-        "secret" if parameter.secret else "",
-    ]
+    facts = [", ".join(parameter.choices), limits_text(parameter), "secret" if parameter.secret else ""]
     details = "; ".join(filter(None, facts))
     if parameter.optional and not parameter.default:
         default = "(optional)"

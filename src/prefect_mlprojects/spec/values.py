@@ -88,12 +88,13 @@ def constraint(parameter: ProjectParameter, text: str) -> str | None:
         return None
     low, high = parameter.minimum, parameter.maximum
     if math.isnan(number) or (low is not None and number < low) or (high is not None and number > high):
-        limits = (
-            f"from {low:g} to {high:g}"
-            if low is not None and high is not None
-            else f"of at least {low:g}"
-            if low is not None
-            else f"of at most {high:g}"
-        )
-        return f"a number {limits}"
+        return f"a number {limits_text(parameter)}"
     return None
+
+
+def limits_text(parameter: ProjectParameter) -> str:
+    """Returns a number's limits in words; empty if it has none."""
+    low, high = parameter.minimum, parameter.maximum
+    if low is not None and high is not None:
+        return f"from {low:g} to {high:g}"
+    return f"of at least {low:g}" if low is not None else f"of at most {high:g}" if high is not None else ""

@@ -177,7 +177,7 @@ def test_form_shows_each_declaration(tmp_path: Path) -> None:
         "verbose": {"type": "boolean", "description": "Print more.", "default": True},
         "size": {"type": "string", "description": "choice", "enum": ["small", "large"], "default": "small"},
         "layers": {"type": "integer", "description": "int", "enum": [1, 2]},
-        "rate": {"type": "number", "description": "Learning rate", "minimum": 0, "maximum": 1},
+        "rate": {"type": "number", "description": "Learning rate (from 0 to 1)", "minimum": 0, "maximum": 1},
         "files": {
             "type": "array",
             "items": {"type": "string"},
