@@ -41,11 +41,10 @@ def _completer(find: Callable[[click.Context, str], Iterator[tuple[str, str]]]) 
 
 def _running_api() -> RestApi:
     """Returns the API of the configured Prefect server, or of the embedded one if it runs; raises `LookupError`."""
-    from prefect_mlprojects.server.address import configured_api_url
-    from prefect_mlprojects.server.process import server_status
+    from prefect_mlprojects.server.process import configured_api, server_status
     from prefect_mlprojects.server.rest import RestApi
 
-    api_url = configured_api_url()
+    api_url = configured_api()
     if api_url is None:
         found = server_status()
         if found.address is None or not found.healthy:

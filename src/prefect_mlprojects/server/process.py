@@ -93,13 +93,19 @@ def resolve_api(announce: Announce | None = None) -> ServerAddress:
     Raises:
         PrefectServerError: The configured server can't be reached, or the embedded one can't be started.
     """
-    configured = configured_api_url()
+    configured = configured_api()
     if configured:
         check_reachable(configured)
-        if read_setting("PREFECT_API_AUTH_STRING", "api", "auth_string") is None:
-            _remember_if_embedded(configured)
         return ServerAddress(configured, ui_url_of(configured))
     return ensure_server(announce)
+
+
+def configured_api() -> str | None:
+    """Returns the address of the configured Prefect API, whose password is then known if it is the embedded server's."""
+    configured = configured_api_url()
+    if configured and read_setting("PREFECT_API_AUTH_STRING", "api", "auth_string") is None:
+        _remember_if_embedded(configured)
+    return configured
 
 
 def _remember_if_embedded(api_url: str) -> None:
