@@ -12,7 +12,7 @@ from tests.integration.databricks.bench import CLUSTER, Bench
 from tests.services.git import git
 from tests.services.waiting import wait_for
 
-from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError
+from prefect_mlprojects.exceptions import BackendError, EnvironmentBuildError, ExecutionException
 from prefect_mlprojects.sources import WorkingCopy
 
 SHOW = (
@@ -329,16 +329,14 @@ def test_requirement_outside_project_is_rejected_before_submission(bench: Bench,
     (tmp_path / "outside.txt").write_text(f"{tmp_path}/outside\n")
     requirements(bench, f"dependencies: ['-r {tmp_path}/outside.txt']\n")
 
-    with pytest.raises(EnvironmentBuildError, match="is not in the project's folder"):
+    with pytest.raises(ExecutionException, match="outside of the project's files"):
         bench.run()
 
     assert bench.workspace.requests == []
 
 
 @pytest.mark.parametrize("env_manager", [None, "virtualenv"])
-def test_options_and_files_of_requirements_reach_the_driver(
-    bench: Bench, tmp_path: Path, env_manager: str | None
-) -> None:
+def test_options_and_files_of_requirements_reach_the_driver(bench: Bench, env_manager: str | None) -> None:
     (bench.folder / "links").mkdir()
     for version in ("1.0", "1.1", "2.0rc1"):
         with zipfile.ZipFile(bench.folder / f"links/alpha-{version}-py3-none-any.whl", "w") as wheel:
@@ -347,11 +345,12 @@ def test_options_and_files_of_requirements_reach_the_driver(
             wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: alpha\nVersion: {version}\n")
             wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr(f"{info}/RECORD", "")
-    (tmp_path / "outside.txt").write_text("--pre\n-c limits.txt\nalpha\n")
-    (tmp_path / "limits.txt").write_text("alpha!=1.1\n")
+    (bench.folder / "more").mkdir()
+    (bench.folder / "more/alpha.txt").write_text("--pre\n-c limits.txt\nalpha\n")
+    (bench.folder / "more/limits.txt").write_text("alpha!=1.1\n")
     requirements(
         bench,
-        f"dependencies: [--no-index, --find-links links, '-r {tmp_path}/outside.txt']\n",
+        "dependencies: [--no-index, --find-links links, '-r more/alpha.txt']\n",
         "import alpha; print(alpha.VERSION)",
     )
     outcome = bench.run(env_manager=env_manager)
