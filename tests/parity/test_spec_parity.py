@@ -39,6 +39,13 @@ entry_points:
       deep: {type: bool, default: yes}
     command: "run {size} {deep}"
 """
+LISTS = """
+entry_points:
+  main:
+    parameters: {plain: list, files: {type: list, default: [a, b]}, axes: {type: list, default: "[0, 1]"}}
+    command: "run {plain} {files} {axes}"
+"""
+BOOLEANS = "entry_points: {main: {command: 'x {a} {b}', parameters: {a: {type: bool, default: 0}, b: {type: bool, default: 'no'}}}}"
 
 # (id of the listed difference or "", file, entry point, values)
 CASES: list[tuple[str, str, str, dict[str, Any]]] = [
@@ -67,6 +74,12 @@ CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("", ADDED, "main", {}),
     ("", ADDED, "main", {"size": "large", "deep": False}),
     ("booleans", ADDED, "main", {"deep": "no"}),
+    ("", BOOLEANS, "main", {}),
+    ("", BOOLEANS, "main", {"a": "1", "b": "yes"}),
+    ("booleans", BOOLEANS, "main", {"a": True}),
+    ("", LISTS, "main", {"plain": "a, b"}),
+    ("", LISTS, "main", {"plain": "[1,2]", "files": "['c']", "axes": [2, 3]}),
+    ("lists", LISTS, "main", {"plain": ["a", "b"]}),
     ("added-arguments", ADDED, "main", {"verbose": True}),
     ("added-arguments", ADDED, "main", {"rate": 0.5, "tags": "a,b"}),
     ("types-checked", ADDED, "main", {"size": "huge"}),

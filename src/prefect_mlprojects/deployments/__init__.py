@@ -32,8 +32,7 @@ from prefect_mlprojects.runs.attached import AttachedSubmittedRun
 from prefect_mlprojects.runs.handles import SubmittedRun
 from prefect_mlprojects.runs.records import RunRecord
 from prefect_mlprojects.server.api import call_api, read_all, use_api
-from prefect_mlprojects.spec.project import ParameterType
-from prefect_mlprojects.spec.schema import typed_value
+from prefect_mlprojects.spec.schema import value_for_schema
 from prefect_mlprojects.spec.secrets import REFERENCE_PATTERN, is_reference
 from prefect_mlprojects.tracking import resolve_tracking_uri
 
@@ -186,12 +185,10 @@ def _with_values(
     declared = form.get("properties", {})
     # A deployment that was made from the flow's signature, by prefect.yaml for example, declares no parameters.
     open_form = form.get("additionalProperties") is not False
-    kinds: dict[str, ParameterType] = {"integer": "int", "number": "float", "boolean": "bool", "array": "list"}
     result = {name: dict(value) if isinstance(value, Mapping) else value for name, value in stored.items()}
     for name, value in values.items():
         field_name = "parameters" if name in declared or open_form else "extra_parameters"
-        kind = kinds.get(str(declared.get(name, {}).get("type")))
-        typed = typed_value(kind, value) if kind is not None and isinstance(value, str) else value
+        typed = value_for_schema(declared.get(name, {}), value)
         result[field_name] = {**(result.get(field_name) or {}), name: typed}
     return {**result, **options}
 

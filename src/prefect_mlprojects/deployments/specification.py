@@ -31,7 +31,7 @@ from prefect_mlprojects.sources import Source, WorkingCopy, absolute_uri, detect
 from prefect_mlprojects.sources.git import GitCredentials, GitCredentialsLookup, GitUrl
 from prefect_mlprojects.spec import EntryPoint, check_parameters, find_entry_point, load_project
 from prefect_mlprojects.spec.parameters import in_project, is_relative_default
-from prefect_mlprojects.spec.schema import parameters_schema, typed_value
+from prefect_mlprojects.spec.schema import form_value, parameters_schema
 from prefect_mlprojects.spec.secrets import is_reference
 from prefect_mlprojects.types import StopSignal
 
@@ -261,7 +261,7 @@ def _fitting_values(
             # The folder that the project was fetched to is not that of the runs.
             values[name] = parameter.default
         else:
-            values[name] = typed_value("string" if parameter.secret else parameter.type, texts[name])
+            values[name] = form_value(parameter, texts[name])
     return values
 
 

@@ -8,12 +8,20 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 
 from prefect_mlprojects.spec.project import EntryPoint, ProjectParameter
+from prefect_mlprojects.spec.shell import Place
 from prefect_mlprojects.spec.template import CommandTemplate, Placeholder
 from prefect_mlprojects.spec.values import list_items, parse_bool
 
-_OPTION = re.compile(r"(?:(?<=\s)|^)--?[A-Za-z0-9][\w.-]*(?:=|\s+)$")
+_NAME = r"(?<=\s){}--?[A-Za-z0-9][\w.-]*"
+_OPTION = re.compile(_NAME.format("") + r"(?:=|\s+)$")
 """An option at the end of a text, before its value."""
+_OPENINGS = {
+    place: (quote, re.compile(f"{_NAME.format(quote)}=$|{quote}$"))
+    for place, quote in {"double-quotes": '"', "single-quotes": "'"}.items()
+}
+"""The beginning of a quoted value, with or without its option, by its place: the quote and the text."""
 _BLANKS = re.compile(r"(?<!\\) +$")
+_WORD_ENDS = re.compile(r"$|[\s;&|)]")
 
 
 def adapt_template(
@@ -25,39 +33,39 @@ def adapt_template(
     MLflow.
     """
     parts: list[str | Placeholder] = []
-    closing = ""
-    for part in template.parts:
-        if isinstance(part, str):
-            parts.append(part.removeprefix(closing))
-            closing = ""
-            continue
-        parameter = entry_point.parameters.get(part.name)
-        if parameter is None or (part.name in values and not _is_special(parameter, secrets)):
+    rest = list(template.parts)
+    while rest:
+        part = rest.pop(0)
+        parameter = entry_point.parameters.get(part.name) if isinstance(part, Placeholder) else None
+        if isinstance(part, str) or parameter is None or (part.name in values and not _is_special(parameter, secrets)):
             parts.append(part)
             continue
-        words = list(_words(parameter, part, values, secrets))
-        if not words and parameter.optional:
-            before = str(parts.pop()) if parts and isinstance(parts[-1], str) else ""
-            closing = {"double-quotes": '"', "single-quotes": "'"}.get(part.place, "")
-            if not closing or not before.endswith(closing):
-                closing = ""
-            parts.append(_BLANKS.sub("", _OPTION.sub("", before.removesuffix(closing))))
+        words = list(_words(parameter, part, values, secrets, parameter.option))
         parts += words
+        after = rest[0] if rest else ""
+        if not words and parameter.optional and parts and isinstance(parts[-1], str) and isinstance(after, str):
+            parts[-1], rest[:1] = _without_option(parts[-1], after, part.place)
     appended: list[str | Placeholder] = []
     for parameter in appended_parameters(template, entry_point):
         option = parameter.option or f"--{shlex.quote(parameter.name)}"
-        words = list(
-            _words(
-                dataclasses.replace(parameter, option=option),
-                Placeholder(parameter.name, template.end),
-                values,
-                secrets,
-            )
-        )
+        words = list(_words(parameter, Placeholder(parameter.name, template.end), values, secrets, option))
         appended += [" ", *words] if words else []
     if appended and template.line_ends and isinstance(parts[-1], str):
         parts[-1] = parts[-1].rstrip()
     return dataclasses.replace(template, parts=(*parts, *appended))
+
+
+def _without_option(before: str, after: str, place: Place) -> tuple[str, list[str | Placeholder]]:
+    """Returns the text before and after a missing value without the option and the quotes that are only for it."""
+    outside, end = before, after
+    if place in _OPENINGS:
+        quote, opening = _OPENINGS[place]
+        outside, end = opening.sub("", before), after.removeprefix(quote)
+        if outside == before or end == after:
+            return before, [after]
+    if not _WORD_ENDS.match(end):
+        return before, [after]
+    return _BLANKS.sub("", _OPTION.sub("", outside)), [end]
 
 
 def appended_parameters(template: CommandTemplate, entry_point: EntryPoint) -> list[ProjectParameter]:
@@ -73,7 +81,7 @@ def misplaced_parameters(template: CommandTemplate, entry_point: EntryPoint) -> 
     parts, found = template.parts, []
     for index, part in enumerate(parts):
         parameter = entry_point.parameters.get(part.name) if isinstance(part, Placeholder) else None
-        if parameter is None or not (parameter.option or _is_several(parameter)):
+        if parameter is None or not _is_special(parameter):
             continue
         before, after = (str(each) if isinstance(each, str) else "x" for each in _neighbours(parts, index))
         if template.parts[index].place != "word" or before[-1:].strip() or after[:1].strip(" \t\n;&|)"):  # type: ignore[union-attr]
@@ -85,33 +93,33 @@ def _neighbours(parts: tuple[str | Placeholder, ...], index: int) -> tuple[str |
     return (parts[index - 1] if index else "", parts[index + 1] if index + 1 < len(parts) else "")
 
 
-def _is_several(parameter: ProjectParameter) -> bool:
-    return parameter.type == "list" and parameter.separator is None
-
-
-def _is_special(parameter: ProjectParameter, secrets: Collection[str]) -> bool:
-    if parameter.name in secrets:
-        return parameter.option is not None
-    return parameter.option is not None or _is_several(parameter)
+def _is_special(parameter: ProjectParameter, secrets: Collection[str] = ()) -> bool:
+    return parameter.option is not None or (parameter.is_several and parameter.name not in secrets)
 
 
 def _words(
-    parameter: ProjectParameter, part: Placeholder, values: Mapping[str, str], secrets: Collection[str]
+    parameter: ProjectParameter,
+    part: Placeholder,
+    values: Mapping[str, str],
+    secrets: Collection[str],
+    option: str | None,
 ) -> Iterator[str | Placeholder]:
     """Yields the text of a parameter's arguments, with placeholders for values."""
-    text, option = values.get(parameter.name), parameter.option
+    text = values.get(parameter.name)
     if text is None:
         return
-    if parameter.name in secrets or not (parameter.type == "bool" or _is_several(parameter)):
-        yield from ([f"{option} "] if option else [])
+    if parameter.type == "bool" and parameter.option is not None and parameter.name not in secrets:
+        yield from [parameter.option] if parse_bool(text) else []
+    elif parameter.is_several and parameter.name not in secrets:
+        items = [shlex.quote(each) for each in list_items(text)]
+        if option and not parameter.words:
+            items = [f"{option} {each}" for each in items]
+        elif option and items:
+            items.insert(0, option)
+        yield from [" ".join(items)] if items else []
+    else:
+        yield from [f"{option} "] if option else []
         yield part
-    elif parameter.type == "bool":
-        if option is None:
-            yield part
-        elif parse_bool(text):
-            yield option
-    elif items := list_items(text):
-        yield " ".join(f"{option} {shlex.quote(each)}" if option else shlex.quote(each) for each in items)
 
 
 def command_values(entry_point: EntryPoint, values: Mapping[str, str]) -> dict[str, str]:

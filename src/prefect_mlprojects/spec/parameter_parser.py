@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -32,6 +34,7 @@ _PARAMETER_KEYS = (
     "max",
     "optional",
     "option",
+    "words",
     "separator",
 )
 # Without characters that the shell knows: it is written into the command as it is.
@@ -88,8 +91,6 @@ class ParameterParser:
         choices = self._choices(path, keys, kind)
         if choices and kind == "string":
             kind = "choice"
-        if isinstance(default, list) and kind == "list":
-            default = list_text(default)
         minimum, maximum = self._limits(path, keys, kind)
         parameter = ProjectParameter(
             name,
@@ -104,9 +105,14 @@ class ParameterParser:
             maximum,
             self._switch(path, keys, "optional"),
             self._option(path, keys, name),
-            None if keys.get("separator") is None else str(keys["separator"]),
+            self._switch(path, keys, "words"),
+            self._separator(path, keys, kind),
         )
         text = parameter.default
+        if isinstance(default, list) and kind == "list" and text is not None:
+            text = list_text(default)
+            if not parameter.is_plain_list:
+                parameter = dataclasses.replace(parameter, default=text)
         if text is not None and (text or not parameter.optional):
             expected = type_expectation(parameter.type, text) or constraint(parameter, text)
         else:
@@ -127,7 +133,18 @@ class ParameterParser:
             message = f"'choices' of parameter {path[-1]!r} must be a list of values, not {kind_of(choices)}"
             self.fail(message, *path, "choices", fix="write 'choices: [a, b]'", parameter=path[-1])
             return ()
-        return tuple(map(str, choices))
+        for index, each in enumerate(choices):
+            if isinstance(each, bool) and kind in ("choice", "string", "list"):
+                message = f"a choice of parameter {path[-1]!r} is the boolean {each}"
+                self.warn(message, *path, "choices", str(index), fix="put it in quotes: 'yes'", parameter=path[-1])
+        texts = tuple(map(str, choices))
+        wrong = next((each for each in texts if kind != "list" and type_expectation(kind, each)), None)
+        if wrong is not None:
+            expected = str(type_expectation(kind, wrong)).rstrip(",")
+            message = f"the choice {wrong!r} of parameter {path[-1]!r} ({kind}) is not {expected}"
+            self.fail(message, *path, "choices", parameter=path[-1])
+            return ()
+        return texts
 
     def _limits(
         self, path: tuple[str, ...], keys: Mapping[str, Any], kind: ParameterType
@@ -135,7 +152,7 @@ class ParameterParser:
         limits: dict[str, float | None] = {}
         for key in ("min", "max"):
             value = keys.get(key)
-            usable = isinstance(value, int | float) and not isinstance(value, bool)
+            usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             limits[key] = value if usable and kind in ("int", "float") else None
             if value is not None and limits[key] is None:
                 why = "it must be a number" if not usable else f"a {kind} has none"
@@ -153,6 +170,22 @@ class ParameterParser:
             message = f"{key!r} of parameter {path[-1]!r} must be true or false, not {kind_of(value)}"
             self.fail(message, *path, key, fix=f"write '{key}: true'", parameter=path[-1])
         return value is True
+
+    def _separator(self, path: tuple[str, ...], keys: Mapping[str, Any], kind: ParameterType) -> str | None:
+        for key in ("words", "separator"):
+            if keys.get(key) and kind != "list":
+                message = f"{key!r} of parameter {path[-1]!r} is ignored: it is for lists"
+                self.warn(message, *path, key, fix="declare the parameter as list", parameter=path[-1])
+        separator = keys.get("separator")
+        if separator is None:
+            return None
+        if keys.get("words"):
+            message = f"parameter {path[-1]!r} has 'words' and 'separator'; its items can't be both words and one word"
+            self.fail(message, *path, "separator", fix="keep one of them", parameter=path[-1])
+        elif isinstance(separator, dict | list | bool):
+            message = f"'separator' of parameter {path[-1]!r} must be a text, not {kind_of(separator)}"
+            self.fail(message, *path, "separator", fix="write separator: ','", parameter=path[-1])
+        return str(separator) if kind == "list" else None
 
     def _option(self, path: tuple[str, ...], keys: Mapping[str, Any], name: str) -> str | None:
         value = keys.get("option")

@@ -250,9 +250,11 @@ def _missing(parameter: ProjectParameter, given: Mapping[str, str], entry_point:
 def _ill_typed(parameter: ProjectParameter, text: str, expected: str, *, is_default: bool) -> Problem:
     shown, noun = _shorten(text), "default" if is_default else "value"
     relative = parameter.type == "path" and text and not os.path.isabs(text)  # noqa: PTH117 - any text is taken
+    near = nearest(text, parameter.choices)
+    fix = f"relative paths are relative to the working directory, {os.getcwd()}" if relative else None  # noqa: PTH109
     return Problem(
         f"parameter '{parameter.name}' ({parameter.type}) has the {noun} {shown!r}, but {expected} was expected",
-        fix=f"relative paths are relative to the working directory, {os.getcwd()}" if relative else None,  # noqa: PTH109
+        fix=f"did you mean {near!r}?" if near else fix,
         parameter=parameter.name,
         value=shown,
     )

@@ -32,7 +32,8 @@ class ProjectParameter:
         maximum: The greatest number allowed, if any.
         optional: Whether a call may leave it out, so that it vanishes from the command.
         option: The command line option before its value, or before each item of a list; for a bool, all there is.
-        separator: The text between a list's items in the command; None makes each item a word.
+        words: Whether each item of a list is a word of its own.
+        separator: The text between a list's items in the command.
     """
 
     name: str
@@ -47,12 +48,23 @@ class ProjectParameter:
     maximum: float | None = None
     optional: bool = False
     option: str | None = None
+    words: bool = False
     separator: str | None = None
 
     @property
     def required(self) -> bool:
         """Whether a call must give a value."""
         return self.default is None and not self.optional
+
+    @property
+    def is_several(self) -> bool:
+        """Whether it is a list whose items are words of their own."""
+        return self.type == "list" and self.separator is None and (self.words or self.option is not None)
+
+    @property
+    def is_plain_list(self) -> bool:
+        """Whether it is a list that is one word of the command, in which texts stay as they are, as in MLflow."""
+        return self.type == "list" and self.separator is None and not self.is_several
 
 
 @dataclass(frozen=True)

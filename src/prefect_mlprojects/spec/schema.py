@@ -11,7 +11,7 @@ from prefect_mlprojects._support.secrets import MASK
 from prefect_mlprojects.spec.parameters import type_expectation
 from prefect_mlprojects.spec.project import EntryPoint, ParameterType, ProjectParameter
 from prefect_mlprojects.spec.secrets import REFERENCE_HELP, REFERENCE_PATTERN
-from prefect_mlprojects.spec.values import limits_text, list_items, parse_bool, value_text
+from prefect_mlprojects.spec.values import limits_text, list_items, list_text, parse_bool, text_like, value_text
 
 
 def parameters_schema(entry_point: EntryPoint, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,10 +34,10 @@ def _property(parameter: ProjectParameter, position: int, value: Any) -> dict[st
         given = {} if value is None else {"default": str(value)}
         return {"title": parameter.name, "position": position, **reference, **given}
     text = parameter.default if value is None else value_text(parameter, value)
-    default = None if text is None or (parameter.optional and not text) else typed_value(parameter.type, text)
+    default = None if text is None or (parameter.optional and not text) else form_value(parameter, text)
     schema = {**_TYPE_SCHEMAS[parameter.type], **_limits(parameter)}
-    if isinstance(default, str) and schema["type"] not in ("string", "array"):
-        # "inf", or a number with more digits than JSON's readers keep: only as text it is kept.
+    if parameter.is_plain_list or (isinstance(default, str) and schema["type"] not in ("string", "array")):
+        # "inf", a number with more digits than JSON's readers keep, "[1, 2]": only as text it is kept.
         schema = {"anyOf": [schema, {"type": "string"}], "description": schema["description"]}
     shown = {"title": parameter.name, "position": position, **schema}
     return shown if default is None else {**shown, "default": default}
@@ -75,6 +75,14 @@ _TYPE_SCHEMAS: Mapping[ParameterType, dict[str, Any]] = {
 }
 
 
+def form_value(parameter: ProjectParameter, text: str) -> int | float | str | list[str]:
+    """Returns a value as a deployment stores it; the text of a plain list if its items would not give it again."""
+    in_brackets = (parameter.default or "").startswith("[")
+    if parameter.secret or (parameter.is_plain_list and (in_brackets or list_text(list_items(text)) != text)):
+        return text
+    return typed_value(parameter.type, text)
+
+
 def typed_value(kind: ParameterType, text: str) -> int | float | str | list[str]:
     """Returns a value as its JSON type, or as text if that would change it (``inf``, very long numbers)."""
     if type_expectation(kind, text) is not None:
@@ -90,6 +98,23 @@ def typed_value(kind: ParameterType, text: str) -> int | float | str | list[str]
         if math.isfinite(number) and (float(repr(number)) == number):
             return int(text) if text.lstrip("+-").isdigit() and abs(number) <= 2**53 else number
     return text
+
+
+def value_for_schema(schema: Mapping[str, Any], value: Any) -> Any:
+    """Returns a caller's value as a parameter's JSON schema has it: ``yes`` as true for a boolean, 5 as text for a string."""
+    kinds: dict[Any, ParameterType] = {
+        "integer": "int",
+        "number": "float",
+        "boolean": "bool",
+        "array": "list",
+        "string": "string",
+    }
+    kind = kinds.get(schema.get("type"))
+    if "anyOf" in schema and isinstance(value, list | tuple):
+        return text_like(schema.get("default"), value)
+    if kind is None or value is None:
+        return value
+    return typed_value(kind, list_text(value) if kind == "list" and isinstance(value, list | tuple) else str(value))
 
 
 def schema_changes(old: Mapping[str, Any], entry_point: EntryPoint) -> tuple[str, ...]:
@@ -109,6 +134,8 @@ def schema_changes(old: Mapping[str, Any], entry_point: EntryPoint) -> tuple[str
             continue
         if (old_kind := _kind(old_properties[name])) != _kind(schema):
             changes.append(f"parameter '{name}' was {old_kind} and is {kind}")
+        elif _allowed(old_properties[name]) != _allowed(schema):
+            changes.append(f"parameter '{name}' has other choices or limits")
         if name in new_required - old_required:
             changes.append(f"parameter '{name}' needs a value now")
     return tuple(changes)
@@ -118,6 +145,11 @@ def _kind(schema: Mapping[str, Any]) -> str:
     kinds = {"integer": "int", "number": "float", "boolean": "bool", "array": "list"}
     first = schema.get("anyOf", (schema,))[0]
     return str(schema.get("format") or kinds.get(str(first.get("type")), first.get("type")))
+
+
+def _allowed(schema: Mapping[str, Any]) -> list[Any]:
+    first = schema.get("anyOf", (schema,))[0]
+    return [first.get("enum"), first.get("items"), first.get("minimum"), first.get("maximum")]
 
 
 def describe_parameter(parameter: ProjectParameter) -> tuple[str, str, str]:

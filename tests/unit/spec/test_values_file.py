@@ -51,7 +51,7 @@ def test_wrong_file_is_refused_with_its_lines(text: str, messages: list[str], tm
 
 def test_values_on_the_command_line_take_precedence(tmp_path: Path) -> None:
     (tmp_path / "MLproject").write_text(
-        "entry_points: {main: {parameters: {a: int, b: {type: list}}, command: 'echo {a} {b}'}}"
+        "entry_points: {main: {parameters: {a: int, b: {type: list, words: true}}, command: 'echo {a} {b}'}}"
     )
     (tmp_path / "values.yaml").write_text("a: 1\nb: [x y, z]\n")
     arguments = ["plan", str(tmp_path), "--params-file", str(tmp_path / "values.yaml"), "-P", "a=2"]
