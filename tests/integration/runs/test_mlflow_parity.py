@@ -152,7 +152,7 @@ def test_run_gives_same_result_as_mlflow(
         theirs_recorded["file"] = str((project / theirs_recorded["file"]).resolve())
     assert {name: value for name, value in ours.params.items() if "'" not in value} == theirs_recorded
     added = {"prefect.flow_run_id", "prefect.flow_run_url", "mlflow.source.git.branch"}
-    added |= {"mlprojects.failure.category", "mlprojects.failure.cause"}
+    added |= {"mlprojects.failure.category", "mlprojects.failure.cause", "mlflow.note.content"}
     # MLflow makes names up, and ours come from it.
     names = {"mlflow.runName"} if "run_name" not in call else set()
     assert {key: value for key, value in ours.tags.items() if key not in added | names} == {
