@@ -16,6 +16,7 @@ from tests.services.mlflow_server import MlflowServer
 from tests.services.waiting import free_port
 
 from prefect_mlprojects.server.process import ServerAddress, ensure_server, stop_server
+from prefect_mlprojects.settings import OWN_VARIABLES
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -89,6 +90,16 @@ def mlflow_forgets() -> Iterator[None]:
     for module, name in chosen.items():
         if module in sys.modules:
             setattr(sys.modules[module], name, None)
+
+
+@pytest.fixture(autouse=True)
+def own_settings_are_forgotten() -> Iterator[None]:
+    """Removes the variables that a command, called in this process, has set for itself."""
+    before = os.environ.get(OWN_VARIABLES)
+    yield
+    if before is None and (added := os.environ.pop(OWN_VARIABLES, None)) is not None:
+        for name in added.split():
+            os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

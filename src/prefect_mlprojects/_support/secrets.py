@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hmac
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pydantic import BaseModel, GetCoreSchemaHandler, SecretStr
-from pydantic_core import CoreSchema, core_schema
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 MASK = "***"
 
@@ -48,6 +50,8 @@ class Secret:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
         return core_schema.no_info_plain_validator_function(
             cls._validate,
             serialization=core_schema.plain_serializer_function_ser_schema(_refuse, when_used="json"),
@@ -61,11 +65,21 @@ class Secret:
     def _validate(cls, value: Any) -> Secret:
         if isinstance(value, Secret):
             return value
-        if isinstance(value, SecretStr):
+        if _is_of_pydantic(value, "SecretStr"):
             return cls(value.get_secret_value())
         if isinstance(value, str):
             return cls(value)
         raise ValueError("must be a text")
+
+
+def _is_of_pydantic(value: Any, name: str) -> bool:
+    """Whether a value is of a class of pydantic, whose import would take longer than a short command: it is imported then."""
+    pydantic = sys.modules.get("pydantic")
+    return pydantic is not None and isinstance(value, getattr(pydantic, name))
+
+
+def _is_secret(value: Any) -> bool:
+    return isinstance(value, Secret) or _is_of_pydantic(value, "SecretStr")
 
 
 class Withheld(Secret):
@@ -102,7 +116,7 @@ def disclose(value: Any) -> Any:
 
 
 def _replace_secrets(value: Any, replacement: Callable[[Secret], Any]) -> Any:
-    if isinstance(value, Secret | SecretStr):
+    if _is_secret(value):
         return replacement(Secret._validate(value))
     if isinstance(value, Mapping):
         return {key: _replace_secrets(each, replacement) for key, each in value.items()}
@@ -123,9 +137,9 @@ def has_secret(value: Any) -> bool:
 
 def secrets_in(value: Any) -> list[Secret]:
     """Returns the secrets that `value` is or holds, in nested mappings, sequences and models too."""
-    if isinstance(value, Secret | SecretStr):
+    if _is_secret(value):
         return [Secret._validate(value)]
-    if isinstance(value, BaseModel):
+    if _is_of_pydantic(value, "BaseModel"):
         value = dict(value)
     if isinstance(value, Mapping):
         value = list(value.values())
@@ -148,5 +162,5 @@ def storable(value: Any, where: str = "value") -> Any:
         return {str(key): storable(each, f"{where}.{key}") for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [storable(each, f"{where}[{index}]") for index, each in enumerate(value)]
-    kind = "a secret" if isinstance(value, Secret | SecretStr) else type(value).__name__
+    kind = "a secret" if _is_secret(value) else type(value).__name__
     raise TypeError(f"{where} is {kind}, which can't be stored with a flow run.")

@@ -169,7 +169,7 @@ def test_ctrl_c_sends_sigint_before_sigterm(workspace: Path) -> None:
         (["run", "-P", "a=1", "-P", "a=2"], "more than once"),
         (["run", "no/such/folder"], "no/such/folder"),
         (["run", "{greet}", "-e", "mian"], "main"),
-        (["run", "{greet}/.."], "/..#greet"),
+        (["run", "{greet}/.."], "tests/projects#greet"),
         (["run", "{greet}", "-P", "times=1.5"], "whole number"),
         (["run", "{greet}", "-b", "moon"], "available: local"),
         (["run", "{greet}", "-c", "{{"], "backend configuration"),

@@ -468,7 +468,7 @@ print(first.get_status(), second.get_status(), second.flow_run_id)
 def test_attach_to_unknown_flow_run_reports_id(workspace: Path) -> None:
     with pytest.raises(ExecutionException, match="00000000-0000-0000-0000-000000000001"):
         SubmittedRun.attach("00000000-0000-0000-0000-000000000001")
-    with pytest.raises(ExecutionException, match="not the ID"):
+    with pytest.raises(ExecutionException, match="No run 'nonsense' found"):
         SubmittedRun.attach("nonsense")
 
 
