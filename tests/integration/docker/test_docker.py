@@ -448,7 +448,7 @@ def test_artifacts_in_another_local_folder_are_kept(
     done = run(str(project), docker_args=training, experiment_id=experiment)
 
     stored = sorted(each.name for each in folder.rglob("*.txt"))
-    assert stored == ["nested.txt", "weights.txt"]
+    assert stored == ["nested.txt", "stdout.txt", "weights.txt"]
     assert [each.path for each in client.list_artifacts(done.run_id)] == ["weights.txt"]
 
 

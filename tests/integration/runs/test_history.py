@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.services.git import git
+from tests.services.waiting import free_port
 
 from prefect_mlprojects import SubmittedRun
 from prefect_mlprojects.exceptions import InvalidInputError
@@ -19,10 +20,26 @@ from prefect_mlprojects.request import RUN_ID_LABEL
 from prefect_mlprojects.runs import references
 from prefect_mlprojects.runs.references import find_run
 from prefect_mlprojects.server.api import call_api
+from prefect_mlprojects.server.process import ensure_server, stop_server
 from prefect_mlprojects.server.rest import RestApi
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 LOCAL = ("--env-manager", "local")
+
+
+@pytest.fixture(scope="module")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server of this module's own: the last run on it is one of these tests."""
+    folder = tmp_path_factory.mktemp("history")
+    with pytest.MonkeyPatch.context() as patch:
+        # Its profile and its address are not those of the session's server.
+        for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
+            patch.delenv(name, raising=False)
+        patch.setenv("PREFECT_HOME", str(folder / "prefect"))
+        patch.setenv("PREFECT_MLPROJECTS_SERVER_DIR", str(folder / "server"))
+        patch.setenv("PREFECT_MLPROJECTS_SERVER_PORT", str(free_port()))
+        yield ensure_server(print)
+        stop_server()
 
 
 @pytest.fixture(scope="module")
