@@ -449,7 +449,7 @@ def test_artifacts_in_another_local_folder_are_kept(
 
     stored = sorted(each.name for each in folder.rglob("*.txt"))
     assert stored == ["nested.txt", "stdout.txt", "weights.txt"]
-    assert [each.path for each in client.list_artifacts(done.run_id)] == ["weights.txt"]
+    assert [each.path for each in client.list_artifacts(done.run_id)] == ["logs", "weights.txt"]
 
 
 def test_artifact_folder_mounted_by_caller_is_not_mounted_twice(
