@@ -13,12 +13,16 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-def wait_for(condition: Callable[[], _T], what: str, seconds: float = 180) -> _T:
-    """Polls a condition until it is true and returns its result; fails the test with `what` at the time-out."""
+def wait_for(condition: Callable[[], _T], what: str, seconds: float = 180, log: Path | None = None) -> _T:
+    """Polls a condition until it is true and returns its result; at the time-out the test fails with `what` and `log`."""
     deadline = time.monotonic() + seconds
+    pause = 0.02
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"timed out waiting for {what}"
-        time.sleep(0.05)
+        said = f":\n{log.read_text(errors='replace')}" if log and log.exists() else ""
+        assert time.monotonic() < deadline, f"timed out waiting for {what}{said}"
+        time.sleep(pause)
+        # Questions to a server take its time from what is waited for.
+        pause = min(pause * 1.5, 0.5)
     return found
 
 

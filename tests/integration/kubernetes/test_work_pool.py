@@ -88,7 +88,9 @@ def test_kubernetes_work_pool_runs_a_deployment(
             stderr=said,
         )
     try:
-        wait_for(lambda: cluster.pods and cluster.pods[0].status.phase in ("Failed", "Succeeded"), "the pod's end")
+        wait_for(
+            lambda: cluster.pods and cluster.pods[0].status.phase in ("Failed", "Succeeded"), "the pod's end", log=log
+        )
     finally:
         worker.terminate()
         worker.wait()

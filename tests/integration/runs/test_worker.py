@@ -67,7 +67,9 @@ def test_worker_runs_project_and_cancel_kills_process_tree(
     prefect_state: Callable[[str], Any],
     flow_log: Callable[[str], list[Any]],
     tracked: Callable[[str], Any],
+    workspace: Path,
 ) -> None:
+    log = workspace / "worker.log"
     call = {"uri": greet, "env_manager": "local"}
     good = call_api(prefect_server.api_url, start, deployment, {**call, "parameters": {"name": "worker"}})
     bad = call_api(prefect_server.api_url, start, deployment, {**call, "entry_point": "tree"})
@@ -75,16 +77,16 @@ def test_worker_runs_project_and_cancel_kills_process_tree(
     def lines(flow_run_id: str) -> list[str]:
         return [line for log in flow_log(flow_run_id) for line in log.message.splitlines()]
 
-    flow_run = wait_for(lambda: final(prefect_state(good)), "the good run")
+    flow_run = wait_for(lambda: final(prefect_state(good)), "the good run", log=log)
     assert (flow_run.state.type.value, flow_run.name) == ("COMPLETED", "greet/main"), flow_run.state.message
     assert "hello worker" in lines(good)
     assert tracked(flow_run.labels["mlflow.run_id"]).info.status == "FINISHED"
 
     grandchild = wait_for(
-        lambda: [line.split()[1] for line in lines(bad) if line.startswith("grandchild")], "its child"
+        lambda: [line.split()[1] for line in lines(bad) if line.startswith("grandchild")], "its child", log=log
     )
     call_api(prefect_server.api_url, cancel, bad)
-    flow_run = wait_for(lambda: final(prefect_state(bad)), "the cancelled run")
+    flow_run = wait_for(lambda: final(prefect_state(bad)), "the cancelled run", log=log)
     assert flow_run.state.type.value == "CANCELLED"
     wait_for(lambda: not Path(f"/proc/{grandchild[0]}").exists(), "the grandchild's end")
     run_id = flow_run.labels["mlflow.run_id"]
