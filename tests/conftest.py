@@ -94,9 +94,14 @@ def mlflow_forgets() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_settings_are_forgotten() -> Iterator[None]:
-    """Removes the variables that a command, called in this process, has set for itself."""
+    """Takes back the variables that a command or run, called in this process, has set for itself."""
     before = os.environ.get(OWN_VARIABLES)
+    server = {name: os.environ.get(name) for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
     yield
+    for name, value in server.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     if before is None and (added := os.environ.pop(OWN_VARIABLES, None)) is not None:
         for name in added.split():
             os.environ.pop(name, None)

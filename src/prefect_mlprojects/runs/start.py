@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 from prefect_mlprojects._support.event_loop import background_loop, call_before_exit
 from prefect_mlprojects._support.redaction import holds_secret, redact, strip_user_info
-from prefect_mlprojects._support.secrets import Secret, reveal
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.backends.docker.arguments import split_arguments
 from prefect_mlprojects.exceptions import (
     ExecutionException,
@@ -36,7 +36,7 @@ from prefect_mlprojects.request.check import CheckedRun, RunSecrets, check_reque
 from prefect_mlprojects.request.secrets import separate_config, split_parameters, withhold
 from prefect_mlprojects.request.tags import automatic_tags
 from prefect_mlprojects.runs.handles import LocalSubmittedRun, run_status
-from prefect_mlprojects.server.access import known_auth
+from prefect_mlprojects.server.access import password_for
 from prefect_mlprojects.server.api import use_api
 from prefect_mlprojects.settings import OWN_VARIABLES, max_concurrent_runs
 from prefect_mlprojects.sources import absolute_uri, detect_source
@@ -192,8 +192,9 @@ def configure_prefect(api_url: str) -> None:
     if os.environ.get("PREFECT_API_URL") != api_url:
         os.environ["PREFECT_API_URL"] = api_url
         own["PREFECT_CLIENT_CSRF_SUPPORT_ENABLED"] = "false"
-    if auth := known_auth(api_url):
-        os.environ["PREFECT_API_AUTH_STRING"] = reveal(auth)
+    configured = os.environ.pop("PREFECT_API_AUTH_STRING", None)
+    if (password := password_for(api_url, configured)) is not None:
+        os.environ["PREFECT_API_AUTH_STRING"] = password
     added = {name: value for name, value in own.items() if name not in os.environ}
     os.environ.update(added)
     if added:

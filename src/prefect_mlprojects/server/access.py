@@ -58,6 +58,14 @@ def known_auth(api_url: str) -> Secret | None:
     return _known.get(api_url)
 
 
+def password_for(api_url: str, configured: str | None) -> str | None:
+    """Returns an API's password: an embedded server's own, else the configured one, unless that is an embedded server's."""
+    if (auth := known_auth(api_url)) is not None:
+        return reveal(auth)
+    # A process may use the embedded server first, and then another one, for which its password is nothing.
+    return None if any(reveal(each) == configured for each in _known.values()) else configured
+
+
 def login_link(url: str | None) -> str | None:
     """Returns a link that opens a page of an embedded server logged in, once; other URLs unchanged."""
     parts = urlsplit(url or "")

@@ -186,7 +186,7 @@ def publish_in_process(api_url: str) -> None:
         from prefect_mlprojects.server.compat import use_api_everywhere
 
         _published.add(api_url)
-        use_api_everywhere(api_url, known_auth(api_url))
+        use_api_everywhere(api_url)
 
 
 def configured_api_url() -> str | None:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from prefect_mlprojects._support.event_loop import background_loop
-from prefect_mlprojects._support.secrets import Secret, reveal
+from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.exceptions import PrefectServerError
-from prefect_mlprojects.server.access import known_auth
+from prefect_mlprojects.server.access import password_for
 
 _T = TypeVar("_T")
 
@@ -24,13 +24,14 @@ def use_api(api_url: str) -> Iterator[None]:
         temporary_settings,
     )
 
-    auth = known_auth(api_url)
-    password = {PREFECT_API_AUTH_STRING: reveal(auth)} if auth is not None else {}
-    if PREFECT_API_URL.value() == api_url and all(each.value() == value for each, value in password.items()):
+    configured = PREFECT_API_AUTH_STRING.value()
+    password = password_for(api_url, configured)
+    if PREFECT_API_URL.value() == api_url and password == configured:
         yield
         return
     # The embedded server needs no CSRF token, and fetching one costs each client a request.
-    with temporary_settings({PREFECT_API_URL: api_url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False, **password}):
+    changes = {PREFECT_API_URL: api_url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False, PREFECT_API_AUTH_STRING: password}
+    with temporary_settings(changes):
         yield
 
 

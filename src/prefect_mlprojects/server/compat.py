@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_mlprojects._support.secrets import Secret, reveal
+from prefect_mlprojects.server.access import password_for
 
 if TYPE_CHECKING:
     from prefect.blocks.core import Block
@@ -86,15 +87,17 @@ async def schedule_dates(schedule: Any, count: int) -> list[datetime]:
     return dates
 
 
-def use_api_everywhere(api_url: str, auth: Secret | None) -> None:
+def use_api_everywhere(api_url: str) -> None:
     """Changes the Prefect API of this process, and its password, for code that enters no settings of its own."""
     from prefect import context
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED
 
     present = context.GLOBAL_SETTINGS_CONTEXT
-    updates: dict[Any, Any] = {PREFECT_API_URL: api_url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}
-    if auth is not None:
-        updates[PREFECT_API_AUTH_STRING] = reveal(auth)
+    updates: dict[Any, Any] = {
+        PREFECT_API_URL: api_url,
+        PREFECT_API_AUTH_STRING: password_for(api_url, PREFECT_API_AUTH_STRING.value_from(present.settings)),
+        PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False,
+    }
     settings = present.settings.copy_with_update(updates=updates)
     context.GLOBAL_SETTINGS_CONTEXT = context.SettingsContext(profile=present.profile, settings=settings)
 
