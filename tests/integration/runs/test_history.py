@@ -229,9 +229,9 @@ entry_points:
 def test_status_says_why_and_rerun_repeats_a_run(mlprojects: Run, workspace: Path, git_url: str) -> None:
     folder = workspace / "repository"
     other_store = {"MLFLOW_TRACKING_URI": f"sqlite:///{workspace / 'other.db'}"}
-    first = json.loads(
-        mlprojects("run", git_url, "-P", "alpha=0.25", "--tag", "kept", "--json", *LOCAL, env=other_store).stdout
-    )
+    done = mlprojects("run", git_url, "-P", "alpha=0.25", "--tag", "kept", "--json", *LOCAL, env=other_store)
+    assert done.returncode == 0, done.stderr
+    first = json.loads(done.stdout)
     (folder / "MLproject").write_text(PROJECT.replace("'alpha'", "'changed'"))
     git(folder, "commit", "-qam", "two")
     git(folder, "push", "-q", "origin", "main")
