@@ -81,7 +81,8 @@ def parse_project(
             if entry.stem.lower() == PROJECT_FILE_NAME.lower() and entry.suffix in _WRONG_SUFFIXES and entry.is_file()
         )
         environment = _default_environment(directory)
-        project = dataclasses.replace(unusable, environment=environment, warnings=warnings)
+        points = _default_entry_points(unusable)
+        project = dataclasses.replace(unusable, environment=environment, warnings=warnings, entry_points=points)
         return project, tuple(_outside_problems(project, environment))
     file, *others = files
     unusable = dataclasses.replace(unusable, file=file)
@@ -115,7 +116,7 @@ def _unused_files(project: Project) -> Iterator[Problem]:
     requirements, package = directory / "requirements.txt", directory / "pyproject.toml"
     message = "it is not used, since the project names no environment"
     if requirements.is_file():
-        fix = "write a python_env.yaml with 'dependencies: [-r requirements.txt]'"
+        fix = "write 'python_env: requirements.txt' into the MLproject file, or a python_env.yaml that includes it"
         yield Problem(message, requirements, fix=fix)
     if package.is_file() and not (directory / "uv.lock").is_file() and project.allows(package):
         try:
@@ -123,12 +124,22 @@ def _unused_files(project: Project) -> Iterator[Problem]:
         except OSError:
             return
         if _DEPENDENCIES.search(text):
-            yield Problem(message, package, fix="run `uv lock`, or write a python_env.yaml with its dependencies")
+            yield Problem(
+                message, package, fix="write 'python_env: pyproject.toml' into the MLproject file, or run `uv lock`"
+            )
 
 
 def _default_environment(directory: Path) -> ProjectEnvironment:
     found = (kind(directory / name) for name, kind in _FILE_ENVIRONMENTS.values() if (directory / name).is_file())
     return next(found, NoEnvironment())
+
+
+def _default_entry_points(project: Project) -> dict[str, EntryPoint]:
+    """Returns ``main.py`` as the entry point ``main``, which a call names if it names none."""
+    script = project.directory / "main.py"
+    if not script.is_file() or not project.allows(script):
+        return {}
+    return {"main": EntryPoint("main", "python main.py", {}, script=script.name)}
 
 
 class _Parser(ParameterParser):
@@ -152,6 +163,8 @@ class _Parser(ParameterParser):
         entry_points = self._entry_points()
         environment = self._environment()
         spark_job = self._spark_job(entry_points)
+        if spark_job is None:
+            entry_points = entry_points if "main" in entry_points else entry_points | _default_entry_points(self._empty)
         return dataclasses.replace(
             self._empty,
             name=None if name is None or name == "" else str(name),

@@ -88,7 +88,7 @@ class EntryPoint:
 
 @dataclass(frozen=True)
 class PythonEnvironment:
-    """A ``python_env.yaml``: that of ``python_env``, or the one in the project's folder."""
+    """The file of ``python_env``, in one of several formats, or the ``python_env.yaml`` in the project's folder."""
 
     file: Path
 
@@ -131,7 +131,7 @@ class Project:
         directory: The project's folder, absolute.
         file: The MLproject file, if the folder has one.
         name: The project's name, if it has one.
-        entry_points: The declared entry points by name, in the order of the file.
+        entry_points: The declared entry points by name, in the order of the file; ``main.py`` is ``main`` if none is.
         environment: The environment it needs.
         databricks_spark_job: The file's ``databricks_spark_job`` mapping as written, if any.
         experiment: The MLflow experiment that the file names, if any.

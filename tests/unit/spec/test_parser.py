@@ -13,9 +13,11 @@ from prefect_mlprojects.spec import (
     NoEnvironment,
     Project,
     PythonEnvironment,
+    build_command,
     lint,
     load_project,
 )
+from prefect_mlprojects.spec.entry_points import check_call
 from prefect_mlprojects.spec.project import expand_volume
 
 
@@ -175,7 +177,7 @@ def test_dependencies_that_nothing_installs_are_warned_of(tmp_path: Path) -> Non
     (tmp_path / "requirements.txt").write_text("six\n")
     (tmp_path / "pyproject.toml").write_text("[project]\ndependencies = ['six']\n")
     project = load_project(write(tmp_path, "name: x\n"))
-    assert [(each.file, "python_env.yaml" in str(each.fix)) for each in project.warnings] == [
+    assert [(each.file, "python_env: " in str(each.fix)) for each in project.warnings] == [
         (tmp_path / "requirements.txt", True),
         (tmp_path / "pyproject.toml", True),
     ]
@@ -251,3 +253,32 @@ def test_secret_of_a_parameter_is_true_unless_it_says_false(tmp_path: Path) -> N
     parameters = project.entry_points["main"].parameters
     assert {name: each.secret for name, each in parameters.items()} == {"a": True, "b": False, "c": True, "d": False}
     assert [each.message for each in project.warnings] == ["'secret' of parameter 'c' is 'no'; it is taken as true"]
+
+
+@pytest.mark.parametrize(
+    ("text", "points"),
+    [
+        (None, {"main": "python main.py"}),
+        ("name: x\n", {"main": "python main.py"}),
+        ("entry_points:\n  other: {command: x}\n", {"other": "x", "main": "python main.py"}),
+        ("entry_points:\n  main: {command: x}\n", {"main": "x"}),
+        ("databricks_spark_job: {python_file: main.py}\n", {}),
+    ],
+)
+def test_main_py_is_the_default_entry_point(tmp_path: Path, text: str | None, points: dict[str, str]) -> None:
+    (tmp_path / "main.py").write_text("print(1)\n")
+    if text is not None:
+        write(tmp_path, text)
+    project = load_project(tmp_path)
+    assert {name: each.command for name, each in project.entry_points.items()} == points
+    if "main" in points and points["main"] != "x":
+        _, entry_point, checked = check_call(tmp_path, "main", {"alpha": "0.1", "a b": "c d"})
+        assert build_command(entry_point, checked) == "python main.py --alpha 0.1 --'a b' 'c d'"
+
+
+def test_main_py_outside_of_a_fetched_project_is_none(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("print(1)\n")
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "main.py").symlink_to(tmp_path / "main.py")
+    assert load_project(folder, root=folder).entry_points == {}

@@ -181,9 +181,10 @@ def driver_environment(request: DatabricksRequest) -> DriverEnvironment:
             manager="conda",
         )
     manager: VenvManagerName = "virtualenv" if request.env_manager == "virtualenv" else "uv"
+    if (lock := files.uv_lock_of(project)) is not None and manager == "uv":
+        return _locked(request, lock)
     if isinstance(project.environment, NoEnvironment):
-        lock = files.uv_lock_of(project)
-        return _locked(request, lock) if lock is not None and manager == "uv" else DriverEnvironment()
+        return DriverEnvironment()
     contents = read_contents(project, manager)
     if isinstance(contents, tuple):
         raise _problems(request, contents)

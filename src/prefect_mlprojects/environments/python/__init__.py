@@ -15,6 +15,7 @@ from prefect_mlprojects.environments import Build, CachingManager, Specification
 from prefect_mlprojects.environments.activation import activated_variables, own_environment
 from prefect_mlprojects.environments.cache import Report
 from prefect_mlprojects.environments.python import files, installers, interpreters
+from prefect_mlprojects.environments.python.declared import read_declared, usable_range
 from prefect_mlprojects.environments.python.requirements import Installer, RequirementSet, expand_requirements
 from prefect_mlprojects.exceptions import EnvironmentBuildError, Problem
 from prefect_mlprojects.spec.project import CondaEnvironment, Project, PythonEnvironment
@@ -65,14 +66,14 @@ def read_contents(project: Project, manager: VenvManagerName) -> Contents | tupl
     environment = project.environment
     if problem := files.outside_problem(project):
         return (problem,)
+    lock = files.uv_lock_of(project)
+    if lock is not None and manager == "uv":
+        return _locked_contents(project, lock)
     if isinstance(environment, PythonEnvironment):
-        spec = files.read_python_env(environment.file)
+        spec = read_declared(environment.file, project)
     elif isinstance(environment, CondaEnvironment):
         spec = files.read_conda_env(environment.file, manager)
     else:
-        lock = files.uv_lock_of(project)
-        if lock is not None and manager == "uv":
-            return _locked_contents(project, lock)
         warning = f"{manager} does not install from uv.lock; the environment stays empty. Use --env-manager uv."
         spec = files.PythonSpec(warnings=(warning,) if lock is not None else ())
     if isinstance(spec, tuple):
@@ -90,9 +91,7 @@ def _locked_contents(project: Project, lock: Path) -> Contents | tuple[Problem, 
     found = files.read_lock(lock, project)
     if isinstance(found, Problem):
         return (found,)
-    python, source, packages = found[0], str(lock), found[1]
-    if python is not None and interpreters.interpreter_allowed(python, interpreters.current_interpreter().version):
-        python = None
+    python, source, packages = usable_range(found[0]), str(lock), found[1]
     if (pinned := pinned_python(project)) is not None:
         python, source = pinned, str(project.directory / ".python-version")
     return Contents(python, None, source, locked=packages, source=lock)

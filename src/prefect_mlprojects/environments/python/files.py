@@ -297,10 +297,15 @@ def _conda_python(reader: FileReader, position: str, rest: str) -> tuple[str | N
 
 
 def uv_lock_of(project: Project) -> Path | None:
-    """Returns the ``uv.lock`` beside a ``pyproject.toml``, which specifies a project without an environment file."""
-    lock = project.directory / "uv.lock"
-    has_lock = lock.is_file() and (project.directory / "pyproject.toml").is_file()
-    return lock if has_lock and isinstance(project.environment, NoEnvironment) else None
+    """Returns the ``uv.lock`` beside a ``pyproject.toml`` that ``python_env`` names, or of a project without an environment."""
+    lock, package, environment = (
+        project.directory / "uv.lock",
+        project.directory / "pyproject.toml",
+        project.environment,
+    )
+    named = isinstance(environment, PythonEnvironment) and environment.file == package
+    has_lock = (named or isinstance(environment, NoEnvironment)) and lock.is_file() and package.is_file()
+    return lock if has_lock else None
 
 
 _LARGE_FILE = 16 * 1024 * 1024  # bytes from which on size and modification time stand for a file's content
