@@ -26,6 +26,7 @@ _COMMANDS = {
     "describe": ("inspection", "List a project's entry points and their parameters."),
     "docker": ("backends", "Manage the containers of runs."),
     "env": ("resources", "Manage the cached environments."),
+    "init": ("scaffold", "Write an MLproject file for a script."),
     "kubernetes": ("backends", "Manage the Jobs of runs on a Kubernetes cluster."),
     "logs": ("runs", "Print the log of a run."),
     "plan": ("inspection", "Show what a run would do, without running it."),

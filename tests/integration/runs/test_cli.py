@@ -37,6 +37,26 @@ def test_failed_run_exits_with_1(mlprojects: Run, greet: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_project_that_init_makes_of_a_script_runs(mlprojects: Run, workspace: Path) -> None:
+    folder = workspace / "made"
+    folder.mkdir()
+    (folder / "fit.py").write_text(
+        "import argparse\n"
+        "if __name__ == '__main__':\n"
+        "    parser = argparse.ArgumentParser()\n"
+        "    parser.add_argument('--alpha', type=float, default=0.1)\n"
+        "    parser.add_argument('--verbose', action='store_true')\n"
+        "    print(vars(parser.parse_args()))\n"
+    )
+    made = mlprojects("init", str(folder))
+    assert made.returncode == 0, made.stderr
+    assert "Next: mlprojects describe" in made.stderr
+    done = mlprojects("run", str(folder), "-P", "verbose=yes")
+    assert (done.returncode, done.stdout) == (0, "{'alpha': 0.1, 'verbose': True}\n"), done.stderr
+    again = mlprojects("init", str(folder))
+    assert (again.returncode, "MLproject: the file exists" in again.stderr) == (2, True)
+
+
 @pytest.fixture
 def packaged(workspace: Path) -> Path:
     """A project that needs a package, which is in its folder as a wheel."""
