@@ -71,7 +71,7 @@ _TYPE_SCHEMAS: Mapping[ParameterType, dict[str, Any]] = {
     "uri": {"type": "string", "format": "uri", "pattern": _URI_PATTERN, "description": "uri: with a scheme"},
     "bool": {"type": "boolean", "description": "bool"},
     "choice": {"type": "string", "description": "choice"},
-    "list": {"type": "array", "items": {"type": "string"}, "description": "list: of texts"},
+    "list": {"type": "array", "items": {"type": "string"}, "description": "list"},
 }
 
 

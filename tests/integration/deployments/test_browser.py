@@ -143,6 +143,28 @@ def test_form_in_the_browser_starts_a_run(
         page.keep("run-artifact")
 
 
+def test_form_has_a_field_for_each_kind_of_parameter(page: Page, pool: str) -> None:
+    made = deploy(Path(__file__).parents[3] / "examples" / "parameters", work_pool=pool, env_manager="local")
+    assert made.url is not None
+    page.driver.get(login_link(f"{made.url}/run"))
+    page.shows("Parameters of main", "rounds (Optional)", "verbose (Optional)")
+    # The descriptions are the help of the fields; limits are told with them.
+    page.shows("How often the data is seen (from 1 to 100)", "The kind of model.", "Whether the rows are shuffled.", "Print each round.")
+    number = page.field("rounds")
+    assert (number.get_attribute("type"), number.get_attribute("value")) == ("number", "10")
+    switch = page.field("shuffle")
+    assert (switch.get_attribute("type"), switch.is_selected()) == ("checkbox", True)
+    assert not page.field("verbose").is_selected()
+    page.shows("tree", "linear", "boosted", "Sizes of the layers.", "Add item")
+    page.keep("deployment-form-parameters")
+
+    # What is no number of the range is refused by the server.
+    page.fill("rounds", "101")
+    page.press("Submit")
+    page.shows("100")
+    assert page.driver.current_url.endswith("/run")
+
+
 def test_cancelling_in_the_browser_ends_the_work(
     page: Page, project: Path, pool: str, prefect_server: Any, tmp_path: Path, call: Call
 ) -> None:

@@ -217,21 +217,21 @@ def test_form_shows_each_declaration(tmp_path: Path) -> None:
         "files": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "list: of texts",
+            "description": "list",
             "default": ["a", "b"],
         },
         "axes": {
             "anyOf": [
-                {"type": "array", "items": {"type": "string"}, "description": "list: of texts"},
+                {"type": "array", "items": {"type": "string"}, "description": "list"},
                 {"type": "string"},
             ],
-            "description": "list: of texts",
+            "description": "list",
             "default": "[0, 1]",
         },
         "colors": {
             "type": "array",
             "items": {"type": "string", "enum": ["red", "blue"]},
-            "description": "list: of texts",
+            "description": "list",
         },
         "data": {
             "type": "string",
