@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from prefect_mlprojects import ExecutionException
 from prefect_mlprojects.cli import group
+from prefect_mlprojects.cli.display import RunDisplay
+from prefect_mlprojects.cli.tables import say
 from prefect_mlprojects.exceptions import FetchError, Problem, shown
 from prefect_mlprojects.sources import detect_source
 from prefect_mlprojects.sources.zip_archive import unpack
@@ -34,6 +36,16 @@ def test_control_characters_of_a_message_are_escaped() -> None:
         assert error.message.endswith("x\nand\tmore.")
         assert code not in str(Problem(f"wrong: {code}", Path(f"a{code}"), 1, fix=code))
     assert shown("Prüfung ✓ 日本 \xa0 x") == "Prüfung ✓ 日本 \xa0 x"
+
+
+def test_messages_of_commands_escape_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    for code in CODES:
+        say(f"Deployed {code}x\nand more")
+        RunDisplay().flow_run("id", f"http://{code}x")
+    printed = capsys.readouterr()
+    assert not {*CODES, "\x1b"} & {*printed.out, *printed.err}
+    assert "Deployed \\x1b[2Jx\nand more" in printed.out
+    assert "\\x1b[2Jx" in printed.err
 
 
 @pytest.mark.parametrize("command", ["validate", "describe", "plan"])

@@ -89,16 +89,15 @@ def create_private_folder() -> Path:
     It is in the cache, where a later process removes it if this one is killed; in the temporary folder if the cache can't be
     written.
     """
-    root = _private_root()
-    try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = root.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-            raise PermissionError(f"{root} belongs to another user")
-        root.chmod(0o700)
-        return create_process_folder(root)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="mlprojects-"))
+    for root in _private_roots():
+        with contextlib.suppress(OSError):
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            status = root.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+                root.chmod(0o700)
+                return create_process_folder(root)
+    # Somebody else has taken the folder's name in the temporary folder.
+    return Path(tempfile.mkdtemp(prefix="mlprojects-"))
 
 
 def remove_private_folder(folder: Path) -> None:
@@ -119,8 +118,10 @@ def private_folder() -> Iterator[Path]:
 
 def sweep_private_folders() -> None:
     """Removes the keys and tokens that killed processes left."""
-    sweep_process_folders(_private_root())
+    for root in _private_roots():
+        if root.is_dir() and not root.is_symlink() and root.stat().st_uid == os.geteuid():
+            sweep_process_folders(root)
 
 
-def _private_root() -> Path:
-    return cache_directory() / "private"
+def _private_roots() -> tuple[Path, Path]:
+    return cache_directory() / "private", Path(tempfile.gettempdir()) / f"mlprojects-private-{os.geteuid()}"

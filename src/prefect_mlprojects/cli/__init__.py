@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from prefect_mlprojects.cli.tables import say
 from prefect_mlprojects.exceptions import ExecutionException
 
 _COMMANDS = {
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> Any:
         error.show()
         code = error.exit_code
     except ExecutionException as error:
-        click.echo(f"Error: {error.message}", err=True)
+        say(f"Error: {error.message}", err=True)
         code = error.exit_status
     except KeyboardInterrupt:
         code = 130

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from prefect_mlprojects.cli.options import DRY_RUN, json_option, print_json
+from prefect_mlprojects.cli.tables import say
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -37,7 +38,7 @@ def docker_ps(as_json: bool) -> None:
         return
     for row in rows:
         name = f"{row['project']}/{row['entry_point']}"
-        click.echo(f"{row['id'][:12]}  {row['state']:<8}  {name}  {row['flow_run_id']}")
+        say(f"{row['id'][:12]}  {row['state']:<8}  {name}  {row['flow_run_id']}")
 
 
 @docker_command.command("clean")
@@ -67,12 +68,12 @@ def docker_clean(context: click.Context, everything: bool, as_json: bool) -> Non
             # Its run removed it in the meantime.
             continue
         except APIError as error:
-            click.echo(f"{container['Id'][:12]} can't be removed: {error.explanation or error}", err=True)
+            say(f"{container['Id'][:12]} can't be removed: {error.explanation or error}", err=True)
             failures += 1
             continue
         removed.append(container["Id"])
         if not as_json:
-            click.echo(f"Removed {container['Id'][:12]}")
+            say(f"Removed {container['Id'][:12]}")
     if as_json:
         print_json({"removed": removed})
     context.exit(1 if failures else 0)
@@ -124,7 +125,7 @@ def kubernetes_list(as_json: bool, **connection: str | None) -> None:
         return
     for job in jobs:
         state = f"{job.state}{', finished' if job.finished and job.state != 'ended' else ''}"
-        click.echo(f"{job.namespace}/{job.name}  {job.created}  {state}  flow run {job.flow_run_id}")
+        say(f"{job.namespace}/{job.name}  {job.created}  {state}  flow run {job.flow_run_id}")
 
 
 @kubernetes_command.command("clean")
@@ -141,11 +142,11 @@ def kubernetes_clean(ended: bool, dry_run: bool, as_json: bool, **connection: st
         if not dry_run:
             jobs.delete(job)
         if not as_json:
-            click.echo(f"{verb} {job.namespace}/{job.name}  flow run {job.flow_run_id}")
+            say(f"{verb} {job.namespace}/{job.name}  flow run {job.flow_run_id}")
     if as_json:
         print_json({"removed": chosen})
         return
-    click.echo(f"{verb} {len(chosen)} Job{'' if len(chosen) == 1 else 's'}.")
+    say(f"{verb} {len(chosen)} Job{'' if len(chosen) == 1 else 's'}.")
 
 
 @click.group("databricks")
@@ -174,5 +175,5 @@ def databricks_clean(
         print_json({"removed": removed})
         return
     for path in removed:
-        click.echo(f"{'Would remove' if dry_run else 'Removed'} {path}")
-    click.echo(f"{len(removed)} files and folders.")
+        say(f"{'Would remove' if dry_run else 'Removed'} {path}")
+    say(f"{len(removed)} files and folders.")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import split_arg_string
 
+from prefect_mlprojects.cli.tables import pass_on
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -148,4 +150,4 @@ def completion_command(shell: str) -> None:
     from prefect_mlprojects.cli import group
 
     completion = {"bash": BashComplete, "fish": FishComplete, "zsh": ZshComplete}[shell]
-    click.echo(completion(group, {}, "mlprojects", "_MLPROJECTS_COMPLETE").source())
+    pass_on(completion(group, {}, "mlprojects", "_MLPROJECTS_COMPLETE").source())

@@ -23,6 +23,7 @@ from prefect_mlprojects.cli.options import (
     print_json,
     run_options,
 )
+from prefect_mlprojects.cli.tables import say
 from prefect_mlprojects.request import OPTIONS, options_of
 from prefect_mlprojects.settings import OWN_VARIABLES, POLICY_VARIABLE
 
@@ -120,24 +121,24 @@ def deploy_command(
         fields = {name: getattr(deployment, name) for name in ("id", "work_pool", "url", "schedule", "changes")}
         print_json({"name": deployment.full_name, **fields})
         return
-    click.echo(f"Deployed {deployment.full_name} to the work pool '{deployment.work_pool}'")
+    say(f"Deployed {deployment.full_name} to the work pool '{deployment.work_pool}'")
     for change in deployment.changes:
-        click.echo(f"  {change}")
+        say(f"  {change}")
     if deployment.schedule is not None:
-        click.echo(f"  schedule:               {deployment.schedule}")
+        say(f"  schedule:               {deployment.schedule}")
     if deployment.specification.schedule is not None:
         times = [f"{time:%Y-%m-%d %H:%M %Z}" for time in next_times(deployment.specification.schedule)]
-        click.echo(f"  next times:             {', '.join(times)}")
+        say(f"  next times:             {', '.join(times)}")
     if deployment.url:
-        click.echo(f"  start it from its form: {login_link(deployment.url)}")
+        say(f"  start it from its form: {login_link(deployment.url)}")
     tracking = deployment.specification.options.get("tracking")
     if tracking:
         results = f"the tracking server of the block '{tracking}'"
     else:
         results = "the worker's MLFLOW_TRACKING_URI; if that is not set, mlflow.db in the folder of `mlprojects worker`"
-    click.echo(f"  MLflow results:         {results}")
-    click.echo(f"  start it from here:     mlprojects start {shlex.quote(deployment.name)}")
-    click.echo(f"  a worker for its runs:  mlprojects worker --pool {deployment.work_pool}", err=True)
+    say(f"  MLflow results:         {results}")
+    say(f"  start it from here:     mlprojects start {shlex.quote(deployment.name)}")
+    say(f"  a worker for its runs:  mlprojects worker --pool {deployment.work_pool}", err=True)
 
 
 @click.command("serve")
@@ -195,7 +196,7 @@ def worker_command(
     if restrict_pool:
         found = call_api(api_url, restrict_work_pool, found)
     if note := open_template_note(found):
-        click.echo(note, err=True)
+        say(note, err=True)
     work_pool = found.name
     call_api(api_url, ensure_zombie_automation)
     arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", work_pool, "--type", "process"]
@@ -209,7 +210,7 @@ def worker_command(
     # Each flow run starts in a temporary folder, where MLflow's default store would be lost.
     tracking_uri = resolve_tracking_uri()
     environment["MLFLOW_TRACKING_URI"] = reveal(tracking_uri)
-    click.echo(f"MLflow results: {display_uri(tracking_uri)}", err=True)
+    say(f"MLflow results: {display_uri(tracking_uri)}", err=True)
     # The worker's terminal shows its own log.
     for variable in environment.pop(OWN_VARIABLES, "").split():
         environment.pop(variable, None)
@@ -245,7 +246,7 @@ def start_command(
     print_started({"flow_run_id": run.flow_run_id, "flow_run_url": run.url}, as_json=as_json)
     if wait:
         result = run.result()
-        click.echo(result.message or result.status, err=True)
+        say(result.message or result.status, err=True)
         context.exit(exit_code_of(result))
 
 
@@ -265,7 +266,7 @@ def list_deployments_command(as_json: bool) -> None:
         print_json(rows)
     for row in [] if as_json else rows:
         state = " (paused)" if row["paused"] else ""
-        click.echo(f"{row['name']}{state}  pool: {row['work_pool'] or 'served'}  schedule: {row['schedule'] or 'none'}")
+        say(f"{row['name']}{state}  pool: {row['work_pool'] or 'served'}  schedule: {row['schedule'] or 'none'}")
 
 
 def _change_command(name: Literal["pause", "resume", "delete"], done: str, text: str) -> None:
@@ -275,7 +276,7 @@ def _change_command(name: Literal["pause", "resume", "delete"], done: str, text:
         from prefect_mlprojects.deployments import change_deployment
 
         change_deployment(connect(), deployment, name)
-        click.echo(f"{done} {deployment}.")
+        say(f"{done} {deployment}.")
 
 
 _change_command("pause", "Paused", "Pause DEPLOYMENT: its schedule starts no runs until it is resumed.")

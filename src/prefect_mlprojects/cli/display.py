@@ -145,6 +145,8 @@ class RunDisplay(RunObserver):
                 self._print(line)
 
     def _print(self, text: Text) -> None:
+        if not text.plain.isprintable():
+            text = Text(shown(text.plain, lines=True), style=text.style)
         try:
             self._console.print(text)
         except OSError:
@@ -159,7 +161,7 @@ class RunDisplay(RunObserver):
         if result.status == "FINISHED" or not result.message:
             self._print(Text(f"=== Run (ID '{result.run_id}') {headline} ===", style=style))
         else:
-            self._print(Text(shown(result.message, lines=True), style=style))
+            self._print(Text(result.message, style=style))
         rows: list[tuple[str, Any]] = [(name, f"{value:g}") for name, value in sorted(metrics.items())]
         rows.append(("flow run", url or result.flow_run_id))
         if tracked is not None:

@@ -11,7 +11,7 @@ import click
 
 from prefect_mlprojects._support.text import span
 from prefect_mlprojects.cli.options import RUN, json_option, print_json
-from prefect_mlprojects.cli.tables import print_table, styled_status, write_line
+from prefect_mlprojects.cli.tables import print_table, say, styled_status, write_line
 from prefect_mlprojects.exceptions import shown
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def runs_command(
         print_json([record.as_json(flow_run_url(address.ui_url, record.id)) for record in records])
         return
     if not records:
-        click.echo("No runs found.", err=True)
+        say("No runs found.", err=True)
         return
     ids = short_ids(records)
     heads = ("RUN", "NAME", "STATUS", "AGE", "DURATION", "METRIC", "PARAMETERS")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prefect_mlprojects.cli.options import click_option, json_option, print_json, request_from_options, run_options
+from prefect_mlprojects.cli.tables import say
 from prefect_mlprojects.exceptions import shown
 from prefect_mlprojects.request import OPTIONS
 
@@ -47,9 +48,9 @@ def validate_command(
         print_json(findings)
     else:
         for finding in findings:
-            click.echo(str(finding))
+            say(str(finding))
         if not errors:
-            click.echo("OK", err=True)
+            say("OK", err=True)
     context.exit(1 if errors else 0)
 
 
@@ -163,7 +164,7 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
         "retries": request.retries,
     }
     for warning in (*checked.project.warnings, *checked.parameters.warnings, *(plan.warnings if plan else ())):
-        click.echo(shown(f"Warning: {warning}"), err=True)
+        say(f"Warning: {warning}", err=True)
     if as_json:
         print_json(plain)
         return
@@ -179,10 +180,10 @@ def plan_command(context: click.Context, /, as_json: bool, **options: Any) -> No
     }
     width = max(map(len, rows))
     for name, value in rows.items():
-        click.echo(f"{name:<{width}}  {shown(str(value), lines=True)}")
+        say(f"{name:<{width}}  {value}")
     for title, text in remote.items():
         if "\n" in text:
-            click.echo(f"\n{title}:\n{shown(text.rstrip(), lines=True)}")
+            say(f"\n{title}:\n{text.rstrip()}")
 
 
 @contextmanager
@@ -191,7 +192,7 @@ def _working_copy(uri: str, version: str | None) -> Iterator[WorkingCopy]:
     from prefect_mlprojects.types import StopSignal
 
     source = detect_source(uri, version)
-    copy = source.fetch(StopSignal(), lambda line: click.echo(shown(line), err=True))
+    copy = source.fetch(StopSignal(), lambda line: say(line, err=True))
     try:
         yield copy
     finally:

@@ -16,6 +16,7 @@ from prefect_mlprojects.cli.completion import (
     complete_runs,
     complete_values,
 )
+from prefect_mlprojects.cli.tables import pass_on
 from prefect_mlprojects.request import CALL_OPTIONS, Entrance, RunOption, RunRequest, options_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ RUN = click.argument("run", metavar="RUN", shell_complete=complete_runs)
 
 def print_json(value: Any) -> None:
     """Prints a value as JSON on stdout; dataclasses as objects, paths and times as text."""
-    click.echo(json.dumps(value, default=_as_json))
+    pass_on(json.dumps(value, default=_as_json))
 
 
 def _as_json(value: Any) -> Any:

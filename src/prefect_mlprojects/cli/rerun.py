@@ -18,6 +18,7 @@ from prefect_mlprojects.cli.runs import (
     run_detached,
     run_request,
 )
+from prefect_mlprojects.cli.tables import say
 
 if TYPE_CHECKING:
     from prefect_mlprojects.runs.handles import SubmittedRun
@@ -67,14 +68,14 @@ def rerun_command(
     if deployment is not None:
         context.exit(_rerun_deployment(record, deployment, arguments, given, tags=tags, detach=detach, as_json=as_json))
     if record.deployment_id:
-        click.echo("Its deployment does not exist any more: the project runs in this process.", err=True)
+        say("Its deployment does not exist any more: the project runs in this process.", err=True)
     _use_its_store(record)
     from prefect_mlprojects.runs.start import make_request, preflight
 
     request, secrets = make_request(arguments)
     checked = preflight(request, secrets)
     if checked is not None and (difference := unlike(record, request, checked.backend_request.working_copy.commit)):
-        click.echo(f"Warning: {difference}", err=True)
+        say(f"Warning: {difference}", err=True)
     if detach:
         context.exit(run_detached(f"--found={record.id}", as_json=as_json))
     context.exit(
@@ -117,14 +118,14 @@ def _rerun_deployment(
     if detach:
         return 0
     pool = deployment.get("work_pool_name")
-    click.echo(
+    say(
         f"Waiting for a worker of the work pool '{pool}' ..." if pool else "Waiting for `mlprojects serve` ...",
         err=True,
     )
     try:
         return _follow(run, as_json=as_json)
     except KeyboardInterrupt:
-        click.echo(f"The run goes on; end it with `mlprojects cancel {run.flow_run_id}`.", err=True)
+        say(f"The run goes on; end it with `mlprojects cancel {run.flow_run_id}`.", err=True)
         raise
 
 
@@ -149,5 +150,5 @@ def _follow(run: SubmittedRun, *, as_json: bool) -> int:
         )
         print_json({**{name: getattr(result, name) for name in fields}, "flow_run_url": run.url})
     else:
-        click.echo(result.message or result.status, err=True)
+        say(result.message or result.status, err=True)
     return exit_code_of(result)

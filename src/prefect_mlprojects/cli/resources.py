@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from prefect_mlprojects.cli.options import DRY_RUN, connect, json_option, parse_with, print_json
+from prefect_mlprojects.cli.tables import pass_on, say
 
 _UNITS = {"B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SPANS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -53,7 +54,7 @@ def server_start() -> None:
 
     address = ensure_server()
     started = "Started" if address.started else "Already running"
-    click.echo(f"{started}: {login_link(address.ui_url)}  (API: {address.api_url})")
+    say(f"{started}: {login_link(address.ui_url)}  (API: {address.api_url})")
 
 
 @server_command.command("stop")
@@ -67,12 +68,12 @@ def server_stop(context: click.Context, force: bool) -> None:
     found = server_status()
     active = call_api(found.address.api_url, _active_runs) if found.healthy and found.address and not force else []
     if active:
-        click.echo("Runs are active on the embedded Prefect server:", err=True)
+        say("Runs are active on the embedded Prefect server:", err=True)
         for line in active:
-            click.echo(f"  {line}", err=True)
-        click.echo("Wait for them, cancel them (`mlprojects cancel RUN`), or stop the server with --force.", err=True)
+            say(f"  {line}", err=True)
+        say("Wait for them, cancel them (`mlprojects cancel RUN`), or stop the server with --force.", err=True)
         context.exit(1)
-    click.echo("Stopped." if stop_server() else "It was not running.")
+    say("Stopped." if stop_server() else "It was not running.")
 
 
 async def _active_runs(client: Any) -> list[str]:
@@ -100,7 +101,7 @@ def show_server_status(context: click.Context, as_json: bool) -> None:
             {"running": found.running, "healthy": found.healthy, **urls, "pid": found.pid, "directory": found.directory}
         )
     else:
-        click.echo(str(found))
+        say(str(found))
     if not found.running:
         context.exit(1)
 
@@ -122,15 +123,15 @@ def ui_command(port: int | None) -> None:
 
     prefect = resolve_api()
     if prefect.ui_url:
-        click.echo(f"Prefect: {login_link(prefect.ui_url)}")
+        say(f"Prefect: {login_link(prefect.ui_url)}")
     uri = reveal(resolve_tracking_uri())
     if scheme_of(uri) in ("http", "https", "databricks"):
-        click.echo(f"MLflow:  {uri if scheme_of(uri) == 'databricks' else strip_user_info(uri)}")
+        say(f"MLflow:  {uri if scheme_of(uri) == 'databricks' else strip_user_info(uri)}")
         return
     port = port or choose_port(UI_HOST, UI_PORT)
-    click.echo(f"MLflow:  http://{UI_HOST}:{port}  (Ctrl-C stops it)")
+    say(f"MLflow:  http://{UI_HOST}:{port}  (Ctrl-C stops it)")
     if port != UI_PORT:
-        click.echo(f"The links of runs lead to port {UI_PORT}: replace it by {port} in them.", err=True)
+        say(f"The links of runs lead to port {UI_PORT}: replace it by {port} in them.", err=True)
     sys.stdout.flush()
     command = [*ui_command_line(), "--host", UI_HOST, "--port", str(port)]
     # The store's URI is passed in the environment: a password in it must not show in the process list.
@@ -154,7 +155,7 @@ def env_list(as_json: bool) -> None:
         return
     for environment in environments:
         state = "in use" if environment.in_use else ("" if environment.complete else "incomplete")
-        click.echo(
+        say(
             f"{environment.key[:12]}  {_size(environment.size):>8}  {_when(environment.last_used)}  "
             f"{environment.description}  {environment.project}  {state}".rstrip()
         )
@@ -170,7 +171,7 @@ def env_path(key: str) -> None:
     """Print the folder of the environment whose key starts with KEY."""
     from prefect_mlprojects.environments.managers import find_environment
 
-    click.echo(find_environment(key).location)
+    pass_on(str(find_environment(key).location))
 
 
 @env_command.command("prune")
@@ -196,10 +197,10 @@ def env_prune(as_json: bool, **selection: Any) -> None:
         return
     verb = "Would remove" if selection["dry_run"] else "Removed"
     for environment in result.removed:
-        click.echo(f"{verb} {environment.key[:12]}  {environment.description}")
+        say(f"{verb} {environment.key[:12]}  {environment.description}")
     for environment in result.kept:
-        click.echo(f"Kept {environment.key[:12]}: it is in use")
-    click.echo(f"{verb} {len(result.removed)} environments, {_size(result.freed)}.")
+        say(f"Kept {environment.key[:12]}: it is in use")
+    say(f"{verb} {len(result.removed)} environments, {_size(result.freed)}.")
 
 
 @click.group("blocks")
@@ -214,7 +215,7 @@ def blocks_register() -> None:
     A server in whose environment this package is installed, such as the embedded one, registers them when it starts.
     """
     for name in _call_server(_register):
-        click.echo(f"Registered {name}")
+        say(f"Registered {name}")
 
 
 @blocks_command.command("list")
@@ -227,7 +228,7 @@ def blocks_list(as_json: bool) -> None:
         print_json([{"type": kind, "name": name} for kind, _, name in pairs])
         return
     for name in names:
-        click.echo(name)
+        say(name)
 
 
 def _call_server(method: Callable[..., Coroutine[Any, Any, list[str]]]) -> list[str]:

@@ -26,11 +26,15 @@ from prefect_mlprojects.cli.options import (
     request_from_options,
     run_options,
 )
+from prefect_mlprojects.cli.tables import pass_on, say
+from prefect_mlprojects.exceptions import shown
 from prefect_mlprojects.server.api import read_all
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import Log
+
+_PROGRAM_LOGS = ("prefect_mlprojects.stdout", "prefect_mlprojects.stderr")
 
 if TYPE_CHECKING:
     from prefect_mlprojects.request import RunRequest
@@ -181,7 +185,7 @@ def run_detached(*added: str, as_json: bool) -> int:
         exit_code = process.wait()
         os.lseek(errors, 0, os.SEEK_SET)
         with os.fdopen(errors, encoding="utf-8", errors="replace") as stream:
-            click.echo(stream.read().rstrip(), err=True)
+            say(stream.read().rstrip(), err=True)
         return exit_code or 1
     started = json.loads(text)
     print_started(started, as_json=as_json)
@@ -193,9 +197,9 @@ def print_started(started: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(started)
         return
-    click.echo(started["flow_run_id"])
-    click.echo(f"Flow run: {started['flow_run_url'] or started['flow_run_id']}", err=True)
-    click.echo(f"Follow it with: mlprojects status|logs|wait|cancel {started['flow_run_id']}", err=True)
+    say(started["flow_run_id"])
+    say(f"Flow run: {started['flow_run_url'] or started['flow_run_id']}", err=True)
+    say(f"Follow it with: mlprojects status|logs|wait|cancel {started['flow_run_id']}", err=True)
 
 
 def _report_start(descriptor: int, run: LocalSubmittedRun) -> None:
@@ -226,9 +230,9 @@ def wait_command(context: click.Context, run: str, as_json: bool) -> None:
         shown = {"flow_run_id": result.flow_run_id, "run_id": result.run_id, "status": result.status}
         print_json({**shown, "message": result.message})
     else:
-        click.echo(result.status)
+        say(result.status)
         if result.message and result.status != "FINISHED":
-            click.echo(result.message, err=True)
+            say(result.message, err=True)
     context.exit(exit_code_of(result))
 
 
@@ -242,7 +246,7 @@ def cancel_command(run: str, as_json: bool) -> None:
     if as_json:
         print_json({"flow_run_id": handle.flow_run_id, "status": handle.get_status()})
     else:
-        click.echo(handle.get_status())
+        say(handle.get_status())
 
 
 @click.command("logs")
@@ -278,16 +282,18 @@ async def print_logs(
         if stdout_only and log.name != "prefect_mlprojects.stdout":
             return []
         time = f"{log.timestamp.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z " if timestamps else ""
-        return [f"{time}{line}" for line in log.message.split("\n")]
+        # What the program wrote is printed as it is, as a run prints it.
+        text = log.message if log.name in _PROGRAM_LOGS else shown(log.message, lines=True)
+        return [f"{time}{line}" for line in text.split("\n")]
 
     stored = await _read(client, identifier)
     lines: deque[str] = deque((line for log in stored for line in show(log)), maxlen=tail)
     for line in lines:
-        click.echo(line)
+        pass_on(line)
     if follow and not ended:
         async for log in _follow(client, identifier, stored):
             for line in show(log):
-                click.echo(line)
+                pass_on(line)
 
 
 async def _read(client: PrefectClient, flow_run_id: UUID, since: datetime | None = None) -> list[Log]:

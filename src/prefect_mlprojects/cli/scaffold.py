@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from prefect_mlprojects.exceptions import shown
+from prefect_mlprojects.cli.tables import say
 
 
 @click.command("init")
@@ -36,13 +36,12 @@ def init_command(script: Path | None, name: str | None, force: bool, dry_run: bo
     environ = dict(os.environ) if active else environment_without_ours(os.environ, own_environment())
     made = scaffold(script, folder, name, environ)
     for note in made.notes:
-        click.echo(f"Note: {shown(note)}", err=True)
+        say(f"Note: {note}", err=True)
     if dry_run:
         for file, text in made.files.items():
-            click.echo(f"--- {file}\n{shown(text, lines=True)}", nl=False)
+            say(f"--- {file}\n{text}", nl=False)
         return
     made.write(overwrite=force)
     for file in made.files:
-        click.echo(f"Wrote {shown(str(folder / file))}", err=True)
-    place = shown(str(folder))
-    click.echo(f"Next: mlprojects describe {place}, then mlprojects run {place}", err=True)
+        say(f"Wrote {folder / file}", err=True)
+    say(f"Next: mlprojects describe {folder}, then mlprojects run {folder}", err=True)

@@ -1,4 +1,4 @@
-"""Tables and values on a terminal of any width and encoding, or in a pipe."""
+"""Messages, tables and values on a terminal of any width and encoding, or in a pipe."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, flexible
     for row in [list(heads), *texts]:
         cells = [_fit(row[index], widths[index]) for index in kept]
         write_line((" " * _GAP).join(map(styled_status, cells)).rstrip())
+
+
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Prints a message; what projects and servers wrote into it can't command the terminal."""
+    click.echo(shown(text, lines=True), err=err, nl=nl)
+
+
+def pass_on(text: str) -> None:
+    """Prints a line of a program's output, or of data for programs, as it is."""
+    click.echo(text)
 
 
 def write_line(text: str) -> None:

@@ -18,6 +18,7 @@ from prefect_mlprojects.request import FLOW_NAME
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
+    from prefect.events.schemas.automations import AutomationCore
 
 AUTOMATION_NAME = "prefect-mlprojects: runs without a heartbeat have crashed"
 HEARTBEAT_SECONDS = 60
@@ -187,38 +188,38 @@ def _schedules(specification: DeploymentSpecification, existing: list[Any]) -> l
     return [DeploymentScheduleCreate(schedule=prefect_schedule(specification.schedule), active=active)]
 
 
-async def ensure_zombie_automation(client: PrefectClient, silence: float = SILENCE_SECONDS) -> None:
-    """Creates the automation if it does not exist; `silence` is in seconds."""
+async def ensure_zombie_automation(client: PrefectClient) -> None:
+    """Creates the automation if it does not exist."""
+    if not await client.read_automations_by_name(AUTOMATION_NAME):
+        await client.create_automation(zombie_automation())
+
+
+def zombie_automation(silence: float = SILENCE_SECONDS, flow_run: str = "*") -> AutomationCore:
+    """Returns the automation for one flow run, or for all; `silence` is in seconds."""
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
     from prefect.events.schemas.events import ResourceSpecification
 
-    if await client.read_automations_by_name(AUTOMATION_NAME):
-        return
-    await client.create_automation(
-        AutomationCore(
-            name=AUTOMATION_NAME,
-            description="Marks runs of run_project as crashed when they send no heartbeat any more.",
-            trigger=EventTrigger(
-                after={"prefect.flow-run.heartbeat"},
-                expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in _FINAL_EVENTS)},
-                match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-                match_related=ResourceSpecification(
-                    {"prefect.resource.role": "flow", "prefect.resource.name": FLOW_NAME}
-                ),
-                for_each={"prefect.resource.id"},
-                posture=Posture.Proactive,
-                threshold=1,
-                within=timedelta(seconds=silence),
-            ),
-            actions=[
-                ChangeFlowRunState(
-                    name=None,
-                    state=StateType.CRASHED,
-                    message="The run's process sends no heartbeat any more: it was killed, or its machine failed.",
-                    force=False,
-                )
-            ],
-        )
+    return AutomationCore(
+        name=AUTOMATION_NAME,
+        description="Marks runs of run_project as crashed when they send no heartbeat any more.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in _FINAL_EVENTS)},
+            match=ResourceSpecification({"prefect.resource.id": f"prefect.flow-run.{flow_run}"}),
+            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOW_NAME}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=silence),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name=None,
+                state=StateType.CRASHED,
+                message="The run's process sends no heartbeat any more: it was killed, or its machine failed.",
+                force=False,
+            )
+        ],
     )

@@ -149,7 +149,12 @@ def test_form_has_a_field_for_each_kind_of_parameter(page: Page, pool: str) -> N
     page.driver.get(login_link(f"{made.url}/run"))
     page.shows("Parameters of main", "rounds (Optional)", "verbose (Optional)")
     # The descriptions are the help of the fields; limits are told with them.
-    page.shows("How often the data is seen (from 1 to 100)", "The kind of model.", "Whether the rows are shuffled.", "Print each round.")
+    page.shows(
+        "How often the data is seen (from 1 to 100)",
+        "The kind of model.",
+        "Whether the rows are shuffled.",
+        "Print each round.",
+    )
     number = page.field("rounds")
     assert (number.get_attribute("type"), number.get_attribute("value")) == ("number", "10")
     switch = page.field("shuffle")

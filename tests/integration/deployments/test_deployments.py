@@ -304,20 +304,18 @@ def _find(call: Call, name: str) -> Any:
 def test_run_without_heartbeat_is_marked_crashed(project: Path, pool: str, call: Call, prefect_server: Any) -> None:
     from prefect.states import Running
 
-    from prefect_mlprojects.deployments import provisioning
-    from prefect_mlprojects.server.api import call_api
+    from prefect_mlprojects.deployments.provisioning import AUTOMATION_NAME, zombie_automation
 
     made = deploy(project, work_pool=pool)
-    (automation,) = call("read_automations_by_name", provisioning.AUTOMATION_NAME)
+    assert call("read_automations_by_name", AUTOMATION_NAME)
+    flow_run = call(
+        "create_flow_run_from_deployment",
+        UUID(made.id),
+        parameters={**made.specification.flow_parameters(), "parameters": {"needed": 1}},
+    )
+    # The same automation with less patience, for this run only: other tests share the server.
+    automation = call("create_automation", zombie_automation(10, str(flow_run.id)))
     try:
-        # The same automation with less patience.
-        call("delete_automation", automation.id)
-        call_api(prefect_server.api_url, provisioning.ensure_zombie_automation, 10)
-        flow_run = call(
-            "create_flow_run_from_deployment",
-            UUID(made.id),
-            parameters={**made.specification.flow_parameters(), "parameters": {"needed": 1}},
-        )
         call("set_flow_run_state", flow_run.id, Running(), force=True)
         _send_heartbeat(prefect_server.api_url, flow_run.id, flow_run.flow_id)
         state = wait_for(
@@ -326,9 +324,7 @@ def test_run_without_heartbeat_is_marked_crashed(project: Path, pool: str, call:
         assert state.is_crashed()
         assert "heartbeat" in state.message
     finally:
-        for each in call("read_automations_by_name", provisioning.AUTOMATION_NAME):
-            call("delete_automation", each.id)
-        call_api(prefect_server.api_url, provisioning.ensure_zombie_automation)
+        call("delete_automation", automation)
 
 
 def _send_heartbeat(api_url: str, flow_run_id: UUID, flow_id: UUID) -> None:

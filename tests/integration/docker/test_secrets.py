@@ -27,8 +27,9 @@ name: leaky
 docker_env: {{image: "busybox-tests:1", volumes: ["{root}:{root}"], environment: [COPIED_TOKEN]}}
 entry_points:
   main:
-    parameters: &declared {{control: {{type: string, default: none}}}}
+    parameters: &declared {{control: {{type: string, default: none}}, hush: {{secret: true, default: none}}}}
     command: >-
+      case {{hush}} in MARK-hush*|none) ;; *) exit 9;; esac;
       test -n "$API_TOKEN" && test -n "$HTTPS_PROXY" && test -n "$COPIED_TOKEN" && test -n "$MLFLOW_TRACKING_URI" &&
       echo {{control}}
   fail: {{parameters: *declared, command: "echo going down >&2; exit 3"}}
@@ -87,7 +88,10 @@ def test_secrets_given_to_run_are_stored_nowhere(
     secrets = {
         "project": TOKEN,
         "registry": docker_engine.PASSWORD,
-        **{name: marker(name) for name in ("tracking", "index", "proxy", "variable", "container-proxy", "copied")},
+        **{
+            name: marker(name)
+            for name in ("tracking", "index", "proxy", "variable", "container-proxy", "copied", "hush", "tag")
+        },
     }
     proxy = f"http://ci:{secrets['container-proxy']}@127.0.0.1:9"
     control = marker("control")
@@ -104,7 +108,8 @@ def test_secrets_given_to_run_are_stored_nowhere(
         "fail",
         "sleep",
         uri=f"http://{USER}:{TOKEN}@{private_repository}/project.git",
-        parameters={"control": control},
+        parameters={"control": control, "hush": secrets["hush"]},
+        tags=[f"data=https://ci:{secrets['tag']}@127.0.0.1:9/"],
         docker_auth={"username": docker_engine.USER, "password": docker_engine.PASSWORD},
         docker_args={
             "image": private_image,

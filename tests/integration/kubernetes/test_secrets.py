@@ -35,8 +35,10 @@ _PROJECT = """\
 name: leaky
 entry_points:
   main:
-    parameters: &declared {control: {type: string, default: none}}
-    command: "test -n \\"$MLFLOW_TRACKING_URI\\" && cat MLproject && echo {control}"
+    parameters: &declared {control: {type: string, default: none}, hush: {secret: true, default: none}}
+    command: |
+      case {hush} in MARK-hush*|none) ;; *) exit 9;; esac
+      test -n "$MLFLOW_TRACKING_URI" && cat MLproject && echo {control}
   fail: {parameters: *declared, command: "echo going down >&2; exit 3"}
   sleep: {parameters: *declared, command: "echo begun; sleep 600"}
 """
@@ -127,7 +129,7 @@ def _kubeconfig(house: ClusterHouse, **user: str) -> tuple[dict[str, Any], str]:
 
 
 def test_secrets_of_the_configuration_are_only_in_secrets(house: ClusterHouse) -> None:
-    secrets = {name: marker(name) for name in ("tracking", "pods-tracking", "pull", "password")}
+    secrets = {name: marker(name) for name in ("tracking", "pods-tracking", "pull", "password", "hush", "tag")}
     kubeconfig, secrets["token"] = _kubeconfig(house, password=secrets["password"])
     house.environment["MLFLOW_TRACKING_URI"] = house.url(secrets["tracking"])
     control = marker("control")
@@ -136,13 +138,14 @@ def test_secrets_of_the_configuration_are_only_in_secrets(house: ClusterHouse) -
         "main",
         "fail",
         "sleep",
-        parameters={"control": control},
+        parameters={"control": control, "hush": secrets["hush"]},
+        tags=[f"data=https://ci:{secrets['tag']}@127.0.0.1:9/"],
         docker_auth={"username": "ci", "password": secrets["pull"], "registry": "registry.invalid"},
         backend_config={**house.config, "kubeconfig": kubeconfig, "tracking-uri": house.url(secrets["pods-tracking"])},
     )
 
     assert not found
-    assert all(secrets[name] in house.in_secrets for name in ("pods-tracking", "pull"))
+    assert all(secrets[name] in house.in_secrets for name in ("pods-tracking", "pull", "hush"))
     assert not any(secrets[name] in house.in_secrets for name in ("tracking", "token", "password"))
     # The search does find what is stored in the clear.
     seen = leaks({"control": control}, *house.kept, house.objects)

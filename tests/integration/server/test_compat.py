@@ -24,6 +24,7 @@ from prefect_mlprojects.server.compat import (
     block_from_document,
     client_context,
     run_flow,
+    schema_errors,
     set_parameter_schema,
     subscribe_to_events,
 )
@@ -211,3 +212,15 @@ abandon_services()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, "Prefect's services changed: an interrupted run waits for a server that is gone"
+
+
+def test_parameters_are_checked_as_by_the_server() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "object", "properties": {"b": {"type": "integer"}}}},
+        "required": ["c"],
+    }
+    wrong = schema_errors({"a": {"b": "x"}}, schema)
+    assert sorted(each.partition(":")[0] for each in wrong) == ["a.b", "run options"]
+    assert "run options: 'c' is a required property" in wrong
+    assert schema_errors({"a": {"b": 1}, "c": None}, schema) == []
