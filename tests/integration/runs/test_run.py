@@ -30,6 +30,7 @@ from prefect_mlprojects.exceptions import (
     RunTimedOut,
     TrackingError,
 )
+from prefect_mlprojects.settings import max_concurrent_runs
 
 Read = Callable[[str], Any]
 
@@ -388,10 +389,11 @@ def test_runs_inside_a_running_event_loop(greet: str, workspace: Path) -> None:
     assert asyncio.run(body()) == "FINISHED"
 
 
-def test_fifty_asynchronous_runs_all_finish(greet: str, workspace: Path, prefect_state: Read) -> None:
-    runs = [run(greet, parameters={"name": str(n)}, env_manager="local", synchronous=False) for n in range(50)]
-    assert [each.wait() for each in runs] == [True] * 50
-    assert len({each.run_id for each in runs}) == 50
+def test_more_asynchronous_runs_than_places_all_finish(greet: str, workspace: Path, prefect_state: Read) -> None:
+    count = max_concurrent_runs() + 8
+    runs = [run(greet, parameters={"name": str(n)}, env_manager="local", synchronous=False) for n in range(count)]
+    assert [each.wait() for each in runs] == [True] * count
+    assert len({each.run_id for each in runs}) == count
     assert {prefect_state(each.flow_run_id).state.type.value for each in runs} == {"COMPLETED"}
 
 
