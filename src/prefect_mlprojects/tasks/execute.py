@@ -28,7 +28,7 @@ from prefect_mlprojects.server.compat import client_context
 from prefect_mlprojects.tasks.flow_log import FlowRunLog
 from prefect_mlprojects.tasks.prepare import Invocation
 from prefect_mlprojects.tasks.steps import Step, run_step
-from prefect_mlprojects.tracking.records import FLOW_RUN_ID_TAG, experiment_advice
+from prefect_mlprojects.tracking.records import FLOW_RUN_ID_TAG, mlflow_advice
 from prefect_mlprojects.types import FailureCategory, OutputSink, StopSignal, StreamName
 
 _logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ async def execute(
                 events.close()
         if not outcome.succeeded:
             tail = outcome.output_tail
-            missing = missing_module_advice(checked.project, checked.environment_kind, tail) or experiment_advice(tail)
+            missing = missing_module_advice(checked.project, checked.environment_kind, tail) or mlflow_advice(tail)
             outcome = replace(outcome, advice=f"{outcome.advice} {missing}".strip())
         step.detail, step.cancelled = outcome.cause, outcome.ending == "stopped"
         tracked = step.session.tracked_run

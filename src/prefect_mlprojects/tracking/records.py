@@ -133,14 +133,26 @@ def failure_tags(category: str, cause: str) -> dict[str, str]:
     return storable("tag", {"mlprojects.failure.category": str(category), "mlprojects.failure.cause": redact(cause)})
 
 
-def experiment_advice(output_tail: Iterable[str]) -> str:
-    """Returns advice on MLflow's refusal to continue the run in another experiment, if that is in the last output; else ""."""
-    if not any("active experiment ID does not match environment run ID" in line for line in output_tail):
-        return ""
-    return (
+_ADVICE = {
+    "active experiment ID does not match environment run ID": (
         "The project's code sets another experiment than the run's, and MLflow can't move a run: name that experiment as "
         "'experiment:' in the MLproject file or as experiment_name, or remove set_experiment() from the code."
-    )
+    ),
+    "Changing param values is not allowed": (
+        "The project's code logs a parameter of the run with another value: log it under another name. A number that the "
+        "code logs in another spelling, such as 5.0 for 5, is no conflict if it is declared as float."
+    ),
+    "unsupported URI 'sqlite": (
+        "The environment's mlflow-skinny can't write to a database: add sqlalchemy and alembic, or mlflow itself, to the "
+        "environment, or set MLFLOW_TRACKING_URI to a tracking server."
+    ),
+}
+
+
+def mlflow_advice(output_tail: Iterable[str]) -> str:
+    """Returns advice on an error of MLflow in the project's code, if that is in the last output; else ""."""
+    lines = list(output_tail)
+    return next((advice for error, advice in _ADVICE.items() if any(error in line for line in lines)), "")
 
 
 DESCRIPTION_TAG = "mlflow.note.content"

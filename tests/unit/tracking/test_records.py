@@ -16,7 +16,7 @@ from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.sources import WorkingCopy
 from prefect_mlprojects.tracking import TrackingRequest
 from prefect_mlprojects.tracking._mlflow_internals import batches
-from prefect_mlprojects.tracking.records import project_tags, storable, user_name
+from prefect_mlprojects.tracking.records import mlflow_advice, project_tags, storable, user_name
 
 COPY = WorkingCopy(directory=Path("/p"), uri="/p", kind="local", source_name="file:///p")
 REQUEST = TrackingRequest(tracking_uri=Secret("sqlite:////x.db"), working_copy=COPY, entry_point="main")
@@ -163,3 +163,18 @@ def test_batches_respect_limits_of_one_request() -> None:
     assert [len(part) for part in batches({str(n): "x" for n in range(250)})] == [100, 100, 50]
     # Characters that JSON writes as six.
     assert [len(part) for part in batches({str(n): "\u4e2d" * 6000 for n in range(30)})] == [13, 13, 4]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("mlflow.exceptions.MlflowException: active experiment ID does not match environment run ID", "'experiment:'"),
+        ("MlflowException: Changing param values is not allowed. Params were already logged=...", "declared as float"),
+        ("Model registry functionality is unavailable; got unsupported URI 'sqlite:////x/mlflow.db' for", "sqlalchemy"),
+        ("ValueError: x", ""),
+    ],
+)
+def test_errors_of_mlflow_in_the_code_get_advice(line: str, words: str) -> None:
+    advice = mlflow_advice(iter(["before", line, "after"]))
+    assert words in advice
+    assert bool(advice) == bool(words)
