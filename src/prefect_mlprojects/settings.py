@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from prefect_mlprojects.exceptions import InvalidInputError
+from prefect_mlprojects.types import WorkerStop
 
 PREFIX = "PREFECT_MLPROJECTS_"
 
@@ -90,6 +91,19 @@ def server_auth() -> bool:
 def max_concurrent_runs() -> int:
     """The maximum number of concurrent runs in one process (``PREFECT_MLPROJECTS_MAX_CONCURRENT_RUNS``, default 16)."""
     return _read("MAX_CONCURRENT_RUNS", 16, _number(int, 1), "a whole number, 1 or more")
+
+
+def worker_stop() -> WorkerStop:
+    """What a worker does with its runs when it is stopped (``PREFECT_MLPROJECTS_WORKER_STOP``, default ``cancel``)."""
+
+    def parse(text: str) -> WorkerStop:
+        if text.lower() == "wait":
+            return "wait"
+        if text.lower() != "cancel":
+            raise ValueError(text)
+        return "cancel"
+
+    return _read("WORKER_STOP", "cancel", parse, "cancel or wait")
 
 
 def grace_period() -> float:

@@ -13,6 +13,9 @@ RunStatus: TypeAlias = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 EnvironmentManagerName: TypeAlias = Literal["local", "virtualenv", "uv", "conda"]
 """The environment managers, as ``--env-manager`` names them."""
 
+WorkerStop: TypeAlias = Literal["cancel", "wait"]
+"""What a worker does with the runs that it executes when it is stopped."""
+
 StreamName: TypeAlias = Literal["stdout", "stderr"]
 
 DockerArgs: TypeAlias = Mapping[str, Any]

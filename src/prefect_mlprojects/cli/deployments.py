@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import click
 
@@ -26,6 +25,7 @@ from prefect_mlprojects.cli.options import (
 from prefect_mlprojects.cli.tables import say
 from prefect_mlprojects.request import OPTIONS, options_of
 from prefect_mlprojects.settings import OWN_VARIABLES, POLICY_VARIABLE
+from prefect_mlprojects.types import WorkerStop
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -163,8 +163,18 @@ def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> N
     help="Work pool. Default: the process pool 'mlprojects'.",
 )
 @click.option("-n", "--name", metavar="NAME", help="Name of the worker.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of concurrent runs.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Maximum number of concurrent runs. Default: by cores and memory.",
+)
 @click.option("--once", is_flag=True, help="Execute the runs that are due now, then exit.")
+@click.option(
+    "--on-stop",
+    type=click.Choice(get_args(WorkerStop)),
+    help="What becomes of its runs when it is stopped.  [default: cancel, or PREFECT_MLPROJECTS_WORKER_STOP]",
+)
 @click.option(
     "--policy",
     type=click.Path(path_type=Path),
@@ -174,10 +184,22 @@ def serve_command(uris: tuple[str, ...], limit: int | None, **options: Any) -> N
 @click.option(
     "--restrict-pool", is_flag=True, help="Give the pool a job template by which runs can't set commands and variables."
 )
+@click.pass_context
 def worker_command(
-    pool: str | None, name: str | None, limit: int | None, once: bool, policy: Path | None, restrict_pool: bool
+    context: click.Context,
+    pool: str | None,
+    name: str | None,
+    limit: int | None,
+    once: bool,
+    on_stop: WorkerStop | None,
+    policy: Path | None,
+    restrict_pool: bool,
 ) -> None:
-    """Start a process worker: it executes the runs of deployments on this machine until Ctrl-C."""
+    """Start a process worker: it executes the runs of deployments on this machine until Ctrl-C.
+
+    Ctrl-C and SIGTERM stop it: it takes no more runs, and cancels those that it executes, or waits for them (--on-stop wait; the
+    next signal cancels them).
+    """
     if policy is not None:
         from prefect_mlprojects.request.policy import read_policy
 
@@ -189,7 +211,9 @@ def worker_command(
         ensure_zombie_automation,
     )
     from prefect_mlprojects.deployments.work_pools import ensure_work_pool, open_template_note, restrict_work_pool
+    from prefect_mlprojects.deployments.worker import WorkerOptions, default_limit, run_worker
     from prefect_mlprojects.server.api import call_api
+    from prefect_mlprojects.settings import worker_stop
     from prefect_mlprojects.tracking import display_uri, resolve_tracking_uri
 
     found = call_api(api_url, ensure_work_pool, pool)
@@ -199,12 +223,6 @@ def worker_command(
         say(note, err=True)
     work_pool = found.name
     call_api(api_url, ensure_zombie_automation)
-    arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", work_pool, "--type", "process"]
-    for option, value in (("--name", name), ("--limit", limit)):
-        if value is not None:
-            arguments += [option, str(value)]
-    if once:
-        arguments.append("--run-once")
     environment = {**os.environ, "PREFECT_API_URL": api_url}
     environment.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_SECONDS))
     # Each flow run starts in a temporary folder, where MLflow's default store would be lost.
@@ -214,8 +232,10 @@ def worker_command(
     # The worker's terminal shows its own log.
     for variable in environment.pop(OWN_VARIABLES, "").split():
         environment.pop(variable, None)
-    sys.stdout.flush()
-    os.execve(sys.executable, arguments, environment)  # noqa: S606 - the worker replaces this process
+    limit = limit or default_limit()
+    say(f"At most {limit} runs at a time (--limit).", err=True)
+    options = WorkerOptions(work_pool, name, limit, once, on_stop or worker_stop())
+    context.exit(run_worker(options, environment))
 
 
 @click.command("start")

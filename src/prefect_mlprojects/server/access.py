@@ -48,14 +48,19 @@ def new_auth() -> Secret:
 def remember_auth(api_url: str, auth: Secret | None) -> None:
     """Lets clients of this process use a password for an API."""
     if auth is None:
-        _known.pop(api_url, None)
+        _known.pop(_plain(api_url), None)
     else:
-        _known[api_url] = auth
+        _known[_plain(api_url)] = auth
+
+
+def _plain(api_url: str) -> str:
+    """Returns an API's URL in one spelling: Prefect's clients add a slash, and people write localhost."""
+    return api_url.rstrip("/").replace("//localhost:", "//127.0.0.1:").replace("//[::1]:", "//127.0.0.1:")
 
 
 def known_auth(api_url: str) -> Secret | None:
     """Returns the password for an embedded server's API; None for another server, whose password is a Prefect setting."""
-    return _known.get(api_url)
+    return _known.get(_plain(api_url))
 
 
 def password_for(api_url: str, configured: str | None) -> str | None:

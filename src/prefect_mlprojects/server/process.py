@@ -103,7 +103,8 @@ def resolve_api(announce: Announce | None = None) -> ServerAddress:
 def configured_api() -> str | None:
     """Returns the address of the configured Prefect API, whose password is then known if it is the embedded server's."""
     configured = configured_api_url()
-    if configured and read_setting("PREFECT_API_AUTH_STRING", "api", "auth_string") is None:
+    if configured:
+        # A profile may have the password of another server.
         _remember_if_embedded(configured)
     return configured
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.services.prefect_api import api
+from tests.services.prefect_api import api, use_server
 
 from prefect_mlprojects import deploy, run
 from prefect_mlprojects.blocks import GitCredentialsBlock, MLflowProject, MLflowTrackingServer, MLprojectBackend
@@ -28,7 +28,7 @@ GREET = str(Path(__file__).parents[2] / "projects" / "greet")
 @pytest.fixture(autouse=True)
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: Any) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    use_server(monkeypatch, prefect_server.api_url)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     return tmp_path
 

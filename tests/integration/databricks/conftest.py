@@ -10,6 +10,7 @@ import pytest
 from tests.fakes.databricks_api import FakeWorkspace
 from tests.integration.databricks.bench import Bench
 from tests.services.mlflow_server import MlflowServer
+from tests.services.prefect_api import use_server
 
 from prefect_mlprojects.server.process import ServerAddress
 
@@ -38,7 +39,7 @@ def tracked(
     """The workspace, with this process set up for runs through Prefect that MLflow keeps."""
     workspace.mlflow_server = mlflow_server.uri
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    use_server(monkeypatch, prefect_server.api_url)
     import mlflow
 
     mlflow.set_tracking_uri(mlflow_server.uri)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.services import docker_engine
 from tests.services.mlflow_server import MlflowServer
+from tests.services.prefect_api import use_server
 
 from prefect_mlprojects._support.locks import hold_lock
 
@@ -95,7 +96,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: Any
     monkeypatch.chdir(folder)
     socket = Path(os.environ["PREFECT_MLPROJECTS_TEST_ROOT"]) / "docker" / "docker.sock"
     monkeypatch.setenv("DOCKER_HOST", f"unix://{socket}")
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    use_server(monkeypatch, prefect_server.api_url)
     for name in ("DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
         monkeypatch.delenv(name, raising=False)
     store = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"

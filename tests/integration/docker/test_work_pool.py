@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from tests.services.mlflow_server import MlflowServer
-from tests.services.prefect_api import api
+from tests.services.prefect_api import api, client_variables
 
 import prefect_mlprojects
 from prefect_mlprojects import deploy
@@ -71,7 +71,7 @@ def test_deployment_runs_on_a_docker_pool(
     with log.open("wb") as output:
         worker = subprocess.Popen(
             [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "docker", "--run-once"],
-            env={**os.environ, "PREFECT_API_URL": prefect_server.api_url},
+            env={**os.environ, **client_variables(prefect_server.api_url)},
             stdout=output,
             stderr=output,
         )

@@ -16,6 +16,7 @@ import yaml
 from pydantic import SecretStr
 from tests.services.kubeconfig import make_kubeconfig
 from tests.services.mlflow_server import MlflowServer
+from tests.services.prefect_api import use_server
 
 import prefect_mlprojects
 from prefect_mlprojects.exceptions import ExecutionException, RunFailed
@@ -54,7 +55,7 @@ def project(
     (folder / "MLproject").write_text(_PROJECT)
     (folder / "train.py").write_text(_TRAIN)
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    use_server(monkeypatch, prefect_server.api_url)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     monkeypatch.setenv("KUBE_MLFLOW_TRACKING_URI", f"http://{host}:{mlflow_server.port}")
     if not cluster.real:

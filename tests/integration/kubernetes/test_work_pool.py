@@ -13,7 +13,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from tests.services.mlflow_server import MlflowServer
-from tests.services.prefect_api import api
+from tests.services.prefect_api import api, use_server
 from tests.services.waiting import wait_for
 
 import prefect_mlprojects
@@ -34,7 +34,7 @@ def test_kubernetes_work_pool_runs_a_deployment(
         pytest.skip(
             "it needs an image with this package on the cluster's nodes; the double's pods see this machine's files"
         )
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    use_server(monkeypatch, prefect_server.api_url)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(double.kubeconfig()))
     name, pool = f"pod-{uuid.uuid4().hex[:8]}", f"kubernetes-{uuid.uuid4().hex[:8]}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.prefect_api import use_server
 
 GREET = str(Path(__file__).parents[2] / "projects" / "greet")
 
@@ -25,7 +26,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: A
     import mlflow
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    use_server(monkeypatch, prefect_server.api_url)
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     mlflow.set_tracking_uri(store)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from tests.services.prefect_api import use_server
 
 from prefect_mlprojects import deploy
 from prefect_mlprojects.blocks import GitCredentialsBlock
@@ -26,7 +27,7 @@ def test_private_repository_with_credentials_block_is_deployed(
     prefect_server: ServerAddress,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    use_server(monkeypatch, prefect_server.api_url)
     name, uri = f"git-{uuid.uuid4().hex[:8]}", f"{git_http}/project.git"
     hosts = [git_http] if found == "by host" else []
     options: dict[str, Any] = {"git_credentials": name} if found == "by name" else {}

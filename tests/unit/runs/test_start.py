@@ -8,9 +8,20 @@ import pytest
 
 from prefect_mlprojects._support.secrets import Secret
 from prefect_mlprojects.runs.start import configure_prefect
-from prefect_mlprojects.server.access import remember_auth
+from prefect_mlprojects.server.access import password_for, remember_auth
 
 EMBEDDED, OTHER = "http://127.0.0.1:4999/api", "http://prefect.example/api"
+
+
+@pytest.mark.parametrize("url", [EMBEDDED, f"{EMBEDDED}/", EMBEDDED.replace("127.0.0.1", "localhost")])
+def test_password_belongs_to_each_spelling_of_the_address(url: str) -> None:
+    remember_auth(EMBEDDED, Secret("embedded:secret"))
+    try:
+        assert password_for(url, "embedded:secret") == "embedded:secret"
+        assert password_for(url.replace("4999", "4998"), "embedded:secret") is None
+    finally:
+        remember_auth(f"{EMBEDDED}/", None)
+    assert password_for(url, None) is None
 
 
 @pytest.mark.parametrize(
