@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.services.prefect_api import api
+from tests.services.prefect_api import api, use_server
 
 from prefect_mlprojects import deploy
 from prefect_mlprojects.server.process import ServerAddress
@@ -23,7 +23,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: Ser
     folder.mkdir()
     (folder / "MLproject").write_text(PROJECT.replace("NAME", f"attacked-{uuid.uuid4().hex[:8]}"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    use_server(monkeypatch, prefect_server.api_url)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     return folder
 

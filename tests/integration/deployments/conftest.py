@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.prefect_api import use_server
 
 PROJECT = """\
 name: NAME
@@ -36,7 +37,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: Any
     # All tests share a server, on which a deployment has its project's name.
     (folder / "MLproject").write_text(PROJECT.replace("NAME", f"deployed-{uuid.uuid4().hex[:8]}"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    use_server(monkeypatch, prefect_server.api_url)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     return folder
 

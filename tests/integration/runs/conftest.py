@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.prefect_api import use_server
 
 PROJECTS = Path(__file__).parents[2] / "projects"
 
@@ -25,7 +26,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: A
     """A working directory with an empty MLflow store, on the session's Prefect server."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    use_server(monkeypatch, prefect_server.api_url)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     import mlflow

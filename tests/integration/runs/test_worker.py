@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.prefect_api import client_variables
 from tests.services.waiting import wait_for
 
 from prefect_mlprojects.server.api import call_api
@@ -30,7 +31,7 @@ def deployment(workspace: Path, prefect_server: ServerAddress) -> Iterator[uuid.
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", "tester"],
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "2"},
+        env={**os.environ, **client_variables(prefect_server.api_url), "PREFECT_WORKER_QUERY_SECONDS": "2"},
         start_new_session=True,
     )
     yield identifier

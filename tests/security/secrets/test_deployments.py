@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.services.prefect_api import use_server
 
 from prefect_mlprojects import deploy
 from prefect_mlprojects.blocks import MLflowProject
@@ -149,7 +150,7 @@ def test_variable_that_the_setting_calls_public_is_stored(project: Path, monkeyp
 def test_reference_of_a_deployment_is_stored_and_its_form_refuses_values(
     project: Path, prefect_server: ServerAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    use_server(monkeypatch, prefect_server.api_url)
     deployment = deploy(project, parameters={"token": "block://secret/api"})
 
     assert deployment.specification.parameters == {"token": "block://secret/api"}

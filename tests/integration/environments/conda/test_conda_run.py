@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.services.prefect_api import client_variables
+
 MLPROJECT = """\
 name: demo
 conda_env: conda.yaml
@@ -29,7 +31,7 @@ def test_conda_project_runs_and_reuses_its_environment(
     )
     environ = {
         **os.environ,
-        "PREFECT_API_URL": prefect_server.api_url,
+        **client_variables(prefect_server.api_url),
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
     }
 
